@@ -1,0 +1,121 @@
+"""Prefixes and their keys and values.
+
+Shapes: N prefixes, S key slots of a bank, K key/value heads, D head size, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from softprompt.attach.cache import KV, PrefixCache
+from softprompt.attach.forward import forward
+from softprompt.errors import GeometryError
+from softprompt.model import FrozenLM
+from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What stands in front of a row: lead ids · soft prompt (or none) · follow ids."""
+
+    prompt: Prompt | None = None
+    lead: tuple[int, ...] = ()
+    follow: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """The keys and values of N prefixes.
+
+    Attributes:
+        layers: per layer (keys [N, K, S, D], values [N, K, S, D']) or None.
+        positions: [N, S] position of each slot, -1 for an empty one.
+        lengths: tokens of each prefix; its text starts at that position.
+    """
+
+    layers: tuple[KV, ...]
+    positions: Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.positions.shape[1]
+
+    def past(self, owners: Tensor) -> tuple[KV, ...]:
+        """Per layer the keys and values [G, K, S, D] of the prefixes `owners` [G], shared where there is only one."""
+        if len(self.lengths) == 1:
+            size = (len(owners), -1, -1, -1)
+            return tuple(None if kv is None else (kv[0].expand(size), kv[1].expand(size)) for kv in self.layers)
+        return tuple(None if kv is None else (kv[0][owners], kv[1][owners]) for kv in self.layers)
+
+
+def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
+    """Keys and values of every prefix in one pass, with gradient where a prompt has one.
+
+    KV prompts are the past; leads, embedding prompts and follows are run behind it, padded to the right.
+    """
+    past_lengths = [p.prompt.n_tokens if isinstance(p.prompt, KVPrompt) else 0 for p in prefixes]
+    runs = [_to_run(lm, prefix) for prefix in prefixes]
+    past_slots, run_slots = max(past_lengths), max(map(len, runs))
+    past_N1, run_N1 = torch.tensor(past_lengths)[:, None], torch.tensor([len(run) for run in runs])[:, None]
+    past_S, run_S = torch.arange(past_slots), torch.arange(run_slots)
+    past_positions, run_positions = (
+        past_S.where(past_S < past_N1, -1),
+        (run_S + past_N1).where(run_S < run_N1, -1),
+    )
+    positions = torch.cat([past_positions, run_positions], dim=1).to(lm.device)
+    layers = _stack(lm, prefixes, past_slots)
+    if run_slots:
+        queries = positions[:, past_slots:]
+        cache = PrefixCache(layers, past_slots, record=True)
+        forward(
+            lm,
+            embeds_GLH=torch.stack([pad(run, (0, 0, 0, run_slots - len(run))) for run in runs]),
+            positions_GL=queries.clamp_min(0),
+            key_positions_GK=positions,
+            visible_GQK=(positions >= 0)[:, None, :] & (positions[:, None, :] <= queries[:, :, None]),
+            cache=cache,
+        )
+        layers = tuple(cache.seen.get(i) for i in range(len(layers)))
+    return Bank(layers, positions, tuple((past_N1 + run_N1)[:, 0].tolist()))
+
+
+def _to_run(lm: FrozenLM, prefix: Prefix) -> Tensor:
+    """Embeddings [n, H] of all that must be run for this prefix: everything but a KV prompt's own keys and values."""
+    if isinstance(prefix.prompt, KVPrompt) and prefix.lead:
+        raise GeometryError(
+            "a KV prompt starts at position 0, so no lead can stand before it",
+            hint="make the lead part of the prompt: initialise it from a text that begins with the lead",
+        )
+    parts = [lm.embed(torch.tensor(ids, dtype=torch.long)) for ids in (prefix.lead, prefix.follow)]
+    if isinstance(prefix.prompt, EmbeddingPrompt):
+        parts.insert(1, prefix.prompt.embeddings.to(lm.device, lm.dtype))
+    return torch.cat(parts)
+
+
+def _stack(lm: FrozenLM, prefixes: Sequence[Prefix], slots: int) -> tuple[KV, ...]:
+    """Per layer the keys and values of all KV prompts, padded to `slots`; empty for the other prefixes."""
+    stacked: list[KV] = []
+    for i, shape in enumerate(lm.geometry.layers):
+        if shape is None or slots == 0:
+            stacked.append(None)
+            continue
+        keys, values = [], []
+        for prefix in prefixes:
+            kv = prefix.prompt.layers[i] if isinstance(prefix.prompt, KVPrompt) else None
+            if kv is None:
+                kv = (
+                    torch.zeros(shape.kv_heads, 0, shape.key_dim),
+                    torch.zeros(shape.kv_heads, 0, shape.value_dim),
+                )
+            missing = (0, 0, 0, slots - kv[0].shape[1])
+            keys.append(pad(kv[0].to(lm.device, lm.dtype), missing))
+            values.append(pad(kv[1].to(lm.device, lm.dtype), missing))
+        stacked.append((torch.stack(keys), torch.stack(values)))
+    return tuple(stacked)

@@ -1,0 +1,57 @@
+"""Rows of text behind a bank of prefixes, packed, with gradient into the prefixes.
+
+Shapes: T tokens of all rows, G bins, L tokens per bin, S prefix slots, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt.attach.bank import Bank
+from softprompt.attach.cache import PrefixCache
+from softprompt.attach.forward import check_room, forward
+from softprompt.model import FrozenLM
+from softprompt.packing import Row, best_capacity, pack
+
+
+def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | None = None) -> Tensor:
+    """Final hidden states [T, H] of all tokens of all rows, in the order of the rows.
+
+    Args:
+        bank: the prefixes that `Row.prefix` counts.
+        capacity: tokens per bin; 1 pads every row by itself, a large number packs all into one; chosen by
+            estimated cost if None.
+
+    Raises:
+        DataError: an empty row, or one that does not fit in the model's context behind its prefix.
+    """
+    check_room(lm, 0, min(len(row.ids) for row in rows))
+    if capacity is None:
+        capacity = best_capacity(rows, bank.slots, *_costs(lm))
+    bins = pack(rows, capacity)
+    owners = bins.prefix.to(lm.device)
+    starts_G1 = torch.tensor(bank.lengths, device=lm.device)[owners][:, None]
+    positions_GL = bins.depth.to(lm.device) + starts_G1
+    check_room(lm, int(positions_GL.max()) + 1, 1)
+    prefix_GS = bank.positions[owners]
+    visible_prefix = (prefix_GS >= 0)[:, None, :].expand(-1, positions_GL.shape[1], -1)
+    states_GLH = forward(
+        lm,
+        ids_GL=bins.ids.to(lm.device),
+        positions_GL=positions_GL,
+        key_positions_GK=torch.cat([prefix_GS, positions_GL], dim=1),
+        visible_GQK=torch.cat([visible_prefix, bins.visible.to(lm.device)], dim=2),
+        cache=PrefixCache(bank.past(owners), bank.slots),
+    )
+    return states_GLH.flatten(0, 1)[bins.flat.to(lm.device)]
+
+
+def _costs(lm: FrozenLM) -> tuple[float, float]:
+    """FLOPs of a forward pass per token (matrix products) and per query-key pair (attention), all layers together."""
+    weights = lm.model.base_model.num_parameters() - lm.model.get_input_embeddings().weight.numel()
+    heads = lm.config.num_attention_heads
+    pairs = sum(2 * heads * (shape.key_dim + shape.value_dim) for shape in lm.geometry.layers if shape is not None)
+    return 2.0 * weights, float(pairs)

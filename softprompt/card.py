@@ -1,0 +1,64 @@
+"""The card: the JSON beside a soft prompt's tensors that says what it is, for which base model, and how it came about.
+
+A card is data: loading one never downloads, imports or constructs anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from softprompt.geometry import Geometry
+
+FORMAT_VERSION = 1
+
+
+class Layout(BaseModel):
+    """What stands around the virtual tokens: [BOS] lead · virtual tokens · follow, then the row.
+
+    A KV prompt stands at position 0, so it has neither BOS nor lead: they are part of its keys and values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bos: bool = False
+    lead: str = ""
+    follow: str = ""
+
+
+class Card(BaseModel):
+    """The contents of card.json. Unknown keys and other format versions are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    form: Literal["embedding", "kv"]
+    n_tokens: int = Field(ge=1, le=1_000_000)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the tensors, see prompt.digest
+    base: dict[str, Any]  # Geometry.to_dict
+    layout: Layout = Layout()
+    template: dict[str, Any] = {}  # data.template.Template.to_dict
+    labels: tuple[str, ...] = ()  # the classes, for a classification prompt
+    method: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    data: dict[str, Any] = {}  # digest and row counts; never the rows
+    metrics: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    created: str = ""
+    license: str | None = None
+
+    @field_validator("base")
+    @classmethod
+    def _base_is_a_geometry(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Geometry.from_dict(value)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a base model description: {error}") from error
+        return value
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of the base model the prompt was trained for."""
+        return Geometry.from_dict(self.base)

@@ -1,0 +1,247 @@
+"""`softprompt data`: look at training data before a run spends time on it.
+
+check     are the files usable, what is in them, and would the model learn to stop
+preview   the rows as the model sees them, with what is learned marked
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from softprompt.data.formats import Record
+from softprompt.data.load import digest, inputs_of, load_rows, load_splits
+from softprompt.data.template import (
+    Template,
+    check_fit,
+    default_template,
+    default_text,
+    end_id,
+    fill,
+    head,
+    target_text,
+)
+from softprompt.data.tokenise import tokenise
+from softprompt.data.tokenizer import Tokenizer, decode
+from softprompt.errors import DataError
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Check and preview training data.")
+
+DataPath = Annotated[str, typer.Argument(help="A data file, a folder with train.*, or a Hub dataset.")]
+TemplateText = Annotated[str | None, typer.Option("--template", help=r"A prompt such as 'Review: {text}\nSentiment:'.")]
+Chat = Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template or not.")]
+Model = Annotated[str | None, typer.Option("--model", help="A base model, to see its tokens.")]
+
+UNLIMITED = sys.maxsize
+_LEARNED = "bold green"
+
+
+@app.command()
+def check(
+    path: DataPath,
+    template: TemplateText = None,
+    chat: Chat = None,
+    model: Model = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check every row, and show what the data is: rows, labels, lengths, overlap, the end of an answer."""
+    splits = load_splits(path)
+    tokenizer = _tokenizer(model)
+    chosen = _template(splits.train, template, chat, tokenizer)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    report: dict[str, object] = {
+        "path": path,
+        "kind": splits.train[0].kind,
+        "template": chosen.to_dict(),
+        "splits": {name: _describe(rows, chosen, tokenizer) for name, rows in parts.items() if rows},
+        "duplicates": _duplicates(splits.train, {"validation": splits.validation, "test": splits.test}),
+        "end": _end(chosen, tokenizer),
+        "notes": list(splits.notes),
+        "ok": True,
+    }
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        _print_report(report, Console())
+
+
+@app.command()
+def preview(
+    path: DataPath,
+    template: TemplateText = None,
+    chat: Chat = None,
+    model: Model = None,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
+) -> None:
+    """Show rows as the model sees them: the constant head, the body, and in «» what is learned."""
+    records = load_rows(path) if Path(path).is_file() else load_splits(path).train
+    tokenizer = _tokenizer(model)
+    chosen = _template(records, template, chat, tokenizer)
+    console = Console()
+    for record in records[:rows]:
+        console.print(Rule(Text(record.where, style="dim"), align="left", style="dim"))
+        shown = _as_text(record, chosen) if tokenizer is None else _as_tokens(record, chosen, tokenizer)
+        console.print(shown, soft_wrap=True)
+    console.print(Text.assemble(("head", "dim"), " · body · ", ("«learned»", _LEARNED)))
+    if tokenizer is None:
+        console.print(Text("Add --model to see tokens and the end of the answer.", style="dim"))
+
+
+def _tokenizer(model: str | None) -> Tokenizer | None:
+    """The tokenizer of a named base model."""
+    if model is None:
+        return None
+    # Importing the model code takes seconds, and most checks do without it.
+    from softprompt.model import load_tokenizer
+
+    return load_tokenizer(model)
+
+
+def _template(records: Sequence[Record], text: str | None, chat: bool | None, tokenizer: Tokenizer | None) -> Template:
+    """The template of these rows; without a tokenizer, as much of it as can be known."""
+    # A shell passes \n as two characters, and nobody means those in a prompt.
+    text = None if text is None else text.replace("\\n", "\n").replace("\\t", "\t")
+    if tokenizer is not None:
+        return default_template(records, tokenizer, text, chat)
+    if chat:
+        raise DataError("the chat template is the model's", hint="add --model NAME to --chat")
+    messages = records[0].kind == "messages"
+    if messages and text is not None:
+        raise DataError("rows of messages take no template: they bring their own text", hint="leave --template out")
+    chosen = Template("chat") if messages else Template("text", text or default_text(records[0]))
+    for record in records:
+        check_fit(record, chosen)
+        fill(chosen, record)
+    return chosen
+
+
+def _describe(rows: Sequence[Record], template: Template, tokenizer: Tokenizer | None) -> dict[str, object]:
+    """Counts and lengths of one split."""
+    info: dict[str, object] = {"rows": len(rows), "sha256": digest(rows)}
+    if rows[0].kind == "label":
+        info["labels"] = dict(Counter(str(row.target) for row in rows).most_common())
+    info["characters"] = _lengths([_characters(row, template) for row in rows])
+    if tokenizer is not None:
+        examples = tokenise(rows, template, tokenizer, max_length=UNLIMITED)
+        info["tokens"] = _lengths([len(example.ids) for example in examples])
+        info["learned_tokens"] = _lengths([sum(example.mask) for example in examples])
+    return info
+
+
+def _characters(row: Record, template: Template) -> int:
+    """Length of a row's text with its target, without what a chat template adds."""
+    if row.kind == "messages":
+        return sum(len(message.content) for message in row.messages)
+    return len(fill(template, row)) + len(row.target or "")
+
+
+def _lengths(lengths: Sequence[int]) -> dict[str, float]:
+    ordered = sorted(lengths)
+    return {
+        "min": ordered[0],
+        "median": median(ordered),
+        "p95": ordered[int(0.95 * (len(ordered) - 1))],
+        "max": ordered[-1],
+    }
+
+
+def _duplicates(train: Sequence[Record], others: dict[str, list[Record]]) -> dict[str, int]:
+    """How many inputs occur again: inside the training rows, and from them in each other split."""
+    seen = {inputs_of(record) for record in train}
+    counts = {"train": len(train) - len(seen)}
+    return counts | {name: sum(inputs_of(r) in seen for r in rows) for name, rows in others.items() if rows}
+
+
+def _end(template: Template, tokenizer: Tokenizer | None) -> dict[str, object] | None:
+    """The token that teaches the model to stop; None without a model."""
+    if tokenizer is None:
+        return None
+    end = end_id(template, tokenizer)
+    return {"id": end, "token": decode([end], tokenizer)}
+
+
+def _print_report(report: dict[str, object], console: Console) -> None:
+    """The report for people; its last word is ok."""
+    splits, duplicates = report["splits"], report["duplicates"]
+    assert isinstance(splits, dict) and isinstance(duplicates, dict)
+    console.print(Text(f"{report['path']}: rows of kind {report['kind']}"))
+    table = Table(box=None, pad_edge=False)
+    for column in ("split", "rows", "asked in train", "length", "min", "median", "95 %", "max"):
+        table.add_column(column, justify="left" if column in ("split", "length") else "right")
+    for name, info in splits.items():
+        for i, unit in enumerate(unit for unit in ("characters", "tokens", "learned_tokens") if unit in info):
+            first = [name, str(info["rows"]), str(duplicates[name])] if i == 0 else ["", "", ""]
+            table.add_row(*first, unit.replace("_", " "), *(f"{value:g}" for value in info[unit].values()))
+    console.print(table)
+    for name, info in splits.items():
+        if "labels" in info:
+            counts = ", ".join(f"{_visible(label)!s} {count}" for label, count in info["labels"].items())
+            console.print(Text(f"labels in {name}: {counts}"))
+    for note in report["notes"] if isinstance(report["notes"], list) else []:
+        console.print(Text(f"note: {note}", style="yellow"))
+    if isinstance(end := report["end"], dict):
+        console.print(Text(f"an answer ends with {end['token']!r} (id {end['id']}), and the model learns it"))
+    else:
+        console.print(Text("add --model to check that the end of an answer is learned", style="dim"))
+    console.print(Text("ok", style="bold green"))
+
+
+def _as_tokens(record: Record, template: Template, tokenizer: Tokenizer) -> Text:
+    """One row as it is tokenised, every learned token marked."""
+    example = tokenise([record], template, tokenizer, max_length=UNLIMITED)[0]
+    shown = Text(_visible(head(template, tokenizer)), style="dim")
+    pending: list[int] = []
+    for i, (token, learned) in enumerate(zip(example.ids, example.mask, strict=True)):
+        pending.append(token)
+        text = decode(pending, tokenizer)
+        # Half a character decodes to U+FFFD: show it with the token that completes it.
+        if text.endswith("\ufffd") and example.mask[i + 1 : i + 2] == (learned,) and len(pending) < 4:
+            continue
+        _append(shown, text, learned)
+        pending = []
+    return shown
+
+
+def _as_text(record: Record, template: Template) -> Text:
+    """One row without a tokenizer."""
+    shown = Text()
+    if record.kind == "messages":
+        for i, message in enumerate(record.messages):
+            shown.append(f"{message.role}: ", style="dim")
+            _append(shown, message.content, message.role == "assistant" and i >= record.context)
+            shown.append("\n" if i + 1 < len(record.messages) else "")
+    else:
+        _append(shown, fill(template, record), record.kind == "text")
+        if record.target is not None:
+            _append(shown, target_text(record.target, template), True)
+    return shown
+
+
+def _append(shown: Text, text: str, learned: bool) -> None:
+    """Add text, in «» when it is learned: readable without colour too."""
+    visible = _visible(text)
+    if learned:
+        shown.append(f"«{visible.replace(chr(10), '↵')}»" + "\n" * text.count("\n"), style=_LEARNED)
+    else:
+        shown.append(visible, style="not dim")
+
+
+def _visible(text: str) -> str:
+    """Text that cannot steer the terminal: control characters but line breaks and tabs are spelled out."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") else repr(char)[1:-1] for char in text
+    )

@@ -1,0 +1,69 @@
+"""`softprompt`: the app, its verbs, and how mistakes are shown: one message, no traceback, exit code 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from softprompt.errors import SoftpromptError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train, study and serve soft prompts for frozen language models.",
+)
+
+
+@app.callback()
+def settings(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
+) -> None:
+    """Options before the verb."""
+    os.environ["SOFTPROMPT_DEBUG"] = "1" if debug else os.environ.get("SOFTPROMPT_DEBUG", "")
+
+
+def _register() -> None:
+    """Verbs import their machinery when called, so that --help stays quick."""
+    from softprompt.cli import data, doctor, evaluate, generate, models, prompts, train
+
+    options = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("train", context_settings=options)(train.train_command)
+    app.command("eval")(evaluate.eval_command)
+    app.command("generate")(generate.generate_command)
+    app.command("list")(prompts.list_command)
+    app.command("show")(prompts.show_command)
+    app.add_typer(data.app, name="data")
+    app.command("models")(models.models_command)
+    app.command("doctor")(doctor.doctor_command)
+
+
+def run() -> None:
+    """Entry point: run a verb; a `SoftpromptError` becomes a message and exit code 1."""
+    try:
+        app()
+    except SoftpromptError as error:
+        fail(error)
+    except BrokenPipeError:  # `softprompt list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def fail(error: SoftpromptError) -> None:
+    """Print the message on stderr and exit with 1; raise it instead with --debug."""
+    if os.environ.get("SOFTPROMPT_DEBUG"):
+        raise error
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), error.render()))
+    sys.exit(1)
+
+
+_register()
+
+if __name__ == "__main__":
+    run()

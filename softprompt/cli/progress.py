@@ -1,0 +1,71 @@
+"""Progress of a run: a bar on a terminal, plain lines elsewhere, JSON lines if asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from softprompt.config import TrainConfig
+    from softprompt.train import Event
+
+PLAIN_EVERY = 10  # steps between plain lines
+
+
+@contextlib.contextmanager
+def progress_for(
+    settings: TrainConfig, rows: int, console: Console, *, as_json: bool
+) -> Iterator[Callable[[Event], None]]:
+    """A function that shows events."""
+    if as_json:
+        yield lambda event: typer.echo(json.dumps({"event": event.kind, "step": event.step, **event.numbers}))
+        return
+    if not console.is_terminal:
+        yield lambda event: _plain(event, console)
+        return
+    from softprompt.train import default_steps
+
+    steps = settings.steps or (None if settings.minutes else default_steps(rows, settings.batch_size))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=False) as bar:
+        task = bar.add_task("training", total=1.0)
+        state = {"loss": "", "validation": ""}
+
+        def show(event: Event) -> None:
+            if event.kind == "step":
+                state["loss"] = f"loss {event.numbers['loss']:.3f}"
+            elif event.kind == "validation":
+                state["validation"] = f"val {event.numbers['validation_loss']:.3f}"
+            done = event.numbers.get("progress", 1.0 if event.kind == "end" else None)
+            of = f"/{steps}" if steps else ""
+            bar.update(
+                task,
+                completed=done,
+                description=f"step {event.step}{of} {state['loss']} {state['validation']}",
+            )
+
+        yield show
+
+
+def _plain(event: Event, console: Console) -> None:
+    n = event.numbers
+    if event.kind == "step" and event.step % PLAIN_EVERY == 0:
+        console.print(
+            f"step {event.step}  loss {n['loss']:.4f}  lr {n['lr']:.2e}  {n['elapsed']:.0f} s",
+            highlight=False,
+        )
+    elif event.kind == "validation":
+        console.print(f"step {event.step}  validation loss {n['validation_loss']:.4f}", highlight=False)

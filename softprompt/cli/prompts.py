@@ -1,0 +1,80 @@
+"""`softprompt list` and `softprompt show`: what soft prompts are there, and what one is."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from softprompt.cli.options import AsJson
+
+
+def list_command(as_json: AsJson = False) -> None:
+    """List the soft prompts in $SOFTPROMPT_HOME (./prompts)."""
+    from softprompt import store
+    from softprompt.card import Card
+
+    found = store.list_cards(store.home())
+    if as_json:
+        rows = [
+            {
+                "name": path.name,
+                **(card.model_dump(mode="json") if isinstance(card, Card) else {"error": str(card)}),
+            }
+            for path, card in found
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    console = Console()
+    if not found:
+        console.print(Text(f"no soft prompts in {store.home()}; softprompt train makes one"))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "form", "tokens", "base model", "method", "created"):
+        table.add_column(column, justify="right" if column == "tokens" else "left")
+    for path, card in found:
+        if isinstance(card, Card):
+            method = str(card.method.get("name", ""))
+            table.add_row(path.name, card.form, str(card.n_tokens), card.geometry.base, method, card.created[:16])
+        else:
+            table.add_row(path.name, Text(f"damaged: {card.what}", style="red"), "", "", "", "")
+    console.print(table)
+
+
+def show_command(
+    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a soft prompt's card, after checking its tensors."""
+    from softprompt import store
+
+    folder = store.locate(name)
+    prompt, card = store.load(folder)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in prompt.tensors().values())
+    if as_json:
+        typer.echo(json.dumps(card.model_dump(mode="json") | {"bytes": size}))
+        return
+    geometry = card.geometry
+    facts = {
+        "name": card.name,
+        "form": f"{card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB, sha256 {card.sha256[:16]}…",
+        "base model": f"{geometry.base} ({geometry.architecture}, fingerprint {geometry.fingerprint})",
+        "layout": card.layout.model_dump_json(),
+        "template": json.dumps(card.template, ensure_ascii=False),
+        "labels": ", ".join(card.labels),
+        "method": json.dumps(card.method, ensure_ascii=False),
+        "recipe": json.dumps(card.recipe),
+        "data": json.dumps(card.data),
+        "metrics": json.dumps(card.metrics),
+        "versions": json.dumps(card.versions),
+        "created": card.created,
+        "files": str(folder),
+    }
+    console = Console(soft_wrap=True)
+    for key, value in facts.items():
+        if value:
+            console.print(Text.assemble((f"{key:<12}", "bold"), value))

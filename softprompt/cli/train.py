@@ -1,0 +1,190 @@
+"""`softprompt train`: settings from file, environment and flags; a progress bar; what came out and what to do next."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from softprompt.cli.options import TrustRemoteCode
+from softprompt.cli.progress import progress_for
+from softprompt.errors import ConfigError, SoftpromptError
+
+if TYPE_CHECKING:
+    from softprompt.config import Config
+
+FLAGS = {
+    "model": "model",
+    "data": "data",
+    "name": "name",
+    "template": "template",
+    "chat": "chat",
+    "method": "method.name",
+    "n_tokens": "method.n_tokens",
+    "init": "method.init",
+    "init_text": "method.init_text",
+    "steps": "train.steps",
+    "minutes": "train.minutes",
+    "batch_size": "train.batch_size",
+    "lr": "train.lr",
+    "seed": "train.seed",
+    "max_length": "max_length",
+    "drop_long": "drop_long",
+    "dtype": "dtype",
+    "device": "device",
+}
+
+
+def train_command(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Argument(help="Settings in YAML; flags win over it.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", help="File, folder with train/validation/test, or Hub data set."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the soft prompt.")] = None,
+    template: Annotated[str | None, typer.Option(help=r"Row to text, e.g. 'Review: {text}\nSentiment:'.")] = None,
+    chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = None,
+    method: Annotated[str | None, typer.Option(help="prefix-tuning, prefix-tuning-mlp or prompt-tuning.")] = None,
+    n_tokens: Annotated[int | None, typer.Option(help="Virtual tokens.")] = None,
+    init: Annotated[str | None, typer.Option(help="Where they start: text, labels, vocab or uniform.")] = None,
+    init_text: Annotated[str | None, typer.Option(help="The text to start from.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Wall-time budget; the schedule fits itself to it.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
+    drop_long: Annotated[bool | None, typer.Option("--drop-long", help="Leave longer rows out.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prompt or run of that name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and stop.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Train a soft prompt.
+
+    softprompt train --model smollm2-135m --data examples/helpdesk --name helpdesk
+
+    Every setting has a dotted flag too, such as --train.warmup 0.1; --print-config shows them all.
+    """
+    given = locals()
+    from softprompt.config import resolve, to_yaml
+
+    flags = {setting: given[flag] for flag, setting in FLAGS.items()} | dotted(context.args)
+    settings = resolve(flags, config, dict(os.environ))
+    if print_config:
+        typer.echo(to_yaml(settings), nl=False)
+        return
+    code = run_training(
+        settings,
+        overwrite=overwrite,
+        resume=resume,
+        quiet=quiet,
+        as_json=as_json,
+        trust_remote_code=trust_remote_code,
+    )
+    if code:
+        sys.exit(code)
+
+
+def run_training(
+    settings: Config, *, overwrite: bool, resume: bool, quiet: bool, as_json: bool, trust_remote_code: bool
+) -> int:
+    """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
+    from softprompt.model import load
+    from softprompt.recipe import fit, prepare
+
+    console = Console(stderr=as_json, quiet=quiet, soft_wrap=True)
+    prepared = prepare(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
+    for note in prepared.splits.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    if prepared.dropped:
+        console.print(
+            Text(
+                f"note: {prepared.dropped} rows longer than {settings.max_length} tokens left out",
+                style="yellow",
+            )
+        )
+    lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
+    console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
+    console.print(
+        Text(
+            f"method      {settings.method.name}, {settings.method.n_tokens} virtual tokens, init {settings.method.init}\n"
+            f"data        {len(prepared.train)} rows to train, {len(prepared.validation)} to validate"
+        )
+    )
+    with progress_for(settings.train, len(prepared.train), console, as_json=as_json) as report:
+        try:
+            outcome = fit(
+                prepared,
+                lm,
+                overwrite=overwrite,
+                resume=resume,
+                trust_remote_code=trust_remote_code,
+                report=report,
+            )
+        except SoftpromptError as error:
+            if error.hint is None and prepared.run.exists():
+                error.hint = "--resume goes on from the last checkpoint"
+            raise
+    name = prepared.folder.name
+    if outcome.folder is None:
+        console.print(
+            Text(
+                f"stopped by {outcome.result.stopped} after step {outcome.result.step}; saved.",
+                style="yellow",
+            )
+        )
+        console.print(Text("go on with the same command and --resume"))
+        return 130 if outcome.result.stopped == signal.SIGINT.name else 0
+    result = outcome.result
+    loss = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.4f}"
+    summary = {
+        "event": "saved",
+        "folder": str(outcome.folder),
+        "step": result.step,
+        "seconds": result.seconds,
+    }
+    if as_json:
+        typer.echo(json.dumps(summary | {"bytes": outcome.bytes, "validation_loss": result.validation_loss}))
+    out = Console(quiet=as_json, soft_wrap=True)
+    out.print(Text(f"saved       {outcome.folder} ({outcome.bytes / 1024:,.0f} KiB){loss}", style="bold green"))
+    out.print(Text(f"ended by    {result.stopped} after {result.step} steps, {result.seconds:.0f} s"))
+    out.print(Text(f"curve       {outcome.folder / 'curve.png'}"))
+    out.print(Text(f"next        softprompt eval {name} --data {settings.data}"))
+    out.print(Text(f'            softprompt generate {name} "your text"'))
+    return 0
+
+
+def dotted(arguments: list[str]) -> dict[str, str]:
+    """Extra flags such as `--train.warmup 0.1` or `--train.warmup=0.1` as dotted settings.
+
+    Raises ConfigError for anything that is not a flag with a value.
+    """
+    found: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"unexpected argument {flag!r}", where="flags", hint="softprompt train --help")
+        name, equals, value = flag.removeprefix("--").partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"flag --{name} needs a value", where="flags")
+            value = rest.pop(0)
+        found[name.replace("-", "_")] = value
+    return found

@@ -1,0 +1,182 @@
+"""Every setting with its default, its meaning, and one way to merge: defaults < YAML < environment < flags.
+
+The description of a field is the help text of its flag. Unknown keys are errors, with a suggestion.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from softprompt.errors import ConfigError
+
+MAX_YAML_BYTES = 2**20
+
+
+class MethodConfig(BaseModel):
+    """What is trained and where it starts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["prefix-tuning", "prefix-tuning-mlp", "prompt-tuning"] = Field(
+        default="prefix-tuning", description="how the prompt is parameterised"
+    )
+    n_tokens: int = Field(default=32, ge=1, le=8192, description="virtual tokens")
+    init: Literal["text", "labels", "vocab", "uniform"] = Field(
+        default="text", description="where virtual tokens start"
+    )
+    init_text: str | None = Field(default=None, description="the text to start from; made from the task if not given")
+    frozen_tokens: int = Field(default=0, ge=0, description="first tokens of a KV prompt that stay as they began")
+    hidden: int = Field(default=512, ge=1, description="width of the MLP of prefix-tuning-mlp")
+
+
+class TrainConfig(BaseModel):
+    """How it is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int | None = Field(
+        default=None, ge=1, description="optimiser steps; chosen from the number of rows if not given"
+    )
+    minutes: float | None = Field(default=None, gt=0, description="wall-time budget; the schedule fits itself to it")
+    batch_size: int = Field(default=16, ge=1, description="rows per step, all processes together")
+    accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")
+    optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimiser")
+    lr: float = Field(default=1e-2, gt=0, description="peak learning rate")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="learning rate after warm-up"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the run in which the learning rate rises")
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    evals: int = Field(default=8, ge=1, description="validations during the run; the best prompt is kept")
+    eval_rows: int = Field(default=128, ge=1, description="validation rows at most, for each of them")
+    patience: int | None = Field(default=4, ge=1, description="stop after so many validations without a better loss")
+    save_every: int = Field(default=50, ge=1, description="steps between checkpoints")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute layers in the backward pass to save memory"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of every random draw")
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = Field(default="none", description="also log there")
+
+
+class Config(BaseModel):
+    """A training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(default="smollm2-135m", description="base model: Hub id, folder, GGUF file or smollm2-135m")
+    data: str | None = Field(default=None, description="file, folder with train/validation/test, or Hub data set")
+    name: str | None = Field(default=None, description="name of the soft prompt")
+    template: str | None = Field(default=None, description='how a row becomes text, e.g. "Review: {text}\\nSentiment:"')
+    chat: bool | None = Field(default=None, description="use the model's chat template (default: without --template)")
+    max_length: int = Field(default=1024, ge=2, description="longest row in tokens")
+    drop_long: bool = Field(default=False, description="leave longer rows out instead of stopping")
+    dtype: str = Field(default="auto", description="auto, float32, bfloat16, float16 (of the base model)")
+    device: str = Field(default="auto", description="auto, cpu, cuda, mps")
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: dict[str, str] | None = None) -> Config:
+    """The settings of a run: defaults < YAML < environment (`SOFTPROMPT__TRAIN__LR=0.1`) < flags.
+
+    Args:
+        flags: dotted names to values as typed, e.g. {"train.lr": "0.3"}; None means not given.
+        environment: usually os.environ.
+
+    Raises:
+        ConfigError: unknown key (with the closest known one), wrong type or value; names the source.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    given: list[tuple[str, dict[str, Any]]] = [
+        (str(yaml_path), _flatten(_read_yaml(yaml_path)) if yaml_path else {}),
+        ("environment", _from_environment(environment or {})),
+        ("flags", {name: value for name, value in flags.items() if value is not None}),
+    ]
+    for origin, values in given:
+        for name, value in values.items():
+            _set(merged, name, value, origin)
+            origins[name] = origin
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            first["msg"], where=f"{name} ({origins.get(name, 'settings')})", got=first["input"]
+        ) from error
+
+
+def known_keys() -> dict[str, str]:
+    """Every dotted setting and its description."""
+    keys: dict[str, str] = {}
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys |= {f"{name}.{inner}": f.description or "" for inner, f in section.model_fields.items()}
+        else:
+            keys[name] = field.description or ""
+    return keys
+
+
+def to_yaml(config: Config) -> str:
+    """The settings as YAML that `resolve` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _set(merged: dict[str, Any], name: str, value: Any, origin: str) -> None:
+    known = known_keys()
+    if value is None and any(key.startswith(f"{name}.") for key in known):
+        return  # a section of a YAML file with nothing in it
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
+            key for key in known if key.split(".")[-1] == name.split(".")[-1]
+        ]
+        hint = f"did you mean {close[0]}?" if close else "softprompt train --print-config shows them all"
+        raise ConfigError(f"unknown setting {name!r}", where=origin, hint=hint)
+    *sections, leaf = name.split(".")
+    for section in sections:
+        merged = merged.setdefault(section, {})
+    merged[leaf] = value
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}".replace("-", "_")
+        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _from_environment(environment: dict[str, str]) -> dict[str, str]:
+    start = "SOFTPROMPT__"
+    return {
+        key.removeprefix(start).lower().replace("__", "."): value
+        for key, value in environment.items()
+        if key.startswith(start)
+    }
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError("no such config file", where=path)
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise ConfigError("config file too large", where=path, expected=f"<= {MAX_YAML_BYTES} bytes")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ConfigError("aliases are not allowed in a config file", where=path)  # they can blow up memory
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", where=path) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a 13th month
+        raise ConfigError(f"not valid YAML: {error}", where=path) from error
+    if not isinstance(data or {}, dict):
+        raise ConfigError("a config file holds a mapping", where=path, got=type(data).__name__)
+    return data or {}

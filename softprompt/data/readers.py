@@ -1,0 +1,191 @@
+"""Files to decoded rows: JSONL, JSON (a list of objects), CSV (with a header) and Parquet.
+
+Each reader yields (`file:line`, row) and knows nothing about what a row must hold. Text must be UTF-8 (a BOM
+is tolerated); lines of JSONL are bounded, and so are whole files that cannot be read line by line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from softprompt.errors import DataError
+
+__all__ = ["MAX_FILE", "MAX_LINE", "SUFFIXES", "read_rows"]
+
+MAX_LINE = 16 * 2**20
+MAX_FILE = 2**30
+
+Row = tuple[str, object]
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of one file, in order, each with its `file:line`.
+
+    Parquet has no lines: there the place reads `file:row N`.
+
+    Raises:
+        DataError: the file is missing, has an unknown suffix, is too large or damaged. Raised while the
+            rows are read, as far as they come one by one.
+    """
+    if not path.is_file():
+        what = "is a folder, not a data file" if path.is_dir() else "there is no such data file"
+        raise DataError(what, where=path)
+    if path.suffix.lower() not in _READERS:
+        got = path.suffix or "no suffix"
+        raise DataError("unknown kind of data file", where=path, expected=", ".join(SUFFIXES), got=got)
+    try:
+        yield from _READERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise DataError("the data file cannot be read", where=path, got=error.strerror or str(error)) from error
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    """One JSON value a line; blank lines are skipped."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
+            where = f"{path}:{number}"
+            if len(raw) > MAX_LINE:
+                raise DataError("the line is too long", where=where, expected=f"at most {MAX_LINE >> 20} MiB")
+            text = _decode(raw, path, first_line=number, is_start=number == 1).strip()
+            if text:
+                yield where, _loads(text, where)
+
+
+def _loads(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: broken JSON, or a number of absurd length
+        raise DataError(
+            "the line is not valid JSON",
+            where=where,
+            expected='one object a line, such as {"prompt": "...", "completion": "..."}',
+            got=f"{error}: {text[:60]!r}",
+            hint="a list of objects belongs into a .json file" if text.startswith("[") else None,
+        ) from error
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    """A list of objects, decoded one by one so that each has its line."""
+    text = _whole_text(path)
+    decoder = json.JSONDecoder()
+    position = _skip(text, 0)
+    if text[position : position + 1] != "[":
+        raise DataError("a .json data file must be a list of objects", where=f"{path}:1", got=repr(text[:60]))
+    position = _skip(text, position + 1)
+    line, counted = 1, 0
+    while text[position : position + 1] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        where = f"{path}:{line}"
+        try:
+            row, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise DataError("the file is not valid JSON", where=where, got=str(error)) from error
+        yield where, row
+        position = _skip(text, position)
+        if text[position : position + 1] == ",":
+            position = _skip(text, position + 1)
+        elif text[position : position + 1] != "]":
+            raise DataError("the list of rows is broken behind this row", where=where, expected="',' or ']'")
+    if _skip(text, position + 1) != len(text):
+        raise DataError("there is text behind the list of rows", where=path)
+
+
+def _skip(text: str, position: int) -> int:
+    """The next position that is not JSON whitespace."""
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    """A header of names, then one row a record; a record may span lines inside quotes."""
+    rows = csv.reader(io.StringIO(_whole_text(path), newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        where = f"{path}:{rows.line_num + 1}"
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            hint = "keep fields under 128 KiB in CSV, or use JSONL" if "limit" in str(error) else None
+            raise DataError("the CSV is broken", where=where, got=str(error), hint=hint) from error
+        if cells is None:
+            return
+        if not cells:  # a blank line
+            continue
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            if len(set(header)) < len(header) or "" in header:
+                raise DataError("the CSV header has an empty or repeated name", where=where, got=", ".join(header))
+        elif len(cells) != len(header):
+            raise DataError(
+                "the row has another number of cells than the header",
+                where=where,
+                expected=f"{len(header)} ({', '.join(header)})",
+                got=len(cells),
+                hint="put cells that hold commas, quotes or line breaks in double quotes",
+            )
+        else:
+            yield where, dict(zip(header, cells, strict=True))
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file; needs the optional package pyarrow."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError("Parquet files need pyarrow", where=path, hint="pip install 'softprompt[data]'") from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+            if size > MAX_FILE:
+                raise _too_large(path, size)
+            number = 0
+            for batch in file.iter_batches():
+                rows: list[dict[str, Any]] = batch.to_pylist()
+                for row in rows:
+                    number += 1
+                    yield f"{path}:row {number}", row
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DataError("the Parquet file cannot be read", where=path, got=str(error)) from error
+
+
+def _whole_text(path: Path) -> str:
+    """A whole text file, bounded."""
+    size = path.stat().st_size
+    if size > MAX_FILE:
+        raise _too_large(path, size)
+    return _decode(path.read_bytes(), path, first_line=1, is_start=True)
+
+
+def _too_large(path: Path, size: int) -> DataError:
+    return DataError(
+        "the data file is too large to be read at once",
+        where=path,
+        expected=f"at most {MAX_FILE >> 20} MiB",
+        got=f"{size >> 20} MiB",
+        hint="write it as JSONL, which is read line by line",
+    )
+
+
+def _decode(raw: bytes, path: Path, *, first_line: int, is_start: bool) -> str:
+    """UTF-8 bytes as text, without a BOM at the start of the file."""
+    try:
+        return raw.decode("utf-8-sig" if is_start else "utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + raw.count(b"\n", 0, error.start)
+        raise DataError(
+            "the file is not UTF-8 text",
+            where=f"{path}:{line}",
+            got=f"byte 0x{raw[error.start]:02x}",
+            hint="save it as UTF-8, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW",
+        ) from error
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+SUFFIXES = tuple(_READERS)

@@ -1,0 +1,318 @@
+"""How a record becomes text: a constant opening (`head`), what varies per row (`body`), then the target.
+
+    plain   Review: |{text}\\nSentiment:| positive<eos>              head | body | target + end
+    chat    <system turn><user|>\\n{text}<end>\\n<assistant>\\n|positive<end>
+
+The head is the same for every row, so it is part of the prefix and computed once. Whitespace at its end is
+left to the body, because tokenizers merge a space with the word that follows. Head, body and target are
+tokenised apart and joined as ids; the BOS is in none of them. Knows nothing about masks or files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
+from typing import Literal, final
+
+from softprompt.data.formats import Message, Record
+from softprompt.data.tokenizer import (
+    Tokenizer,
+    bos_ids,
+    encode,
+    eos_id,
+    has_chat_template,
+    is_special,
+    render_chat,
+)
+from softprompt.errors import DataError
+
+__all__ = [
+    "Template",
+    "Tokenizer",
+    "body",
+    "bos_ids",
+    "default_template",
+    "default_text",
+    "end_id",
+    "fill",
+    "head",
+    "target_text",
+]
+
+# Stand-ins for the row's text when only the chat template's own text is wanted. Letters alone: a template
+# may trim or escape anything else.
+_USER, _ANSWER = "SOFTPROMPTUSERTEXT", "SOFTPROMPTANSWERTEXT"
+
+
+@final
+@dataclass(frozen=True)
+class Template:
+    """How a record becomes text.
+
+    Attributes:
+        kind: "text": `text` is the whole prompt; "chat": `text` is the user's message.
+        text: a format string over the record's fields, such as "Review: {text}\\nSentiment:"; `{{` and `}}`
+            stand for braces. Empty (chat only): rows of kind "messages", which bring their own turns.
+        system: the system turn (chat only); empty: what the model's own chat template adds, stays.
+
+    Raises:
+        DataError: an unknown kind, a field with more than a name, or no field at all.
+    """
+
+    kind: Literal["text", "chat"]
+    text: str = ""
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("text", "chat"):
+            raise DataError("unknown kind of template", expected="text or chat", got=self.kind)
+        if self.system and self.kind == "text":
+            raise DataError("a plain template has no system turn", hint="write it into the template's text")
+        if not self.names and (self.text or self.kind == "text"):
+            raise DataError(
+                "the template has no field, so every row would read the same",
+                expected='for example "Review: {text}\\nSentiment:"',
+                got=repr(self.text),
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields it asks for, in order of first use."""
+        return tuple(dict.fromkeys(name for _, name in _parse(self.text) if name is not None))
+
+    def to_dict(self) -> dict[str, str]:
+        """As JSON, for the card."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Template:
+        """From JSON.
+
+        Raises:
+            DataError: an unknown key, a value that is not a string, or what `Template` refuses.
+        """
+        known = [field.name for field in dataclass_fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise DataError("unknown key in a template", expected=", ".join(known), got=", ".join(unknown))
+        for name, value in values.items():
+            if not isinstance(value, str):
+                raise DataError(f"template field {name!r} must be a string", got=type(value).__name__)
+        kind, text, system = values.get("kind"), str(values.get("text", "")), str(values.get("system", ""))
+        if kind in ("text", "chat"):
+            return cls("text" if kind == "text" else "chat", text, system)
+        raise DataError("unknown kind of template", expected="text or chat", got=kind)
+
+
+def default_template(
+    records: Sequence[Record], tokenizer: Tokenizer, text: str | None = None, chat: bool | None = None
+) -> Template:
+    """The template that these rows get when the user says little or nothing.
+
+    Args:
+        records: at least one row; all have the same kind.
+        text: the user's template; without `chat` it is plain text.
+        chat: True or False to insist. None without `text`: chat if the model has a chat template,
+            but never for rows of text alone.
+
+    Raises:
+        DataError: no rows, an unknown field, chat asked for but not available, or a template for rows
+            that are conversations already.
+    """
+    if not records:
+        raise DataError("there are no rows to choose a template for")
+    first = records[0]
+    if first.kind == "messages":
+        return _messages_template(text, chat, tokenizer)
+    if chat and not has_chat_template(tokenizer):
+        raise DataError("chat was asked for, but the tokenizer has no chat template", hint="leave --chat out")
+    if text is None:
+        text = default_text(first)
+        chat = has_chat_template(tokenizer) and first.kind != "text" if chat is None else chat
+    template = Template("chat" if chat else "text", text)
+    for record in records:
+        fill(template, record)
+    return template
+
+
+def default_text(record: Record) -> str:
+    """The format string of a row without a template: all that is given, and nothing else."""
+    if record.kind == "completion":
+        return "{prompt}"
+    return "{text}\n{text2}" if "text2" in record.fields else "{text}"
+
+
+def _messages_template(text: str | None, chat: bool | None, tokenizer: Tokenizer) -> Template:
+    """The one template of conversations."""
+    if text is not None:
+        raise DataError("rows of messages take no template: they bring their own text", hint="leave --template out")
+    if chat is False or not has_chat_template(tokenizer):
+        raise DataError(
+            "rows of messages need the model's chat template",
+            got="--no-chat" if chat is False else "a tokenizer without one",
+            hint="use an instruction-tuned model, or write the rows as prompt and completion",
+        )
+    return Template("chat")
+
+
+def fill(template: Template, record: Record) -> str:
+    """The template's text with the record's fields; for chat, the user's message.
+
+    Raises:
+        DataError: the record lacks a field.
+    """
+    for name in template.names:
+        if name not in record.fields:
+            near = difflib.get_close_matches(name, record.fields, n=1)
+            raise DataError(
+                f"the template asks for {{{name}}}, which the row does not have",
+                where=record.where or None,
+                expected=f"one of {', '.join(sorted(record.fields)) or '(no fields)'}",
+                got=name,
+                hint=f"did you mean {{{near[0]}}}?" if near else None,
+            )
+    return "".join(literal + (record.fields[name] if name else "") for literal, name in _parse(template.text))
+
+
+def head(template: Template, tokenizer: Tokenizer) -> str:
+    """The constant text in front of what varies per row; never the BOS, never whitespace at its end.
+
+    For chat it is everything up to and into the user's turn. Rows of messages have none.
+
+    Raises:
+        DataError: the chat template does not write the user's message exactly once.
+    """
+    if template.kind == "chat" and not template.text:
+        return ""
+    literal = _parse(template.text)[0][0]
+    if template.kind == "text":
+        return literal.rstrip()
+    text = render_chat(_turns(template, literal + _USER), tokenizer, add_generation_prompt=True)
+    if text.count(_USER) != 1:
+        raise DataError(
+            "the model's chat template does not write the user's message exactly once",
+            got=f"{text.count(_USER)} times",
+            hint="use a plain template (--no-chat --template '...')",
+        )
+    return text[: text.index(_USER)].rstrip()
+
+
+def body(record: Record, template: Template, tokenizer: Tokenizer) -> str:
+    """The prompt of one row behind the head: `head + body` is the whole prompt.
+
+    Rows of messages: every turn but the last assistant turn, up to where the assistant begins.
+
+    Raises:
+        DataError: the record lacks a field of the template, is of a kind that the template does not fit,
+            or the chat template writes the opening differently for this row.
+    """
+    return body_behind(head(template, tokenizer), record, template, tokenizer)
+
+
+def body_behind(opening: str, record: Record, template: Template, tokenizer: Tokenizer) -> str:
+    """`body` with the head already known, for many rows."""
+    check_fit(record, template)
+    if record.kind == "messages":
+        given = record.messages[:-1] if record.target is not None else record.messages
+        text = render_chat(with_system(template, given), tokenizer, add_generation_prompt=True)
+    else:
+        text = fill(template, record)
+        if template.kind == "chat":
+            text = render_chat(_turns(template, text), tokenizer, add_generation_prompt=True)
+    if not text.startswith(opening):
+        raise DataError(
+            "the model's chat template writes this row with another opening than the other rows",
+            where=record.where,
+            expected=repr(opening[-80:]),
+            got=repr(text[: len(opening)][-80:]),
+            hint="use a plain template (--no-chat --template '...')",
+        )
+    return text[len(opening) :]
+
+
+def check_fit(record: Record, template: Template) -> None:
+    """Refuse conversations under a template with text, and other rows under one without."""
+    if (record.kind == "messages") != (template.kind == "chat" and not template.text):
+        what = "this template does not fit rows of messages" if template.text else "this template fits messages only"
+        raise DataError(
+            what,
+            where=record.where,
+            expected="rows of the kind that the template was made for",
+            got=f"a row of kind {record.kind!r}",
+        )
+
+
+def with_system(template: Template, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The turns, opened by the template's system turn unless they bring one."""
+    if not template.system or (messages and messages[0].role in ("system", "developer")):
+        return tuple(messages)
+    return (Message("system", template.system), *messages)
+
+
+def target_text(target: str, template: Template) -> str:
+    """The target as it is joined to the body: in plain text behind one space, unless there is whitespace."""
+    apart = template.kind == "chat" or template.text[-1:].isspace() or target[:1].isspace()
+    return target if apart else " " + target
+
+
+def end_id(template: Template, tokenizer: Tokenizer) -> int:
+    """The token that ends an answer, which the model must learn.
+
+    Plain text: EOS. Chat: the control token that the chat template writes behind the assistant's words.
+
+    Raises:
+        DataError: there is no such token, so the model would never learn to stop.
+    """
+    eos = eos_id(tokenizer)
+    if template.kind == "chat":
+        turns = (*_turns(template, _USER), Message("assistant", _ANSWER))
+        tail = render_chat(turns, tokenizer, add_generation_prompt=False).rpartition(_ANSWER)[2]
+        ids = encode(tail, tokenizer)
+        if ids and is_special(ids[0], tokenizer):
+            return ids[0]
+        if eos is not None and eos in ids:
+            return eos
+        got = f"the chat template writes {tail!r} behind the answer"
+        hint = "mend the chat template (it must close the turn with a control token), or use --no-chat"
+    else:
+        if eos is not None:
+            return eos
+        got, hint = "no eos_token", "set tokenizer.eos_token, or use --chat if the model has a chat template"
+    raise DataError(
+        "no token ends an answer: the model would never learn to stop",
+        expected="a control token behind the answer",
+        got=got,
+        hint=hint,
+    )
+
+
+def _turns(template: Template, user: str) -> tuple[Message, ...]:
+    """The conversation of one question."""
+    return with_system(template, (Message("user", user),))
+
+
+def _parse(text: str) -> list[tuple[str, str | None]]:
+    """The template as pairs of literal text and the field behind it (None at the end); never empty."""
+    hint = "write a brace that is meant as a brace twice: {{ or }}"
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise DataError(f"the template is broken: {error}", got=repr(text), hint=hint) from error
+    merged: list[tuple[str, str | None]] = []
+    pending = ""
+    for literal, name, spec, conversion in parts:
+        pending += literal
+        if name is None:  # the end, or an escaped brace
+            continue
+        if spec or conversion or not name.isidentifier():
+            raise DataError(
+                "a template field must be a plain name",
+                expected="{text}",
+                got="{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}",
+                hint=hint,
+            )
+        merged.append((pending, name))
+        pending = ""
+    return [*merged, (pending, None)]

@@ -1,0 +1,120 @@
+"""The few calls of a Hugging Face tokenizer that softprompt.data makes, and how a chat is rendered with them.
+
+Tokenizers come in as arguments, so nothing here imports transformers. Token ids are made without special
+tokens (`encode`), and every BOS is left to the caller (`bos_ids`): a rendered chat never starts with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import jinja2
+
+from softprompt.data.formats import Message
+from softprompt.errors import DataError
+
+__all__ = [
+    "Tokenizer",
+    "bos_ids",
+    "decode",
+    "encode",
+    "eos_id",
+    "has_chat_template",
+    "is_special",
+    "render_chat",
+]
+
+
+class Tokenizer(Protocol):
+    """A Hugging Face tokenizer.
+
+    Its `bos_token_id` and `eos_token_id` are not listed: transformers makes them in `__getattr__`, which no
+    type checker matches with a protocol. `bos_ids` and `eos_id` read them.
+    """
+
+    @property
+    def chat_template(self) -> object:
+        """The Jinja text (or named texts) of the chat template; None or empty: the model has none."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+        """Text to token ids."""
+        ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str | list[str]:
+        """Token ids to text."""
+        ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> object:
+        """A conversation as text."""
+        ...
+
+
+def encode(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a piece of text; no BOS, no EOS."""
+    return tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def decode(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Text of token ids, special tokens as they are written."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=False)
+    assert isinstance(text, str), "one sequence decodes to one text"
+    return text
+
+
+def is_special(token: int, tokenizer: Tokenizer) -> bool:
+    """Whether the token is a control token, which decoding may leave out."""
+    return tokenizer.decode([token], skip_special_tokens=True) == "" and decode([token], tokenizer) != ""
+
+
+def _special_id(tokenizer: Tokenizer, name: str) -> int | None:
+    value: object = getattr(tokenizer, name, None)
+    return value if isinstance(value, int) else None
+
+
+def eos_id(tokenizer: Tokenizer) -> int | None:
+    """The id of the tokenizer's EOS token, if it has one."""
+    return _special_id(tokenizer, "eos_token_id")
+
+
+def bos_ids(tokenizer: Tokenizer) -> list[int]:
+    """`[bos]` when the tokenizer puts a BOS in front of every text, else `[]`."""
+    bos = _special_id(tokenizer, "bos_token_id")
+    starts = bos is not None and tokenizer.encode("x", add_special_tokens=True)[:1] == [bos]
+    return [bos] if bos is not None and starts else []
+
+
+def has_chat_template(tokenizer: Tokenizer) -> bool:
+    """Whether the model can be spoken to in turns."""
+    return bool(tokenizer.chat_template)
+
+
+def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool) -> str:
+    """The conversation as the model's chat template writes it, without the BOS that `bos_ids` stands for.
+
+    A BOS at the start is kept when the tokenizer does not add one by itself: some templates use the BOS
+    token as the opening of a turn.
+
+    Raises:
+        DataError: there is no chat template, or it refuses the conversation.
+    """
+    if not has_chat_template(tokenizer):
+        raise DataError(
+            "the tokenizer has no chat template",
+            hint="use a plain template (--no-chat --template '...') or an instruction-tuned model",
+        )
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except (jinja2.TemplateError, ValueError, TypeError) as error:
+        raise DataError(
+            "the model's chat template refuses this conversation",
+            expected="the roles and the order of turns that the model was trained with",
+            got=f"{', '.join(message.role for message in messages)}: {error}",
+        ) from error
+    assert isinstance(text, str), "tokenize=False gives text"
+    bos = bos_ids(tokenizer)
+    return text.removeprefix(decode(bos, tokenizer)) if bos else text

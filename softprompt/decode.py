@@ -1,0 +1,150 @@
+"""Decoding: rows with different soft prompts in one batch, greedy or sampled, with stop strings and streaming.
+
+A row's text does not depend on its batch mates: each has its own random generator, and finished rows leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from softprompt.attach import Bank, Session
+from softprompt.errors import ConfigError
+from softprompt.model import FrozenLM
+
+GREEDY = 1e-5  # below it logits / temperature may overflow
+CUT = "\N{REPLACEMENT CHARACTER}"  # what a token that ends inside a character decodes to
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen and when to stop.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: only the k likeliest tokens; 0 is all.
+        top_p: only the likeliest tokens that make up this probability.
+        stop: strings that end a text; they are not part of it.
+        seed: with it, row i draws from a generator of its own.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = {
+            "max_new_tokens": self.max_new_tokens < 1,
+            "temperature": not 0 <= self.temperature < 100,
+            "top_k": self.top_k < 0,
+            "top_p": not 0 < self.top_p <= 1,
+            "stop": any(not text for text in self.stop),
+        }
+        for name in (name for name, bad in wrong.items() if bad):
+            raise ConfigError(f"{name} is out of range", where="sampling", got=getattr(self, name))
+
+
+@dataclass
+class Answer:
+    """What one row got: the text, its token ids, and why it ended ("stop", "length")."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    finish: str = ""
+
+
+def generate(
+    lm: FrozenLM,
+    bank: Bank,
+    rows: Sequence[Sequence[int]],
+    owners: Sequence[int],
+    sampling: Sampling,
+    *,
+    end_ids: Sequence[int],
+    on_text: Callable[[int, str], None] = lambda row, text: None,
+) -> list[Answer]:
+    """Continue every row behind its own prefix.
+
+    Args:
+        rows: token ids, at least one each.
+        owners: the prefix of each row by its number in the bank.
+        end_ids: tokens that end an answer; not part of it.
+        on_text: is told of new text as it comes, with the row's number.
+
+    Raises:
+        DataError: a row is empty or does not fit in the context with its new tokens.
+    """
+    session = Session(lm, bank, rows, owners, sampling.max_new_tokens)
+    writers = [_Writer(lm, sampling, set(end_ids), seed=sampling.seed + i) for i in range(len(rows))]
+    active = list(range(len(rows)))
+    while active:
+        logits = lm.logits(session.hidden).float()
+        tokens = [writers[row].choose(logits[i]) for i, row in enumerate(active)]
+        for row, token in zip(active, tokens, strict=True):
+            new = writers[row].append(token)
+            if new:
+                on_text(row, new)
+        going = [i for i, row in enumerate(active) if not writers[row].answer.finish]
+        if len(going) < len(active):
+            session.keep(torch.tensor(going, dtype=torch.long, device=lm.device))
+        active = [active[i] for i in going]
+        if active:
+            session.step(torch.tensor([tokens[i] for i in going], device=lm.device))
+    return [writer.answer for writer in writers]
+
+
+def pick(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """One token id from logits [V]."""
+    if sampling.temperature < GREEDY:
+        return int(logits_V.argmax())
+    probabilities = torch.softmax(logits_V.cpu() / sampling.temperature, dim=-1)
+    ordered, order = probabilities.sort(descending=True)
+    keep = ordered.cumsum(0) - ordered < sampling.top_p  # the first token is always kept
+    if sampling.top_k:
+        keep[sampling.top_k :] = False
+    return int(order[torch.multinomial(ordered * keep, 1, generator=generator)])
+
+
+class _Writer:
+    """One row's answer in the making: chooses, collects, holds back what may become a stop string."""
+
+    def __init__(self, lm: FrozenLM, sampling: Sampling, end_ids: set[int], seed: int) -> None:
+        self.lm, self.sampling, self.end_ids = lm, sampling, end_ids
+        self.generator = torch.Generator().manual_seed(seed)
+        self.answer, self.shown = Answer(), 0
+        self.longest_stop = max(map(len, sampling.stop), default=0)
+
+    def choose(self, logits_V: Tensor) -> int:
+        return pick(logits_V, self.sampling, self.generator)
+
+    def append(self, token: int) -> str:
+        """Take a token; returns the text that can be shown now."""
+        answer = self.answer
+        if token in self.end_ids:
+            answer.finish = "stop"
+        else:
+            answer.ids.append(token)
+            text = self.lm.tokenizer.decode(answer.ids, skip_special_tokens=True)
+            assert isinstance(text, str)
+            answer.text = text
+            cuts = [found for stop in self.sampling.stop if (found := text.find(stop)) >= 0]
+            if cuts:
+                answer.text, answer.finish = text[: min(cuts)], "stop"
+            elif len(answer.ids) >= self.sampling.max_new_tokens:
+                answer.finish = "length"
+        return self._release()
+
+    def _release(self) -> str:
+        text = self.answer.text
+        end = len(text)
+        if not self.answer.finish:
+            whole = len(text.rstrip(CUT))  # behind it a character may be cut in half
+            end = max(self.shown, whole - max(0, self.longest_stop - 1))
+        new, self.shown = text[self.shown : end], max(self.shown, end)
+        return new

@@ -1,0 +1,114 @@
+"""The exceptions of softprompt: every one is a `SoftpromptError`, so one `except` is enough.
+
+SoftpromptError
+├── ConfigError            a setting is unknown, contradictory or out of range
+├── DataError              a data file, row or template is not usable (carries file:line)
+├── ModelError             a base model cannot be found, loaded or given a prefix
+│   └── UnsupportedModelError   its cache or attention cannot take a prefix exactly
+├── PromptError            a soft prompt is malformed or does not fit
+│   ├── GeometryError      its tensors do not fit the base model
+│   └── WrongBaseError     it was trained for another base model
+├── StoreError             an artifact is missing, damaged, too large or already there
+└── TrainError             a run cannot go on
+    ├── NonFiniteLossError loss or gradient became NaN or infinite (carries the rows)
+    └── CheckpointError    a checkpoint is missing, damaged or of another run
+
+try:
+    prompt, card = softprompt.load(Path("prompts/tone"), lm.geometry)
+except softprompt.SoftpromptError as error:
+    print(error)        # what, where, expected, got, what to do next
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "GeometryError",
+    "ModelError",
+    "NonFiniteLossError",
+    "PromptError",
+    "SoftpromptError",
+    "StoreError",
+    "TrainError",
+    "UnsupportedModelError",
+    "WrongBaseError",
+]
+
+
+class SoftpromptError(Exception):
+    """A mistake that a user can mend: what is wrong, where, what was expected and got, what to do next.
+
+    Args:
+        what: one sentence without a full stop.
+        where: a path, `file:line`, field or layer.
+        expected: what would have been right.
+        got: what was found.
+        hint: the next thing to type or to change.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        got: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what, self.where, self.expected, self.got, self.hint = what, where, expected, got, hint
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        """The message as printed: one line of what and where, then one line per further fact."""
+        lines = [f"{self.where}: {self.what}" if self.where is not None else self.what]
+        for name in ("expected", "got", "hint"):
+            value = getattr(self, name)
+            if value is not None:
+                lines.append(f"  {name + ':':<10}{value}")
+        return "\n".join(lines)
+
+
+class ConfigError(SoftpromptError):
+    """A setting is unknown, contradictory or out of range."""
+
+
+class DataError(SoftpromptError):
+    """A data file, row or template is not usable."""
+
+
+class ModelError(SoftpromptError):
+    """A base model cannot be found, loaded or given a prefix."""
+
+
+class UnsupportedModelError(ModelError):
+    """The base model's cache or attention cannot take a prefix exactly."""
+
+
+class PromptError(SoftpromptError):
+    """A soft prompt is malformed or does not fit."""
+
+
+class GeometryError(PromptError):
+    """The tensors of a soft prompt do not fit the base model."""
+
+
+class WrongBaseError(PromptError):
+    """A soft prompt was trained for another base model."""
+
+
+class StoreError(SoftpromptError):
+    """An artifact is missing, damaged, too large or already there."""
+
+
+class TrainError(SoftpromptError):
+    """A run cannot go on."""
+
+
+class NonFiniteLossError(TrainError):
+    """Loss or gradient became NaN or infinite; `where` names the step, `got` the rows."""
+
+
+class CheckpointError(TrainError):
+    """A checkpoint is missing, damaged or of another run."""

@@ -1,0 +1,91 @@
+"""How the constant text of a template is laid around the virtual tokens, as token ids.
+
+    [BOS] lead · virtual tokens · follow · row
+
+`follow` is the template's constant opening: it is part of the prefix, computed once, and the row holds only what
+varies. A text prompt is nothing but a template with a longer opening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from softprompt.attach import Prefix
+from softprompt.card import Card, Layout
+from softprompt.data.formats import Record
+from softprompt.data.template import Template, bos_ids, end_id, fill, head, target_text
+from softprompt.model import FrozenLM
+from softprompt.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to evaluate or talk to: a prompt (or none) in its frame.
+
+    Attributes:
+        prompt: None for the base model or a text prompt.
+        template: how records become rows.
+        layout: what stands around the virtual tokens.
+    """
+
+    prompt: Prompt | None
+    template: Template
+    layout: Layout
+
+    def prefix(self, lm: FrozenLM) -> Prefix:
+        """The prefix as token ids and virtual tokens."""
+        lead, follow = layout_ids(lm, self.layout)
+        return Prefix(self.prompt, lead, follow)
+
+
+def layout_for(lm: FrozenLM, template: Template, form: str) -> Layout:
+    """The layout of a prompt of this form: BOS and nothing else in front of an embedding prompt (or of no prompt),
+    nothing in front of a KV prompt, the template's constant opening behind."""
+    return Layout(bos=form != "kv" and bool(bos_ids(lm.tokenizer)), follow=head(template, lm.tokenizer))
+
+
+def layout_ids(lm: FrozenLM, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids in front of the virtual tokens and behind them."""
+    lead = (bos_ids(lm.tokenizer) if layout.bos else []) + (lm.encode(layout.lead) if layout.lead else [])
+    return tuple(lead), tuple(lm.encode(layout.follow) if layout.follow else [])
+
+
+def base_subject(lm: FrozenLM, template: Template) -> Subject:
+    """The base model with the template alone."""
+    return Subject(None, template, layout_for(lm, template, "none"))
+
+
+def card_subject(prompt: Prompt, card: Card) -> Subject:
+    """A loaded soft prompt in the frame its card gives."""
+    return Subject(prompt, Template.from_dict(card.template), card.layout)
+
+
+def text_subject(lm: FrozenLM, template: Template, instruction: str, shots: Sequence[Record] = ()) -> Subject:
+    """A text prompt: an instruction and worked examples in front of the same template.
+
+    In chat the instruction is the system turn and the examples open the user's turn.
+    """
+    apart = "\n" if template.kind == "chat" else ""  # there the answer is a turn of its own, which nothing joins
+    examples = "".join(
+        fill(template, shot) + apart + target_text(shot.target or "", template) + "\n\n"
+        for shot in shots
+        if not shot.messages
+    )
+    if template.kind == "chat":
+        template = Template("chat", _escape(examples) + template.text if template.text else "", instruction)
+    else:
+        opening = instruction.strip() + "\n\n" if instruction.strip() else ""
+        template = Template("text", _escape(opening + examples) + template.text)
+    return base_subject(lm, template)
+
+
+def end_ids(lm: FrozenLM, template: Template) -> list[int]:
+    """Every token that ends an answer: the template's own, and those of the model's generation config."""
+    configured = getattr(lm.model.generation_config, "eos_token_id", None)
+    configured = configured if isinstance(configured, list) else [configured]
+    return sorted({end_id(template, lm.tokenizer), *(i for i in configured if isinstance(i, int))})
+
+
+def _escape(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

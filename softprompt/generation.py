@@ -1,0 +1,63 @@
+"""Answers to texts through soft prompts: any mix of prompts in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from softprompt import store
+from softprompt.attach import bank
+from softprompt.data.formats import Message, Record
+from softprompt.data.tokenise import prompt_ids
+from softprompt.decode import Answer, Sampling, generate
+from softprompt.framing import Subject, card_subject, end_ids
+from softprompt.model import FrozenLM
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text for the subject called `name`."""
+
+    text: str
+    name: str
+
+
+def load_subjects(lm: FrozenLM, names: Sequence[str]) -> dict[str, Subject]:
+    """Soft prompts by name or path, each in its card's frame. Raises StoreError, WrongBaseError."""
+    return {name: card_subject(*store.load(store.locate(name), lm.geometry)) for name in names}
+
+
+def answer(
+    lm: FrozenLM,
+    subjects: Mapping[str, Subject],
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    on_text: Callable[[int, str], None] = lambda row, text: None,
+) -> list[Answer]:
+    """One answer per request, all decoded in one batch.
+
+    Args:
+        subjects: by the names that requests use.
+        on_text: is told of new text as it comes, with the request's number.
+
+    Raises:
+        DataError: a text that does not fit the template or the context.
+    """
+    names = list(subjects)
+    with torch.no_grad():
+        prefixes = bank(lm, [subjects[name].prefix(lm) for name in names])
+    rows = [prompt_ids(record_of(r.text, subjects[r.name]), subjects[r.name].template, lm.tokenizer) for r in requests]
+    ends = sorted({token for subject in subjects.values() for token in end_ids(lm, subject.template)})
+    owners = [names.index(request.name) for request in requests]
+    return generate(lm, prefixes, rows, owners, sampling, end_ids=ends, on_text=on_text)
+
+
+def record_of(text: str, subject: Subject) -> Record:
+    """A text as a row of the subject's template: it fills every field, or is the user's turn of a conversation."""
+    if not subject.template.names:
+        return Record({}, None, "messages", messages=(Message("user", text),), where="text")
+    kind = "label" if "text" in subject.template.names else "completion"
+    return Record(dict.fromkeys(subject.template.names, text), None, kind, where="text")

@@ -1,0 +1,104 @@
+"""What a base model looks like to a soft prompt: widths, layers, heads, windows and a fingerprint.
+
+A `Geometry` is plain data: it is measured once from a loaded model (`model.py`), written in the card of every
+soft prompt, and compared before a prompt is used. It knows no tensors and no Transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SAMPLE_TOLERANCE = 0.02  # relative; rounding to bfloat16 moves a weight by at most 0.4 %
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Keys are [kv_heads, P, key_dim], values [kv_heads, P, value_dim]."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape and identity of a base model.
+
+    Attributes:
+        base: the name the user knows the model by; for messages only, never compared.
+        architecture: Transformers' `model_type`, e.g. "llama".
+        hidden: width H of the embeddings.
+        vocab: rows V of the embedding table.
+        layers: one entry per layer; None for a layer that keeps no keys and values of its own.
+        windows: per layer the sliding window in tokens, or None for full attention.
+        max_positions: the context length in tokens.
+        sample: some embedding weights, to tell two models of one shape apart.
+    """
+
+    base: str
+    architecture: str
+    hidden: int
+    vocab: int
+    layers: tuple[LayerShape | None, ...]
+    windows: tuple[int | None, ...]
+    max_positions: int
+    sample: tuple[float, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over shape and sampled weights, for display; `differs` decides."""
+        facts = asdict(self) | {"base": "", "sample": [float(f"{x:.1e}") for x in self.sample]}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def differs(self, other: Geometry) -> str | None:
+        """Why a prompt made for `other` does not fit this model, or None if it does.
+
+        The sampled weights are compared with a tolerance, so that one model loaded in float32, bfloat16 or
+        float16 stays the same model.
+        """
+        for name in ("architecture", "hidden", "vocab", "layers", "windows"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                return f"{name} is {_short(mine)}, the prompt's base has {_short(theirs)}"
+        if len(self.sample) != len(other.sample):
+            return "the weight samples have different lengths"
+        scale = max((abs(x) for x in self.sample), default=0.0)
+        for mine, theirs in zip(self.sample, other.sample, strict=True):
+            if not math.isclose(mine, theirs, rel_tol=SAMPLE_TOLERANCE, abs_tol=SAMPLE_TOLERANCE * scale):
+                return "same architecture and shape, but other weights"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Geometry:
+        """Raises KeyError or TypeError on data that `to_dict` did not write."""
+        layers = tuple(None if layer is None else LayerShape(**layer) for layer in data["layers"])
+        rest = {k: v for k, v in data.items() if k not in {"layers", "windows", "sample"}}
+        found = Geometry(layers=layers, windows=tuple(data["windows"]), sample=tuple(data["sample"]), **rest)
+        found._check_types()
+        return found
+
+    def _check_types(self) -> None:
+        """A card comes from a stranger: a text where a number belongs must not surface later, in a comparison."""
+        sizes = [size for layer in self.layers if layer is not None for size in vars(layer).values()]
+        sizes += [window for window in self.windows if window is not None]
+        kinds: list[tuple[type, list[Any]]] = [
+            (str, [self.base, self.architecture]),
+            (int, [self.hidden, self.vocab, self.max_positions, *sizes]),
+            (float, list(self.sample)),
+        ]
+        for kind, values in kinds:
+            if odd := [value for value in values if type(value) is not kind]:
+                raise TypeError(f"{_short(odd[0])} is not of type {kind.__name__}")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

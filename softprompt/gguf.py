@@ -1,0 +1,28 @@
+"""Read a GGUF file through Transformers and write it as a plain safetensors model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from softprompt.errors import ModelError
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Dequantise `gguf` to float32 and save model and tokenizer in `folder`. Raises ModelError."""
+    transformers_logging.disable_progress_bar()
+    try:
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
+        raise ModelError("the GGUF file cannot be read", where=gguf, got=str(error).splitlines()[0]) from error
+    # The weights are plain now; with the marks of quantisation left, save_pretrained would refuse.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

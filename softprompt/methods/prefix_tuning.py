@@ -1,0 +1,110 @@
+"""Prefix tuning: keys and values of virtual tokens in every layer are the parameters.
+
+Li, Liang: Prefix-Tuning: Optimizing Continuous Prompts for Generation. ACL 2021. https://arxiv.org/abs/2101.00190
+The direct parameters start from the keys and values of a real text, as in
+Eyuboglu et al.: Cartridges. 2025. https://arxiv.org/abs/2506.06266, which also keeps the first token frozen.
+
+Shapes: P virtual tokens of which F are frozen, K key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from softprompt.errors import ConfigError
+from softprompt.methods.base import Method, Start
+from softprompt.methods.inits import generator, keys_values
+from softprompt.model import FrozenLM
+from softprompt.prompt import KVPrompt
+
+
+@final
+class PrefixTuning(Method):
+    """Per layer `keys` and `values` [K, P - F, D] are trained, the first F tokens stay as they began.
+
+    With F = 0 all are trained. A token is frozen because attention dumps on the first one what belongs nowhere
+    ("sink"); moving it disturbs everything.
+    """
+
+    def __init__(self, lm: FrozenLM, start: Start) -> None:
+        super().__init__()
+        _check_frozen(start)
+        self.keys, self.values = nn.ParameterDict(), nn.ParameterDict()
+        self.sink = _Constants()
+        self.layers = len(lm.geometry.layers)
+        for i, kv in enumerate(keys_values(lm, start).layers):
+            if kv is not None:
+                self.sink.add(f"k{i}", kv[0][:, : start.frozen_tokens])
+                self.sink.add(f"v{i}", kv[1][:, : start.frozen_tokens])
+                self.keys[str(i)] = nn.Parameter(kv[0][:, start.frozen_tokens :].clone())
+                self.values[str(i)] = nn.Parameter(kv[1][:, start.frozen_tokens :].clone())
+
+    def forward(self) -> KVPrompt:
+        def layer(i: int) -> tuple[Tensor, Tensor] | None:
+            if str(i) not in self.keys:
+                return None
+            keys = torch.cat([self.sink.get(f"k{i}"), self.keys[str(i)]], dim=1)
+            values = torch.cat([self.sink.get(f"v{i}"), self.values[str(i)]], dim=1)
+            return keys, values
+
+        return KVPrompt(tuple(layer(i) for i in range(self.layers)))
+
+
+@final
+class ReparametrisedPrefixTuning(Method):
+    """P' = P_0 + MLP(E): an MLP over P learned vectors makes the change of all keys and values (paper, section 4.3).
+
+    E [P, M], MLP: M -> tanh -> all layers' keys and values. The last matrix starts at zero, so training starts
+    exactly at P_0, the keys and values of a real text. Folded away when frozen. The first F tokens do not change.
+    """
+
+    def __init__(self, lm: FrozenLM, start: Start) -> None:
+        super().__init__()
+        _check_frozen(start)
+        begin = keys_values(lm, start)
+        self.begin = _Constants()
+        self.layers, self.frozen_tokens = len(begin.layers), start.frozen_tokens
+        sizes = []
+        for i, kv in enumerate(begin.layers):
+            if kv is not None:
+                for name, tensor in zip("kv", kv, strict=True):
+                    self.begin.add(f"{name}{i}", tensor)
+                    sizes.append((f"{name}{i}", tensor.shape[0], tensor.shape[2]))
+        self.sizes = sizes
+        draw, width = generator(start.seed), start.hidden
+        self.tokens = nn.Parameter(torch.randn(start.n_tokens, width, generator=draw).to(lm.device))
+        self.inner = nn.Parameter((torch.randn(width, width, generator=draw) * width**-0.5).to(lm.device))
+        self.outer = nn.Parameter(torch.zeros(width, sum(k * d for _, k, d in sizes), device=lm.device))
+
+    def forward(self) -> KVPrompt:
+        change = torch.tanh(self.tokens @ self.inner) @ self.outer
+        moves = torch.arange(len(change), device=change.device) >= self.frozen_tokens
+        parts = (change * moves[:, None]).split([k * d for _, k, d in self.sizes], dim=1)
+        made = {
+            name: self.begin.get(name) + part.view(len(change), heads, size).transpose(0, 1)
+            for (name, heads, size), part in zip(self.sizes, parts, strict=True)
+        }
+        return KVPrompt(tuple((made[f"k{i}"], made[f"v{i}"]) if f"k{i}" in made else None for i in range(self.layers)))
+
+
+def _check_frozen(start: Start) -> None:
+    if not 0 <= start.frozen_tokens < start.n_tokens:
+        raise ConfigError(
+            "frozen tokens must leave something to train",
+            where="method.frozen_tokens",
+            expected=f"0 to {start.n_tokens - 1}",
+            got=start.frozen_tokens,
+        )
+
+
+class _Constants(nn.Module):
+    """Tensors that travel with the state dict but are not trained."""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self.register_buffer(name, tensor.clone())
+
+    def get(self, name: str) -> Tensor:
+        return self.get_buffer(name)

@@ -1,0 +1,28 @@
+"""Prompt tuning: the virtual tokens' embeddings are the parameters.
+
+Lester, Al-Rfou, Constant: The Power of Scale for Parameter-Efficient Prompt Tuning. EMNLP 2021.
+https://arxiv.org/abs/2104.08691
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import nn
+
+from softprompt.methods.base import Method, Start
+from softprompt.methods.inits import embeddings
+from softprompt.model import FrozenLM
+from softprompt.prompt import EmbeddingPrompt
+
+
+@final
+class PromptTuning(Method):
+    """P·H parameters: `embeddings` [P, H]."""
+
+    def __init__(self, lm: FrozenLM, start: Start) -> None:
+        super().__init__()
+        self.embeddings = nn.Parameter(embeddings(lm, start))
+
+    def forward(self) -> EmbeddingPrompt:
+        return EmbeddingPrompt(self.embeddings)

@@ -1,0 +1,54 @@
+"""The next-token loss of tokenised rows behind prefixes: prefix once, rows packed, LM head at learned tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt.attach import Bank, hidden
+from softprompt.data.tokenise import Example
+from softprompt.losses import cross_entropy_sum, log_likelihoods
+from softprompt.model import FrozenLM
+from softprompt.packing import Row
+
+
+def loss_sum(lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None = None) -> Tensor:
+    """Sum of -log p over all learned tokens, a float32 scalar with gradient into the bank.
+
+    Args:
+        owners: the prefix of each example by its number in the bank; the first for all if None.
+    """
+    states, targets = _supervised(lm, bank, examples, owners)
+    return cross_entropy_sum(states, targets, lm.logits)
+
+
+@torch.no_grad()
+def token_log_likelihoods(
+    lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None = None
+) -> Tensor:
+    """log p of every learned token [N], example after example."""
+    states, targets = _supervised(lm, bank, examples, owners)
+    return log_likelihoods(states, targets, lm.logits)
+
+
+def learned_tokens(examples: Sequence[Example]) -> int:
+    """How many tokens of these rows are learned."""
+    return sum(sum(example.mask) for example in examples)
+
+
+def _supervised(
+    lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """Hidden states [N, H] at the tokens before each learned one, and the learned ids [N]."""
+    rows = [Row(e.ids, 0 if owners is None else owners[i]) for i, e in enumerate(examples)]
+    where, targets, offset = [], [], 0
+    for example in examples:
+        learned = [t for t, on in enumerate(example.mask) if on]
+        where += [offset + t - 1 for t in learned]
+        targets += [example.ids[t] for t in learned]
+        offset += len(example.ids)
+    states = hidden(lm, bank, rows)
+    index = torch.tensor(where, dtype=torch.long, device=lm.device)
+    return states[index], torch.tensor(targets, dtype=torch.long, device=lm.device)

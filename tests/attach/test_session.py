@@ -1,0 +1,85 @@
+"""Decoding step by step equals the full forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.attach import Session, bank
+from softprompt.errors import DataError
+from tests.laws.cases import mixed_prefixes, pairs, same_kv, text_ids
+from tests.laws.oracle import plain_logits
+from tests.tiny import FAMILIES, tiny_lm
+
+STEPS = 6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_steps_equal_the_full_forward(family: str) -> None:
+    """Rows grow past the sliding window, behind prefixes of every kind."""
+    lm = tiny_lm(family)
+    prefixes = mixed_prefixes(lm)
+    owners = [*range(len(prefixes)), 1, 0]
+    rows = [text_ids(n, 30 + i) for i, n in enumerate((3, 9, 1, 12, 2, 5, 4, 10))]
+    session = Session(lm, bank(lm, prefixes), rows, owners, room=STEPS)
+    for step in range(STEPS + 1):
+        wanted = [plain_logits(lm, prefixes[o], row)[-1] for o, row in zip(owners, rows, strict=True)]
+        assert session.hidden.shape == (len(rows), session.hidden.shape[1])
+        assert_close(lm.logits(session.hidden), torch.stack(wanted), rtol=1e-4, atol=5e-5)
+        if step < STEPS:
+            new = text_ids(len(rows), 60 + step)
+            rows = [[*row, token] for row, token in zip(rows, new, strict=True)]
+            session.step(torch.tensor(new))
+
+
+def test_no_gradient_even_behind_a_live_prompt() -> None:
+    lm = tiny_lm("llama")
+    prefixes = mixed_prefixes(lm, grad=True)
+    session = Session(lm, bank(lm, prefixes), [[5, 6]], [0], room=1)
+    assert not session.hidden.requires_grad
+    assert not session.step(torch.tensor([7])).requires_grad
+
+
+def test_the_bank_is_not_written_to() -> None:
+    """One bank serves many sessions."""
+    lm = tiny_lm("llama")
+    for prefixes in ([mixed_prefixes(lm)[1]], mixed_prefixes(lm)):
+        own = bank(lm, prefixes)
+        before = [(keys.clone(), values.clone()) for keys, values in pairs(own.layers)]
+        session = Session(lm, own, [[5, 6], [7]], [0, 0], room=2)
+        session.step(torch.tensor([8, 9]))
+        session.keep(torch.tensor([1]))
+        session.step(torch.tensor([8]))
+        assert same_kv(own.layers, before)
+
+
+def test_the_context_is_bounded() -> None:
+    lm = tiny_lm("llama")
+    size = lm.geometry.max_positions
+    prefixes = bank(lm, [mixed_prefixes(lm)[1]])
+    room = size - prefixes.lengths[0] - 3
+    Session(lm, prefixes, [[5, 6, 7]], [0], room=room)
+    with pytest.raises(DataError, match=f"(?s)do not fit.*{size + 1}"):
+        Session(lm, prefixes, [[5, 6, 7]], [0], room=room + 1)
+
+
+def test_an_empty_row_is_refused() -> None:
+    lm = tiny_lm("llama")
+    with pytest.raises(DataError, match="a row has no tokens"):
+        Session(lm, bank(lm, [mixed_prefixes(lm)[0]]), [[5], []], [0, 0], room=1)
+
+
+@torch.no_grad()
+def test_rows_can_be_put_in_another_order() -> None:
+    lm = tiny_lm("llama")
+    own = bank(lm, mixed_prefixes(lm))
+    session = Session(lm, own, [[5, 6], [7, 8, 9], [10]], [0, 1, 2], room=2)
+    first = session.hidden.clone()
+    session.keep(torch.tensor([2, 0]))
+    assert torch.equal(session.hidden, first[[2, 0]])
+    session.step(torch.tensor([11, 12]))
+    for i, (ids, owner) in enumerate((([10, 11], 2), ([5, 6, 12], 0))):
+        wanted = plain_logits(lm, mixed_prefixes(lm)[owner], ids)[-1]
+        assert_close(lm.logits(session.hidden)[i], wanted, rtol=1e-4, atol=5e-5)

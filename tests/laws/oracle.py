@@ -1,0 +1,32 @@
+"""The plain way that other libraries go: concatenate the virtual tokens in front of every row, one row at a time,
+logits everywhere. Slow and obvious; every fast path is compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from softprompt.attach import Prefix
+from softprompt.model import FrozenLM
+from softprompt.prompt import EmbeddingPrompt, KVPrompt
+
+
+def plain_logits(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> Tensor:
+    """Logits [T, V] at the T text positions of one row behind one prefix, with gradient."""
+    text = torch.tensor([list(prefix.follow) + list(ids)])
+    if isinstance(prefix.prompt, KVPrompt):
+        cache = DynamicCache()
+        for i, layer in enumerate(prefix.prompt.layers):
+            if layer is not None:
+                cache.update(layer[0][None], layer[1][None], i)
+        out = lm.model(input_ids=text, past_key_values=cache, use_cache=True)
+    else:
+        parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long))]
+        if isinstance(prefix.prompt, EmbeddingPrompt):
+            parts.append(prefix.prompt.embeddings)
+        parts.append(lm.embed(text[0]))
+        out = lm.model(inputs_embeds=torch.cat(parts)[None], use_cache=False)
+    return out.logits[0, -len(ids) :]

@@ -1,0 +1,114 @@
+"""Law 3: what a row gets does not depend on its batch mates, their prompts, the packing or the order."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from softprompt.attach import Bank, Session, bank, hidden
+from softprompt.decode import Sampling, generate
+from softprompt.packing import Row
+from tests.laws.cases import FIRST, LAST, mixed_prefixes, text_ids
+from tests.tiny import FAMILIES, VOCAB, tiny_lm
+
+CLOSE = {"rtol": 1e-4, "atol": 5e-5}
+PREFIXES = 6  # of `mixed_prefixes`
+Lengths = st.lists(st.tuples(st.integers(1, 14), st.integers(0, PREFIXES - 1)), min_size=2, max_size=7)
+
+
+@functools.cache
+def one_bank(family: str, owner: int) -> Bank:
+    """A bank of this prefix alone."""
+    lm = tiny_lm(family)
+    with torch.no_grad():
+        return bank(lm, [mixed_prefixes(lm)[owner]])
+
+
+@functools.cache
+def big_bank(family: str) -> Bank:
+    lm = tiny_lm(family)
+    with torch.no_grad():
+        return bank(lm, mixed_prefixes(lm))
+
+
+def alone(family: str, ids: list[int], owner: int) -> Tensor:
+    """Logits [T, V] of a row that has the model for itself."""
+    lm = tiny_lm(family)
+    with torch.no_grad():
+        return lm.logits(hidden(lm, one_bank(family, owner), [Row(ids)]))
+
+
+@given(st.sampled_from(FAMILIES), Lengths, st.integers(1, 60) | st.none(), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=150)
+def test_packed_rows(family: str, kinds: list[tuple[int, int]], capacity: int | None, order: object) -> None:
+    lm = tiny_lm(family)
+    rows = [Row(text_ids(n, 100 + i), owner) for i, (n, owner) in enumerate(kinds)]
+    order.shuffle(rows)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        states = hidden(lm, big_bank(family), rows, capacity=capacity)
+    parts = lm.logits(states).split([len(row.ids) for row in rows])
+    for row, ours in zip(rows, parts, strict=True):
+        assert_close(ours, alone(family, list(row.ids), row.prefix), **CLOSE)
+
+
+@given(st.sampled_from(FAMILIES), Lengths, st.data())
+@settings(deadline=None, max_examples=80)
+def test_session_with_rows_that_leave(family: str, kinds: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Rows of unequal length grow together and drop out at any time, in any order."""
+    lm = tiny_lm(family)
+    rows = [text_ids(n, 200 + i) for i, (n, _) in enumerate(kinds)]
+    owners = [owner for _, owner in kinds]
+    session, active = Session(lm, big_bank(family), rows, owners, room=4), list(range(len(rows)))
+    for step in range(4):
+        kept = data.draw(
+            st.permutations(range(len(active))).flatmap(
+                lambda order: st.integers(1, len(order)).map(lambda n: order[:n])
+            )
+        )
+        session.keep(torch.tensor(kept))
+        active = [active[i] for i in kept]
+        new = text_ids(len(active), 300 + step)
+        states = session.step(torch.tensor(new))
+        assert states is session.hidden
+        for i, row in enumerate(active):
+            rows[row] = [*rows[row], new[i]]
+            assert_close(lm.logits(states[i : i + 1]), alone(family, rows[row], owners[row])[-1:], **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answers(family: str) -> None:
+    """Mixed prompts, rows that finish at different times: each gets what it gets alone."""
+    lm = tiny_lm(family)
+    rows = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5)]
+    owners, ends = [0, 1, 2, 3, 4, 5, 1], [*range(FIRST), *range(FIRST, VOCAB, 9)]
+    sampling = Sampling(max_new_tokens=12)
+    together = generate(lm, big_bank(family), rows, owners, sampling, end_ids=ends)
+    for row, owner, ours in zip(rows, owners, together, strict=True):
+        (single,) = generate(lm, one_bank(family, owner), [row], [0], sampling, end_ids=ends)
+        assert (ours.ids, ours.text, ours.finish) == (single.ids, single.text, single.finish)
+
+
+def test_greedy_answers_do_end_at_different_times() -> None:
+    """Else the test above would not try `Session.keep`."""
+    lm = tiny_lm("llama")
+    rows = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5)]
+    ends = [*range(FIRST), *range(FIRST, VOCAB, 9)]
+    answers = generate(lm, big_bank("llama"), rows, [0, 1, 2, 3, 4, 5, 1], Sampling(max_new_tokens=12), end_ids=ends)
+    assert len({len(answer.ids) for answer in answers}) > 2
+    assert {answer.finish for answer in answers} == {"stop", "length"}
+
+
+def test_the_prefix_is_felt() -> None:
+    """Else independence would be empty."""
+    ids = text_ids(5, 1)
+    assert LAST > FIRST
+    logits = [alone("llama", ids, owner) for owner in range(PREFIXES)]
+    for one in range(PREFIXES):
+        for other in range(one):
+            assert (logits[one] - logits[other]).abs().max() > 0.1

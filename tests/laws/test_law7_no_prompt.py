@@ -1,0 +1,39 @@
+"""Law 7: no soft prompt means exactly the base model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.attach import Prefix, Session, bank, hidden, verify
+from softprompt.attach.forward import mask_styles
+from softprompt.packing import Row
+from tests.laws.cases import mixed_prefixes, text_ids
+from tests.tiny import FAMILIES, tiny_lm
+
+ROWS = [text_ids(n, 20 + n) for n in (13, 1, 25, 6)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_verify_passes(family: str) -> None:
+    lm = tiny_lm(family)
+    mask_styles.pop(lm, None)
+    verify(lm)
+    assert mask_styles[lm] == ("per layer type" if lm.layer_types else "single")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_empty_prefix(family: str) -> None:
+    lm = tiny_lm(family)
+    with torch.no_grad():
+        wanted = [lm.model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in ROWS]
+        for prefixes in ([Prefix()], [*mixed_prefixes(lm), Prefix()]):
+            number = len(prefixes) - 1
+            own = bank(lm, prefixes)
+            assert own.lengths[number] == 0
+            for capacity in (1, 50):
+                states = hidden(lm, own, [Row(row, number) for row in ROWS], capacity=capacity)
+                assert_close(lm.logits(states), torch.cat(wanted), rtol=1e-4, atol=5e-5)
+            session = Session(lm, own, ROWS, [number] * len(ROWS), room=1)
+            assert_close(lm.logits(session.hidden), torch.stack([w[-1] for w in wanted]), rtol=1e-4, atol=5e-5)

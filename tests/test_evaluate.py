@@ -1,0 +1,226 @@
+"""Scores: labels ranked as a tree equal labels scored one by one, and every score is of the rows it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+import softprompt.evaluate as evaluate_module
+from softprompt.card import Layout
+from softprompt.data.formats import Record
+from softprompt.data.template import Template, end_id
+from softprompt.data.tokenise import prompt_ids, target_ids, tokenise
+from softprompt.decode import Sampling
+from softprompt.errors import DataError
+from softprompt.evaluate import LabelTree, answer_all, evaluate, rank
+from softprompt.framing import Subject, base_subject, layout_for
+from softprompt.model import FrozenLM
+from tests.data.rows import records
+from tests.laws.cases import random_prompt
+from tests.laws.oracle import plain_logits
+from tests.tiny import SPECIAL, tiny_lm
+
+TEMPLATE = Template("text", "Text: {text}\nLabel:")
+TEXTS = ("short", "a good deal longer than that", "mid one", "x", "another of the kind")
+LABELS = {
+    "one token each": ["a", "b"],  # behind a space, which all share
+    "several tokens": ["good", "bad", "so-so"],
+    "shared beginnings": ["positive", "posh", "negative", "neg-like"],
+    "one begins another": ["pos", "positive", "neg"],
+    "a chain": ["a", "ab", "abc", "abcd"],
+    "only one": ["yes"],
+}
+
+
+def subject(lm: FrozenLM, form: str = "kv", template: Template = TEMPLATE) -> Subject:
+    if form == "none":
+        return base_subject(lm, template)
+    return Subject(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form))
+
+
+def labelled(labels: Sequence[str]) -> list[Record]:
+    return records(*({"text": text, "label": labels[i % len(labels)]} for i, text in enumerate(TEXTS)))
+
+
+@torch.no_grad()
+def score(lm: FrozenLM, of: Subject, body: Sequence[int], target: Sequence[int]) -> float:
+    """log p(target | prefix, body), by concatenation."""
+    logs = torch.log_softmax(plain_logits(lm, of.prefix(lm), [*body, *target]), -1)
+    return sum(logs[len(body) - 1 + i, token].item() for i, token in enumerate(target))
+
+
+def brute_force(lm: FrozenLM, of: Subject, rows: Sequence[Record], labels: Sequence[str], end: bool) -> torch.Tensor:
+    """[R, labels], a forward pass for each pair."""
+    closing = [end_id(of.template, lm.tokenizer)] if end else []
+    targets = [[*target_ids(label, of.template, lm.tokenizer), *closing] for label in labels]
+    bodies = [prompt_ids(row, of.template, lm.tokenizer) for row in rows]
+    return torch.tensor([[score(lm, of, body, target) for target in targets] for body in bodies])
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_rank_is_brute_force(family: str, labels: list[str], small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For rows of all lengths at once, and in several parts."""
+    if small:
+        monkeypatch.setattr(evaluate_module, "TOKENS", 30)
+        monkeypatch.setattr(evaluate_module, "HEAD_POSITIONS", 1)
+    lm, rows = tiny_lm(family), labelled(labels)
+    begins = any(a != b and b.startswith(a) for a in labels for b in labels)
+    totals, lengths = rank(lm, subject(lm), rows, labels)
+    assert_close(totals, brute_force(lm, subject(lm), rows, labels, end=begins), rtol=1e-4, atol=1e-3)
+    assert lengths.tolist() == [len(label) + 1 + begins for label in labels], "a space in front, the end behind"
+
+
+@pytest.mark.parametrize("form", ["none", "embedding", "kv"])
+def test_rank_behind_every_kind_of_prefix(form: str) -> None:
+    lm, labels = tiny_lm("llama", bos=True), LABELS["shared beginnings"]
+    rows = labelled(labels)
+    totals, _ = rank(lm, subject(lm, form), rows, labels)
+    assert_close(totals, brute_force(lm, subject(lm, form), rows, labels, end=False), rtol=1e-4, atol=1e-3)
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=6, unique=True))
+@settings(deadline=None, max_examples=50)
+def test_the_tree_runs_shared_beginnings_once(labels: list[str]) -> None:
+    """As many inner nodes as there are different proper beginnings, and each path spells its label."""
+    lm = tiny_lm("llama")
+    tree = LabelTree.of(lm, subject(lm), labels)
+    begins = any(a != b and b.startswith(a) for a in labels for b in labels)
+    closing = [end_id(TEMPLATE, lm.tokenizer)] if begins else []
+    spelt = [(*target_ids(label, TEMPLATE, lm.tokenizer), *closing) for label in labels]
+    assert len(tree.tokens) == len({ids[:n] for ids in spelt for n in range(1, len(ids))})
+    assert len(tree.edges) == len({ids[:n] for ids in spelt for n in range(1, len(ids) + 1)})
+    assert [tuple(tree.edges[edge][1] for edge in path) for path in tree.paths] == spelt
+    children = {(parent + 1, tree.tokens[n]): n + 1 for n, parent in enumerate(tree.parents)}
+    for path in tree.paths:
+        node = 0
+        for edge in path:
+            assert tree.edges[edge][0] == node
+            node = children.get(tree.edges[edge], -1)  # the last token of a label is no inner node
+
+
+def test_classification() -> None:
+    """Three rows labelled as the model ranks them, two not: accuracy 3/5."""
+    lm, labels = tiny_lm("llama"), LABELS["one begins another"]
+    of = subject(lm)
+    wanted = brute_force(lm, of, labelled(labels), labels, end=True)
+    best, norm = wanted.argmax(1).tolist(), (wanted / torch.tensor([5.0, 10.0, 5.0])).argmax(1).tolist()
+    truth = [labels[n] if i < 3 else labels[(n + 1) % 3] for i, n in enumerate(best)]
+    rows = records(*({"text": text, "label": label} for text, label in zip(TEXTS, truth, strict=True)))
+    result = evaluate(lm, of, rows, labels=labels)
+    assert result.answers == tuple(labels[n] for n in best), "in the order of the rows"
+    assert result.scores["accuracy"].value == 3 / 5
+    assert result.scores["accuracy_norm"].value == sum(labels[n] == t for n, t in zip(norm, truth, strict=True)) / 5
+    assert result.rows == 5
+    low, high = result.to_dict()["confidence_interval"]["accuracy"]  # type: ignore[index]
+    assert low < 3 / 5 < high
+
+
+def test_classes_are_those_of_the_rows_unless_given() -> None:
+    lm = tiny_lm("llama")
+    rows = records({"text": "one", "label": "b"}, {"text": "two", "label": "a"})
+    assert set(evaluate(lm, subject(lm), rows).answers) <= {"a", "b"}
+    with pytest.raises(DataError, match=r"(?s)f.jsonl:1: label 'b' is not among the classes.*\['a', 'c'\]"):
+        evaluate(lm, subject(lm), rows, labels=["a", "c"])
+
+
+def texts() -> list[Record]:
+    return records(*({"text": text} for text in TEXTS))
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("form", ["none", "embedding", "kv"])
+def test_loss_and_perplexity(form: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if small:
+        monkeypatch.setattr(evaluate_module, "TOKENS", 30)
+    template = Template("text", "{text}")
+    lm, total, count = tiny_lm("llama"), 0.0, 0
+    of = subject(lm, form, template)
+    for example in tokenise(texts(), template, lm.tokenizer, max_length=99):
+        total -= score(lm, of, example.ids[:1], example.ids[1:])
+        count += len(example.ids) - 1
+    result = evaluate(lm, of, texts())
+    loss, perplexity = result.scores["loss"], result.scores["perplexity"]
+    assert loss.value == pytest.approx(total / count, rel=1e-5)
+    assert perplexity.value == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert loss.low < loss.value < loss.high
+    assert (perplexity.low, perplexity.high) == (math.exp(loss.low), math.exp(loss.high))
+    assert result.rows == len(TEXTS)
+
+
+def test_the_longest_text_that_fits() -> None:
+    """Behind BOS and five virtual tokens; the end token counts."""
+    lm = tiny_lm("llama", bos=True)
+    of = subject(lm, "embedding", Template("text", "{text}"))
+    room = lm.geometry.max_positions - len(of.prefix(lm).lead) - 5
+    assert room == 250
+    evaluate(lm, of, records({"text": "x" * (room - 1)}))
+    with pytest.raises(DataError, match=r"(?s)too long.*at most 250"):
+        evaluate(lm, of, records({"text": "x" * room}))
+
+
+def questions(answers: Sequence[Any]) -> list[Record]:
+    return records(*({"prompt": t, "completion": a} for t, a in zip(TEXTS, answers, strict=True)))
+
+
+def test_generation_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted and decoded in parts, each row still gets its own answer."""
+    lm = tiny_lm("llama")
+    of = subject(lm, "kv", Template("text", "Q: {prompt}\nA:"))
+    rows = questions(["?"] * 5)
+    alone = [answer_all(lm, of, [row], Sampling(6))[0] for row in rows]
+    assert len({tuple(answer.ids) for answer in alone}) == 5
+    for size in (2, 32):
+        monkeypatch.setattr(evaluate_module, "ROWS", size)
+        assert answer_all(lm, of, rows, Sampling(6)) == alone
+
+
+def test_generation_scores() -> None:
+    """Two of five references are what the model says."""
+    lm = tiny_lm("llama")
+    of = subject(lm, "kv", Template("text", "Q: {prompt}\nA:"))
+    said = [answer.text for answer in answer_all(lm, of, questions(["?"] * 5), Sampling(6))]
+    assert all(text.strip() for text in said)
+    result = evaluate(lm, of, questions([said[0], "no", "no", said[3], "no"]), sampling=Sampling(6))
+    assert result.answers == tuple(said)
+    assert result.scores["exact_match"].value == 2 / 5
+    assert {"exact_match", "bleu", "rouge_l"} <= result.scores.keys()
+    assert result.to_dict()["exact_match"] == 2 / 5
+
+
+def test_answers_end_with_the_models_own_end_tokens() -> None:
+    """Those of its generation config too; the template's end is never part of an answer."""
+    lm = tiny_lm("llama")
+    of = subject(lm, "kv", Template("text", "Q: {prompt}\nA:"))
+    said = answer_all(lm, of, questions(["?"] * 5), Sampling(30))
+    assert all(SPECIAL.index("<|im_end|>") not in answer.ids for answer in said)
+
+
+def test_nothing_to_evaluate() -> None:
+    lm = tiny_lm("llama")
+    with pytest.raises(DataError, match="there are no rows to evaluate"):
+        evaluate(lm, subject(lm), [])
+
+
+@pytest.mark.parametrize("row", [{"prompt": "one", "completion": "a"}, {"text": "one", "label": "a"}])
+def test_rows_without_answers_are_refused(row: dict[str, str]) -> None:
+    lm = tiny_lm("llama")
+    field = "prompt" if "prompt" in row else "text"
+    bare = {field: "two", ("completion" if field == "prompt" else "label"): None}
+    rows = records(row, bare, require_target=False)
+    with pytest.raises(DataError, match=r"(?s)f.jsonl:2: "):
+        evaluate(lm, subject(lm, "kv", Template("text", f"Q: {{{field}}}\nA:")), rows)
+
+
+def test_layout_of_the_subjects() -> None:
+    lm = tiny_lm("llama", bos=True)
+    assert subject(lm, "kv").layout == Layout(bos=False, follow="Text:")
+    assert subject(lm, "none").layout == Layout(bos=True, follow="Text:")

@@ -1,0 +1,309 @@
+"""The training loop: it learns, stops when it should, keeps the best prompt, and fails loudly."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import softprompt.train as train_module
+from softprompt.attach import Prefix, bank
+from softprompt.config import TrainConfig
+from softprompt.data.tokenise import Example
+from softprompt.decode import Sampling, generate
+from softprompt.errors import CheckpointError, NonFiniteLossError
+from softprompt.objective import learned_tokens, token_log_likelihoods
+from softprompt.prompt import Prompt, digest
+from softprompt.schedule import rate
+from softprompt.train import Event, Task, by_tokens, default_steps
+from tests.laws.cases import text_ids
+from tests.tasks import ANSWER, END, METHOD_NAMES, answers, learner, run, task
+from tests.tiny import FAMILIES, tiny_lm
+
+
+class Clock:
+    """A monotonic clock on which every look takes so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now = seconds, 0.0
+
+    def monotonic(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+def validation_loss(prompt: Prompt, rows: Sequence[Example]) -> float:
+    lm, own = tiny_lm("llama"), task()
+    with torch.no_grad():
+        prefixes = bank(lm, [Prefix(prompt, own.lead, own.follow)])
+    return -token_log_likelihoods(lm, prefixes, rows).sum().item() / learned_tokens(rows)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_it_learns_what_the_model_cannot_do(method: str, tmp_path: Path) -> None:
+    """Nats per token on held-out rows fall by most, and greedy answers come out right."""
+    lm = tiny_lm("llama")
+    result = run(lm, learner(lm, method), tmp_path, steps=150, lr=0.3, evals=5, patience=None)
+    first, last = result.history[0]["validation_loss"], result.validation_loss
+    assert last is not None
+    assert last < first * (0.5 if method == "prompt-tuning" else 0.15)
+    assert validation_loss(result.prompt, task().validation) == pytest.approx(last, rel=1e-4)
+    if method != "prompt-tuning":  # six embeddings are too weak for two random layers
+        assert right_answers(learner(lm, method).freeze()) == 0
+        assert right_answers(result.prompt) >= 8
+
+
+def right_answers(prompt: Prompt) -> int:
+    """How many of 16 new rows get exactly the answer, greedily."""
+    lm, own = tiny_lm("llama"), task()
+    with torch.no_grad():
+        prefixes = bank(lm, [Prefix(prompt, own.lead, own.follow)])
+    given = [text_ids(5, 7777 + i) for i in range(16)]
+    made = generate(lm, prefixes, given, [0] * 16, Sampling(max_new_tokens=6), end_ids=[END])
+    return sum((tuple(answer.ids), answer.finish) == (ANSWER, "stop") for answer in made)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains(family: str, tmp_path: Path) -> None:
+    lm = tiny_lm(family)
+    result = run(lm, learner(lm, "prefix-tuning"), tmp_path, steps=25, lr=0.3, patience=None)
+    assert result.validation_loss is not None
+    assert result.validation_loss < result.history[0]["validation_loss"] - 0.5
+
+
+def test_events(tmp_path: Path) -> None:
+    lm, events = tiny_lm("llama"), list[Event]()
+    result = run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=10, evals=4, save_every=3, report=events.append)
+    at = {kind: [e.step for e in events if e.kind == kind] for kind in ("step", "validation", "checkpoint", "end")}
+    assert at == {
+        "step": list(range(1, 11)),
+        "validation": [0, 3, 6, 9, 10],
+        "checkpoint": [3, 6, 9],
+        "end": [10],
+    }
+    assert [h["step"] for h in result.history] == at["validation"]
+    steps = [e.numbers for e in events if e.kind == "step"]
+    for number, event in enumerate(steps):
+        assert event["lr"] == pytest.approx(1e-2 * rate("cosine", 0.05, number / 10))
+        assert event["epoch"] == pytest.approx((number + 1) * 8 / 40)
+        assert event["grad_norm"] > 0
+    assert steps[0]["tokens"] == sum(len(task().train[i].ids) for i in first_batch())
+    assert (result.stopped, result.step, result.interrupted) == ("steps", 10, False)
+
+
+def first_batch() -> list[int]:
+    own = task()
+    return train_module.Batches([len(e.ids) for e in own.train], 8, 0).next_batch()
+
+
+def test_the_best_prompt_is_kept(tmp_path: Path) -> None:
+    """After step 5 somebody spoils the prompt: what is returned is that of the best validation."""
+    lm = tiny_lm("llama")
+    mine, seen = learner(lm, "prefix-tuning"), list[tuple[float, str]]()
+
+    def report(event: Event) -> None:
+        if event.kind == "validation":
+            seen.append((event.numbers["validation_loss"], digest(mine.freeze())))
+            assert event.numbers["best"] == min(loss for loss, _ in seen)
+        if event.kind == "step" and event.step == 6:
+            with torch.no_grad():
+                for parameter in mine.parameters():
+                    parameter.normal_(0.0, 5.0)
+
+    result = run(lm, mine, tmp_path, steps=10, evals=5, lr=0.3, patience=None, report=report)
+    best, of_best = min(seen)
+    assert 0 < seen.index((best, of_best)) < len(seen) - 2, "neither the first nor one of the spoilt"
+    assert (result.validation_loss, digest(result.prompt)) == (best, of_best)
+    assert validation_loss(result.prompt, task().validation) == pytest.approx(best, rel=1e-5)
+
+
+def test_without_validation_rows_the_last_prompt_is_kept(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    mine = learner(lm, "prompt-tuning")
+    result = run(lm, mine, tmp_path, rows=task(validation=0), steps=4)
+    assert (result.validation_loss, result.history) == (None, [])
+    assert digest(result.prompt) == digest(mine.freeze())
+    assert digest(result.prompt) != digest(learner(lm, "prompt-tuning").freeze())
+
+
+def test_eval_rows_bounds_validation(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    start = learner(lm, "prompt-tuning").freeze()
+    for count in (3, 8, 100):
+        result = run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=1, eval_rows=count)
+        wanted = validation_loss(start, task().validation[:count])
+        assert result.history[0]["validation_loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_validation_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(train_module, "EVAL_TOKENS", 12)
+    result = run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=1)
+    wanted = validation_loss(learner(lm, "prompt-tuning").freeze(), task().validation)
+    assert result.history[0]["validation_loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_patience(patience: int, tmp_path: Path) -> None:
+    """Nothing moves at this rate, so no validation is better than the first."""
+    lm = tiny_lm("llama")
+    result = run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=10, evals=10, lr=1e-30, patience=patience)
+    assert (result.stopped, len(result.history)) == ("patience", 1 + patience)
+    assert result.step == patience
+
+
+def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a minute, a second a step; the learning rate falls with the time."""
+    lm, events = tiny_lm("llama"), list[Event]()
+    monkeypatch.setattr(train_module, "time", Clock(1.0))
+    result = run(
+        lm, learner(lm, "prompt-tuning"), tmp_path, steps=None, minutes=0.5, patience=None, report=events.append
+    )
+    steps = [e for e in events if e.kind == "step"]
+    assert result.stopped == "minutes"
+    assert 28 <= len(steps) <= 30
+    assert steps[-1].numbers["lr"] < 0.05 * max(e.numbers["lr"] for e in steps)
+    assert [h["step"] for h in result.history][-1] == result.step
+
+
+def test_steps_or_minutes_whichever_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(train_module, "time", Clock(1.0))
+    few = run(lm, learner(lm, "prompt-tuning"), tmp_path / "a", steps=5, minutes=0.5, patience=None)
+    many = run(lm, learner(lm, "prompt-tuning"), tmp_path / "b", steps=50, minutes=0.2, patience=None)
+    assert (few.stopped, few.step) == ("steps", 5)
+    assert many.stopped == "minutes"
+    assert many.step < 13
+
+
+def test_time_counts_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(train_module, "time", Clock(1.0))
+    changes: dict[str, Any] = {"steps": None, "minutes": 0.5, "patience": None}
+
+    def stop(event: Event) -> None:
+        if event.kind == "step" and event.step == 20:
+            signal.raise_signal(signal.SIGTERM)
+
+    run(lm, learner(lm, "prompt-tuning"), tmp_path, report=stop, **changes)
+    result = run(lm, learner(lm, "prompt-tuning"), tmp_path, resume=True, **changes)
+    assert result.stopped == "minutes"
+    assert 28 <= result.step <= 30
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, call: int, kind: str) -> None:
+    """Make loss or gradient of one step not finite."""
+    calls, real = [0], train_module.loss_sum
+
+    def poisoned(*args: Any) -> Tensor:
+        calls[0] += 1
+        loss = real(*args)
+        if calls[0] == call and kind == "gradient":
+            loss.register_hook(lambda grad: grad * math.inf)
+        return loss * math.nan if calls[0] == call and kind == "loss" else loss
+
+    monkeypatch.setattr(train_module, "loss_sum", poisoned)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_the_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With step and rows in the message, the prompt as it was, and a checkpoint from which the run is the same run."""
+    lm = tiny_lm("llama")
+    straight = run(lm, learner(lm, "prefix-tuning"), tmp_path / "straight", steps=5, save_every=1)
+    mine, after = learner(lm, "prefix-tuning"), dict[int, str]()
+
+    def report(event: Event) -> None:
+        if event.kind == "step":
+            after[event.step] = digest(mine.freeze())
+
+    with monkeypatch.context() as patch:
+        poison(patch, 3, kind)
+        with pytest.raises(NonFiniteLossError) as error:
+            run(lm, mine, tmp_path / "run", steps=5, save_every=1, report=report)
+    batches = train_module.Batches([len(e.ids) for e in task().train], 8, 0)
+    picked = [batches.next_batch() for _ in range(3)][2]
+    message = str(error.value)
+    assert "step 3" in message
+    assert task().train[picked[0]].where in message
+    assert ("loss nan" in message) == (kind == "loss")
+    assert sorted(after) == [1, 2]
+    assert digest(mine.freeze()) == after[2]
+    resumed = run(lm, learner(lm, "prefix-tuning"), tmp_path / "run", steps=5, save_every=1, resume=True)
+    assert digest(resumed.prompt) == digest(straight.prompt)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(train_module, "token_log_likelihoods", lambda *_: torch.tensor([math.nan]))
+    with pytest.raises(NonFiniteLossError, match=r"(?s)step 0: validation loss is not finite"):
+        run(lm, learner(lm, "prompt-tuning"), tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    """Other rows, settings, method or base model; how often it saves or in how many parts it runs does not matter."""
+    lm = tiny_lm("llama")
+    run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=4, save_every=2)
+    own = task()
+    others: list[tuple[Any, str, Task, dict[str, Any]]] = [
+        (lm, "prompt-tuning", own, {"lr": 0.5}),
+        (lm, "prompt-tuning", own, {"seed": 1}),
+        (lm, "prefix-tuning", own, {}),
+        (lm, "prompt-tuning", Task(own.train, own.validation, (), (50, 51), "other data"), {}),
+        (tiny_lm("mistral"), "prompt-tuning", own, {}),
+    ]
+    for model, method, rows, changes in others:
+        with pytest.raises(CheckpointError, match="other settings, data or base model"):
+            run(model, learner(model, method), tmp_path, rows=rows, resume=True, **({"steps": 4} | changes))
+    free = {"save_every": 1, "accumulate": 2, "gradient_checkpointing": True}
+    assert run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=4, resume=True, **free).step == 4
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        run(lm, learner(lm, "prompt-tuning"), tmp_path, resume=True)
+
+
+def test_signal_handlers_are_given_back(tmp_path: Path) -> None:
+    lm, before = tiny_lm("llama"), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=2)
+    with pytest.raises(CheckpointError):
+        run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=2, resume=True)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+
+    def report(event: Event) -> None:
+        if event.kind == "step":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(lm, learner(lm, "prompt-tuning"), tmp_path, report=report)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 60))
+def test_by_tokens(lengths: list[int], limit: int) -> None:
+    rows = [Example(tuple(range(n)), (False,) * n, str(i)) for i, n in enumerate(lengths)]
+    parts = by_tokens(rows, limit)
+    assert [row for part in parts for row in part] == rows
+    for part in parts:
+        assert part
+        assert len(part) == 1 or sum(len(row.ids) for row in part) <= limit
+
+
+def test_default_steps(tmp_path: Path) -> None:
+    assert [default_steps(rows, 16) for rows in (1, 160, 320, 10_000)] == [100, 100, 200, 600]
+    lm = tiny_lm("llama")
+    assert TrainConfig().steps is None
+    assert run(lm, learner(lm, "prompt-tuning"), tmp_path, rows=Task(answers(3, 0), []), steps=None).step == 100
