@@ -127,7 +127,9 @@ def known_keys() -> dict[str, str]:
 
 def to_yaml(config: Config) -> str:
     """The settings as YAML that `resolve` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    data = config.model_dump(mode="json")
+    odd_breaks = any(sign in str(value) for value in _flatten(data).values() for sign in "\x85\u2028\u2029")
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=not odd_breaks)  # PyYAML folds them unless escaped
 
 
 def _set(merged: dict[str, Any], name: str, value: Any, origin: str) -> None:

@@ -84,7 +84,7 @@ def evaluate(
 
 
 def classification(lm: FrozenLM, subject: Subject, records: Sequence[Record], labels: Sequence[str]) -> Evaluation:
-    """Accuracy of the likeliest label, and of the likeliest per token (`accuracy_norm`, for labels of unequal length)."""
+    """Accuracy of the likeliest label, and of the likeliest per token (`accuracy_norm`, for unequal labels)."""
     classes = list(labels) or sorted({record.target for record in records if record.target is not None})
     for record in records:
         if record.target not in classes:
@@ -172,7 +172,7 @@ class LabelTree:
 
     def totals(self, lm: FrozenLM, states_RMH: Tensor) -> Tensor:
         """Log-likelihood [R, labels] from the hidden states of root and inner nodes."""
-        rows, nodes, _ = states_RMH.shape
+        nodes = states_RMH.shape[1]
         at = torch.tensor(self.edges, device=lm.device)
         parts = []
         for states in states_RMH.split(max(1, HEAD_POSITIONS // nodes)):

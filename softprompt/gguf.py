@@ -21,8 +21,7 @@ def convert(gguf: Path, folder: Path) -> None:
     except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
         raise ModelError("the GGUF file cannot be read", where=gguf, got=str(error).splitlines()[0]) from error
     # The weights are plain now; with the marks of quantisation left, save_pretrained would refuse.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
+    vars(model)["hf_quantizer"] = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

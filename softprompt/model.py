@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
@@ -55,6 +55,13 @@ class FrozenLM:
         self.geometry = measure(model, name)
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """The table of token embeddings."""
+        table = self.model.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 
@@ -64,11 +71,12 @@ class FrozenLM:
 
     def embed(self, ids: Tensor | Sequence[int]) -> Tensor:
         """Embeddings [..., H] of ids [...], scaled as the model itself would."""
-        return self.model.get_input_embeddings()(torch.as_tensor(ids, device=self.device))
+        return self.embedding(torch.as_tensor(ids, device=self.device))
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] in the model's dtype of final hidden states [N, H]."""
         head = self.model.get_output_embeddings()
+        assert head is not None, "a causal language model has a head"
         logits_NV = head(hidden_NH)
         return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
 
@@ -114,7 +122,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_c
     device, device_reason = pick_device(device)
     torch_dtype, dtype_reason = pick_dtype(dtype, device)
     options: dict[str, Any] = {"dtype": torch_dtype, "trust_remote_code": trust_remote_code}
-    with _quiet():
+    with _Quiet():
         try:
             tokenizer = _tokenizer(source, trust_remote_code)
             model = _load_model(source, options)
@@ -124,13 +132,13 @@ def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_c
                 where=name,
                 got=f"{type(error).__name__}: {_first_line(error)}",
             ) from error
-    return FrozenLM(model.to(torch.device(device)), tokenizer, name, f"{device_reason}; {dtype_reason}")
+    return FrozenLM(_moved(model, device), tokenizer, name, f"{device_reason}; {dtype_reason}")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer alone, without loading weights. Raises ModelError."""
     source = find(name)
-    with _quiet():
+    with _Quiet():
         try:
             return _tokenizer(source, trust_remote_code)
         except (OSError, ValueError, ImportError, KeyError) as error:
@@ -173,7 +181,8 @@ def pick_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
 def measure(model: PreTrainedModel, name: str) -> Geometry:
     """Run one token and read the shapes of the keys and values that each layer leaves in the cache."""
     config = model.config.get_text_config()
-    table = model.get_input_embeddings().weight
+    embedding: Any = model.get_input_embeddings()
+    table: Tensor = embedding.weight
     cache = DynamicCache()
     try:
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -186,8 +195,9 @@ def measure(model: PreTrainedModel, name: str) -> Geometry:
         ) from error
     shapes: list[LayerShape | None] = [None] * config.num_hidden_layers
     for i, layer in enumerate(cache.layers[: len(shapes)]):
-        if getattr(layer, "keys", None) is not None and layer.keys.numel() > 0:
-            shapes[i] = LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is not None and values is not None and keys.numel() > 0:
+            shapes[i] = LayerShape(keys.shape[1], keys.shape[3], values.shape[3])
     if not any(shapes):
         raise UnsupportedModelError(
             f"{config.model_type} models keep no keys and values, so no prefix can be put in front",
@@ -220,6 +230,14 @@ def _windows(config: Any, name: str) -> tuple[int | None, ...]:
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
+def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """On its device; a quantised model was put there when it was loaded and refuses to move."""
+    if getattr(model, "is_quantized", False):
+        return model
+    nn.Module.to(model, torch.device(device))
+    return model
+
+
 def _load_model(source: Source, options: dict[str, Any]) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(source.path, **options)
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
@@ -236,7 +254,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-class _quiet:
+class _Quiet:
     """No progress bars and no chatter from Transformers while loading."""
 
     def __enter__(self) -> None:

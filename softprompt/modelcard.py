@@ -26,8 +26,8 @@ def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {card.name}",
-        f"A soft prompt: {card.n_tokens} virtual tokens ({card.form} form, {bytes_on_disk / 1024:,.0f} KiB) for the frozen "
-        f"model `{geometry.base}` (fingerprint `{geometry.fingerprint}`). The base model itself is not in here.",
+        f"A soft prompt: {card.n_tokens} virtual tokens ({card.form} form, {bytes_on_disk / 1024:,.0f} KiB) for the "
+        f"frozen model `{geometry.base}` (fingerprint `{geometry.fingerprint}`). The base model itself is not in here.",
         f'```\nsoftprompt generate {card.name} --model {geometry.base} "your text"\n```',
         "| result | value |\n|---|---|\n" + metrics if metrics else "",
         f"![learning curve]({curve})" if curve else "",

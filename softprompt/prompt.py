@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class EmbeddingPrompt:
 
     embeddings: Tensor
 
-    form = "embedding"
+    form: ClassVar[Literal["embedding"]] = "embedding"
 
     @property
     def n_tokens(self) -> int:
@@ -44,7 +45,7 @@ class KVPrompt:
 
     layers: tuple[tuple[Tensor, Tensor] | None, ...]
 
-    form = "kv"
+    form: ClassVar[Literal["kv"]] = "kv"
 
     @property
     def n_tokens(self) -> int:

@@ -211,7 +211,8 @@ class _Loop:
                 loss.backward()
             count += loss.item() / world
         norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.settings.clip).item()
-        loss_value = float(self.accelerator.reduce(torch.tensor(count, device=self.lm.device), "sum").item())
+        summed: Any = self.accelerator.reduce(torch.tensor(count, device=self.lm.device), "sum")
+        loss_value = float(summed)
         if not (math.isfinite(loss_value) and math.isfinite(norm)):
             raise NonFiniteLossError(
                 "loss or gradient is not finite; the prompt was not changed by this step",

@@ -40,7 +40,8 @@ def learner(lm: FrozenLM, name: str, *, seed: int = 0, frozen_tokens: int = 0) -
 
 def settings(**changes: Any) -> TrainConfig:
     """Ten steps of eight rows."""
-    return TrainConfig(**({"steps": 10, "batch_size": 8, "evals": 4, "save_every": 1000} | changes))
+    defaults: dict[str, Any] = {"steps": 10, "batch_size": 8, "evals": 4, "save_every": 1000}
+    return TrainConfig(**(defaults | changes))
 
 
 def run(

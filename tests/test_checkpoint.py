@@ -98,7 +98,8 @@ def test_random_state_survives_the_disk(tmp_path: Path) -> None:
     tensors, tree = flatten(checkpoint.random_state(CPU), "state")
     save(tmp_path, Checkpoint("run", 1, tensors, {"tree": tree}))
     wanted = [draw(), draw()]
-    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(1)
     found = latest(tmp_path, "run")
     checkpoint.restore_random_state(unflatten(found.tensors, found.facts["tree"]), CPU)
     assert [draw(), draw()] == wanted

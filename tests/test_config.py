@@ -223,9 +223,8 @@ def test_a_file_that_is_not_there_or_not_text_or_too_large(tmp_path: Path, monke
         resolve({}, path)
 
 
-texts = (
-    st.none() | st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["null", "yes", "1e3", "~", "é"])
-)
+ODD = ["null", "yes", "1e3", "~", "é", "a\x85b", "\u2028", "a\u2029\n", " \n x\n", "\r\n", "a: b # c", "\ufeff", "\0"]
+texts = st.none() | st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(ODD)
 
 
 @settings(deadline=None, max_examples=100)
@@ -247,6 +246,16 @@ def test_what_to_yaml_writes_resolve_reads(flags: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = written(Path(folder) / "a.yaml", to_yaml(made))
         assert resolve({}, path) == made
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_to_yaml_keeps_what_yaml_would_fold(text: str, tmp_path: Path) -> None:
+    made = resolve({"template": text, "name": f"{text}b"})
+    assert resolve({}, written(tmp_path / "a.yaml", to_yaml(made))) == made
+
+
+def test_to_yaml_is_readable() -> None:
+    assert "name: é日本\n" in to_yaml(resolve({"name": "é日本"}))
 
 
 def test_to_yaml_shows_every_setting() -> None:

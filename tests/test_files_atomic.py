@@ -261,6 +261,10 @@ def test_recovery_puts_back_only_what_is_gone(tmp_path: Path) -> None:
     os.rename(tmp_path / "kept", tmp_path / "b")
     recover_folder(tmp_path / "b")
     assert content(tmp_path / "b") == NEW
+    stranded(tmp_path, "empty")
+    (tmp_path / "empty").mkdir()
+    recover_folder(tmp_path / "empty")
+    assert content(tmp_path / "empty") == {}
     recover_folder(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 

@@ -83,7 +83,7 @@ def test_a_text_prompt_is_a_longer_opening() -> None:
     )
     assert written(lm, subject) == wanted
     before, _ = ids_of(lm, subject)
-    assert lm.tokenizer.decode(before).endswith("negative\n\nReview:"), "all of it is shared by the rows"
+    assert str(lm.tokenizer.decode(before)).endswith("negative\n\nReview:"), "all of it is shared by the rows"
     assert subject.prompt is None
 
 

@@ -139,8 +139,8 @@ def test_the_bootstrap_interval_is_that_of_the_normal_law() -> None:
     score = bootstrap(len(values), lambda rows: sum(values[i] for i in rows) / len(rows))
     half = 1.96 * 2.0 / math.sqrt(len(values))
     assert score.value == pytest.approx(sum(values) / len(values))
-    assert score.value - score.low == pytest.approx(half, rel=0.2)
-    assert score.high - score.value == pytest.approx(half, rel=0.2)
+    assert score.value - score.low == pytest.approx(half, rel=0.12)
+    assert score.high - score.value == pytest.approx(half, rel=0.12)
 
 
 def test_the_bootstrap_draws_alike_every_time_and_never_all_rows_alike() -> None:

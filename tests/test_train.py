@@ -253,16 +253,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=4, save_every=2)
     own = task()
     others: list[tuple[Any, str, Task, dict[str, Any]]] = [
-        (lm, "prompt-tuning", own, {"lr": 0.5}),
-        (lm, "prompt-tuning", own, {"seed": 1}),
-        (lm, "prefix-tuning", own, {}),
-        (lm, "prompt-tuning", Task(own.train, own.validation, (), (50, 51), "other data"), {}),
-        (tiny_lm("mistral"), "prompt-tuning", own, {}),
+        (lm, "prompt-tuning", own, {"steps": 4, "lr": 0.5}),
+        (lm, "prompt-tuning", own, {"steps": 4, "seed": 1}),
+        (lm, "prefix-tuning", own, {"steps": 4}),
+        (lm, "prompt-tuning", Task(own.train, own.validation, (), (50, 51), "other data"), {"steps": 4}),
+        (tiny_lm("mistral"), "prompt-tuning", own, {"steps": 4}),
     ]
     for model, method, rows, changes in others:
         with pytest.raises(CheckpointError, match="other settings, data or base model"):
-            run(model, learner(model, method), tmp_path, rows=rows, resume=True, **({"steps": 4} | changes))
-    free = {"save_every": 1, "accumulate": 2, "gradient_checkpointing": True}
+            run(model, learner(model, method), tmp_path, rows=rows, resume=True, **changes)
+    free: dict[str, Any] = {"save_every": 1, "accumulate": 2, "gradient_checkpointing": True}
     assert run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=4, resume=True, **free).step == 4
 
 

@@ -59,7 +59,7 @@ def train(request: dict[str, Any]) -> None:
         say({"kind": event.kind, "step": event.step})
 
     folder, steps = Path(request["folder"]), request.get("steps", STEPS)
-    changes = {"steps": steps, "save_every": 1, "patience": None, "lr": 0.1}
+    changes: dict[str, Any] = {"steps": steps, "save_every": 1, "patience": None, "lr": 0.1}
     result = run(lm, learner(lm, "prefix-tuning"), folder, resume=request["resume"], report=report, **changes)
     say({"kind": "result", "stopped": result.stopped, "step": result.step, "digest": digest(result.prompt)})
 

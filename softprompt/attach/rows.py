@@ -51,7 +51,7 @@ def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | Non
 
 def _costs(lm: FrozenLM) -> tuple[float, float]:
     """FLOPs of a forward pass per token (matrix products) and per query-key pair (attention), all layers together."""
-    weights = lm.model.base_model.num_parameters() - lm.model.get_input_embeddings().weight.numel()
+    weights = sum(p.numel() for p in lm.model.base_model.parameters()) - lm.embedding.weight.numel()
     heads = lm.config.num_attention_heads
     pairs = sum(2 * heads * (shape.key_dim + shape.value_dim) for shape in lm.geometry.layers if shape is not None)
     return 2.0 * weights, float(pairs)

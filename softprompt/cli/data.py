@@ -177,7 +177,8 @@ def _end(template: Template, tokenizer: Tokenizer | None) -> dict[str, object] |
 def _print_report(report: dict[str, object], console: Console) -> None:
     """The report for people; its last word is ok."""
     splits, duplicates = report["splits"], report["duplicates"]
-    assert isinstance(splits, dict) and isinstance(duplicates, dict)
+    assert isinstance(splits, dict)
+    assert isinstance(duplicates, dict)
     console.print(Text(f"{report['path']}: rows of kind {report['kind']}"))
     table = Table(box=None, pad_edge=False)
     for column in ("split", "rows", "asked in train", "length", "min", "median", "95 %", "max"):

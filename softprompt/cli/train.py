@@ -97,8 +97,9 @@ def train_command(
         as_json=as_json,
         trust_remote_code=trust_remote_code,
     )
-    if code:
-        sys.exit(code)
+    if code == 0 and not as_json:
+        print_next(settings)
+    sys.exit(code)
 
 
 def run_training(
@@ -115,7 +116,7 @@ def run_training(
     if prepared.dropped:
         console.print(
             Text(
-                f"note: {prepared.dropped} rows longer than {settings.max_length} tokens left out",
+                f"note: {prepared.dropped} rows of over {settings.max_length} tokens left out",
                 style="yellow",
             )
         )
@@ -123,7 +124,7 @@ def run_training(
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     console.print(
         Text(
-            f"method      {settings.method.name}, {settings.method.n_tokens} virtual tokens, init {settings.method.init}\n"
+            f"method      {settings.method.name}, {settings.method.n_tokens} tokens from {settings.method.init}\n"
             f"data        {len(prepared.train)} rows to train, {len(prepared.validation)} to validate"
         )
     )
@@ -141,7 +142,6 @@ def run_training(
             if error.hint is None and prepared.run.exists():
                 error.hint = "--resume goes on from the last checkpoint"
             raise
-    name = prepared.folder.name
     if outcome.folder is None:
         console.print(
             Text(
@@ -165,9 +165,17 @@ def run_training(
     out.print(Text(f"saved       {outcome.folder} ({outcome.bytes / 1024:,.0f} KiB){loss}", style="bold green"))
     out.print(Text(f"ended by    {result.stopped} after {result.step} steps, {result.seconds:.0f} s"))
     out.print(Text(f"curve       {outcome.folder / 'curve.png'}"))
-    out.print(Text(f"next        softprompt eval {name} --data {settings.data}"))
-    out.print(Text(f'            softprompt generate {name} "your text"'))
     return 0
+
+
+def print_next(settings: Config) -> None:
+    """The commands that follow a finished run."""
+    from softprompt import store
+
+    if settings.name and store.locate(settings.name).exists():
+        console = Console(soft_wrap=True)
+        console.print(Text(f"next        softprompt eval {settings.name} --data {settings.data}"))
+        console.print(Text(f'            softprompt generate {settings.name} "your text"'))
 
 
 def dotted(arguments: list[str]) -> dict[str, str]:

@@ -106,5 +106,6 @@ def _fit(ids: Sequence[int], count: int, what: str) -> list[int]:
 
 def _spread(lm: FrozenLM) -> float:
     """Lester's range is for T5, whose embeddings have a standard deviation near 1: scale it to this model's."""
-    table = lm.model.get_input_embeddings().weight
-    return float(table[: 2 * FREQUENT].float().std()) / 0.2887  # standard deviation of uniform [-0.5, 0.5]
+    return (
+        float(lm.embedding.weight[: 2 * FREQUENT].float().std()) / 0.2887
+    )  # standard deviation of uniform [-0.5, 0.5]

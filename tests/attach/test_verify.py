@@ -15,8 +15,8 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.model import FrozenLM
 from tests.tiny import CONFIGS, VOCAB, tiny_lm, tiny_tokenizer
 
-SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
-HEADS = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 256}
+SMALL: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
+HEADS: dict[str, Any] = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 256}
 
 
 def random_lm(config: tf.PreTrainedConfig) -> FrozenLM:
@@ -31,7 +31,13 @@ def random_lm(config: tf.PreTrainedConfig) -> FrozenLM:
 
 
 def gpt_neo(window: int, kinds: list[str]) -> tf.PreTrainedConfig:
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "intermediate_size": 64,
+    }
     return tf.GPTNeoConfig(**sizes, attention_types=[[kinds, 1]], window_size=window, max_position_embeddings=256)
 
 

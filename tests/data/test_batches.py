@@ -98,9 +98,7 @@ def test_a_damaged_state_is_refused(change: dict[str, int]) -> None:
         batches.restore({"epoch": 0})
 
 
-@pytest.mark.parametrize(
-    ("lengths", "size", "seed"), [([], 1, 0), ([1], 0, 0), ([1], 1, -1), ([1], 1, 2**63)]
-)
+@pytest.mark.parametrize(("lengths", "size", "seed"), [([], 1, 0), ([1], 0, 0), ([1], 1, -1), ([1], 1, 2**63)])
 def test_impossible_settings_are_refused(lengths: list[int], size: int, seed: int) -> None:
     with pytest.raises(DataError):
         Batches(lengths, size, seed)

@@ -115,9 +115,7 @@ def test_preview_of_conversations_without_a_model(tmp_path: Path) -> None:
 
 
 def test_preview_keeps_characters_of_several_bytes_together(tmp_path: Path) -> None:
-    path = write_jsonl(
-        tmp_path / "a.jsonl", {"prompt": "é", "completion": "a€"}, {"prompt": "a", "completion": "b"}
-    )
+    path = write_jsonl(tmp_path / "a.jsonl", {"prompt": "é", "completion": "a€"}, {"prompt": "a", "completion": "b"})
     assert "é" in (output := run("preview", path, "--model", "tiny", "--no-chat", "-n", "1").output)
     assert "« a»«€»«</s>»" in output
 

@@ -34,11 +34,7 @@ def test_prompt_completion_and_input_target_are_the_same(source: str, target: st
 
 @given(st.lists(WORDS, min_size=1), WORDS)
 def test_messages_keep_every_turn(questions: list[str], answer: str) -> None:
-    turns = [
-        t
-        for q in questions
-        for t in ({"role": "user", "content": q}, {"role": "assistant", "content": answer})
-    ]
+    turns = [t for q in questions for t in ({"role": "user", "content": q}, {"role": "assistant", "content": answer})]
     record = one({"messages": turns})
     assert record.messages == tuple(Message(t["role"], t["content"]) for t in turns)
     assert (record.kind, record.target, record.context, record.fields) == ("messages", answer, 0, {})

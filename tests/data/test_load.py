@@ -171,9 +171,7 @@ def test_carve_refuses_impossible_settings(fraction: float, seed: int) -> None:
 def test_digest_is_pinned_and_ignores_the_place() -> None:
     rows = records({"text": "é", "label": "b"}, {"text": "c", "label": "d"})
     assert digest(rows) == PINNED
-    moved = load.parse_rows(
-        [("elsewhere:9", {"label": "b", "text": "é"}), ("x:1", {"text": "c", "label": "d"})]
-    )
+    moved = load.parse_rows([("elsewhere:9", {"label": "b", "text": "é"}), ("x:1", {"text": "c", "label": "d"})])
     assert digest(moved) == digest(rows)
 
 

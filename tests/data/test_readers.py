@@ -61,9 +61,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert rows_of(path) == [("row 1", ROWS[0]), ("row 2", ROWS[1])]
 
 
-def test_parquet_without_pyarrow_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any) -> Any:
@@ -105,9 +103,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
         ("a", "hello", "", "no suffix"),
     ],
 )
-def test_broken_files_are_named(
-    tmp_path: Path, name: str, content: str | bytes, line: str, part: str
-) -> None:
+def test_broken_files_are_named(tmp_path: Path, name: str, content: str | bytes, line: str, part: str) -> None:
     path = write(tmp_path / name, content)
     with pytest.raises(DataError) as caught:
         rows_of(path)
@@ -138,9 +134,7 @@ def test_what_is_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             rows_of(write(tmp_path / name, "[1,2]"))
 
 
-def test_a_large_parquet_is_refused_by_what_it_unpacks_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_parquet_is_refused_by_what_it_unpacks_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"text": [f"{i:01000}" for i in range(1000)]})

@@ -163,10 +163,7 @@ def test_long_rows_can_be_dropped_but_are_never_cut() -> None:
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     def thinking(conversation: Turns, generation: bool) -> str:
         last = len(conversation) - 1
-        marks = [
-            {**t, "content": "<think>" * (i == last and i % 2) + t["content"]}
-            for i, t in enumerate(conversation)
-        ]
+        marks = [{**t, "content": "<think>" * (i == last and i % 2) + t["content"]} for i, t in enumerate(conversation)]
         return chatml(marks, generation)
 
     tokenizer, template = BytesTokenizer(thinking), Template("chat")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.testing import assert_close
+from transformers import DynamicCache
 
 from softprompt.attach import Prefix
 from softprompt.attach.cache import KV
@@ -67,6 +70,19 @@ def examples(lengths: Sequence[int], seed: int = 0) -> list[Example]:
 def pairs(layers: Sequence[KV]) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of all layers that have some."""
     return [kv for kv in layers if kv is not None]
+
+
+def cached(lm: FrozenLM, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """What Transformers' own cache holds of a text, per layer (keys [K, T, D], values [K, T, D'])."""
+    cache: Any = DynamicCache()
+    with torch.no_grad():
+        lm.model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
+    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+
+
+def check_close(ours: Tensor, wanted: Tensor) -> None:
+    """Equal logits but for rounding: float32, another order of sums."""
+    assert_close(ours, wanted, rtol=1e-4, atol=5e-5)
 
 
 def same_kv(one: Sequence[KV], other: Sequence[KV]) -> bool:

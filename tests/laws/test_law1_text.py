@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from softprompt.attach import Prefix, bank, hidden
 from softprompt.data.template import bos_ids
@@ -12,7 +11,7 @@ from softprompt.methods.inits import harvest
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.prompt import EmbeddingPrompt
-from tests.laws.cases import text_ids
+from tests.laws.cases import check_close, text_ids
 from tests.tiny import FAMILIES, tiny_lm
 
 TEXT, ROWS = text_ids(9, 1), (text_ids(14, 2), text_ids(1, 3), text_ids(5, 4))  # past the sliding window of 11
@@ -28,7 +27,7 @@ def check(lm: FrozenLM, prefix: Prefix, before: list[int]) -> None:
     with torch.no_grad():
         wanted = torch.cat([whole_text(lm, before, row) for row in ROWS])
         ours = lm.logits(hidden(lm, bank(lm, [prefix]), [Row(row) for row in ROWS]))
-    assert_close(ours, wanted, rtol=1e-4, atol=5e-5)
+    check_close(ours, wanted)
 
 
 @pytest.mark.parametrize("bos", [False, True])

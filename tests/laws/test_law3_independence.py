@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
+from random import Random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.testing import assert_close
 
 from softprompt.attach import Bank, Session, bank, hidden
 from softprompt.decode import Sampling, generate
 from softprompt.packing import Row
-from tests.laws.cases import FIRST, LAST, mixed_prefixes, text_ids
+from tests.laws.cases import FIRST, check_close, mixed_prefixes, text_ids
 from tests.tiny import FAMILIES, VOCAB, tiny_lm
 
-CLOSE = {"rtol": 1e-4, "atol": 5e-5}
 PREFIXES = 6  # of `mixed_prefixes`
 Lengths = st.lists(st.tuples(st.integers(1, 14), st.integers(0, PREFIXES - 1)), min_size=2, max_size=7)
 
@@ -46,15 +45,15 @@ def alone(family: str, ids: list[int], owner: int) -> Tensor:
 
 @given(st.sampled_from(FAMILIES), Lengths, st.integers(1, 60) | st.none(), st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=150)
-def test_packed_rows(family: str, kinds: list[tuple[int, int]], capacity: int | None, order: object) -> None:
+def test_packed_rows(family: str, kinds: list[tuple[int, int]], capacity: int | None, order: Random) -> None:
     lm = tiny_lm(family)
     rows = [Row(text_ids(n, 100 + i), owner) for i, (n, owner) in enumerate(kinds)]
-    order.shuffle(rows)  # type: ignore[attr-defined]
+    order.shuffle(rows)
     with torch.no_grad():
         states = hidden(lm, big_bank(family), rows, capacity=capacity)
     parts = lm.logits(states).split([len(row.ids) for row in rows])
     for row, ours in zip(rows, parts, strict=True):
-        assert_close(ours, alone(family, list(row.ids), row.prefix), **CLOSE)
+        check_close(ours, alone(family, list(row.ids), row.prefix))
 
 
 @given(st.sampled_from(FAMILIES), Lengths, st.data())
@@ -78,7 +77,7 @@ def test_session_with_rows_that_leave(family: str, kinds: list[tuple[int, int]],
         assert states is session.hidden
         for i, row in enumerate(active):
             rows[row] = [*rows[row], new[i]]
-            assert_close(lm.logits(states[i : i + 1]), alone(family, rows[row], owners[row])[-1:], **CLOSE)
+            check_close(lm.logits(states[i : i + 1]), alone(family, rows[row], owners[row])[-1:])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,7 +106,6 @@ def test_greedy_answers_do_end_at_different_times() -> None:
 def test_the_prefix_is_felt() -> None:
     """Else independence would be empty."""
     ids = text_ids(5, 1)
-    assert LAST > FIRST
     logits = [alone("llama", ids, owner) for owner in range(PREFIXES)]
     for one in range(PREFIXES):
         for other in range(one):

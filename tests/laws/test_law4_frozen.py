@@ -28,7 +28,7 @@ def test_training_changes_the_prompt_only(method: str, checkpointing: bool, tmp_
 def test_the_digest_sees_one_bit() -> None:
     lm = tiny_lm("gpt2")
     before = lm.digest()
-    weight = lm.model.get_input_embeddings().weight
+    weight = lm.embedding.weight
     old = weight[17, 3].item()
     with torch.no_grad():
         weight[17, 3] = torch.nextafter(weight[17, 3], torch.tensor(9.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def check_same(folder: Path, ours: Result, other: Path, theirs: Result) -> None:
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_stop_and_resume_at_any_step(method: str, optimizer: str, tmp_path: Path) -> None:
     lm = tiny_lm("llama")
-    changes = {"steps": STEPS, "save_every": STEPS, "optimizer": optimizer, "weight_decay": 0.01}
+    changes: dict[str, Any] = {"steps": STEPS, "save_every": STEPS, "optimizer": optimizer, "weight_decay": 0.01}
     frozen = 1 if method == "prefix-tuning" else 0
     straight = run(lm, learner(lm, method, frozen_tokens=frozen), tmp_path / "straight", **changes)
     for stop in (1, 4, 8):
@@ -75,7 +76,7 @@ def test_stop_and_resume_at_any_step(method: str, optimizer: str, tmp_path: Path
 def test_many_stops(kind: str, tmp_path: Path) -> None:
     """Stopped after every step or validation, the run is still the same run."""
     lm = tiny_lm("llama")
-    changes = {"steps": STEPS, "save_every": STEPS, "evals": 8, "patience": None}
+    changes: dict[str, Any] = {"steps": STEPS, "save_every": STEPS, "evals": 8, "patience": None}
     straight = run(lm, learner(lm, "prefix-tuning"), tmp_path / "straight", **changes)
     result, folder, resume, tries = None, tmp_path / "stops", False, 0
     while result is None or result.interrupted:
@@ -102,7 +103,13 @@ def _stop_once(kind: str, number: int) -> Callable[[Event], None]:
 def test_early_stopping_is_resumed_too(tmp_path: Path) -> None:
     """Patience counts validations before the stop."""
     lm = tiny_lm("llama")
-    changes = {"steps": STEPS, "save_every": 1, "evals": STEPS, "patience": 2, "lr": 1e-30}  # nothing moves
+    changes: dict[str, Any] = {
+        "steps": STEPS,
+        "save_every": 1,
+        "evals": STEPS,
+        "patience": 2,
+        "lr": 1e-30,
+    }  # nothing moves
     straight = run(lm, learner(lm, "prompt-tuning"), tmp_path / "straight", **changes)
     assert straight.stopped == "patience"
     assert straight.step > 1

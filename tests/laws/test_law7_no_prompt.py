@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from softprompt.attach import Prefix, Session, bank, hidden, verify
 from softprompt.attach.forward import mask_styles
 from softprompt.packing import Row
-from tests.laws.cases import mixed_prefixes, text_ids
+from tests.laws.cases import check_close, mixed_prefixes, text_ids
 from tests.tiny import FAMILIES, tiny_lm
 
 ROWS = [text_ids(n, 20 + n) for n in (13, 1, 25, 6)]
@@ -34,6 +33,6 @@ def test_empty_prefix(family: str) -> None:
             assert own.lengths[number] == 0
             for capacity in (1, 50):
                 states = hidden(lm, own, [Row(row, number) for row in ROWS], capacity=capacity)
-                assert_close(lm.logits(states), torch.cat(wanted), rtol=1e-4, atol=5e-5)
+                check_close(lm.logits(states), torch.cat(wanted))
             session = Session(lm, own, ROWS, [number] * len(ROWS), room=1)
-            assert_close(lm.logits(session.hidden), torch.stack([w[-1] for w in wanted]), rtol=1e-4, atol=5e-5)
+            check_close(lm.logits(session.hidden), torch.stack([w[-1] for w in wanted]))

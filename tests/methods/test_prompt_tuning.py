@@ -28,7 +28,7 @@ def test_parameters_are_the_prompt_and_no_more() -> None:
     assert method.state_dict().keys() == {"embeddings"}
     prompt = method()
     assert isinstance(prompt, EmbeddingPrompt)
-    (gradient,) = torch.autograd.grad((prompt.embeddings * 3).sum(), method.parameters())
+    (gradient,) = torch.autograd.grad((prompt.embeddings * 3).sum(), list(method.parameters()))
     assert torch.equal(gradient, torch.full_like(gradient, 3.0))
 
 

@@ -1,0 +1,1 @@
+"""The example task: customer messages to JSON, see README.md here."""
