@@ -85,7 +85,7 @@ def peft_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], 
         task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(start), prompt_tuning_init=PromptTuningInit.RANDOM
     )
     model: Any = get_peft_model(lm.model, config)
-    weight = model.prompt_encoder["default"].embedding.weight
+    weight: Tensor = model.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         weight.copy_(start)
     longest = max(len(row.ids) for row in rows)
@@ -98,6 +98,7 @@ def peft_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], 
         weight.grad = None
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
+        assert weight.grad is not None
         return loss.item(), weight.grad
 
     return step
@@ -105,16 +106,18 @@ def peft_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], 
 
 def floor_step(lm: FrozenLM, rows: list[Example], virtual: int) -> Callable[[], None]:
     """The matrix products alone."""
-    weights = [p for p in lm.model.base_model.parameters() if p.ndim == 2 and p is not lm.embedding.weight]
+    weights: list[Tensor] = [
+        p for p in lm.model.base_model.parameters() if p.ndim == 2 and p is not lm.embedding.weight
+    ]
     pairs = [(weight, count) for weight in weights for count in (virtual, sum(len(row.ids) for row in rows))]
-    pairs.append((lm.embedding.weight, learned_tokens(rows)))
+    pairs.append((lm.embedding.weight, learned_tokens(rows)))  # the head: tied to the embedding in this model
     inputs = {size: torch.randn(size).to(lm.dtype) for w, n in pairs for size in ((n, w.shape[0]), (n, w.shape[1]))}
 
     def step() -> None:
         with torch.no_grad():
             for weight, count in pairs:
-                inputs[(count, weight.shape[1])] @ weight.T
-                inputs[(count, weight.shape[0])] @ weight
+                torch.matmul(inputs[(count, weight.shape[1])], weight.T)
+                torch.matmul(inputs[(count, weight.shape[0])], weight)
 
     return step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers as tf
@@ -18,7 +19,7 @@ CHATML = (
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
 VOCAB = 300  # 4 special + 256 bytes + some never used
 
-_common = {
+_common: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -26,7 +27,7 @@ _common = {
     "intermediate_size": 64,
     "max_position_embeddings": 256,
 }
-_gqa = _common | {"num_key_value_heads": 2, "head_dim": 8}
+_gqa: dict[str, Any] = _common | {"num_key_value_heads": 2, "head_dim": 8}
 
 CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
     "llama": lambda: tf.LlamaConfig(**_gqa),
