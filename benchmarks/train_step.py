@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,11 +152,11 @@ def measure(case: Case, model: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def peak_memory(case: Case, model: str, side: str) -> int:
-    """Peak resident bytes of a fresh process that loads the model and runs two steps of one side."""
+def peak_memory(case: Case, model: str, side: str) -> dict[str, int]:
+    """Resident bytes of a fresh process: when the model is loaded, and at the peak of two steps of one side."""
     arguments = [sys.executable, "-m", "benchmarks.train_step", "--model", model, "--memory", side]
     out = subprocess.run([*arguments, json.dumps(asdict(case))], capture_output=True, text=True, check=True)  # noqa: S603
-    return int(out.stdout.strip().splitlines()[-1])
+    return json.loads(out.stdout.strip().splitlines()[-1])
 
 
 def memory_side(case: Case, model: str, side: str) -> None:
@@ -165,10 +165,18 @@ def memory_side(case: Case, model: str, side: str) -> None:
     rows = rows_of(case, lm.geometry.vocab)
     start = lm.embed(torch.randint(5, lm.geometry.vocab, (case.virtual,))).float()
     step = (our_step if side == "ours" else peft_step)(lm, rows, start)
+    loaded = resident_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of the steps, not that of loading
     for _ in range(2):
         step()
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    print(json.dumps({"peak": resident_bytes("VmHWM"), "loaded": loaded}))
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """This process's resident memory now, or with "VmHWM" at its peak (getrusage would report the parent's: it
+    survives exec)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def main() -> None:
