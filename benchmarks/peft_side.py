@@ -123,7 +123,7 @@ def to_prompt(lm: FrozenLM, kind: Kind, model: Any) -> Prompt | None:
     weight: Tensor = model.prompt_encoder["default"].embedding.weight.detach().float()
     if kind == "prompt-tuning":
         return EmbeddingPrompt(weight)
-    layers = lm.geometry.n_layers
+    layers = len(lm.geometry.layers)
     heads, size = lm.config.num_key_value_heads, weight.shape[1] // (2 * layers * lm.config.num_key_value_heads)
     parts = weight.view(len(weight), layers, 2, heads, size).permute(1, 2, 3, 0, 4)  # as PeftModel.get_prompt
     return KVPrompt(tuple((keys.contiguous(), values.contiguous()) for keys, values in parts))

@@ -195,7 +195,8 @@ def main() -> None:
     for case in QUICK if options.quick else CASES:
         result = measure(case, options.model, 3 if options.quick else 5)
         memory = {side: peak_memory(case, options.model, side) for side in ("ours", "peft")}
-        results.append(result | {"peak_bytes": memory, "peak_memory_ratio": memory["ours"] / memory["peft"]})
+        ratio = memory["ours"]["peak"] / memory["peft"]["peak"]
+        results.append(result | {"memory_bytes": memory, "peak_memory_ratio": ratio})
         if not options.json:
             r = results[-1]
             print(

@@ -43,7 +43,7 @@ class TrainConfig(BaseModel):
         default=None, ge=1, description="optimiser steps; chosen from the number of rows if not given"
     )
     minutes: float | None = Field(default=None, gt=0, description="wall-time budget; the schedule fits itself to it")
-    batch_size: int = Field(default=16, ge=1, description="rows per step, all processes together")
+    batch_size: int = Field(default=8, ge=1, description="rows per step, all processes together")
     accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")
     optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimiser")
     lr: float = Field(default=1e-2, gt=0, description="peak learning rate")

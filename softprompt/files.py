@@ -9,12 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from softprompt.errors import StoreError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `softprompt --help` needs this module
+    from torch import Tensor
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_TENSOR_BYTES = 8 * 2**30

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -154,6 +155,8 @@ def pick_device(wanted: str) -> tuple[str, str]:
     }
     if wanted == "auto":
         found = next(name for name in ("cuda", "mps", "cpu") if available[name])
+        if found == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes
+            found = f"cuda:{os.environ['LOCAL_RANK']}"
         return found, f"device {found} (the fastest one found)"
     if not available.get(wanted.split(":")[0], False):
         have = [name for name, there in available.items() if there]

@@ -17,7 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from softprompt import store
+from accelerate import PartialState
+
+from softprompt import store, tracking
 from softprompt.card import Card, Layout
 from softprompt.checkpoint import latest_step
 from softprompt.config import Config, to_yaml
@@ -27,11 +29,12 @@ from softprompt.data.template import Template, bos_ids, default_template, fill, 
 from softprompt.data.tokenise import Example, target_ids, tokenise
 from softprompt.errors import ConfigError, StoreError
 from softprompt.framing import layout_for, layout_ids
-from softprompt.methods import Start, build
+from softprompt.methods import Method, Start, build
 from softprompt.model import FrozenLM, load, load_tokenizer
 from softprompt.modelcard import model_card
 from softprompt.plot import learning_curve
 from softprompt.runlog import RunLog, read
+from softprompt.tracking import Tracking
 from softprompt.train import Event, Result, Task, train
 
 RUNS = ".runs"
@@ -88,6 +91,7 @@ def prepare(
     if not config.name or not config.data:
         missing = "name" if not config.name else "data"
         raise ConfigError(f"{missing} is not given", hint="softprompt train --model M --data D --name N")
+    tracking.check(config.train.track)
     folder = store.locate(config.name)
     run = folder.parent / RUNS / folder.name
     if folder.exists() and not overwrite:
@@ -139,19 +143,11 @@ def fit(
     layout = layout_for(lm, prepared.template, method.freeze().form)
     lead, follow = layout_ids(lm, layout)
     task = Task(prepared.train, prepared.validation, lead, follow, digest(prepared.splits.train))
-    if not resume:
-        shutil.rmtree(run, ignore_errors=True)
-    log = RunLog(run / "metrics.jsonl", latest_step(run) if resume else None)
-    (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-
-    def both(event: Event) -> None:
-        log.write({"event": event.kind, "step": event.step, **event.numbers})
-        report(event)
-
-    try:
-        result = train(lm, method, task, config.train, run, resume=resume, report=both)
-    finally:
-        log.close()
+    processes = PartialState(cpu=lm.device.type == "cpu")
+    if processes.is_main_process:
+        result = _logged(prepared, lm, method, task, resume, report)
+    else:
+        result = train(lm, method, task, config.train, run, resume=resume)
     card = _card(prepared, lm, layout, result)
     if result.interrupted:
         return Outcome(result, None, run, card, 0)
@@ -160,11 +156,36 @@ def fit(
     def extras(scratch: Path) -> None:
         learning_curve(scratch / CURVE, card.name, *curves(run / "metrics.jsonl"))
 
-    readme = model_card(card, bytes_on_disk=size, curve=CURVE)
-    store.save(prepared.folder, result.prompt, card, readme=readme, extras=extras, overwrite=overwrite)
-    for checkpoint in run.glob("checkpoint-*"):  # the run is over: what is left of it is its log
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    if processes.is_main_process:
+        readme = model_card(card, bytes_on_disk=size, curve=CURVE)
+        store.save(prepared.folder, result.prompt, card, readme=readme, extras=extras, overwrite=overwrite)
+        for checkpoint in run.glob("checkpoint-*"):  # the run is over: what is left of it is its log
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    processes.wait_for_everyone()
     return Outcome(result, prepared.folder, run, card, size)
+
+
+def _logged(
+    prepared: Prepared, lm: FrozenLM, method: Method, task: Task, resume: bool, report: Callable[[Event], None]
+) -> Result:
+    """Train, and write every event to metrics.jsonl and to the tracker."""
+    config, run = prepared.config, prepared.run
+    if not resume:
+        shutil.rmtree(run, ignore_errors=True)
+    log = RunLog(run / "metrics.jsonl", latest_step(run) if resume else None)
+    (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    tracker = Tracking(config.train.track, prepared.folder.name, run, config.model_dump(mode="json"))
+
+    def everywhere(event: Event) -> None:
+        log.write({"event": event.kind, "step": event.step, **event.numbers})
+        tracker.write(event.kind, event.step, event.numbers)
+        report(event)
+
+    try:
+        return train(lm, method, task, config.train, run, resume=resume, report=everywhere)
+    finally:
+        log.close()
+        tracker.close()
 
 
 def start_of(prepared: Prepared, lm: FrozenLM) -> Start:

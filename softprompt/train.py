@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from softprompt import checkpoint
@@ -177,6 +178,7 @@ class _Loop:
                 self.next_eval = progress + (1.0 - 1e-9) / self.settings.evals
             now = time.monotonic()
             self.elapsed, mark = self.elapsed + now - mark, now
+            self.agree(interrupt)
             progress = self.horizon.progress(self.step, self.elapsed)
             stopped = self.why_stop(interrupt, progress)
             if not stopped:
@@ -186,6 +188,13 @@ class _Loop:
         if self.history and self.history[-1]["step"] != self.step and not interrupt.received:
             self.validate()
         return self.finish(stopped)
+
+    def agree(self, interrupt: Interrupt) -> None:
+        """Let all processes decide alike: by the clock of the first one, and by a signal that any of them got."""
+        if self.accelerator.num_processes > 1:
+            told: list[Any] = gather_object([(self.elapsed, interrupt.received)])
+            self.elapsed = told[0][0]
+            interrupt.received = next((received for _, received in told if received), None)
 
     def why_stop(self, interrupt: Interrupt, progress: float) -> str:
         """The reason to stop now, or ""."""

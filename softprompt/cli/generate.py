@@ -45,6 +45,8 @@ def generate_command(
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(stop or ()), seed)
     chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if not chosen:
+        raise ConfigError("no soft prompt is named", got=names, hint='softprompt generate NAME "your text"')
     rows = _texts(texts)
     lm = load_base(model or base_of(chosen), dtype, device, trust_remote_code)
     subjects = _subjects(lm, chosen, base)

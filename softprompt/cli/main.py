@@ -57,7 +57,7 @@ def run() -> None:
 
 def fail(error: SoftpromptError) -> None:
     """Print the message on stderr and exit with 1; raise it instead with --debug."""
-    if os.environ.get("SOFTPROMPT_DEBUG"):
+    if os.environ.get("SOFTPROMPT_DEBUG", "0") not in {"", "0"}:
         raise error
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), error.render()))
     sys.exit(1)

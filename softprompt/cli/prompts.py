@@ -21,10 +21,7 @@ def list_command(as_json: AsJson = False) -> None:
     found = store.list_cards(store.home())
     if as_json:
         rows = [
-            {
-                "name": path.name,
-                **(card.model_dump(mode="json") if isinstance(card, Card) else {"error": str(card)}),
-            }
+            (card.model_dump(mode="json") if isinstance(card, Card) else {"error": str(card)}) | {"name": path.name}
             for path, card in found
         ]
         typer.echo(json.dumps(rows))
@@ -35,7 +32,8 @@ def list_command(as_json: AsJson = False) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for column in ("name", "form", "tokens", "base model", "method", "created"):
-        table.add_column(column, justify="right" if column == "tokens" else "left")
+        align = "right" if column == "tokens" else "left"
+        table.add_column(column, justify=align, no_wrap=True, overflow="fold" if column == "name" else "ellipsis")
     for path, card in found:
         if isinstance(card, Card):
             method = str(card.method.get("name", ""))

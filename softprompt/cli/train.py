@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ FLAGS = {
 
 def train_command(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Argument(help="Settings in YAML; flags win over it.")] = None,
+    config: Annotated[str | None, typer.Argument(help="Settings in YAML; flags win over it.")] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")
     ] = None,
@@ -84,8 +85,9 @@ def train_command(
     given = locals()
     from softprompt.config import resolve, to_yaml
 
-    flags = {setting: given[flag] for flag, setting in FLAGS.items()} | dotted(context.args)
-    settings = resolve(flags, config, dict(os.environ))
+    extra, yaml_path = dotted([config, *context.args] if config else context.args)
+    flags = {setting: given[flag] for flag, setting in FLAGS.items()} | extra
+    settings = resolve(flags, yaml_path, dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
         return
@@ -97,7 +99,7 @@ def train_command(
         as_json=as_json,
         trust_remote_code=trust_remote_code,
     )
-    if code == 0 and not as_json:
+    if code == 0 and not as_json and os.environ.get("RANK", "0") == "0":
         print_next(settings)
     sys.exit(code)
 
@@ -109,6 +111,8 @@ def run_training(
     from softprompt.model import load
     from softprompt.recipe import fit, prepare
 
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one talks
+    quiet, as_json = quiet or not first, as_json and first
     console = Console(stderr=as_json, quiet=quiet, soft_wrap=True)
     prepared = prepare(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
     for note in prepared.splits.notes:
@@ -143,13 +147,9 @@ def run_training(
                 error.hint = "--resume goes on from the last checkpoint"
             raise
     if outcome.folder is None:
-        console.print(
-            Text(
-                f"stopped by {outcome.result.stopped} after step {outcome.result.step}; saved.",
-                style="yellow",
-            )
-        )
-        console.print(Text("go on with the same command and --resume"))
+        loud = Console(stderr=True, quiet=not first, soft_wrap=True)  # even with --quiet
+        stopped = f"stopped by {outcome.result.stopped} after step {outcome.result.step}; saved."
+        loud.print(Text(f"{stopped}\ngo on with the same command and --resume", style="yellow"))
         return 130 if outcome.result.stopped == signal.SIGINT.name else 0
     result = outcome.result
     loss = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.4f}"
@@ -161,7 +161,7 @@ def run_training(
     }
     if as_json:
         typer.echo(json.dumps(summary | {"bytes": outcome.bytes, "validation_loss": result.validation_loss}))
-    out = Console(quiet=as_json, soft_wrap=True)
+    out = Console(quiet=as_json or not first, soft_wrap=True)
     out.print(Text(f"saved       {outcome.folder} ({outcome.bytes / 1024:,.0f} KiB){loss}", style="bold green"))
     out.print(Text(f"ended by    {result.stopped} after {result.step} steps, {result.seconds:.0f} s"))
     out.print(Text(f"curve       {outcome.folder / 'curve.png'}"))
@@ -174,25 +174,30 @@ def print_next(settings: Config) -> None:
 
     if settings.name and store.locate(settings.name).exists():
         console = Console(soft_wrap=True)
-        console.print(Text(f"next        softprompt eval {settings.name} --data {settings.data}"))
+        data = shlex.quote(str(settings.data))
+        console.print(Text(f"next        softprompt eval {settings.name} --data {data}"))
         console.print(Text(f'            softprompt generate {settings.name} "your text"'))
 
 
-def dotted(arguments: list[str]) -> dict[str, str]:
-    """Extra flags such as `--train.warmup 0.1` or `--train.warmup=0.1` as dotted settings.
+def dotted(arguments: list[str]) -> tuple[dict[str, str], Path | None]:
+    """Flags such as `--train.warmup 0.1` or `--train.warmup=0.1` as dotted settings, and the YAML file among them.
 
-    Raises ConfigError for anything that is not a flag with a value.
+    Raises ConfigError for a flag without a value, and for a second file.
     """
     found: dict[str, str] = {}
+    files: list[str] = []
     rest = list(arguments)
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
-            raise ConfigError(f"unexpected argument {flag!r}", where="flags", hint="softprompt train --help")
+            files.append(flag)
+            continue
         name, equals, value = flag.removeprefix("--").partition("=")
         if not equals:
             if not rest:
                 raise ConfigError(f"flag --{name} needs a value", where="flags")
             value = rest.pop(0)
         found[name.replace("-", "_")] = value
-    return found
+    if len(files) > 1:
+        raise ConfigError(f"unexpected argument {files[1]!r}", where="flags", hint="softprompt train --help")
+    return found, Path(files[0]) if files else None

@@ -1,0 +1,124 @@
+"""`softprompt eval`: three subjects on the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softprompt import comparison
+from softprompt.errors import DataError, SoftpromptError, StoreError, WrongBaseError
+from tests.cli.shell import done, parsed, refused, same_answer
+from tests.data.rows import labelled, write_jsonl
+
+SUBJECTS = ["base", "text_prompt", "soft_prompt"]
+OPTIONS = ("--dtype", "float32", "--max-new-tokens", 8)
+
+
+@pytest.fixture
+def text_prompts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Instruction and examples' answers of every text prompt that is made."""
+    made, real = list[tuple[str, list[str]]](), comparison.text_subject
+
+    def spy(lm: Any, template: Any, instruction: str, shots: Any = ()) -> Any:
+        made.append((instruction, [shot.target for shot in shots]))
+        return real(lm, template, instruction, shots)
+
+    monkeypatch.setattr(comparison, "text_subject", spy)
+    return made
+
+
+def test_json(trained: Path) -> None:
+    path = same_answer(trained / "ok.jsonl", "ok")
+    report = parsed("eval", "ok", "--data", path, *OPTIONS, "--json", "--limit", 8)
+    assert [key for key in report if key in SUBJECTS] == SUBJECTS
+    assert (report["name"], report["data"]) == ("ok", str(path))
+    for subject in SUBJECTS:
+        scores = report[subject]
+        assert scores["rows"] == 8
+        assert scores.keys() - {"rows", "confidence_interval"} == {"exact_match", "bleu", "rouge_l"}
+        for metric, (low, high) in scores["confidence_interval"].items():
+            assert low <= scores[metric] <= high
+    assert [report[subject]["exact_match"] for subject in SUBJECTS] == [0, 0, 1]
+    assert report["soft_prompt"]["confidence_interval"]["exact_match"][0] > 0.5
+
+
+def test_a_table_for_people(trained: Path) -> None:
+    output = done("eval", "parity", "--data", trained / "parity.jsonl", *OPTIONS).stdout
+    report = parsed("eval", "parity", "--data", trained / "parity.jsonl", *OPTIONS, "--json")
+    header, *rows = output.splitlines()
+    assert header.split() == ["accuracy", "accuracy", "norm"]
+    for row, subject in zip(rows, SUBJECTS, strict=False):
+        low, high = report[subject]["confidence_interval"]["accuracy"]
+        assert row.startswith(subject.replace("_", " "))
+        assert f" {report[subject]['accuracy']:.3f} {low:.2f}–{high:.2f}" in row
+    assert "8 rows; 95 % confidence intervals" in output
+
+
+def test_limit_takes_the_first_rows(trained: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i}", "completion": "ok" if i < 3 else "never said"} for i in range(6)]
+    path = write_jsonl(tmp_path / "rows.jsonl", *rows)
+    some = parsed("eval", "ok", "--data", path, *OPTIONS, "--json", "--limit", 3)["soft_prompt"]
+    every = parsed("eval", "ok", "--data", path, *OPTIONS, "--json")["soft_prompt"]
+    assert (some["rows"], some["exact_match"]) == (3, 1)
+    assert (every["rows"], every["exact_match"]) == (6, 0.5)
+
+
+def test_a_folder_gives_test_rows_and_examples(
+    trained: Path, tmp_path: Path, text_prompts: list[tuple[str, list[str]]]
+) -> None:
+    write_jsonl(tmp_path / "train.jsonl", *labelled(8))
+    write_jsonl(tmp_path / "validation.jsonl", *labelled(2, 10))
+    write_jsonl(tmp_path / "test.jsonl", *labelled(3, 20))
+    for shots in (3, 0, 1):
+        report = parsed("eval", "parity", "--data", tmp_path, *OPTIONS, "--json", "--shots", shots)
+        assert report["soft_prompt"]["rows"] == 3
+    instruction = "Classify the text. Answer with one of: even, odd."
+    assert text_prompts == [(instruction, ["even", "odd", "even"]), (instruction, []), (instruction, ["even"])]
+
+
+def test_a_file_gives_no_examples(trained: Path, tmp_path: Path, text_prompts: list[tuple[str, list[str]]]) -> None:
+    """It says so, unless none were asked for; a file of their own gives them."""
+    examples = write_jsonl(tmp_path / "examples.jsonl", *labelled(3, 5))
+    args = ("eval", "parity", "--data", trained / "parity.jsonl", *OPTIONS, "--limit", 2)
+    assert "--shots-data" in done(*args).stderr
+    assert "--shots-data" not in done(*args, "--shots", 0).output
+    assert "--shots-data" not in done(*args, "--shots-data", examples, "--text-prompt", "Say it.").output
+    assert [shots for _, shots in text_prompts] == [[], [], ["odd", "even", "odd"]]
+    assert text_prompts[-1][0] == "Say it."
+
+
+@pytest.mark.parametrize(("stranger", "difference"), [("weights", "other weights"), ("qwen2", "architecture is qwen2")])
+def test_a_wrong_base_model(stranger: str, difference: str, trained: Path, strangers: dict[str, Path]) -> None:
+    error = refused("eval", "ok", "--data", trained / "ok.jsonl", "--model", strangers[stranger], *OPTIONS)
+    assert isinstance(error, WrongBaseError)
+    assert difference in str(error.got) and str(strangers[stranger]) in str(error.got)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "part"),
+    [
+        ("ok", None, DataError, "there is no such data file"),
+        ("ok", '{"prompt": "a", "completion": "b"}\n{"prompt"\n', DataError, "rows.jsonl:2: the line is not valid"),
+        ("ok", "", DataError, "no rows"),
+        ("nothing", '{"prompt": "a", "completion": "b"}\n', StoreError, "no such soft prompt"),
+    ],
+)
+def test_mistakes_before_the_model_is_loaded(
+    name: str, content: str | None, kind: type[SoftpromptError], part: str, trained: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_text(content)
+    error = refused("eval", name, "--data", path)
+    assert isinstance(error, kind)
+    assert part in str(error)
+
+
+def test_a_label_that_the_prompt_does_not_know(trained: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", *labelled(2), {"text": "row 9", "label": "purple"})
+    error = refused("eval", "parity", "--data", path, *OPTIONS)
+    assert isinstance(error, DataError)
+    assert "purple" in error.what and str(error.where).endswith("rows.jsonl:3")

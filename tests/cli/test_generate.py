@@ -1,0 +1,135 @@
+"""`softprompt generate`: one text, many texts, several prompts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softprompt import generation, store
+from softprompt.cli import generate as verb
+from softprompt.errors import ConfigError, StoreError, WrongBaseError
+from tests.cli.shell import done, json_lines, refused
+
+ASKED = ("question 3", "question 14", "question 5")
+OPTIONS = ("--dtype", "float32", "--max-new-tokens", 8)
+
+
+def answers(*args: object, stdin: str = "") -> list[tuple[str, str, str]]:
+    """(prompt, text, answer) of every line."""
+    lines = json_lines(done("generate", *args, *OPTIONS, "--json", stdin=stdin).stdout)
+    assert all(line.keys() == {"prompt", "text", "answer", "finish_reason"} for line in lines)
+    return [(line["prompt"], line["text"], line["answer"]) for line in lines]
+
+
+def test_one_text_is_streamed(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it comes, and nothing but the answer."""
+    pieces, real = list[str](), verb._write
+
+    def write(text: str) -> None:
+        pieces.append(text)
+        real(text)
+
+    monkeypatch.setattr(verb, "_write", write)
+    output = done("generate", "ok", ASKED[0], *OPTIONS).stdout
+    assert output == "ok\n"
+    assert pieces == ["o", "k", "\n"]
+
+
+def test_several_prompts_share_one_batch(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every prompt answers every text, and each as if it were alone."""
+    batches, real = list[list[int]](), generation.generate
+
+    def counted(lm: Any, bank: Any, rows: Any, owners: list[int], *args: Any, **options: Any) -> Any:
+        batches.append(list(owners))
+        return real(lm, bank, rows, owners, *args, **options)
+
+    monkeypatch.setattr(generation, "generate", counted)
+    together = answers("ok,no", *ASKED)
+    assert batches == [[0, 1] * 3]
+    assert together == [(name, text, name) for text in ASKED for name in ("ok", "no")]
+    assert answers("ok", *ASKED) == [row for row in together if row[0] == "ok"]
+
+
+def test_for_people(trained: Path) -> None:
+    lines = done("generate", "ok, no", ASKED[0], *OPTIONS).stdout.splitlines()
+    assert [line.split() for line in lines] == [["ok", *ASKED[0].split()], ["ok"], ["no", *ASKED[0].split()], ["no"]]
+
+
+@pytest.mark.parametrize("dash", [["-"], []])
+def test_lines_from_stdin(dash: list[str], trained: Path) -> None:
+    """A text a line; empty ones are skipped, and the last needs no line break."""
+    stdin = f"{ASKED[0]}\n\n  \n{ASKED[1]}"
+    assert answers("no", *dash, stdin=stdin) == [("no", text, "no") for text in ASKED[:2]]
+
+
+def test_json(trained: Path) -> None:
+    """Also of a single text, with what ended the answer."""
+    output = done("generate", "ok", ASKED[0], *OPTIONS, "--json").stdout
+    assert json.loads(output) == {"prompt": "ok", "text": ASKED[0], "answer": "ok", "finish_reason": "stop"}
+    cut = done("generate", "ok", ASKED[0], "--dtype", "float32", "--max-new-tokens", 1, "--json").stdout
+    assert json.loads(cut) == {"prompt": "ok", "text": ASKED[0], "answer": "o", "finish_reason": "length"}
+
+
+def test_the_base_model_beside_it(trained: Path) -> None:
+    lines = answers("ok", *ASKED[:2], "--base")
+    assert [line[0] for line in lines] == ["ok", "(base)"] * 2
+    assert [line[2] for line in lines if line[0] == "ok"] == ["ok", "ok"]
+    assert "ok" not in [line[2] for line in lines if line[0] == "(base)"]
+
+
+def test_options_of_sampling(trained: Path) -> None:
+    assert answers("ok", ASKED[0], "--stop", "k") == [("ok", ASKED[0], "o")]
+    hot = ("ok", ASKED[0], "--temperature", 5)
+    assert answers(*hot) == answers(*hot, "--seed", 0) != answers(*hot, "--seed", 1)
+    for calm in (("--top-k", 1), ("--top-p", 1e-6)):
+        assert answers(*hot, *calm) == [("ok", ASKED[0], "ok")]
+
+
+def test_a_typed_line_break_is_one(trained: Path) -> None:
+    assert answers("ok", r"one\ntwo")[0][1] == "one\ntwo"
+
+
+def test_a_path_is_a_name(library: Path) -> None:
+    folder = library / "prompts" / "ok"
+    assert answers(folder, ASKED[0]) == [(str(folder), ASKED[0], "ok")]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("stdin", ["", "\n \n"])
+def test_nothing_to_answer(stdin: str, trained: Path) -> None:
+    error = refused("generate", "ok", "-", stdin=stdin)
+    assert isinstance(error, ConfigError) and error.where == "stdin"
+    assert "nothing to answer" in error.what
+
+
+@pytest.mark.usefixtures("no_model")
+def test_mistakes_before_the_model_is_loaded(trained: Path) -> None:
+    assert isinstance(refused("generate", "ok,nothing", "x"), StoreError)
+    assert "temperature" in refused("generate", "ok", "x", "--temperature", -1).what
+
+
+@pytest.mark.usefixtures("no_model")
+def test_prompts_of_different_base_models(library: Path, tmp_path: Path) -> None:
+    for name in ("ok", "no"):
+        shutil.copytree(library / "prompts" / name, tmp_path / "prompts" / name)
+    path = tmp_path / "prompts" / "no" / store.CARD
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"base": card["base"] | {"base": "another/model"}}))
+    error = refused("generate", "ok,no", "x")
+    assert isinstance(error, WrongBaseError)
+    assert "no: another/model" in str(error.got) and "ok: " in str(error.got)
+
+
+@pytest.mark.parametrize(("stranger", "difference"), [("weights", "other weights"), ("qwen2", "architecture is qwen2")])
+def test_a_wrong_base_model(stranger: str, difference: str, trained: Path, strangers: dict[str, Path]) -> None:
+    error = refused("generate", "ok", "x", "--model", strangers[stranger], "--dtype", "float32")
+    assert isinstance(error, WrongBaseError)
+    assert difference in str(error.got) and str(strangers[stranger]) in str(error.got)
+
+
+def test_a_text_that_is_too_long(trained: Path) -> None:
+    assert "context" in refused("generate", "ok", "x" * 300, "--dtype", "float32").what

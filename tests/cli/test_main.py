@@ -1,0 +1,99 @@
+"""The entry point: help, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from softprompt.cli.main import fail, run
+from softprompt.errors import ConfigError, StoreError
+from tests.cli.shell import done, softprompt
+
+VERBS = ("train", "eval", "generate", "list", "show", "data", "data check", "data preview", "models", "doctor")
+
+
+def start(*args: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """A real process."""
+    return subprocess.run(
+        [sys.executable, *args], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, *args: str) -> None:
+    """The entry point, with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["softprompt", *args])
+    run()
+
+
+def test_an_error_is_one_message_on_stderr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_with(monkeypatch, "show", "nothing")
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "nothing: no such soft prompt" in err
+    assert "hint:     softprompt list" in err
+    assert "Traceback" not in err and err.count("no such soft prompt") == 1
+
+
+def test_debug_raises_the_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StoreError, match="no such soft prompt"):
+        run_with(monkeypatch, "--debug", "show", "nothing")
+    assert capsys.readouterr() == ("", "")
+    assert os.environ["SOFTPROMPT_DEBUG"] == "1"
+
+
+def test_debug_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTPROMPT_DEBUG", "1")
+    with pytest.raises(StoreError):
+        run_with(monkeypatch, "show", "nothing")
+
+
+def test_a_message_is_shown_as_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not broken at the edge of the terminal, and no markup in it."""
+    monkeypatch.setenv("COLUMNS", "40")
+    error = ConfigError(
+        "a [bold]long[/bold] message " * 5, where="a/path/to/some/file.yaml", expected="[red]", got=":x:"
+    )
+    with pytest.raises(SystemExit, match="1"):
+        fail(error)
+    assert capsys.readouterr().err == f"error: {error.render()}\n"
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    for args in (["no-such-verb"], ["show"], ["train", "--steps", "many"], ["list", "--no-such-flag"]):
+        result = softprompt(*args)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "Error" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_help_names_every_verb() -> None:
+    output = done("--help", COLUMNS="80").stdout
+    listed = [line.split()[0] for line in output.partition("Commands:")[2].splitlines() if line.strip()]
+    assert set(listed) == {verb for verb in VERBS if " " not in verb}
+    assert "--debug" in output
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_fits_a_terminal(verb: str) -> None:
+    output = done(*verb.split(), "--help", COLUMNS="80").stdout
+    assert output.startswith("Usage:")
+    assert [line for line in output.splitlines() if len(line) > 80] == []
+
+
+def test_as_a_module() -> None:
+    result = start("-m", "softprompt.cli.main", "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Usage:" in result.stdout and "train" in result.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """`softprompt models --json | head -0`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = start("-m", "softprompt.cli.main", "models", "--json", stdout=writer)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, "")

@@ -1,0 +1,137 @@
+"""`softprompt train`: settings from YAML, environment and flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from softprompt.cli.train import FLAGS, dotted
+from softprompt.config import Config, MethodConfig, known_keys
+from softprompt.errors import ConfigError
+from tests.cli.shell import done, refused
+
+EXAMPLES: dict[str, Any] = {
+    "model": "owner/name",
+    "data": "rows.jsonl",
+    "name": "tone",
+    "template": r"Review: {text}\nSentiment:",
+    "chat": True,
+    "method": "prompt-tuning",
+    "n_tokens": 7,
+    "init": "vocab",
+    "init_text": "Be kind.",
+    "steps": 11,
+    "minutes": 2.5,
+    "batch_size": 3,
+    "lr": 0.125,
+    "seed": 5,
+    "max_length": 99,
+    "drop_long": True,
+    "dtype": "float16",
+    "device": "cuda",
+}
+
+
+def settings(*args: object, **environment: str) -> dict[str, Any]:
+    """What --print-config says, flat."""
+    shown = yaml.safe_load(done("train", *args, "--print-config", **environment).stdout)
+    flat = dict[str, Any]()
+    for name, value in shown.items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def test_print_config_round_trips(tmp_path: Path) -> None:
+    first = done("train", "--name", "tone", "--template", r"{text}\n: é", "--minutes", 3, "--print-config").stdout
+    path = tmp_path / "config.yaml"
+    path.write_text(first, encoding="utf-8")
+    assert done("train", path, "--print-config").stdout == first
+    shown = Config.model_validate(yaml.safe_load(first))
+    assert (shown.name, shown.template, shown.train.minutes) == ("tone", r"{text}\n: é", 3.0)
+    assert Config.model_validate(yaml.safe_load(done("train", "--print-config").stdout)) == Config()
+
+
+def test_every_flag_sets_what_it_stands_for() -> None:
+    """And nothing else."""
+    known = known_keys()
+    assert EXAMPLES.keys() == FLAGS.keys()
+    assert set(FLAGS.values()) <= known.keys()
+    before = settings()
+    assert before.keys() == known.keys()
+    for flag, value in EXAMPLES.items():
+        setting = "method.name" if flag == "method" else next(key for key in known if key.split(".")[-1] == flag)
+        typed = () if value is True else (value,)
+        assert before[setting] != value
+        assert settings(f"--{flag.replace('_', '-')}", *typed) == before | {setting: value}
+    assert settings("--no-chat")["chat"] is False
+
+
+def test_help_lists_what_can_be_set() -> None:
+    """Every flag, and the choices of those that have some."""
+    text = " ".join(done("train", "--help", COLUMNS="80").stdout.split())
+    for flag in FLAGS:
+        assert f" --{flag.replace('_', '-')} " in text
+    for name in ("name", "init"):
+        for choice in get_args(MethodConfig.model_fields[name].annotation):
+            assert choice in text
+
+
+def test_yaml_then_environment_then_flags(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("name: from-yaml\nmodel: from/yaml\ntrain:\n  lr: 0.5\n  steps: 7\n  seed: 1\n")
+    environment = {"SOFTPROMPT__TRAIN__LR": "0.25", "SOFTPROMPT__TRAIN__STEPS": "8"}
+    assert settings(path)["train.lr"] == 0.5
+    found = settings(path, "--steps", 9, **environment)
+    assert (found["train.steps"], found["train.lr"], found["train.seed"]) == (9, 0.25, 1)
+    assert settings(path, "--name", "from-flag")["name"] == "from-flag"
+    assert settings(path, "--name", "from-flag")["model"] == "from/yaml"
+
+
+def test_dotted_flags(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("train:\n  warmup: 0.3\n  lr: 0.5\n")
+    for typed in (["--train.warmup", "0.1"], ["--train.warmup=0.1"]):
+        found = settings(path, *typed, "--train.save-every", "9", "--seed", 4)
+        assert (found["train.warmup"], found["train.save_every"], found["train.lr"]) == (0.1, 9, 0.5)
+        assert found["train.seed"] == 4
+
+
+def test_what_dotted_flags_may_look_like() -> None:
+    typed = ["--train.warmup", "0.1", "--method.init-text=a=b", "--train.clip", "-1", "--data", "--odd"]
+    wanted = {"train.warmup": "0.1", "method.init_text": "a=b", "train.clip": "-1", "data": "--odd"}
+    assert dotted(typed) == wanted
+    assert dotted([]) == {}
+    with pytest.raises(ConfigError, match=r"--train\.warmup needs a value"):
+        dotted(["--train.lr", "1", "--train.warmup"])
+    with pytest.raises(ConfigError, match=r"unexpected argument 'stray'"):
+        dotted(["--train.lr=1", "stray"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "parts"),
+    [
+        (["--train.wramup", "0.1"], ["unknown setting 'train.wramup'", "flags", "did you mean train.warmup?"]),
+        (["--warmup=0.1"], ["unknown setting 'warmup'", "did you mean train.warmup?"]),
+        (["--train.warmup", "2"], ["train.warmup (flags)", "less than 1", "2"]),
+        (["--steps", "0"], ["train.steps (flags)", "greater than or equal to 1"]),
+        (["--method", "magic"], ["method.name (flags)", "'prompt-tuning'", "magic"]),
+        (["--train.warmup"], ["--train.warmup needs a value"]),
+    ],
+)
+def test_settings_that_are_wrong(typed: list[str], parts: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("train:\n  lr: 0.5\n")
+    error = refused("train", path, *typed, "--print-config")
+    assert isinstance(error, ConfigError)
+    assert [part for part in parts if part not in str(error)] == []
+
+
+def test_a_wrong_yaml_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    assert "no such config file" in refused("train", path).what
+    path.write_text("train:\n  wramup: 0.1\n")
+    error = refused("train", path)
+    assert error.where == str(path) and "did you mean train.warmup?" in str(error.hint)
