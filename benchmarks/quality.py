@@ -29,7 +29,7 @@ from softprompt.comparison import pick_shots
 from softprompt.config import resolve
 from softprompt.data.formats import Record
 from softprompt.data.load import load_rows
-from softprompt.evaluate import evaluate
+from softprompt.evaluation import evaluate
 from softprompt.framing import Subject, base_subject, card_subject, layout_for, layout_ids, text_subject
 from softprompt.model import FrozenLM, load
 from softprompt.recipe import Prepared, classes, fit, instruction_for, prepare

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from softprompt.config import Config, resolve
     from softprompt.decode import Answer, Sampling
     from softprompt.errors import SoftpromptError
-    from softprompt.evaluate import Evaluation, evaluate
+    from softprompt.evaluation import Evaluation, evaluate
     from softprompt.framing import Subject, base_subject, card_subject, text_subject
     from softprompt.generation import Request, answer, load_subjects
     from softprompt.geometry import Geometry
@@ -36,7 +36,7 @@ _HOME = {
     "Card": ("softprompt.card", "Card"),
     "Config": ("softprompt.config", "Config"),
     "EmbeddingPrompt": ("softprompt.prompt", "EmbeddingPrompt"),
-    "Evaluation": ("softprompt.evaluate", "Evaluation"),
+    "Evaluation": ("softprompt.evaluation", "Evaluation"),
     "FrozenLM": ("softprompt.model", "FrozenLM"),
     "Geometry": ("softprompt.geometry", "Geometry"),
     "KVPrompt": ("softprompt.prompt", "KVPrompt"),
@@ -48,7 +48,7 @@ _HOME = {
     "base_subject": ("softprompt.framing", "base_subject"),
     "card_subject": ("softprompt.framing", "card_subject"),
     "compare": ("softprompt.comparison", "compare"),
-    "evaluate": ("softprompt.evaluate", "evaluate"),
+    "evaluate": ("softprompt.evaluation", "evaluate"),
     "fit": ("softprompt.recipe", "fit"),
     "load": ("softprompt.store", "load"),
     "load_model": ("softprompt.model", "load"),
@@ -88,6 +88,10 @@ __all__ = [
     "save",
     "text_subject",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -53,10 +53,9 @@ class Card(BaseModel):
     @classmethod
     def _base_is_a_geometry(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
-            Geometry.from_dict(value)
+            return Geometry.from_dict(value).to_dict()
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a base model description: {error}") from error
-        return value
 
     @property
     def geometry(self) -> Geometry:

@@ -10,7 +10,7 @@ from softprompt import store
 from softprompt.data.formats import Record
 from softprompt.data.load import load_rows, load_splits
 from softprompt.decode import Sampling
-from softprompt.evaluate import Evaluation, evaluate
+from softprompt.evaluation import Evaluation, evaluate
 from softprompt.framing import base_subject, card_subject, text_subject
 from softprompt.model import FrozenLM
 from softprompt.recipe import instruction_for
@@ -50,11 +50,11 @@ def evaluation_rows(data: str, shots: int, shots_data: str | None) -> tuple[list
 
 def pick_shots(rows: Sequence[Record], count: int) -> list[Record]:
     """The first rows with different answers, then the first of the rest."""
-    seen: dict[str | None, Record] = {}
-    for row in rows:
-        seen.setdefault(row.target, row)
-    varied = list(seen.values())
-    return [*varied, *(row for row in rows if row not in varied)][:count]
+    first: dict[str | None, int] = {}
+    for i, row in enumerate(rows):
+        first.setdefault(row.target, i)
+    varied = set(first.values())
+    return [*(rows[i] for i in first.values()), *(row for i, row in enumerate(rows) if i not in varied)][:count]
 
 
 def compare(

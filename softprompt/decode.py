@@ -6,7 +6,7 @@ A row's text does not depend on its batch mates: each has its own random generat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -66,7 +66,8 @@ def generate(
     owners: Sequence[int],
     sampling: Sampling,
     *,
-    end_ids: Sequence[int],
+    end_ids: Sequence[Sequence[int]],
+    stops: Sequence[Sequence[str]] | None = None,
     on_text: Callable[[int, str], None] = lambda row, text: None,
 ) -> list[Answer]:
     """Continue every row behind its own prefix.
@@ -74,14 +75,19 @@ def generate(
     Args:
         rows: token ids, at least one each.
         owners: the prefix of each row by its number in the bank.
-        end_ids: tokens that end an answer; not part of it.
+        end_ids: for each row the tokens that end its answer; not part of it.
+        stops: for each row strings that end its answer, besides those of `sampling`.
         on_text: is told of new text as it comes, with the row's number.
 
     Raises:
         DataError: a row is empty or does not fit in the context with its new tokens.
     """
     session = Session(lm, bank, rows, owners, sampling.max_new_tokens)
-    writers = [_Writer(lm, sampling, set(end_ids), seed=sampling.seed + i) for i in range(len(rows))]
+    extra = stops or [()] * len(rows)
+    writers = [
+        _Writer(lm, replace(sampling, stop=(*sampling.stop, *extra[i]), seed=sampling.seed + i), set(end_ids[i]))
+        for i in range(len(rows))
+    ]
     active = list(range(len(rows)))
     while active:
         logits = lm.logits(session.hidden).float()
@@ -114,9 +120,9 @@ def pick(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> in
 class _Writer:
     """One row's answer in the making: chooses, collects, holds back what may become a stop string."""
 
-    def __init__(self, lm: FrozenLM, sampling: Sampling, end_ids: set[int], seed: int) -> None:
+    def __init__(self, lm: FrozenLM, sampling: Sampling, end_ids: set[int]) -> None:
         self.lm, self.sampling, self.end_ids = lm, sampling, end_ids
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(sampling.seed)
         self.answer, self.shown = Answer(), 0
         self.longest_stop = max(map(len, sampling.stop), default=0)
 

@@ -9,7 +9,7 @@ varies. A text prompt is nothing but a template with a longer opening.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from softprompt.attach import Prefix
 from softprompt.card import Card, Layout
@@ -17,6 +17,8 @@ from softprompt.data.formats import Record
 from softprompt.data.template import Template, bos_ids, end_id, fill, head, target_text
 from softprompt.model import FrozenLM
 from softprompt.prompt import Prompt
+
+APART = "\n\n"  # between instruction, examples and row of a text prompt
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Subject:
         prompt: None for the base model or a text prompt.
         template: how records become rows.
         layout: what stands around the virtual tokens.
+        stop: strings that end an answer, for a text prompt whose examples end so: it has not learned the end token.
     """
 
     prompt: Prompt | None
     template: Template
     layout: Layout
+    stop: tuple[str, ...] = ()
 
     def prefix(self, lm: FrozenLM) -> Prefix:
         """The prefix as token ids and virtual tokens."""
@@ -66,18 +70,20 @@ def text_subject(lm: FrozenLM, template: Template, instruction: str, shots: Sequ
 
     In chat the instruction is the system turn and the examples open the user's turn.
     """
-    apart = "\n" if template.kind == "chat" else ""  # there the answer is a turn of its own, which nothing joins
-    examples = "".join(
-        fill(template, shot) + apart + target_text(shot.target or "", template) + "\n\n"
-        for shot in shots
-        if not shot.messages
-    )
+    examples = "".join(worked_example(template, shot) + APART for shot in shots if not shot.messages)
     if template.kind == "chat":
         template = Template("chat", _escape(examples) + template.text if template.text else "", instruction)
     else:
-        opening = instruction.strip() + "\n\n" if instruction.strip() else ""
+        opening = instruction.strip() + APART if instruction.strip() else ""
         template = Template("text", _escape(opening + examples) + template.text)
-    return base_subject(lm, template)
+    stop = (APART,) if examples and template.kind == "text" else ()
+    return replace(base_subject(lm, template), stop=stop)
+
+
+def worked_example(template: Template, record: Record) -> str:
+    """A row with its answer, as text."""
+    apart = "\n" if template.kind == "chat" else ""  # there the answer is a turn of its own, which nothing joins
+    return fill(template, record) + apart + target_text(record.target or "", template)
 
 
 def end_ids(lm: FrozenLM, template: Template) -> list[int]:

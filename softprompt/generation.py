@@ -12,6 +12,7 @@ from softprompt.attach import bank
 from softprompt.data.formats import Message, Record
 from softprompt.data.tokenise import prompt_ids
 from softprompt.decode import Answer, Sampling, generate
+from softprompt.errors import ConfigError
 from softprompt.framing import Subject, card_subject, end_ids
 from softprompt.model import FrozenLM
 
@@ -44,15 +45,20 @@ def answer(
         on_text: is told of new text as it comes, with the request's number.
 
     Raises:
+        ConfigError: a request for none of the subjects.
         DataError: a text that does not fit the template or the context.
     """
     names = list(subjects)
+    for request in requests:
+        if request.name not in subjects:
+            raise ConfigError("a request names an unknown soft prompt", expected=names, got=request.name)
     with torch.no_grad():
         prefixes = bank(lm, [subjects[name].prefix(lm) for name in names])
     rows = [prompt_ids(record_of(r.text, subjects[r.name]), subjects[r.name].template, lm.tokenizer) for r in requests]
-    ends = sorted({token for subject in subjects.values() for token in end_ids(lm, subject.template)})
+    ends = [end_ids(lm, subjects[request.name].template) for request in requests]
+    stops = [subjects[request.name].stop for request in requests]
     owners = [names.index(request.name) for request in requests]
-    return generate(lm, prefixes, rows, owners, sampling, end_ids=ends, on_text=on_text)
+    return generate(lm, prefixes, rows, owners, sampling, end_ids=ends, stops=stops, on_text=on_text)
 
 
 def record_of(text: str, subject: Subject) -> Record:

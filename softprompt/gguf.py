@@ -18,8 +18,9 @@ def convert(gguf: Path, folder: Path) -> None:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
-        raise ModelError("the GGUF file cannot be read", where=gguf, got=str(error).splitlines()[0]) from error
+    except Exception as error:  # a foreign file read by foreign code may raise anything
+        got = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise ModelError("the GGUF file cannot be read", where=gguf, got=got) from error
     # The weights are plain now; with the marks of quantisation left, save_pretrained would refuse.
     vars(model.config).pop("quantization_config", None)
     vars(model)["hf_quantizer"] = None

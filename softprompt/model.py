@@ -126,14 +126,18 @@ def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_c
     with _Quiet():
         try:
             tokenizer = _tokenizer(source, trust_remote_code)
-            model = _load_model(source, options)
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-            raise ModelError(
-                "the base model cannot be loaded",
-                where=name,
-                got=f"{type(error).__name__}: {_first_line(error)}",
-            ) from error
-    return FrozenLM(_moved(model, device), tokenizer, name, f"{device_reason}; {dtype_reason}")
+            model, missing = _load_model(source, options)
+            model = _moved(model, device)
+        except Exception as error:  # foreign files read by foreign code may raise anything
+            raise _unloadable("the base model cannot be loaded", name, error) from error
+    if missing:
+        raise ModelError(
+            "the base model's files lack weights, which would be random",
+            where=name,
+            got=f"{len(missing)} missing, e.g. {min(missing)}",
+            hint="give a complete causal language model",
+        )
+    return FrozenLM(model, tokenizer, name, f"{device_reason}; {dtype_reason}")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -142,8 +146,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     with _Quiet():
         try:
             return _tokenizer(source, trust_remote_code)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise ModelError("the tokenizer cannot be loaded", where=name, got=_first_line(error)) from error
+        except Exception as error:  # as above
+            raise _unloadable("the tokenizer cannot be loaded", name, error) from error
 
 
 def pick_device(wanted: str) -> tuple[str, str]:
@@ -241,15 +245,30 @@ def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
     return model
 
 
-def _load_model(source: Source, options: dict[str, Any]) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(source.path, **options)
+def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
+    """The model, from safetensors only (never a pickle), and the names of weights that its files lack."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source.path, use_safetensors=True, output_loading_info=True, **options
+    )
+    model, info = loaded
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # SDPA has no soft-capping
-    return model
+    return model, set(info["missing_keys"])
 
 
 def _tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+
+
+def _unloadable(what: str, name: str, error: Exception) -> ModelError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        hint = "--trust-remote-code runs the Python code that comes with it; read that code first"
+    elif "safetensors" in text:
+        hint = "weights must be whole safetensors files: download them again, or convert them with save_pretrained"
+    else:
+        hint = "softprompt --debug train … shows where it failed"
+    return ModelError(what, where=name, got=f"{type(error).__name__}: {_first_line(error)}", hint=hint)
 
 
 def _first_line(error: BaseException) -> str:

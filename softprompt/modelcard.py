@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import yaml
 
 from softprompt.card import Card
@@ -15,8 +17,9 @@ def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
         curve: file name of the learning curve beside it, or None.
     """
     geometry = card.geometry
+    base = Path(geometry.base).name if _is_path(geometry.base) else geometry.base
     header = {
-        "base_model": geometry.base,
+        "base_model": base,
         "library_name": "softprompt",
         "tags": ["softprompt", "soft-prompt", str(card.method.get("name", card.form))],
     }
@@ -27,11 +30,16 @@ def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {card.name}",
         f"A soft prompt: {card.n_tokens} virtual tokens ({card.form} form, {bytes_on_disk / 1024:,.0f} KiB) for the "
-        f"frozen model `{geometry.base}` (fingerprint `{geometry.fingerprint}`). The base model itself is not in here.",
-        f'```\nsoftprompt generate {card.name} --model {geometry.base} "your text"\n```',
+        f"frozen model `{base}` (fingerprint `{geometry.fingerprint}`). The base model itself is not in here.",
+        f'```\nsoftprompt generate {card.name} --model {base} "your text"\n```',
         "| result | value |\n|---|---|\n" + metrics if metrics else "",
         f"![learning curve]({curve})" if curve else "",
         f"Method: {card.method.get('name', 'unknown')}. Training rows: {card.data.get('train_rows', 'unknown')}. "
         "A soft prompt is derived from its training data: treat it with the same care.",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _is_path(base: str) -> bool:
+    """Whether a base model's name is a place on this machine, which nobody else should read."""
+    return base.startswith((".", "~")) or Path(base).is_absolute() or base.count("/") > 1

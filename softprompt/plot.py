@@ -20,7 +20,11 @@ def learning_curve(
         axes.plot(*zip(*train, strict=True), color="#9aa5b1", linewidth=1, label="training batch")
     if validation:
         axes.plot(*zip(*validation, strict=True), color="#d1495b", marker="o", label="validation")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=name)
+    axes.set(
+        xlabel="step",
+        ylabel="loss (nats per token)",
+    )
+    axes.set_title(name, parse_math=False)
     axes.grid(alpha=0.3)
     if train or validation:
         axes.legend()

@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,10 +27,10 @@ from softprompt.checkpoint import latest_step
 from softprompt.config import Config, to_yaml
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits, digest, load_splits
-from softprompt.data.template import Template, bos_ids, default_template, fill, target_text
+from softprompt.data.template import Template, bos_ids, default_template
 from softprompt.data.tokenise import Example, target_ids, tokenise
-from softprompt.errors import ConfigError, StoreError
-from softprompt.framing import layout_for, layout_ids
+from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError
+from softprompt.framing import layout_for, layout_ids, worked_example
 from softprompt.methods import Method, Start, build
 from softprompt.model import FrozenLM, load, load_tokenizer
 from softprompt.modelcard import model_card
@@ -94,10 +96,9 @@ def prepare(
     tracking.check(config.train.track)
     folder = store.locate(config.name)
     run = folder.parent / RUNS / folder.name
-    if folder.exists() and not overwrite:
-        raise StoreError(
-            "a soft prompt of that name is there", where=folder, hint="choose another --name, or --overwrite"
-        )
+    _refuse_taken(folder, overwrite)
+    if resume and latest_step(run) is None:
+        raise CheckpointError("there is nothing to resume", where=run, hint="train without --resume")
     if not resume and not overwrite and latest_step(run) is not None:
         raise StoreError(
             "an unfinished run of that name is there",
@@ -137,11 +138,13 @@ def fit(
         what `load`, `train` and `store.save` raise.
     """
     config, run = prepared.config, prepared.run
+    _refuse_taken(prepared.folder, overwrite)
     if lm is None:
         lm = load(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
     method = build(config.method.name, lm, start_of(prepared, lm))
     layout = layout_for(lm, prepared.template, method.freeze().form)
     lead, follow = layout_ids(lm, layout)
+    _refuse_too_long(lm, [*prepared.train, *prepared.validation], len(lead) + config.method.n_tokens + len(follow))
     task = Task(prepared.train, prepared.validation, lead, follow, digest(prepared.splits.train))
     processes = PartialState(cpu=lm.device.type == "cpu")
     if processes.is_main_process:
@@ -158,7 +161,7 @@ def fit(
 
     if processes.is_main_process:
         readme = model_card(card, bytes_on_disk=size, curve=CURVE)
-        store.save(prepared.folder, result.prompt, card, readme=readme, extras=extras, overwrite=overwrite)
+        card = store.save(prepared.folder, result.prompt, card, readme=readme, extras=extras, overwrite=overwrite)
         for checkpoint in run.glob("checkpoint-*"):  # the run is over: what is left of it is its log
             shutil.rmtree(checkpoint, ignore_errors=True)
     processes.wait_for_everyone()
@@ -170,22 +173,47 @@ def _logged(
 ) -> Result:
     """Train, and write every event to metrics.jsonl and to the tracker."""
     config, run = prepared.config, prepared.run
-    if not resume:
-        shutil.rmtree(run, ignore_errors=True)
-    log = RunLog(run / "metrics.jsonl", latest_step(run) if resume else None)
-    (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    tracker = Tracking(config.train.track, prepared.folder.name, run, config.model_dump(mode="json"))
+    with contextlib.ExitStack() as stack:
 
-    def everywhere(event: Event) -> None:
-        log.write({"event": event.kind, "step": event.step, **event.numbers})
-        tracker.write(event.kind, event.step, event.numbers)
-        report(event)
+        @functools.cache
+        def opened() -> tuple[RunLog, Tracking]:
+            """Called at the first event: a refused --resume leaves the folder as it was."""
+            if not resume:
+                shutil.rmtree(run, ignore_errors=True)
+            log = RunLog(run / "metrics.jsonl", latest_step(run) if resume else None)
+            stack.callback(log.close)
+            (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            tracker = Tracking(config.train.track, prepared.folder.name, run, config.model_dump(mode="json"))
+            stack.callback(tracker.close)
+            return log, tracker
 
-    try:
+        def everywhere(event: Event) -> None:
+            log, tracker = opened()
+            log.write({"event": event.kind, "step": event.step, **event.numbers})
+            tracker.write(event.kind, event.step, event.numbers)
+            report(event)
+
         return train(lm, method, task, config.train, run, resume=resume, report=everywhere)
-    finally:
-        log.close()
-        tracker.close()
+
+
+def _refuse_taken(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not overwrite:
+        raise StoreError(
+            "a soft prompt of that name is there", where=folder, hint="choose another --name, or --overwrite"
+        )
+
+
+def _refuse_too_long(lm: FrozenLM, rows: Sequence[Example], prefix_tokens: int) -> None:
+    """Every row must fit in the context behind the prefix: known before the first step, not when it is drawn."""
+    longest = max(rows, key=lambda row: len(row.ids))
+    if prefix_tokens + len(longest.ids) > lm.geometry.max_positions:
+        raise DataError(
+            "the longest row does not fit in the model's context behind the soft prompt",
+            where=longest.where,
+            expected=f"prefix and row together <= {lm.geometry.max_positions} tokens",
+            got=f"{prefix_tokens} + {len(longest.ids)}",
+            hint="--max-length N --drop-long leaves such rows out; fewer --n-tokens make room",
+        )
 
 
 def start_of(prepared: Prepared, lm: FrozenLM) -> Start:
@@ -226,7 +254,7 @@ def start_text(records: Sequence[Record], template: Template) -> str:
     rows = records[:INIT_ROWS]
     if rows[0].messages:
         return "\n\n".join(message.content for row in rows for message in row.messages)
-    return "\n\n".join(fill(template, row) + " " + target_text(row.target or "", template).strip() for row in rows)
+    return "\n\n".join(worked_example(template, row) for row in rows)
 
 
 def curves(metrics: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:

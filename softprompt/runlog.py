@@ -18,7 +18,7 @@ class RunLog:
 
     def __init__(self, path: Path, keep_until: int | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [] if keep_until is None else [line for line in read(path) if line.get("step", 0) <= keep_until]
+        kept = [] if keep_until is None else _until(read(path), keep_until)
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(scratch, path)
@@ -31,6 +31,14 @@ class RunLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _until(events: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """The events before the checkpoint of `step` and its own; what came behind it will come again."""
+    for i in reversed(range(len(events))):
+        if events[i].get("event") == "checkpoint" and events[i].get("step") == step:
+            return events[: i + 1]
+    return [event for event in events if event.get("step", 0) <= step]  # killed before the line was written
 
 
 def read(path: Path) -> list[dict[str, Any]]:

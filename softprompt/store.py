@@ -49,8 +49,8 @@ def save(
     readme: str = "",
     extras: Callable[[Path], None] | None = None,
     overwrite: bool = False,
-) -> None:
-    """Write the artifact atomically.
+) -> Card:
+    """Write the artifact atomically; returns the card as written.
 
     Args:
         prompt: is checked against the card's geometry first.
@@ -74,6 +74,7 @@ def save(
             extras(scratch)
 
     write_folder(folder, fill, overwrite=overwrite)
+    return card
 
 
 def load_card(folder: Path) -> Card:

@@ -173,7 +173,7 @@ class _Loop:
         stopped = ""
         while not stopped:
             progress = self.horizon.progress(self.step, self.elapsed)
-            if progress >= self.next_eval:
+            if progress >= self.next_eval and not interrupt.received:
                 self.validate()
                 self.next_eval = progress + (1.0 - 1e-9) / self.settings.evals
             now = time.monotonic()
@@ -183,7 +183,7 @@ class _Loop:
             stopped = self.why_stop(interrupt, progress)
             if not stopped:
                 self.one_step(progress)
-            if interrupt.received or (not stopped and self.step % self.settings.save_every == 0):
+            if interrupt.received if stopped else self.step % self.settings.save_every == 0:
                 self.save()
         if self.history and self.history[-1]["step"] != self.step and not interrupt.received:
             self.validate()

@@ -14,7 +14,7 @@ from softprompt.data.formats import Record
 from softprompt.data.template import Template
 from softprompt.decode import Sampling
 from softprompt.errors import DataError, StoreError, WrongBaseError
-from softprompt.evaluate import Evaluation, evaluate
+from softprompt.evaluation import Evaluation, evaluate
 from softprompt.framing import Subject, base_subject, card_subject, layout_for, text_subject
 from softprompt.model import FrozenLM
 from softprompt.prompt import digest

@@ -35,7 +35,7 @@ def prefixes(family: str = "llama") -> Bank:
 
 
 def made(sampling: Sampling, rows: Sequence[list[int]] = ROWS, owners: Sequence[int] = OWNERS) -> list[Answer]:
-    return generate(tiny_lm("llama"), prefixes(), rows, owners, sampling, end_ids=[END])
+    return generate(tiny_lm("llama"), prefixes(), rows, owners, sampling, end_ids=[[END]] * len(rows))
 
 
 def say(tokens: Sequence[int], sampling: Sampling, ends: Sequence[int] = (END,)) -> tuple[Answer, list[str]]:
@@ -48,7 +48,7 @@ def say(tokens: Sequence[int], sampling: Sampling, ends: Sequence[int] = (END,))
     with torch.no_grad():
         own = bank(lm, [Prefix()])
     with patch.object(lm, "logits", scripted):
-        (answer,) = generate(lm, own, [[5]], [0], sampling, end_ids=ends, on_text=lambda _, text: pieces.append(text))
+        (answer,) = generate(lm, own, [[5]], [0], sampling, end_ids=[ends], on_text=lambda _, text: pieces.append(text))
     return answer, pieces
 
 
@@ -60,7 +60,7 @@ def spell(text: str) -> list[int]:
 @torch.no_grad()
 def test_greedy_is_the_argmax_of_the_full_text(family: str) -> None:
     lm, steps = tiny_lm(family), 8
-    answers = generate(lm, prefixes(family), ROWS, OWNERS, Sampling(max_new_tokens=steps), end_ids=[])
+    answers = generate(lm, prefixes(family), ROWS, OWNERS, Sampling(max_new_tokens=steps), end_ids=[[]] * len(ROWS))
     for row, owner, answer in zip(ROWS, OWNERS, answers, strict=True):
         text = list(row)
         for _ in range(steps):
@@ -210,7 +210,9 @@ def test_pieces_carry_the_number_of_their_row() -> None:
     def on_text(row: int, text: str) -> None:
         texts[row] = texts.get(row, "") + text
 
-    answers = generate(lm, prefixes(), ROWS, OWNERS, Sampling(12), end_ids=[END, *range(4, 260, 9)], on_text=on_text)
+    answers = generate(
+        lm, prefixes(), ROWS, OWNERS, Sampling(12), end_ids=[[END, *range(4, 260, 9)]] * len(ROWS), on_text=on_text
+    )
     assert len({len(answer.ids) for answer in answers}) > 1, "they end at different times"
     for row, answer in enumerate(answers):
         assert texts.get(row, "") == answer.text

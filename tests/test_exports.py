@@ -14,8 +14,7 @@ import pytest
 import softprompt
 
 EXPORTS = softprompt._HOME
-# Left out: once the submodule `evaluate` is imported, it takes the place of the function.
-NAMES = sorted(set(EXPORTS) - {"evaluate"})
+NAMES = sorted(EXPORTS)
 
 
 def test_the_three_lists_are_one() -> None:
@@ -53,9 +52,13 @@ def test_the_version_is_that_of_the_package() -> None:
     assert softprompt.__version__ == importlib.metadata.version("softprompt")
 
 
-@pytest.mark.parametrize("module", ["softprompt", "softprompt.config"])
+@pytest.mark.parametrize("module", ["softprompt", "softprompt.config", "softprompt.cli.main"])
 def test_importing_it_does_not_import_torch(module: str) -> None:
     """In a process of its own."""
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'accelerate'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(softprompt.__all__) <= set(dir(softprompt))

@@ -13,8 +13,8 @@ from softprompt.data.formats import Message
 from softprompt.data.template import Template
 from softprompt.data.tokenise import prompt_ids
 from softprompt.decode import Sampling
-from softprompt.errors import DataError, StoreError, WrongBaseError
-from softprompt.evaluate import answer_all
+from softprompt.errors import ConfigError, DataError, StoreError, WrongBaseError
+from softprompt.evaluation import answer_all
 from softprompt.framing import Subject, base_subject, layout_for, text_subject
 from softprompt.generation import Request, answer, load_subjects, record_of
 from softprompt.model import FrozenLM
@@ -176,3 +176,24 @@ def test_subjects_that_cannot_be_loaded(home: Path) -> None:
     with pytest.raises(WrongBaseError) as caught:
         load_subjects(tiny_lm("gpt2"), ["tone"])
     assert "tiny-llama" in str(caught.value) and "tiny-gpt2" in str(caught.value)
+
+
+def test_a_row_ends_by_its_own_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end token of a batch mate's template is text like any other."""
+    lm = tiny_lm("llama", bos=True)
+    subjects = {"a": soft(lm, "kv", PLAIN), "b": soft(lm, "kv", CHAT)}
+    requests = [Request("Hm", "a"), Request("Hm", "b")]
+    free = answer(lm, subjects, requests, Sampling(6))
+    foreign = free[0].ids[2]
+
+    def ends(lm: FrozenLM, template: Template) -> list[int]:
+        return [foreign] if template.kind == "chat" else []
+
+    monkeypatch.setattr(generation_module, "end_ids", ends)
+    assert answer(lm, subjects, requests, Sampling(6))[0].ids == free[0].ids
+
+
+def test_an_unknown_name_is_told() -> None:
+    lm = tiny_lm("llama")
+    with pytest.raises(ConfigError, match="unknown soft prompt"):
+        answer(lm, {"a": base_subject(lm, PLAIN)}, [Request("Hm", "b")], Sampling(2))

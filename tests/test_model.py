@@ -335,3 +335,58 @@ def test_layers_are_recomputed_while_switched_on(saved: Path) -> None:
     assert torch.equal(gradient(), plain)
     assert len(runs) == once
     assert not any("forward" in vars(module) for module in lm.model.modules() if isinstance(module, nn.Module))
+
+
+def test_pickled_weights_are_never_read(copy: Path) -> None:
+    """Not even when there is nothing else."""
+    weights = tiny_lm("llama").model.state_dict()
+    (copy / "model.safetensors").unlink()
+    torch.save(weights, copy / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load32(copy)
+    assert "safetensors" in str(caught.value.hint)
+
+
+def test_missing_weights_are_not_made_up(copy: Path) -> None:
+    """Transformers fills a layer that the files lack with random numbers."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3, "layer_types": None}))
+    with pytest.raises(ModelError, match="lack weights") as caught:
+        load32(copy)
+    assert "model.layers.2." in str(caught.value.got)
+
+
+def junk_weights(folder: Path) -> Path:
+    (folder / "model.safetensors").write_bytes(b"junk" * 10)
+    return folder
+
+
+def junk_config(folder: Path) -> Path:
+    (folder / "config.json").write_text("[]")
+    return folder
+
+
+def junk_gguf(folder: Path) -> Path:
+    (folder / "a.gguf").write_bytes(b"GGUFjunk")
+    return folder / "a.gguf"
+
+
+@pytest.mark.parametrize("damage", [junk_weights, junk_config, junk_gguf])
+def test_damaged_files_are_one_message(
+    damage: Callable[[Path], Path], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelError) as caught:
+        load(str(damage(copy)))
+    assert caught.value.got
+
+
+def test_an_impossible_device_is_one_message(saved: Path) -> None:
+    with pytest.raises((ModelError, ConfigError)):
+        load(str(saved), device="cpu:x")
+
+
+def test_one_of_several_processes_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto")[0] == "cuda:1"

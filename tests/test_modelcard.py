@@ -67,3 +67,10 @@ def test_without_results_or_picture_there_is_no_trace_of_them() -> None:
     assert "Training rows: unknown" in body
     assert header["tags"][-1] == "kv", "a card without a method is tagged with its form"
     assert "\n\n\n" not in body
+
+
+@pytest.mark.parametrize("base", ["/home/ada/models/small", "./models/small", "~/models/small", "a/b/small"])
+def test_no_place_on_this_machine(base: str) -> None:
+    header, body = parts(card(geometry(base=base), **FACTS))
+    assert header["base_model"] == "small"
+    assert "models" not in body.replace("base model", "")

@@ -39,3 +39,9 @@ def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:
     one, two = (picture(tmp_path / name, TRAIN, VALIDATION) for name in ("one.png", "two.png"))
     assert one == two
     assert b"Software" not in one
+
+
+@pytest.mark.parametrize("name", ["$x^$", "a_b^c", "100%"])
+def test_a_name_is_not_read_as_mathematics(name: str, tmp_path: Path) -> None:
+    learning_curve(tmp_path / "curve.png", name, TRAIN, VALIDATION)
+    assert (tmp_path / "curve.png").stat().st_size > 0

@@ -107,7 +107,8 @@ def parse(line: str) -> None:
     context = command.make_context(" ".join(path), list(words))
     if path == ["softprompt", "train"]:
         given = {setting: context.params[flag] for flag, setting in FLAGS.items()}
-        resolve(given | dotted(context.args))
+        config = context.params["config"]
+        resolve(given | dotted([config, *context.args] if config else context.args)[0])
     else:
         assert not context.args
 
@@ -150,7 +151,7 @@ def test_a_command_that_does_not_exist_is_found_out(line: str) -> None:
 @pytest.mark.parametrize("flag", [span for span in spans("README.md") if span.startswith("--")])
 def test_flags_in_the_text_are_those_of_train(flag: str) -> None:
     if "." in flag.split()[0]:
-        assert resolve(dict(dotted(shlex.split(flag)))) != resolve({})
+        assert resolve(dict(dotted(shlex.split(flag))[0])) != resolve({})
     else:
         value = "" if " " in flag or flag in {"--resume", "--overwrite"} else " x"
         parse(f"softprompt train {flag}{value}")

@@ -21,7 +21,7 @@ from softprompt.card import Layout
 from softprompt.config import resolve
 from softprompt.data.load import digest, load_splits
 from softprompt.data.template import Template
-from softprompt.errors import CheckpointError, StoreError
+from softprompt.errors import CheckpointError, DataError, StoreError
 from softprompt.framing import card_subject
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_log_likelihoods
@@ -252,3 +252,45 @@ def test_conversations(base: Path, tmp_path: Path) -> None:
     assert card["template"] == {"kind": "chat", "text": "", "system": ""}
     assert card["data"]["train_rows"] == 5, "one row was split off"
     assert outcome.card.data["validation_rows"] == 1
+
+
+def test_a_taken_name_is_refused_before_training(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second `fit`, or one without `overwrite`, must not train first and refuse then."""
+    prepared = prepare(settings(base, tmp_path))
+    fit(prepared)
+    monkeypatch.setattr(recipe, "train", lambda *args, **kwargs: pytest.fail("it trained"))
+    with pytest.raises(StoreError, match="of that name"):
+        fit(prepared)
+
+
+def test_a_row_without_room_is_refused_before_training(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(base, tmp_path, method__n_tokens=250)
+    monkeypatch.setattr(recipe, "train", lambda *args, **kwargs: pytest.fail("it trained"))
+    with pytest.raises(DataError, match="context") as caught:
+        fit(prepare(config))
+    assert ".jsonl:" in str(caught.value.where)
+
+
+def test_a_refused_resume_changes_nothing(base: Path, tmp_path: Path, home: Path) -> None:
+    """With other settings it is another run: config.yaml and the log stay those of the first."""
+
+    def stop(event: Event) -> None:
+        if event.kind == "step" and event.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    assert fit(prepare(settings(base, tmp_path)), report=stop).folder is None
+    run = home / ".runs" / "tone"
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    other = settings(base, tmp_path, train__lr=0.5)
+    with pytest.raises(CheckpointError):
+        fit(prepare(other, resume=True), resume=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    assert fit(prepare(settings(base, tmp_path), resume=True), resume=True).folder
+
+
+def test_the_card_returned_is_the_card_saved(base: Path, tmp_path: Path) -> None:
+    outcome = fit(prepare(settings(base, tmp_path)))
+    assert outcome.folder is not None
+    assert outcome.card == store.load_card(outcome.folder)

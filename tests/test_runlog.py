@@ -80,3 +80,13 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_has_no_events(tmp_path: Path) -> None:
     assert read(tmp_path / "missing.jsonl") == []
+
+
+def test_what_came_behind_a_checkpoint_comes_again(tmp_path: Path) -> None:
+    """A validation at the checkpoint's step, logged behind it, must not stand there twice."""
+    log = written(tmp_path / "m.jsonl", 1)
+    log.write({"event": "checkpoint", "step": 1})
+    log.write({"event": "validation", "step": 1})
+    log.close()
+    RunLog(tmp_path / "m.jsonl", keep_until=1).close()
+    assert [line["event"] for line in read(tmp_path / "m.jsonl")] == ["step", "checkpoint"]

@@ -67,7 +67,7 @@ def right_answers(prompt: Prompt) -> int:
     with torch.no_grad():
         prefixes = bank(lm, [Prefix(prompt, own.lead, own.follow)])
     given = [text_ids(5, 7777 + i) for i in range(16)]
-    made = generate(lm, prefixes, given, [0] * 16, Sampling(max_new_tokens=6), end_ids=[END])
+    made = generate(lm, prefixes, given, [0] * 16, Sampling(max_new_tokens=6), end_ids=[[END]] * 16)
     return sum((tuple(answer.ids), answer.finish) == (ANSWER, "stop") for answer in made)
 
 

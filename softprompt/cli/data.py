@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from softprompt.cli.visible import visible
 from softprompt.data.formats import Record
 from softprompt.data.load import digest, inputs_of, load_rows, load_splits
 from softprompt.data.template import (
@@ -190,7 +190,7 @@ def _print_report(report: dict[str, object], console: Console) -> None:
     console.print(table)
     for name, info in splits.items():
         if "labels" in info:
-            counts = ", ".join(f"{_visible(label)!s} {count}" for label, count in info["labels"].items())
+            counts = ", ".join(f"{visible(label)!s} {count}" for label, count in info["labels"].items())
             console.print(Text(f"labels in {name}: {counts}"))
     for note in report["notes"] if isinstance(report["notes"], list) else []:
         console.print(Text(f"note: {note}", style="yellow"))
@@ -204,7 +204,7 @@ def _print_report(report: dict[str, object], console: Console) -> None:
 def _as_tokens(record: Record, template: Template, tokenizer: Tokenizer) -> Text:
     """One row as it is tokenised, every learned token marked."""
     example = tokenise([record], template, tokenizer, max_length=UNLIMITED)[0]
-    shown = Text(_visible(head(template, tokenizer)), style="dim")
+    shown = Text(visible(head(template, tokenizer)), style="dim")
     pending: list[int] = []
     for i, (token, learned) in enumerate(zip(example.ids, example.mask, strict=True)):
         pending.append(token)
@@ -234,15 +234,8 @@ def _as_text(record: Record, template: Template) -> Text:
 
 def _append(shown: Text, text: str, learned: bool) -> None:
     """Add text, in «» when it is learned: readable without colour too."""
-    visible = _visible(text)
+    shown_text = visible(text)
     if learned:
-        shown.append(f"«{visible.replace(chr(10), '↵')}»" + "\n" * text.count("\n"), style=_LEARNED)
+        shown.append(f"«{shown_text.replace(chr(10), '↵')}»" + "\n" * text.count("\n"), style=_LEARNED)
     else:
-        shown.append(visible, style="not dim")
-
-
-def _visible(text: str) -> str:
-    """Text that cannot steer the terminal: control characters but line breaks and tabs are spelled out."""
-    return "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") else repr(char)[1:-1] for char in text
-    )
+        shown.append(shown_text, style="not dim")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.visible import visible
 from softprompt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +69,12 @@ def generate_command(
             typer.echo(json.dumps(line, ensure_ascii=False))
         else:
             console.print(
-                Text.assemble((f"{request.name:<12} ", "bold"), (request.text[:60], "dim"), "\n  ", result.text.strip())
+                Text.assemble(
+                    (f"{request.name:<12} ", "bold"),
+                    (visible(request.text[:60]), "dim"),
+                    "\n  ",
+                    visible(result.text.strip()),
+                )
             )
 
 
@@ -95,5 +101,5 @@ def _texts(texts: list[str] | None) -> list[str]:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

@@ -33,7 +33,8 @@ def list_command(as_json: AsJson = False) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("name", "form", "tokens", "base model", "method", "created"):
         align = "right" if column == "tokens" else "left"
-        table.add_column(column, justify=align, no_wrap=True, overflow="fold" if column == "name" else "ellipsis")
+        whole = max(len(path.name) for path, _ in found) if column == "name" else None  # grep and loops read it
+        table.add_column(column, justify=align, no_wrap=True, min_width=whole)
     for path, card in found:
         if isinstance(card, Card):
             method = str(card.method.get("name", ""))

@@ -108,6 +108,7 @@ def run_training(
     settings: Config, *, overwrite: bool, resume: bool, quiet: bool, as_json: bool, trust_remote_code: bool
 ) -> int:
     """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
+    from softprompt.checkpoint import latest_step
     from softprompt.model import load
     from softprompt.recipe import fit, prepare
 
@@ -143,7 +144,7 @@ def run_training(
                 report=report,
             )
         except SoftpromptError as error:
-            if error.hint is None and prepared.run.exists():
+            if error.hint is None and latest_step(prepared.run) is not None:
                 error.hint = "--resume goes on from the last checkpoint"
             raise
     if outcome.folder is None:

@@ -133,3 +133,9 @@ def test_a_wrong_base_model(stranger: str, difference: str, trained: Path, stran
 
 def test_a_text_that_is_too_long(trained: Path) -> None:
     assert "context" in refused("generate", "ok", "x" * 300, "--dtype", "float32").what
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("options", [[], ["--model", "owner/name"]])
+def test_no_name_at_all(options: list[str]) -> None:
+    assert isinstance(refused("generate", ",", "x", *options), ConfigError)

@@ -97,3 +97,20 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     result = start("-m", "softprompt.cli.main", "models", "--json", stdout=writer)
     os.close(writer)
     assert (result.returncode, result.stderr) == (1, "")
+
+
+HEAVY = ("torch", "transformers", "accelerate", "matplotlib")
+
+
+@pytest.mark.parametrize("verb", ["", "train"])
+def test_help_does_not_wait_for_torch(verb: str) -> None:
+    code = (
+        "import sys\nfrom softprompt.cli.main import run\n"
+        f"sys.argv = ['softprompt', *{verb.split()!r}, '--help']\n"
+        "try:\n    run()\n"
+        f"finally:\n    print('loaded:', *(name for name in {HEAVY!r} if name in sys.modules))\n"
+    )
+    result = start("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert "Usage: softprompt" in result.stdout
+    assert result.stdout.splitlines()[-1] == "loaded:"

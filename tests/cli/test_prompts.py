@@ -106,3 +106,17 @@ def test_show_refuses_what_does_not_belong_together(own: Path) -> None:
 @pytest.mark.parametrize(("name", "part"), [("nothing", "no such soft prompt"), ("Bad Name", "not a usable name")])
 def test_show_of_what_is_not_there(name: str, part: str) -> None:
     assert part in refused("show", name).what
+
+
+def test_list_names_the_folder(own: Path) -> None:
+    """By that name it is found, whatever the card calls it."""
+    own.rename(own.with_name("renamed"))
+    assert [row["name"] for row in parsed("list", "--json")] == ["renamed"]
+    assert "renamed" in done("list").stdout
+
+
+def test_list_never_cuts_a_name(own: Path) -> None:
+    """What is piped into grep or a loop."""
+    long = "customer-support-classifier-of-the-second-quarter-of-the-year"
+    own.rename(own.with_name(long))
+    assert long in done("list", COLUMNS="80").stdout

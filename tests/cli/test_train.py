@@ -173,8 +173,8 @@ def test_an_interrupted_run_goes_on(
         stop_at(patch, 3, number)
         stopped = softprompt(*six, "--name", "stopped")
     assert stopped.exit_code == code
-    assert f"stopped by {number.name} after step 3" in stopped.stdout
-    assert "--resume" in stopped.stdout
+    assert f"stopped by {number.name} after step 3" in stopped.stderr
+    assert "--resume" in stopped.stderr
     assert "Traceback" not in stopped.output and "saved       " not in stopped.output
     assert checkpoints("stopped") == ["checkpoint-000003"] and not (store.home() / "stopped").exists()
 
@@ -207,9 +207,14 @@ def test_a_run_that_fails_says_how_to_go_on(command: tuple[object, ...], monkeyp
     def fail(*_: Any, **__: Any) -> None:
         raise TrainError("the machine is on fire")
 
-    monkeypatch.setattr(recipe, "train", fail)
-    error = refused(*command, "--name", "tone")
-    assert error.what == "the machine is on fire" and "--resume" in str(error.hint)
+    for at, hint in ((0, "None"), (2, "--resume")):
+        with monkeypatch.context() as patch:
+            if at:
+                stop_at(patch, at, signal.SIGINT)
+                softprompt(*command, "--name", "tone")
+            patch.setattr(recipe, "train", fail)
+            error = refused(*command, "--name", "tone", *(["--resume"] if at else []))
+        assert error.what == "the machine is on fire" and hint in str(error.hint)
 
 
 # --- mistakes ---
@@ -290,3 +295,8 @@ def test_a_model_that_is_not_there(
     error = refused("train", "--model", model, "--data", rows, "--name", "tone", *SHORT)
     assert isinstance(error, ModelError)
     assert part in str(error)
+
+
+def test_nothing_to_resume_leaves_nothing(command: tuple[object, ...]) -> None:
+    refused(*command, "--name", "tone", "--resume")
+    assert not store.home().exists()

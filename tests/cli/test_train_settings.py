@@ -102,12 +102,13 @@ def test_dotted_flags(tmp_path: Path) -> None:
 def test_what_dotted_flags_may_look_like() -> None:
     typed = ["--train.warmup", "0.1", "--method.init-text=a=b", "--train.clip", "-1", "--data", "--odd"]
     wanted = {"train.warmup": "0.1", "method.init_text": "a=b", "train.clip": "-1", "data": "--odd"}
-    assert dotted(typed) == wanted
-    assert dotted([]) == {}
+    assert dotted(typed) == (wanted, None)
+    assert dotted(["--train.lr=1", "a.yaml"]) == ({"train.lr": "1"}, Path("a.yaml"))
+    assert dotted([]) == ({}, None)
     with pytest.raises(ConfigError, match=r"--train\.warmup needs a value"):
         dotted(["--train.lr", "1", "--train.warmup"])
     with pytest.raises(ConfigError, match=r"unexpected argument 'stray'"):
-        dotted(["--train.lr=1", "stray"])
+        dotted(["a.yaml", "--train.lr=1", "stray"])
 
 
 @pytest.mark.parametrize(
@@ -135,3 +136,10 @@ def test_a_wrong_yaml_file(tmp_path: Path) -> None:
     path.write_text("train:\n  wramup: 0.1\n")
     error = refused("train", path)
     assert error.where == str(path) and "did you mean train.warmup?" in str(error.hint)
+
+
+def test_dotted_flags_need_no_file() -> None:
+    for typed in (["--train.warmup", "0.1"], ["--train.warmup=0.1"]):
+        for args in (typed, [*typed, "--name", "tone"], ["--name", "tone", *typed]):
+            assert settings(*args)["train.warmup"] == 0.1
+    assert "did you mean train.warmup?" in str(refused("train", "--train.wramup", "0.1").hint)

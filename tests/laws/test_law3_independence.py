@@ -87,9 +87,9 @@ def test_greedy_answers(family: str) -> None:
     rows = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5)]
     owners, ends = [0, 1, 2, 3, 4, 5, 1], [*range(FIRST), *range(FIRST, VOCAB, 9)]
     sampling = Sampling(max_new_tokens=12)
-    together = generate(lm, big_bank(family), rows, owners, sampling, end_ids=ends)
+    together = generate(lm, big_bank(family), rows, owners, sampling, end_ids=[ends] * len(rows))
     for row, owner, ours in zip(rows, owners, together, strict=True):
-        (single,) = generate(lm, one_bank(family, owner), [row], [0], sampling, end_ids=ends)
+        (single,) = generate(lm, one_bank(family, owner), [row], [0], sampling, end_ids=[ends])
         assert (ours.ids, ours.text, ours.finish) == (single.ids, single.text, single.finish)
 
 
@@ -98,7 +98,9 @@ def test_greedy_answers_do_end_at_different_times() -> None:
     lm = tiny_lm("llama")
     rows = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5)]
     ends = [*range(FIRST), *range(FIRST, VOCAB, 9)]
-    answers = generate(lm, big_bank("llama"), rows, [0, 1, 2, 3, 4, 5, 1], Sampling(max_new_tokens=12), end_ids=ends)
+    answers = generate(
+        lm, big_bank("llama"), rows, [0, 1, 2, 3, 4, 5, 1], Sampling(max_new_tokens=12), end_ids=[ends] * 7
+    )
     assert len({len(answer.ids) for answer in answers}) > 2
     assert {answer.finish for answer in answers} == {"stop", "length"}
 

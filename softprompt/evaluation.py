@@ -192,7 +192,15 @@ def answer_all(lm: FrozenLM, subject: Subject, records: Sequence[Record], sampli
     ends = end_ids(lm, subject.template)
     for start in range(0, len(order), ROWS):
         part = order[start : start + ROWS]
-        done = generate(lm, prefixes, [bodies[i] for i in part], [0] * len(part), sampling, end_ids=ends)
+        done = generate(
+            lm,
+            prefixes,
+            [bodies[i] for i in part],
+            [0] * len(part),
+            sampling,
+            end_ids=[ends] * len(part),
+            stops=[subject.stop] * len(part),
+        )
         for i, answer in zip(part, done, strict=True):
             answers[i] = answer
     return answers

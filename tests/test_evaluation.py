@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-import softprompt.evaluate as evaluate_module
+import softprompt.evaluation as evaluate_module
 from softprompt.card import Layout
 from softprompt.data.formats import Record
 from softprompt.data.template import Template, end_id
 from softprompt.data.tokenise import prompt_ids, target_ids, tokenise
 from softprompt.decode import Sampling
 from softprompt.errors import DataError
-from softprompt.evaluate import LabelTree, answer_all, evaluate, rank
+from softprompt.evaluation import LabelTree, answer_all, evaluate, rank
 from softprompt.framing import Subject, base_subject, layout_for
 from softprompt.model import FrozenLM
 from tests.data.rows import records
