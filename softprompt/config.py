@@ -20,7 +20,7 @@ MAX_YAML_BYTES = 2**20
 class MethodConfig(BaseModel):
     """What is trained and where it starts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["prefix-tuning", "prefix-tuning-mlp", "prompt-tuning"] = Field(
         default="prefix-tuning", description="how the prompt is parameterised"
@@ -37,7 +37,7 @@ class MethodConfig(BaseModel):
 class TrainConfig(BaseModel):
     """How it is trained."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(
         default=None, ge=1, description="optimiser steps; chosen from the number of rows if not given"
@@ -67,7 +67,7 @@ class TrainConfig(BaseModel):
 class Config(BaseModel):
     """A training run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(default="smollm2-135m", description="base model: Hub id, folder, GGUF file or smollm2-135m")
     data: str | None = Field(default=None, description="file, folder with train/validation/test, or Hub data set")
@@ -86,7 +86,7 @@ def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: d
     """The settings of a run: defaults < YAML < environment (`SOFTPROMPT__TRAIN__LR=0.1`) < flags.
 
     Args:
-        flags: dotted names to values as typed, e.g. {"train.lr": "0.3"}; None means not given.
+        flags: dotted names to values as typed, e.g. {"train.lr": "0.3"}; "null" unsets, None means not given.
         environment: usually os.environ.
 
     Raises:
@@ -96,8 +96,8 @@ def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: d
     origins: dict[str, str] = {}
     given: list[tuple[str, dict[str, Any]]] = [
         (str(yaml_path), _flatten(_read_yaml(yaml_path)) if yaml_path else {}),
-        ("environment", _from_environment(environment or {})),
-        ("flags", {name: value for name, value in flags.items() if value is not None}),
+        ("environment", _nulls(_from_environment(environment or {}))),
+        ("flags", _nulls({name: value for name, value in flags.items() if value is not None})),
     ]
     for origin, values in given:
         for name, value in values.items():
@@ -163,6 +163,11 @@ def _from_environment(environment: dict[str, str]) -> dict[str, str]:
         for key, value in environment.items()
         if key.startswith(start)
     }
+
+
+def _nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """The word null as YAML reads it."""
+    return {name: None if value == "null" else value for name, value in values.items()}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

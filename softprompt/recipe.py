@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -174,24 +173,24 @@ def _logged(
     """Train, and write every event to metrics.jsonl and to the tracker."""
     config, run = prepared.config, prepared.run
     with contextlib.ExitStack() as stack:
+        sinks: list[Callable[[Event], None]] = []
 
-        @functools.cache
-        def opened() -> tuple[RunLog, Tracking]:
-            """Called at the first event: a refused --resume leaves the folder as it was."""
+        def open_sinks(step: int) -> None:
             if not resume:
                 shutil.rmtree(run, ignore_errors=True)
-            log = RunLog(run / "metrics.jsonl", latest_step(run) if resume else None)
+            log = RunLog(run / "metrics.jsonl", step if resume else None)
             stack.callback(log.close)
             (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             tracker = Tracking(config.train.track, prepared.folder.name, run, config.model_dump(mode="json"))
             stack.callback(tracker.close)
-            return log, tracker
+            sinks.append(lambda event: log.write({"event": event.kind, "step": event.step, **event.numbers}))
+            sinks.append(lambda event: tracker.write(event.kind, event.step, event.numbers))
 
         def everywhere(event: Event) -> None:
-            log, tracker = opened()
-            log.write({"event": event.kind, "step": event.step, **event.numbers})
-            tracker.write(event.kind, event.step, event.numbers)
-            report(event)
+            if event.kind == "start":  # nothing before it: a refused --resume leaves the folder as it was
+                open_sinks(event.step)
+            for sink in (*sinks, report):
+                sink(event)
 
         return train(lm, method, task, config.train, run, resume=resume, report=everywhere)
 

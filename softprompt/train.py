@@ -68,9 +68,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: kind "step", "validation", "checkpoint" or "end", and its numbers."""
+    """Something that happened, and its numbers. "start" comes first, of a resumed run with its checkpoint's step."""
 
-    kind: Literal["step", "validation", "checkpoint", "end"]
+    kind: Literal["start", "step", "validation", "checkpoint", "end"]
     step: int
     numbers: dict[str, float]
 
@@ -127,6 +127,7 @@ def train(
     loop = _Loop(lm, learner, task, settings, folder, report)
     if resume:
         loop.restore()
+    report(Event("start", loop.step, {"elapsed": loop.elapsed}))
     lm.checkpoint_layers(settings.gradient_checkpointing)
     try:
         with Interrupt() as interrupt:

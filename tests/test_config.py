@@ -97,6 +97,19 @@ def test_the_real_values_count_not_only_strings() -> None:
     assert (made.train.lr, made.train.steps, made.chat) == (0.5, 7, False)
 
 
+def test_null_unsets_what_the_file_says(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.yaml", "method: {init-text: 'null'}\ntrain: {patience: 2}\n")
+    assert (resolve({}, path).train.patience, resolve({}, path).method.init_text) == (2, "null")
+    assert resolve({"train.patience": "null"}, path).train.patience is None
+    assert resolve({}, path, {"SOFTPROMPT__TRAIN__PATIENCE": "null"}).train.patience is None
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_settings_are_finite(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.lr"):
+        resolve({"train.lr": value})
+
+
 @pytest.mark.parametrize("text", ["1e-5", "1E-5", "0.00001", "1.0e-5"])
 def test_a_learning_rate_in_yaml_may_have_an_exponent(tmp_path: Path, text: str) -> None:
     """YAML 1.1 reads `1e-5` as a text."""

@@ -80,7 +80,8 @@ def train_command(
 
     softprompt train --model smollm2-135m --data examples/helpdesk --name helpdesk
 
-    Every setting has a dotted flag too, such as --train.warmup 0.1; --print-config shows them all.
+    Every setting has a dotted flag too, such as --train.warmup 0.1 or --train.patience null; --print-config shows
+    them all.
     """
     given = locals()
     from softprompt.config import resolve, to_yaml

@@ -121,7 +121,7 @@ def test_json_lines(command: tuple[object, ...]) -> None:
     result = done(*command, "--name", "tone", "--json")
     lines = json_lines(result.stdout)
     assert [line["step"] for line in lines if line["event"] == "step"] == [1, 2, 3]
-    assert {line["event"] for line in lines} == {"step", "validation", "end", "saved"}
+    assert {line["event"] for line in lines} == {"start", "step", "validation", "end", "saved"}
     last, folder = lines[-1], store.home() / "tone"
     assert (last["event"], last["folder"], last["step"]) == ("saved", str(folder), 3)
     prompt, card = store.load(folder)
