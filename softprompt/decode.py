@@ -15,6 +15,7 @@ from softprompt.attach import Bank, Session
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
 
+ROWS = 32  # decoded at once
 GREEDY = 1e-5  # below it logits / temperature may overflow
 CUT = "\N{REPLACEMENT CHARACTER}"  # what a token that ends inside a character decodes to
 
@@ -70,7 +71,7 @@ def generate(
     stops: Sequence[Sequence[str]] | None = None,
     on_text: Callable[[int, str], None] = lambda row, text: None,
 ) -> list[Answer]:
-    """Continue every row behind its own prefix.
+    """Continue every row behind its own prefix; any number of rows, those of like length together.
 
     Args:
         rows: token ids, at least one each.
@@ -82,13 +83,23 @@ def generate(
     Raises:
         DataError: a row is empty or does not fit in the context with its new tokens.
     """
-    session = Session(lm, bank, rows, owners, sampling.max_new_tokens)
     extra = stops or [()] * len(rows)
     writers = [
         _Writer(lm, replace(sampling, stop=(*sampling.stop, *extra[i]), seed=sampling.seed + i), set(end_ids[i]))
         for i in range(len(rows))
     ]
-    active = list(range(len(rows)))
+    # Longest first: a row that does not fit is refused before time is spent on others.
+    order = sorted(range(len(rows)), key=lambda i: -(bank.lengths[owners[i]] + len(rows[i])))
+    for start in range(0, len(order), ROWS):
+        part = order[start : start + ROWS]
+        session = Session(lm, bank, [rows[i] for i in part], [owners[i] for i in part], sampling.max_new_tokens)
+        _decode(lm, session, {i: writers[i] for i in part}, on_text)
+    return [writer.answer for writer in writers]
+
+
+def _decode(lm: FrozenLM, session: Session, writers: dict[int, _Writer], on_text: Callable[[int, str], None]) -> None:
+    """Step until every row of the session is finished; `writers` by row number, in the session's order."""
+    active = list(writers)
     while active:
         logits = lm.logits(session.hidden).float()
         tokens = [writers[row].choose(logits[i]) for i, row in enumerate(active)]
@@ -102,7 +113,6 @@ def generate(
         active = [active[i] for i in going]
         if active:
             session.step(torch.tensor([tokens[i] for i in going], device=lm.device))
-    return [writer.answer for writer in writers]
 
 
 def pick(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -8,13 +8,14 @@ varies. A text prompt is nothing but a template with a longer opening.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from softprompt.attach import Prefix
 from softprompt.card import Card, Layout
 from softprompt.data.formats import Record
 from softprompt.data.template import Template, bos_ids, end_id, fill, head, target_text
+from softprompt.errors import DataError
 from softprompt.model import FrozenLM
 from softprompt.prompt import Prompt
 
@@ -91,6 +92,31 @@ def end_ids(lm: FrozenLM, template: Template) -> list[int]:
     configured = getattr(lm.model.generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, list) else [configured]
     return sorted({end_id(template, lm.tokenizer), *(i for i in configured if isinstance(i, int))})
+
+
+def check_context(lm: FrozenLM, rows: Iterable[tuple[str, int, int]], hint: str) -> None:
+    """Refuse rows that are too long before time is spent on any.
+
+    Args:
+        rows: for each row where it is, its own tokens, and the tokens around it (prefix, answer).
+
+    Raises DataError naming the longest row if it does not fit in the model's context.
+    """
+    where, own, around = max(rows, key=lambda row: row[1] + row[2])
+    if own + around > lm.geometry.max_positions:
+        raise DataError(
+            "the longest row does not fit in the model's context with the prompt and the answer around it",
+            where=where,
+            expected=f"together <= {lm.geometry.max_positions} tokens",
+            got=f"{own} + {around}",
+            hint=hint,
+        )
+
+
+def check_records(lm: FrozenLM, records: Sequence[Record], bodies: Sequence[Sequence[int]], around: int) -> None:
+    """`check_context` for records whose texts are these token ids, with `around` tokens around each."""
+    rows = [(record.where, len(body), around) for record, body in zip(records, bodies, strict=True)]
+    check_context(lm, rows, "leave the row out, or ask for fewer new tokens")
 
 
 def _escape(text: str) -> str:

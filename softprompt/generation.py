@@ -13,16 +13,17 @@ from softprompt.data.formats import Message, Record
 from softprompt.data.tokenise import prompt_ids
 from softprompt.decode import Answer, Sampling, generate
 from softprompt.errors import ConfigError
-from softprompt.framing import Subject, card_subject, end_ids
+from softprompt.framing import Subject, card_subject, check_context, end_ids
 from softprompt.model import FrozenLM
 
 
 @dataclass(frozen=True)
 class Request:
-    """One text for the subject called `name`."""
+    """One text for the subject called `name`; `where` names it in messages, e.g. "stdin:3"."""
 
     text: str
     name: str
+    where: str = ""
 
 
 def load_subjects(lm: FrozenLM, names: Sequence[str]) -> dict[str, Subject]:
@@ -38,7 +39,7 @@ def answer(
     *,
     on_text: Callable[[int, str], None] = lambda row, text: None,
 ) -> list[Answer]:
-    """One answer per request, all decoded in one batch.
+    """One answer per request; different prompts share batches.
 
     Args:
         subjects: by the names that requests use.
@@ -58,6 +59,10 @@ def answer(
     ends = [end_ids(lm, subjects[request.name].template) for request in requests]
     stops = [subjects[request.name].stop for request in requests]
     owners = [names.index(request.name) for request in requests]
+    around = [prefixes.lengths[owner] + sampling.max_new_tokens for owner in owners]
+    wheres = [request.where or f"text {i + 1} for {request.name}" for i, request in enumerate(requests)]
+    lengths = zip(wheres, map(len, rows), around, strict=True)
+    check_context(lm, lengths, "shorten the text, or ask for fewer new tokens")
     return generate(lm, prefixes, rows, owners, sampling, end_ids=ends, stops=stops, on_text=on_text)
 
 

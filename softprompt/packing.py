@@ -9,7 +9,7 @@ Shapes: G bins, L tokens per bin, T tokens of all rows together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +92,20 @@ def best_capacity(rows: Sequence[Row], prefix_length: int, token_cost: float, pa
 
     longest = max(len(row.ids) for row in rows)
     return min([longest, *(c for c in CAPACITIES if c > longest)], key=cost)
+
+
+def by_tokens(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Row numbers, short rows first, in groups of at most `limit` tokens (at least one row each)."""
+    group: list[int] = []
+    filled = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if group and filled + lengths[i] > limit:
+            yield group
+            group, filled = [], 0
+        group.append(i)
+        filled += lengths[i]
+    if group:
+        yield group
 
 
 def _assign(rows: Sequence[Row], capacity: int) -> tuple[list[tuple[int, int]], list[int]]:

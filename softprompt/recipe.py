@@ -28,8 +28,8 @@ from softprompt.data.formats import Record
 from softprompt.data.load import Splits, digest, load_splits
 from softprompt.data.template import Template, bos_ids, default_template
 from softprompt.data.tokenise import Example, target_ids, tokenise
-from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError
-from softprompt.framing import layout_for, layout_ids, worked_example
+from softprompt.errors import CheckpointError, ConfigError, StoreError
+from softprompt.framing import check_context, layout_for, layout_ids, worked_example
 from softprompt.methods import Method, Start, build
 from softprompt.model import FrozenLM, load, load_tokenizer
 from softprompt.modelcard import model_card
@@ -143,7 +143,9 @@ def fit(
     method = build(config.method.name, lm, start_of(prepared, lm))
     layout = layout_for(lm, prepared.template, method.freeze().form)
     lead, follow = layout_ids(lm, layout)
-    _refuse_too_long(lm, [*prepared.train, *prepared.validation], len(lead) + config.method.n_tokens + len(follow))
+    around = len(lead) + config.method.n_tokens + len(follow)
+    rows = [(row.where, len(row.ids), around) for row in (*prepared.train, *prepared.validation)]
+    check_context(lm, rows, "--max-length N --drop-long leaves such rows out; fewer --n-tokens make room")
     task = Task(prepared.train, prepared.validation, lead, follow, digest(prepared.splits.train))
     processes = PartialState(cpu=lm.device.type == "cpu")
     if processes.is_main_process:
@@ -199,19 +201,6 @@ def _refuse_taken(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
         raise StoreError(
             "a soft prompt of that name is there", where=folder, hint="choose another --name, or --overwrite"
-        )
-
-
-def _refuse_too_long(lm: FrozenLM, rows: Sequence[Example], prefix_tokens: int) -> None:
-    """Every row must fit in the context behind the prefix: known before the first step, not when it is drawn."""
-    longest = max(rows, key=lambda row: len(row.ids))
-    if prefix_tokens + len(longest.ids) > lm.geometry.max_positions:
-        raise DataError(
-            "the longest row does not fit in the model's context behind the soft prompt",
-            where=longest.where,
-            expected=f"prefix and row together <= {lm.geometry.max_positions} tokens",
-            got=f"{prefix_tokens} + {len(longest.ids)}",
-            hint="--max-length N --drop-long leaves such rows out; fewer --n-tokens make room",
         )
 
 

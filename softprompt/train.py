@@ -33,6 +33,7 @@ from softprompt.errors import NonFiniteLossError
 from softprompt.interrupt import Interrupt
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, loss_sum, token_log_likelihoods
+from softprompt.packing import by_tokens
 from softprompt.prompt import Prompt
 from softprompt.schedule import Horizon, rate
 
@@ -249,12 +250,14 @@ class _Loop:
         """Validation loss of the prompt as it is; the best one is kept."""
         if not self.task.validation:
             return
-        rows = sorted(self.task.validation[: self.settings.eval_rows], key=lambda row: len(row.ids))
+        rows = self.task.validation[: self.settings.eval_rows]
         prefix = Prefix(self.learner.freeze(), self.task.lead, self.task.follow)
         with torch.no_grad():
             prefixes = bank(self.lm, [prefix])
-        sums = [token_log_likelihoods(self.lm, prefixes, part).sum().item() for part in by_tokens(rows, EVAL_TOKENS)]
-        loss = -sum(sums) / learned_tokens(rows)
+        total = 0.0
+        for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
+            total -= token_log_likelihoods(self.lm, prefixes, [rows[i] for i in part]).sum().item()
+        loss = total / learned_tokens(rows)
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 "validation loss is not finite",
@@ -325,17 +328,6 @@ class _Loop:
             self.settings.model_dump(exclude=free),
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def by_tokens(rows: Sequence[Example], limit: int) -> list[Sequence[Example]]:
-    """Cut rows into runs of at most `limit` tokens (at least one row each)."""
-    parts, start, tokens = [], 0, 0
-    for i, row in enumerate(rows):
-        if i > start and tokens + len(row.ids) > limit:
-            parts.append(rows[start:i])
-            start, tokens = i, 0
-        tokens += len(row.ids)
-    return [*parts, rows[start:]]
 
 
 def _optimizer(learner: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:

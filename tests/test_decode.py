@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from softprompt import decode
 from softprompt.attach import Bank, Prefix, bank
 from softprompt.decode import CUT, Answer, Sampling, generate, pick
 from softprompt.errors import ConfigError, DataError
@@ -82,6 +83,15 @@ def test_a_sampled_row_does_not_depend_on_its_batch_mates() -> None:
     assert made(sampling, ROWS[:1], OWNERS[:1]) == together[:1]
     others = [ROWS[0], text_ids(13, 1), [7], ROWS[3]]
     assert made(sampling, others, [0, 2, 2, 5])[::3] == together[::3]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_many_rows_are_decoded_in_parts(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(8, temperature=1.2, seed=3)
+    together = made(sampling)
+    monkeypatch.setattr(decode, "ROWS", size)
+    assert made(sampling) == together
+    assert made(sampling, [], []) == []
 
 
 def test_rows_draw_apart() -> None:

@@ -1,4 +1,4 @@
-"""Scores: labels ranked as a tree equal labels scored one by one, and every score is of the rows it says."""
+"""Scores: every one is of the rows it says."""
 
 from __future__ import annotations
 
@@ -8,103 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.testing import assert_close
 
 import softprompt.evaluation as evaluate_module
+from softprompt import decode
 from softprompt.card import Layout
 from softprompt.data.formats import Record
-from softprompt.data.template import Template, end_id
-from softprompt.data.tokenise import prompt_ids, target_ids, tokenise
+from softprompt.data.template import Template
+from softprompt.data.tokenise import tokenise
 from softprompt.decode import Sampling
 from softprompt.errors import DataError
-from softprompt.evaluation import LabelTree, answer_all, evaluate, rank
-from softprompt.framing import Subject, base_subject, layout_for
-from softprompt.model import FrozenLM
+from softprompt.evaluation import answer_all, evaluate
 from tests.data.rows import records
-from tests.laws.cases import random_prompt
-from tests.laws.oracle import plain_logits
+from tests.labels import LABELS, TEXTS, brute_force, labelled, score, subject
 from tests.tiny import SPECIAL, tiny_lm
-
-TEMPLATE = Template("text", "Text: {text}\nLabel:")
-TEXTS = ("short", "a good deal longer than that", "mid one", "x", "another of the kind")
-LABELS = {
-    "one token each": ["a", "b"],  # behind a space, which all share
-    "several tokens": ["good", "bad", "so-so"],
-    "shared beginnings": ["positive", "posh", "negative", "neg-like"],
-    "one begins another": ["pos", "positive", "neg"],
-    "a chain": ["a", "ab", "abc", "abcd"],
-    "only one": ["yes"],
-}
-
-
-def subject(lm: FrozenLM, form: str = "kv", template: Template = TEMPLATE) -> Subject:
-    if form == "none":
-        return base_subject(lm, template)
-    return Subject(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form))
-
-
-def labelled(labels: Sequence[str]) -> list[Record]:
-    return records(*({"text": text, "label": labels[i % len(labels)]} for i, text in enumerate(TEXTS)))
-
-
-@torch.no_grad()
-def score(lm: FrozenLM, of: Subject, body: Sequence[int], target: Sequence[int]) -> float:
-    """log p(target | prefix, body), by concatenation."""
-    logs = torch.log_softmax(plain_logits(lm, of.prefix(lm), [*body, *target]), -1)
-    return sum(logs[len(body) - 1 + i, token].item() for i, token in enumerate(target))
-
-
-def brute_force(lm: FrozenLM, of: Subject, rows: Sequence[Record], labels: Sequence[str], end: bool) -> torch.Tensor:
-    """[R, labels], a forward pass for each pair."""
-    closing = [end_id(of.template, lm.tokenizer)] if end else []
-    targets = [[*target_ids(label, of.template, lm.tokenizer), *closing] for label in labels]
-    bodies = [prompt_ids(row, of.template, lm.tokenizer) for row in rows]
-    return torch.tensor([[score(lm, of, body, target) for target in targets] for body in bodies])
-
-
-@pytest.mark.parametrize("small", [False, True])
-@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_rank_is_brute_force(family: str, labels: list[str], small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For rows of all lengths at once, and in several parts."""
-    if small:
-        monkeypatch.setattr(evaluate_module, "TOKENS", 30)
-        monkeypatch.setattr(evaluate_module, "HEAD_POSITIONS", 1)
-    lm, rows = tiny_lm(family), labelled(labels)
-    begins = any(a != b and b.startswith(a) for a in labels for b in labels)
-    totals, lengths = rank(lm, subject(lm), rows, labels)
-    assert_close(totals, brute_force(lm, subject(lm), rows, labels, end=begins), rtol=1e-4, atol=1e-3)
-    assert lengths.tolist() == [len(label) + 1 + begins for label in labels], "a space in front, the end behind"
-
-
-@pytest.mark.parametrize("form", ["none", "embedding", "kv"])
-def test_rank_behind_every_kind_of_prefix(form: str) -> None:
-    lm, labels = tiny_lm("llama", bos=True), LABELS["shared beginnings"]
-    rows = labelled(labels)
-    totals, _ = rank(lm, subject(lm, form), rows, labels)
-    assert_close(totals, brute_force(lm, subject(lm, form), rows, labels, end=False), rtol=1e-4, atol=1e-3)
-
-
-@given(st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=6, unique=True))
-@settings(deadline=None, max_examples=50)
-def test_the_tree_runs_shared_beginnings_once(labels: list[str]) -> None:
-    """As many inner nodes as there are different proper beginnings, and each path spells its label."""
-    lm = tiny_lm("llama")
-    tree = LabelTree.of(lm, subject(lm), labels)
-    begins = any(a != b and b.startswith(a) for a in labels for b in labels)
-    closing = [end_id(TEMPLATE, lm.tokenizer)] if begins else []
-    spelt = [(*target_ids(label, TEMPLATE, lm.tokenizer), *closing) for label in labels]
-    assert len(tree.tokens) == len({ids[:n] for ids in spelt for n in range(1, len(ids))})
-    assert len(tree.edges) == len({ids[:n] for ids in spelt for n in range(1, len(ids) + 1)})
-    assert [tuple(tree.edges[edge][1] for edge in path) for path in tree.paths] == spelt
-    children = {(parent + 1, tree.tokens[n]): n + 1 for n, parent in enumerate(tree.parents)}
-    for path in tree.paths:
-        node = 0
-        for edge in path:
-            assert tree.edges[edge][0] == node
-            node = children.get(tree.edges[edge], -1)  # the last token of a label is no inner node
 
 
 def test_classification() -> None:
@@ -179,7 +95,7 @@ def test_generation_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) ->
     alone = [answer_all(lm, of, [row], Sampling(6))[0] for row in rows]
     assert len({tuple(answer.ids) for answer in alone}) == 5
     for size in (2, 32):
-        monkeypatch.setattr(evaluate_module, "ROWS", size)
+        monkeypatch.setattr(decode, "ROWS", size)
         assert answer_all(lm, of, rows, Sampling(6)) == alone
 
 

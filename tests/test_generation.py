@@ -140,8 +140,16 @@ def test_the_record_of_a_text() -> None:
 
 def test_a_text_that_does_not_fit() -> None:
     lm = tiny_lm("llama")
-    with pytest.raises(DataError, match=r"(?s)do not fit in the model's context.*<= 256"):
-        answer(lm, {"a": soft(lm, "kv", PLAIN)}, [Request("x" * 300, "a")], Sampling(4))
+    texts, said = ["x", "x" * 300], list[str]()
+    with pytest.raises(DataError, match=r"(?s)text 2 for a: .*does not fit in the model's context.*<= 256"):
+        answer(
+            lm,
+            {"a": soft(lm, "kv", PLAIN)},
+            [Request(text, "a") for text in texts],
+            Sampling(4),
+            on_text=lambda _, new: said.append(new),
+        )
+    assert not said, "refused before any is answered"
 
 
 def saved(lm: FrozenLM, folder: Path, subject: Subject) -> None:

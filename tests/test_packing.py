@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softprompt.packing import CAPACITIES, PAIR_COST, Row, best_capacity, pack
+from softprompt.packing import CAPACITIES, PAIR_COST, Row, best_capacity, by_tokens, pack
 
 Capacity = st.integers(1, 120)
 
@@ -120,3 +120,14 @@ def test_best_capacity_weighs_padding_against_attention() -> None:
     rows = [Row(range(60)), *[Row(range(50))] * 3]
     assert best_capacity(rows, 0, token_cost=1e9, pair_cost=1.0) > 60, "dear tokens: all in one, nothing padded"
     assert best_capacity(rows, 0, token_cost=1.0, pair_cost=1e9) == 60, "dear attention: a bin for each"
+
+
+@given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 60))
+def test_by_tokens(lengths: list[int], limit: int) -> None:
+    """Every row once, short ones first, and no group over the limit but of a single row."""
+    groups = list(by_tokens(lengths, limit))
+    order = [i for group in groups for i in group]
+    assert sorted(order) == list(range(len(lengths)))
+    assert [lengths[i] for i in order] == sorted(lengths)
+    for group in groups:
+        assert len(group) == 1 or 0 < sum(lengths[i] for i in group) <= limit

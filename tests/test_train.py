@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 import softprompt.train as train_module
@@ -23,7 +21,7 @@ from softprompt.errors import CheckpointError, NonFiniteLossError
 from softprompt.objective import learned_tokens, token_log_likelihoods
 from softprompt.prompt import Prompt, digest
 from softprompt.schedule import rate
-from softprompt.train import Event, Task, by_tokens, default_steps
+from softprompt.train import Event, Task, default_steps
 from tests.laws.cases import text_ids
 from tests.tasks import ANSWER, END, METHOD_NAMES, answers, learner, run, task
 from tests.tiny import FAMILIES, tiny_lm
@@ -290,16 +288,6 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(lm, learner(lm, "prompt-tuning"), tmp_path, report=report)
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 60))
-def test_by_tokens(lengths: list[int], limit: int) -> None:
-    rows = [Example(tuple(range(n)), (False,) * n, str(i)) for i, n in enumerate(lengths)]
-    parts = by_tokens(rows, limit)
-    assert [row for part in parts for row in part] == rows
-    for part in parts:
-        assert part
-        assert len(part) == 1 or sum(len(row.ids) for row in part) <= limit
 
 
 def test_default_steps(tmp_path: Path) -> None:

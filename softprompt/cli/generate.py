@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,8 +16,12 @@ from softprompt.cli.visible import visible
 from softprompt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from softprompt.decode import Answer
     from softprompt.framing import Subject
+    from softprompt.generation import Request
     from softprompt.model import FrozenLM
+
+SHOWN = 64  # answers printed at a time: a long input shows what is done, and an interruption keeps it
 
 
 def generate_command(
@@ -51,31 +56,33 @@ def generate_command(
     rows = _texts(texts)
     lm = load_base(model or base_of(chosen), dtype, device, trust_remote_code)
     subjects = _subjects(lm, chosen, base)
-    requests = [Request(text, name) for text in rows for name in subjects]
-    single = len(requests) == 1 and not as_json
-    if single:  # stream
+    requests = [Request(text, name, where) for where, text in rows for name in subjects]
+    if len(requests) == 1 and not as_json:  # stream
         answer(lm, subjects, requests, sampling, on_text=lambda _, new: _write(new))
         _write("\n")
         return
     console = Console(soft_wrap=True)
-    for request, result in zip(requests, answer(lm, subjects, requests, sampling), strict=True):
-        if as_json:
-            line = {
-                "prompt": request.name,
-                "text": request.text,
-                "answer": result.text,
-                "finish_reason": result.finish,
-            }
-            typer.echo(json.dumps(line, ensure_ascii=False))
-        else:
-            console.print(
-                Text.assemble(
-                    (f"{request.name:<12} ", "bold"),
-                    (visible(request.text[:60]), "dim"),
-                    "\n  ",
-                    visible(result.text.strip()),
-                )
-            )
+    for start in range(0, len(requests), SHOWN):
+        part, draw = requests[start : start + SHOWN], replace(sampling, seed=seed + start)
+        for request, result in zip(part, answer(lm, subjects, part, draw), strict=True):
+            if as_json:
+                typer.echo(json.dumps(_line(request, result), ensure_ascii=False))
+            else:
+                console.print(_block(request, result))
+
+
+def _line(request: Request, result: Answer) -> dict[str, str]:
+    return {
+        "prompt": request.name,
+        "text": request.text,
+        "answer": result.text,
+        "finish_reason": result.finish,
+    }
+
+
+def _block(request: Request, result: Answer) -> Text:
+    question, said = visible(request.text[:60]), visible(result.text.strip())
+    return Text.assemble((f"{request.name:<12} ", "bold"), (question, "dim"), "\n  ", said)
 
 
 def _subjects(lm: FrozenLM, names: list[str], base: bool) -> dict[str, Subject]:
@@ -88,13 +95,14 @@ def _subjects(lm: FrozenLM, names: list[str], base: bool) -> dict[str, Subject]:
     return subjects
 
 
-def _texts(texts: list[str] | None) -> list[str]:
+def _texts(texts: list[str] | None) -> list[tuple[str, str]]:
+    """(where, text) of every text."""
     if texts and texts != ["-"]:
-        return [text.replace("\\n", "\n") for text in texts]
+        return [(f"text {i}", text.replace("\\n", "\n")) for i, text in enumerate(texts, 1)]
     if sys.stdin.isatty():
         Console(stderr=True).print("reading lines from the terminal; end with Ctrl-D", style="dim")
-    lines = [line.rstrip("\n") for line in sys.stdin]
-    rows = [line for line in lines if line.strip()]
+    lines = [(f"stdin:{i}", line.rstrip("\n")) for i, line in enumerate(sys.stdin, 1)]
+    rows = [(where, line) for where, line in lines if line.strip()]
     if not rows:
         raise ConfigError("there is nothing to answer", where="stdin", hint='softprompt generate NAME "your text"')
     return rows

@@ -11,8 +11,8 @@ import pytest
 
 from softprompt import generation, store
 from softprompt.cli import generate as verb
-from softprompt.errors import ConfigError, StoreError, WrongBaseError
-from tests.cli.shell import done, json_lines, refused
+from softprompt.errors import ConfigError, DataError, StoreError, WrongBaseError
+from tests.cli.shell import done, json_lines, refused, softprompt
 
 ASKED = ("question 3", "question 14", "question 5")
 OPTIONS = ("--dtype", "float32", "--max-new-tokens", 8)
@@ -64,6 +64,16 @@ def test_lines_from_stdin(dash: list[str], trained: Path) -> None:
     """A text a line; empty ones are skipped, and the last needs no line break."""
     stdin = f"{ASKED[0]}\n\n  \n{ASKED[1]}"
     assert answers("no", *dash, stdin=stdin) == [("no", text, "no") for text in ASKED[:2]]
+
+
+def test_a_long_input_is_answered_part_by_part(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, and what is done is printed before a line that cannot be answered stops it, by name."""
+    whole = answers("ok,no", *ASKED, "--temperature", "1.5")
+    monkeypatch.setattr(verb, "SHOWN", 2)
+    assert answers("ok,no", *ASKED, "--temperature", "1.5") == whole
+    result = softprompt("generate", "ok", "-", *OPTIONS, "--json", stdin="\n".join([*ASKED[:2], "", "x" * 300]))
+    assert [line["text"] for line in json_lines(result.stdout)] == list(ASKED[:2])
+    assert isinstance(result.exception, DataError) and result.exception.where == "stdin:4"
 
 
 def test_json(trained: Path) -> None:
