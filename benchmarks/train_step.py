@@ -191,10 +191,12 @@ def main() -> None:
     if options.memory:
         memory_side(Case(**json.loads(options.case)), options.model, options.memory)
         return
+    cases = QUICK if options.quick else CASES
+    # Memory first: later this process holds gigabytes of its own, and the largest case of PEFT needs nearly all.
+    memories = [{side: peak_memory(case, options.model, side) for side in ("ours", "peft")} for case in cases]
     results = []
-    for case in QUICK if options.quick else CASES:
+    for case, memory in zip(cases, memories, strict=True):
         result = measure(case, options.model, 3 if options.quick else 5)
-        memory = {side: peak_memory(case, options.model, side) for side in ("ours", "peft")}
         ratio = memory["ours"]["peak"] / memory["peft"]["peak"]
         results.append(result | {"memory_bytes": memory, "peak_memory_ratio": ratio})
         if not options.json:

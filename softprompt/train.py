@@ -13,7 +13,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,7 +29,7 @@ from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.data.batches import Batches
 from softprompt.data.tokenise import Example
-from softprompt.errors import NonFiniteLossError
+from softprompt.errors import NonFiniteLossError, TrainError
 from softprompt.interrupt import Interrupt
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, loss_sum, token_log_likelihoods
@@ -124,6 +124,7 @@ def train(
         NonFiniteLossError: loss or gradient became NaN or infinite; names step and rows.
         CheckpointError: nothing to resume, or a checkpoint of another run.
         StoreError: a checkpoint cannot be written.
+        TrainError: out of memory.
     """
     loop = _Loop(lm, learner, task, settings, folder, report)
     if resume:
@@ -184,7 +185,8 @@ class _Loop:
             progress = self.horizon.progress(self.step, self.elapsed)
             stopped = self.why_stop(interrupt, progress)
             if not stopped:
-                self.one_step(progress)
+                with _memory_advice(f"step {self.step + 1}"):
+                    self.one_step(progress)
             if interrupt.received if stopped else self.step % self.settings.save_every == 0:
                 self.save()
         if self.history and self.history[-1]["step"] != self.step and not interrupt.received:
@@ -237,12 +239,8 @@ class _Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        numbers = {
-            "loss": loss_value,
-            "lr": lr,
-            "grad_norm": norm,
-            "tokens": float(sum(len(r.ids) for r in rows)),
-        }
+        tokens = float(sum(len(r.ids) for r in rows))
+        numbers = {"loss": loss_value, "lr": lr, "grad_norm": norm, "tokens": tokens}
         numbers |= {"progress": progress, "elapsed": self.elapsed, "epoch": self.batches.epoch}
         self.report(Event("step", self.step, numbers))
 
@@ -334,6 +332,18 @@ def _optimizer(learner: nn.Module, settings: TrainConfig) -> torch.optim.Optimiz
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(learner.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.Adafactor(learner.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+@contextlib.contextmanager
+def _memory_advice(where: str) -> Iterator[None]:
+    """Turn running out of memory, on any device, into an error that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        hint = "--train.accumulate 2 halves what a step holds, --train.gradient-checkpointing true saves more"
+        raise TrainError("out of memory", where=where, got=str(error).splitlines()[0], hint=hint) from error
 
 
 def _split(rows: list[Example], parts: int) -> list[list[Example]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from softprompt.attach import Prefix, bank
 from softprompt.config import TrainConfig
 from softprompt.data.tokenise import Example
 from softprompt.decode import Sampling, generate
-from softprompt.errors import CheckpointError, NonFiniteLossError
+from softprompt.errors import CheckpointError, NonFiniteLossError, TrainError
 from softprompt.objective import learned_tokens, token_log_likelihoods
 from softprompt.prompt import Prompt, digest
 from softprompt.schedule import rate
@@ -295,3 +295,26 @@ def test_default_steps(tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     assert TrainConfig().steps is None
     assert run(lm, learner(lm, "prompt-tuning"), tmp_path, rows=Task(answers(3, 0), []), steps=None).step == 100
+
+
+def no_room_on_the_cpu() -> None:
+    torch.empty(2**60)
+
+
+def no_room_elsewhere() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("fail", [no_room_on_the_cpu, no_room_elsewhere])
+def test_out_of_memory(fail: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(train_module, "loss_sum", lambda *_: fail())
+    with pytest.raises(TrainError, match=r"(?s)step 1: out of memory.*memory.*--train.accumulate"):
+        run(lm, learner(lm, "prompt-tuning"), tmp_path)
+
+
+def test_other_failures_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(train_module, "loss_sum", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        run(lm, learner(lm, "prompt-tuning"), tmp_path)
