@@ -1,6 +1,6 @@
 """How well each way of adapting one frozen model does, given the same wall time on the same rows.
 
-    python -m benchmarks.quality --tasks sst2,banking77 --budget-minutes 15 --seeds 1 [--test-rows N] [--json]
+    python -m benchmarks.quality --tasks sst2,banking77 --budget-minutes 15 --seeds 1 [--test-rows N] [--ours] [--json]
 
 For each task: the base model, a text prompt (instruction and three examples), our prompt tuning and prefix tuning with
 the library's defaults, and PEFT's prompt tuning, prefix tuning and LoRA (rank 8, all linear layers) with the recipes
@@ -58,7 +58,7 @@ class Setting:
     tokenizer: str
 
 
-def run_task(setting: Setting, seeds: int) -> Iterator[dict[str, Any]]:
+def run_task(setting: Setting, seeds: int, theirs_too: bool = True) -> Iterator[dict[str, Any]]:
     """One result after another: {"method", "seed", "accuracy", …}."""
     prepared = prepared_for(setting, OURS[0], 0)
     template, train = prepared.template, prepared.splits.train
@@ -70,7 +70,7 @@ def run_task(setting: Setting, seeds: int) -> Iterator[dict[str, Any]]:
     for seed in range(seeds):
         for method in OURS:
             yield ours(setting, method, seed)
-        for kind in THEIRS:
+        for kind in THEIRS if theirs_too else ():
             yield theirs(setting, prepared, kind, seed)
 
 
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--budget-minutes", type=float, default=15.0, help="training time of every method")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--test-rows", type=int, help="score only the first rows of the test split")
+    parser.add_argument("--ours", action="store_true", help="leave PEFT's methods out")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()
@@ -156,7 +157,7 @@ def main() -> None:
             folder = root / task
             test = load_rows(str(folder / "test.jsonl"))[: options.test_rows]
             setting = Setting(task, options.model, lm, folder, options.budget_minutes, test, f"{scratch}/tokenizer")
-            for result in run_task(setting, options.seeds):
+            for result in run_task(setting, options.seeds, not options.ours):
                 results.append(result)
                 line = f"{task:<10} {result['method']:<20} accuracy {result['accuracy']:.3f}"
                 print(

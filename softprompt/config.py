@@ -46,7 +46,7 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=8, ge=1, description="rows per step, all processes together")
     accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")
     optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimiser")
-    lr: float = Field(default=1e-2, gt=0, description="peak learning rate")
+    lr: float = Field(default=2e-2, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="learning rate after warm-up"

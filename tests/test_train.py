@@ -90,7 +90,7 @@ def test_events(tmp_path: Path) -> None:
     assert [h["step"] for h in result.history] == at["validation"]
     steps = [e.numbers for e in events if e.kind == "step"]
     for number, event in enumerate(steps):
-        assert event["lr"] == pytest.approx(1e-2 * rate("cosine", 0.05, number / 10))
+        assert event["lr"] == pytest.approx(TrainConfig().lr * rate("cosine", 0.05, number / 10))
         assert event["epoch"] == pytest.approx((number + 1) * 8 / 40)
         assert event["grad_norm"] > 0
     assert steps[0]["tokens"] == sum(len(task().train[i].ids) for i in first_batch())
