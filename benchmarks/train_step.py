@@ -199,14 +199,14 @@ def main() -> None:
         result = measure(case, options.model, 3 if options.quick else 5)
         ratio = memory["ours"]["peak"] / memory["peft"]["peak"]
         results.append(result | {"memory_bytes": memory, "peak_memory_ratio": ratio})
-        if not options.json:
-            r = results[-1]
-            print(
-                f"{case.dtype:<9} P={case.virtual:<4} {case.rows:>3} x {case.length:<4} ratio {r['ratio']:.2f}  "
-                f"grad_rel_err {r['grad_rel_err']:.1e}  peak_memory_ratio {r['peak_memory_ratio']:.2f}  "
-                f"floor_fraction {r['floor_fraction']:.2f}",
-                flush=True,
-            )
+        r = results[-1]
+        print(
+            f"{case.dtype:<9} P={case.virtual:<4} {case.rows:>3} x {case.length:<4} ratio {r['ratio']:.2f}  "
+            f"grad_rel_err {r['grad_rel_err']:.1e}  peak_memory_ratio {r['peak_memory_ratio']:.2f}  "
+            f"floor_fraction {r['floor_fraction']:.2f}",
+            file=sys.stderr if options.json else sys.stdout,
+            flush=True,
+        )
     if options.json:
         print(json.dumps({"benchmark": "train_step", "model": options.model, "machine": facts(), "cases": results}))
 
