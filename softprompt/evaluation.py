@@ -7,6 +7,7 @@ and perplexity.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from softprompt.data.formats import Record
 from softprompt.data.tokenise import prompt_ids, tokenise
 from softprompt.decode import Answer, Sampling, generate
 from softprompt.errors import DataError
-from softprompt.framing import Subject, check_records, end_ids
+from softprompt.framing import Subject, check_context, check_records, end_ids
 from softprompt.metrics import Score
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_log_likelihoods
@@ -108,13 +109,14 @@ def answer_all(lm: FrozenLM, subject: Subject, records: Sequence[Record], sampli
 def loss(lm: FrozenLM, subject: Subject, records: Sequence[Record]) -> Evaluation:
     """Mean -log p of the learned tokens, and its exponential."""
     prefixes = bank(lm, [subject.prefix(lm)])
-    room = lm.geometry.max_positions - prefixes.lengths[0]
-    examples = tokenise(records, subject.template, lm.tokenizer, max_length=room)
+    examples = tokenise(records, subject.template, lm.tokenizer, max_length=sys.maxsize)
+    rows = [(example.where, len(example.ids), prefixes.lengths[0]) for example in examples]
+    check_context(lm, rows, "leave the row out, or give the text prompt fewer --shots")
     sums = [0.0] * len(examples)
     for part in by_tokens([len(example.ids) for example in examples], TOKENS):
-        rows = [examples[i] for i in part]
-        values = token_log_likelihoods(lm, prefixes, rows)
-        for i, own in zip(part, values.split([learned_tokens([row]) for row in rows]), strict=True):
+        shared = [examples[i] for i in part]
+        values = token_log_likelihoods(lm, prefixes, shared)
+        for i, own in zip(part, values.split([learned_tokens([row]) for row in shared]), strict=True):
             sums[i] = -own.sum().item()
     score = metrics.mean_loss(sums, [learned_tokens([example]) for example in examples])
     perplexity = Score(math.exp(score.value), math.exp(score.low), math.exp(score.high))

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,27 +42,44 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, overwrite: bool 
             raise StoreError("not a folder, nothing was written", where=target, hint="choose another name")
     scratch = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-        fill(scratch)
-        for path in scratch.iterdir():
-            _sync(path)
-        _sync(scratch)
-        scratch.chmod(0o755)
-        old = _aside(target)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)  # left by a process that died before it could
-            os.rename(target, old)
-        os.rename(scratch, target)
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise StoreError(f"cannot write: {reason}", where=target, hint="free space or another folder") from error
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+            fill(scratch)
+            for path in scratch.iterdir():
+                _sync(path)
+            _sync(scratch)
+            scratch.chmod(0o755)
+            old = _aside(target)
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)  # left by a process that died before it could
+                os.rename(target, old)
+            os.rename(scratch, target)
+            _sync(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         recover_folder(target)
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn the disk's refusal (full, read-only, not a folder) into a StoreError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StoreError(f"cannot write: {reason}", where=target, hint="free space or another folder") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise StoreError if `folder` could not be made and written in; nothing is made."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise StoreError("not a folder, nothing can be written in it", where=nearest, hint="choose another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise StoreError("this folder may not be written to", where=nearest, hint="choose another place")
 
 
 def recover_folder(target: Path) -> None:

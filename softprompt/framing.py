@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 
 from softprompt.attach import Prefix
 from softprompt.card import Card, Layout
-from softprompt.data.formats import Record
+from softprompt.data.formats import Message, Record
 from softprompt.data.template import Template, bos_ids, end_id, fill, head, target_text
+from softprompt.data.tokenizer import render_chat
 from softprompt.errors import DataError
 from softprompt.model import FrozenLM
 from softprompt.prompt import Prompt
 
 APART = "\n\n"  # between instruction, examples and row of a text prompt
+_SYSTEM = "SOFTPROMPTSYSTEMTEXT"  # letters alone: a chat template may trim or escape anything else
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,17 @@ def card_subject(prompt: Prompt, card: Card) -> Subject:
 def text_subject(lm: FrozenLM, template: Template, instruction: str, shots: Sequence[Record] = ()) -> Subject:
     """A text prompt: an instruction and worked examples in front of the same template.
 
-    In chat the instruction is the system turn and the examples open the user's turn.
+    In chat the instruction is the system turn and the examples open the user's turn; a model whose chat template
+    has no system turn (Gemma 2) gets the instruction there too.
     """
     examples = "".join(worked_example(template, shot) + APART for shot in shots if not shot.messages)
-    if template.kind == "chat":
-        template = Template("chat", _escape(examples) + template.text if template.text else "", instruction)
-    else:
-        opening = instruction.strip() + APART if instruction.strip() else ""
+    opening = instruction.strip() + APART if instruction.strip() else ""
+    if template.kind == "text":
         template = Template("text", _escape(opening + examples) + template.text)
+    elif template.text and opening and not _has_system_turn(lm):
+        template = Template("chat", _escape(opening + examples) + template.text)
+    else:
+        template = Template("chat", _escape(examples) + template.text if template.text else "", instruction)
     stop = (APART,) if examples and template.kind == "text" else ()
     return replace(base_subject(lm, template), stop=stop)
 
@@ -116,7 +121,16 @@ def check_context(lm: FrozenLM, rows: Iterable[tuple[str, int, int]], hint: str)
 def check_records(lm: FrozenLM, records: Sequence[Record], bodies: Sequence[Sequence[int]], around: int) -> None:
     """`check_context` for records whose texts are these token ids, with `around` tokens around each."""
     rows = [(record.where, len(body), around) for record, body in zip(records, bodies, strict=True)]
-    check_context(lm, rows, "leave the row out, or ask for fewer new tokens")
+    check_context(lm, rows, "leave the row out, ask for fewer new tokens, or give the text prompt fewer --shots")
+
+
+def _has_system_turn(lm: FrozenLM) -> bool:
+    """Whether the chat template writes a system turn, instead of refusing or dropping it."""
+    turns = (Message("system", _SYSTEM), Message("user", "text"))
+    try:
+        return _SYSTEM in render_chat(turns, lm.tokenizer, add_generation_prompt=True)
+    except DataError:
+        return False
 
 
 def _escape(text: str) -> str:

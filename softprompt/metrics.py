@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 Z = 1.959964  # two-sided 95 %
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")  # kana and Han one by one
 RESAMPLES = 500
 
 
@@ -68,8 +70,11 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
-    """Mean ROUGE-L F1 in 0…1 (rouge-score, no stemming), the best reference of each row."""
-    scorer = RougeScorer(["rougeL"])
+    """Mean ROUGE-L F1 in 0…1 (rouge-score, no stemming), the best reference of each row.
+
+    Words are those of every script, lower case; rouge-score's own tokeniser drops all but a-z and 0-9.
+    """
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     values = np.array(
         [
             max(scorer.score(reference, answer)["rougeL"].fmeasure for reference in right)
@@ -91,6 +96,14 @@ def generation_scores(answers: Sequence[str], references: Sequence[Sequence[str]
     if all(r.strip()[:1] in "{[" and _parses(r) for right in references for r in right):
         scores["valid_json"] = valid_json(answers)
     return scores | {"bleu": bleu(answers, references), "rouge_l": rouge_l(answers, references)}
+
+
+class _Words:
+    """A tokeniser for rouge-score; for ASCII text it is the same as its own."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text."""
+        return WORD.findall(text.lower())
 
 
 def _parses(text: str) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
+import json
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,11 +31,13 @@ from softprompt.data.load import Splits, digest, load_splits
 from softprompt.data.template import Template, bos_ids, default_template
 from softprompt.data.tokenise import Example, target_ids, tokenise
 from softprompt.errors import CheckpointError, ConfigError, StoreError
+from softprompt.files import check_writable, writing
 from softprompt.framing import check_context, layout_for, layout_ids, worked_example
 from softprompt.methods import Method, Start, build
 from softprompt.model import FrozenLM, load, load_tokenizer
 from softprompt.modelcard import model_card
 from softprompt.plot import learning_curve
+from softprompt.prompt import check_fits
 from softprompt.runlog import RunLog, read
 from softprompt.tracking import Tracking
 from softprompt.train import Event, Result, Task, train
@@ -95,7 +99,8 @@ def prepare(
     tracking.check(config.train.track)
     folder = store.locate(config.name)
     run = folder.parent / RUNS / folder.name
-    _refuse_taken(folder, overwrite)
+    store.check_free(folder, overwrite)
+    check_writable(run)
     if resume and latest_step(run) is None:
         raise CheckpointError("there is nothing to resume", where=run, hint="train without --resume")
     if not resume and not overwrite and latest_step(run) is not None:
@@ -137,16 +142,18 @@ def fit(
         what `load`, `train` and `store.save` raise.
     """
     config, run = prepared.config, prepared.run
-    _refuse_taken(prepared.folder, overwrite)
+    store.check_free(prepared.folder, overwrite)
     if lm is None:
         lm = load(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
     method = build(config.method.name, lm, start_of(prepared, lm))
-    layout = layout_for(lm, prepared.template, method.freeze().form)
+    start = method.freeze()
+    check_fits(start, lm.geometry)
+    layout = layout_for(lm, prepared.template, start.form)
     lead, follow = layout_ids(lm, layout)
     around = len(lead) + config.method.n_tokens + len(follow)
     rows = [(row.where, len(row.ids), around) for row in (*prepared.train, *prepared.validation)]
     check_context(lm, rows, "--max-length N --drop-long leaves such rows out; fewer --n-tokens make room")
-    task = Task(prepared.train, prepared.validation, lead, follow, digest(prepared.splits.train))
+    task = Task(prepared.train, prepared.validation, lead, follow, _identity(prepared))
     processes = PartialState(cpu=lm.device.type == "cpu")
     if processes.is_main_process:
         result = _logged(prepared, lm, method, task, resume, report)
@@ -182,7 +189,8 @@ def _logged(
                 shutil.rmtree(run, ignore_errors=True)
             log = RunLog(run / "metrics.jsonl", step if resume else None)
             stack.callback(log.close)
-            (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            with writing(run):
+                (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             tracker = Tracking(config.train.track, prepared.folder.name, run, config.model_dump(mode="json"))
             stack.callback(tracker.close)
             sinks.append(lambda event: log.write({"event": event.kind, "step": event.step, **event.numbers}))
@@ -197,11 +205,12 @@ def _logged(
         return train(lm, method, task, config.train, run, resume=resume, report=everywhere)
 
 
-def _refuse_taken(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
-        raise StoreError(
-            "a soft prompt of that name is there", where=folder, hint="choose another --name, or --overwrite"
-        )
+def _identity(prepared: Prepared) -> str:
+    """A digest of the rows as they are written to the model, and of the method and its start."""
+    config, splits = prepared.config, prepared.splits
+    facts = [digest(splits.train), digest(splits.validation), prepared.template.to_dict()]
+    facts.append(config.method.model_dump(mode="json") | {"max_length": config.max_length})
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def start_of(prepared: Prepared, lm: FrozenLM) -> Start:

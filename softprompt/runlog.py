@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from softprompt.files import writing
+
 
 class RunLog:
     """Appends events to `path`, one JSON object a line.
@@ -14,23 +16,29 @@ class RunLog:
     Args:
         keep_until: of a resumed run, the step that its checkpoint was taken at; later lines are dropped. None
             starts the file anew.
+
+    Every function raises StoreError if the disk refuses.
     """
 
     def __init__(self, path: Path, keep_until: int | None = None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [] if keep_until is None else _until(read(path), keep_until)
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(scratch, path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self.path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [] if keep_until is None else _until(read(path), keep_until)
+            scratch = path.with_suffix(".tmp")
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(scratch, path)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, event: dict[str, Any]) -> None:
         """Append one event."""
-        self._file.write(json.dumps(event) + "\n")
+        with writing(self.path):
+            self._file.write(json.dumps(event) + "\n")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with writing(self.path):
+            self._file.close()
 
 
 def _until(events: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:

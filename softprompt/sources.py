@@ -62,6 +62,11 @@ def find(name: str) -> Source:
     return Source(name, "Hub")
 
 
+def is_here(name: str) -> bool:
+    """Whether the name is of a model that needs no download: built in, a path, or in the Hub's local cache."""
+    return name in BUILT_IN or _expanded(name).exists() or bool(HUB_ID.fullmatch(name) and _cached(name))
+
+
 def _expanded(name: str) -> Path:
     try:
         path = Path(name).expanduser()
@@ -107,16 +112,23 @@ def _quick_digest(path: Path) -> str:
     return sha.hexdigest()[:8]
 
 
-def _check_hub(name: str) -> None:
-    """Pass if the model is in the Hub's local cache or the Hub answers; Transformers alone would retry for minutes."""
-    from huggingface_hub import constants, try_to_load_from_cache
+def _cached(name: str) -> bool:
+    """Whether the Hub's local cache has the model. Raises ModelError for what cannot be a name."""
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
     except HFValidationError as error:
         raise ModelError("not a possible name on the Hub", where=name, got=error) from error
+
+
+def _check_hub(name: str) -> None:
+    """Pass if the model is in the Hub's local cache or the Hub answers; Transformers alone would retry for minutes."""
+    from huggingface_hub import constants
+
+    if _cached(name):
+        return
     hint = "check the network, or download it elsewhere and give the folder"
     if constants.HF_HUB_OFFLINE:
         raise ModelError("not in the local Hub cache, and HF_HUB_OFFLINE is set", where=name, hint=hint)

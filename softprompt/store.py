@@ -41,6 +41,22 @@ def locate(name: str) -> Path:
     return home() / name
 
 
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise StoreError if an artifact may not be written there.
+
+    A soft prompt may be replaced with `overwrite`; whatever else has that name never is.
+    """
+    recover_folder(folder)
+    if not os.path.lexists(folder):
+        return
+    if not (folder / CARD).is_file():
+        what = "this is there already and is not a soft prompt, so it will not be replaced"
+        raise StoreError(what, where=folder, hint="choose another name")
+    if not overwrite:
+        hint = "choose another --name, or --overwrite"
+        raise StoreError("a soft prompt of that name is there", where=folder, hint=hint)
+
+
 def save(
     folder: Path,
     prompt: Prompt,
@@ -58,6 +74,7 @@ def save(
         extras: may write more files (a picture) in the folder it is given.
         overwrite: replace an artifact of that name instead of refusing.
     """
+    check_free(folder, overwrite)
     prompt = frozen(prompt)
     check_fits(prompt, card.geometry)
     card = card.model_copy(update={"sha256": digest(prompt), "form": prompt.form, "n_tokens": prompt.n_tokens})

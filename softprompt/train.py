@@ -27,9 +27,9 @@ from softprompt import checkpoint
 from softprompt.attach import Prefix, bank
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
-from softprompt.data.batches import Batches
+from softprompt.data.batches import Batches, sample
 from softprompt.data.tokenise import Example
-from softprompt.errors import NonFiniteLossError, TrainError
+from softprompt.errors import ConfigError, NonFiniteLossError, TrainError
 from softprompt.interrupt import Interrupt
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, loss_sum, token_log_likelihoods
@@ -38,6 +38,7 @@ from softprompt.prompt import Prompt
 from softprompt.schedule import Horizon, rate
 
 EVAL_TOKENS = 4096  # text tokens of validation rows run at once
+NOT_FINITE = "start anew (--overwrite) with a lower --lr, or with --dtype float32"
 
 
 class Learner(Protocol):
@@ -57,7 +58,7 @@ class Task:
     Attributes:
         train, validation: tokenised rows; validation may be empty, then the last prompt is kept.
         lead, follow: token ids before and behind the virtual tokens.
-        digest: of the data, for resuming.
+        digest: of whatever else a resumed run must share: data, template, method.
     """
 
     train: Sequence[Example]
@@ -153,6 +154,9 @@ class _Loop:
         assert isinstance(learner, nn.Module)
         self.lm, self.task, self.settings, self.folder, self.report = lm, task, settings, folder, report
         self.accelerator = Accelerator(cpu=lm.device.type == "cpu")
+        if (world := self.accelerator.num_processes) > settings.batch_size:
+            hint = f"--batch-size {world} or more, or fewer processes"
+            raise ConfigError("a step has fewer rows than there are processes", expected=world, hint=hint)
         self.learner: Any = learner.to(lm.device)
         self.optimizer = _optimizer(self.learner, settings)
         self.live: Any = self.learner  # the learner as wrapped for several processes
@@ -160,6 +164,8 @@ class _Loop:
             self.live = self.accelerator.prepare(self.learner)
         lengths = [len(example.ids) for example in task.train]
         self.batches = Batches(lengths, settings.batch_size, settings.seed)
+        judged = sample(len(task.validation), settings.eval_rows, settings.seed)
+        self.judged = [task.validation[i] for i in judged]
         steps = settings.steps
         if steps is None and settings.minutes is None:
             steps = default_steps(len(lengths), settings.batch_size)
@@ -231,7 +237,7 @@ class _Loop:
                 "loss or gradient is not finite; the prompt was not changed by this step",
                 where=f"step {self.step + 1}",
                 got=f"loss {loss_value}, gradient norm {norm}, rows {', '.join(row.where for row in rows[:4])} …",
-                hint="lower train.lr, or use --dtype float32; --resume goes on from the last checkpoint",
+                hint=NOT_FINITE,
             )
         lr = self.settings.lr * rate(self.settings.schedule, self.settings.warmup, progress)
         for group in self.optimizer.param_groups:
@@ -246,9 +252,9 @@ class _Loop:
 
     def validate(self) -> None:
         """Validation loss of the prompt as it is; the best one is kept."""
-        if not self.task.validation:
+        rows = self.judged
+        if not rows:
             return
-        rows = self.task.validation[: self.settings.eval_rows]
         prefix = Prefix(self.learner.freeze(), self.task.lead, self.task.follow)
         with torch.no_grad():
             prefixes = bank(self.lm, [prefix])
@@ -261,7 +267,7 @@ class _Loop:
                 "validation loss is not finite",
                 where=f"step {self.step}",
                 got=f"loss {loss}",
-                hint="lower train.lr, or use --dtype float32; --resume goes on from the last checkpoint",
+                hint=NOT_FINITE,
             )
         better = loss < self.best_loss
         self.stale = 0 if better else self.stale + 1
@@ -321,7 +327,9 @@ class _Loop:
         free = {"save_every", "accumulate", "track", "gradient_checkpointing"}
         facts = [
             self.lm.geometry.fingerprint,
+            str(self.lm.dtype),
             self.task.digest,
+            [self.task.lead, self.task.follow],
             shapes,
             self.settings.model_dump(exclude=free),
         ]

@@ -9,8 +9,11 @@ import pytest
 
 import softprompt.comparison as comparison_module
 from softprompt import store
-from softprompt.comparison import compare, evaluation_rows, pick_shots
+from softprompt.card import Card
+from softprompt.comparison import EMPTY, EvaluationRows, compare, evaluation_rows, pick_shots
 from softprompt.data.formats import Record
+from softprompt.data.load import digest as data_digest
+from softprompt.data.load import load_rows, load_splits
 from softprompt.data.template import Template
 from softprompt.decode import Sampling
 from softprompt.errors import DataError, StoreError, WrongBaseError
@@ -55,6 +58,10 @@ def test_shots_show_every_answer_first() -> None:
     assert pick_shots(rows, 0) == pick_shots([], 3) == []
 
 
+def pair(found: EvaluationRows) -> tuple[list[Record], list[Record]]:
+    return found.rows, found.shots
+
+
 def folder(path: Path, **splits: list[dict[str, str]]) -> str:
     path.mkdir()
     for name, rows in splits.items():
@@ -64,17 +71,17 @@ def folder(path: Path, **splits: list[dict[str, str]]) -> str:
 
 def test_a_folder_gives_its_test_rows_and_examples_from_train(tmp_path: Path) -> None:
     splits = {"train": labelled(6), "validation": labelled(4, 10), "test": labelled(2, 20)}
-    rows, shots = evaluation_rows(folder(tmp_path / "all", **splits), 3, None)
+    rows, shots = pair(evaluation_rows(folder(tmp_path / "all", **splits), 3, None))
     assert [row.fields["text"] for row in rows] == ["row 20", "row 21"]
     assert [row.fields["text"] for row in shots] == ["row 0", "row 1", "row 2"]
     splits.pop("test")
-    rows, shots = evaluation_rows(folder(tmp_path / "two", **splits), 2, None)
+    rows, shots = pair(evaluation_rows(folder(tmp_path / "two", **splits), 2, None))
     assert [row.fields["text"] for row in rows] == [f"row {i}" for i in range(10, 14)]
     assert labels_of(shots) == ["even", "odd"]
 
 
 def test_rows_that_were_split_off_are_no_examples(tmp_path: Path) -> None:
-    rows, shots = evaluation_rows(folder(tmp_path / "one", train=labelled(20)), 99, None)
+    rows, shots = pair(evaluation_rows(folder(tmp_path / "one", train=labelled(20)), 99, None))
     assert len(rows) == 2
     assert len(shots) == 18
     assert not {row.where for row in rows} & {row.where for row in shots}
@@ -82,7 +89,7 @@ def test_rows_that_were_split_off_are_no_examples(tmp_path: Path) -> None:
 
 def test_a_file_gives_its_rows_and_no_examples(tmp_path: Path) -> None:
     data = str(write_jsonl(tmp_path / "rows.jsonl", *labelled(4)))
-    rows, shots = evaluation_rows(data, 3, None)
+    rows, shots = pair(evaluation_rows(data, 3, None))
     assert [row.fields["text"] for row in rows] == [f"row {i}" for i in range(4)]
     assert shots == []
 
@@ -93,11 +100,11 @@ def test_examples_from_elsewhere(tmp_path: Path, whole: bool) -> None:
     data = str(write_jsonl(tmp_path / "rows.jsonl", *labelled(4)))
     source = {"train": labelled(4, 30), "validation": labelled(2, 40)}
     other = folder(tmp_path / "other", **source) if whole else str(write_jsonl(tmp_path / "o.jsonl", *labelled(4, 30)))
-    rows, shots = evaluation_rows(data, 2, other)
+    rows, shots = pair(evaluation_rows(data, 2, other))
     assert len(rows) == 4
     assert [row.fields["text"] for row in shots] == ["row 30", "row 31"]
     full = folder(tmp_path / "full", train=labelled(6), validation=labelled(2, 20))
-    assert [row.fields["text"] for row in evaluation_rows(full, 1, other)[1]] == ["row 30"]
+    assert [row.fields["text"] for row in evaluation_rows(full, 1, other).shots] == ["row 30"]
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
@@ -194,3 +201,47 @@ def test_a_prompt_that_cannot_be_used() -> None:
         compare(tiny_lm("gpt2"), "tone", rows)
     with pytest.raises(DataError, match="no rows"):
         compare(tiny_lm("llama"), "tone", [])
+
+
+def trained_on(rows: list[Record], seed: int = 0) -> Card:
+    return card(data={"train_sha256": data_digest(rows)}, recipe={"seed": seed})
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_of_a_file_that_was_trained_on_only_the_rows_held_out_are_scored(tmp_path: Path, seed: int) -> None:
+    data = str(write_jsonl(tmp_path / "rows.jsonl", *labelled(30)))
+    splits = load_splits(data, seed=seed)
+    found = evaluation_rows(data, 2, None, trained_on(splits.train, seed))
+    assert found.rows == splits.validation
+    assert not {row.where for row in found.rows} & {row.where for row in splits.train}
+    assert len(found.shots) == 2 and all(shot in splits.train for shot in found.shots)
+    assert found.notes == ("scored on the 3 rows held out in training; the other 27 were trained on",)
+    other = trained_on(splits.train, seed + 1)
+    assert len(evaluation_rows(data, 2, None, other).rows) == 30, "of another seed, other rows were held out"
+
+
+def test_the_training_rows_themselves_are_scored_with_a_note(tmp_path: Path) -> None:
+    data = str(write_jsonl(tmp_path / "train.jsonl", *labelled(6)))
+    found = evaluation_rows(data, 3, None, trained_on(load_rows(data)))
+    assert (len(found.rows), found.shots) == (6, [])
+    assert found.notes == ("the soft prompt was trained on these very rows",)
+    one = str(write_jsonl(tmp_path / "one.jsonl", *labelled(1)))
+    assert evaluation_rows(one, 3, None, trained_on(load_rows(data))) == evaluation_rows(one, 3, None)
+
+
+def test_a_folder_is_split_as_it_was_in_training(tmp_path: Path) -> None:
+    data = folder(tmp_path / "one", train=labelled(30))
+    splits = load_splits(data, seed=7)
+    found = evaluation_rows(data, 1, None, trained_on(splits.train, 7))
+    assert found.rows == splits.validation != evaluation_rows(data, 1, None).rows
+    assert found.notes[-1] == "scored on the validation rows"
+    strange = card(recipe={"seed": "x"})
+    assert evaluation_rows(data, 1, None, strange) == evaluation_rows(data, 1, None)
+
+
+def test_an_empty_text_prompt_is_noted() -> None:
+    lm, template = tiny_lm("llama"), Template("text", "{text}")
+    stored(lm, template)
+    rows = records({"text": "one text"})
+    assert compare(lm, "tone", rows).notes == (EMPTY,)
+    assert compare(lm, "tone", rows, instruction="Go on.").notes == ()

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from softprompt import files
 from softprompt.errors import StoreError
-from softprompt.files import read_json, read_tensors, write_json
+from softprompt.files import check_writable, read_json, read_tensors, write_json
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -133,3 +133,14 @@ def test_tensors_are_checked_before_any_is_loaded(tmp_path: Path, monkeypatch: p
     with pytest.raises(StoreError, match="too many tensors"):
         read_tensors(path)
     assert len(loaded) == 2
+
+
+def test_what_may_not_be_written_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists(), "nothing is made"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"(?s)file: not a folder"):
+        check_writable(tmp_path / "file" / "b")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(StoreError, match="may not be written to"):
+        check_writable(tmp_path / "a")

@@ -16,7 +16,7 @@ from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from tests.data.rows import one, records
 from tests.laws.cases import random_prompt
-from tests.tiny import SPECIAL, tiny_lm
+from tests.tiny import CHATML, SPECIAL, tiny_lm, tiny_model, tiny_tokenizer
 
 PLAIN, CHAT = Template("text", "Review: {text}\nSentiment:"), Template("chat", "Review: {text}")
 ROW = one({"text": "I loved it.", "label": "positive"})
@@ -146,3 +146,18 @@ def test_end_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     for configured, wanted in ((None, [own]), (7, [own, 7]), ([9, 7, own], [own, 7, 9])):
         monkeypatch.setattr(lm.model.generation_config, "eos_token_id", configured)
         assert end_ids(lm, PLAIN) == end_ids(lm, CHAT) == wanted
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_model_without_a_system_turn_gets_the_instruction_in_the_users(refuses: bool) -> None:
+    """Gemma 2's chat template refuses a system turn; others drop it."""
+    tokenizer = tiny_tokenizer()
+    system = "{{ raise_exception('System role not supported') }}" if refuses else ""
+    tokenizer.chat_template = CHATML.replace(
+        "{% for m in messages %}", "{% for m in messages %}{% if m['role'] == 'system' %}" + system + "{% else %}"
+    ).replace("{% endfor %}", "{% endif %}{% endfor %}")
+    lm = FrozenLM(tiny_model("llama"), tokenizer, "no system turn")
+    subject = text_subject(lm, CHAT, "Answer in {one} word.", SHOTS[1:])
+    wanted = f"{USER}Answer in {{one}} word.\n\nReview: Dull\nnegative\n\nReview: I loved it.{END}{ASSISTANT}"
+    assert written(lm, subject) == wanted
+    assert text_subject(lm, CHAT, "") == base_subject(lm, CHAT)

@@ -111,27 +111,35 @@ def test_prefixes_are_run_once_for_all_requests(monkeypatch: pytest.MonkeyPatch)
     [
         (PLAIN, "Review: Hi\nSentiment:"),
         (Template("text", "Q: {prompt}\nA:"), "Q: Hi\nA:"),
-        (Template("text", "{a} or {b}?"), "Hi or Hi?"),
-        (Template("text", "{text}\n{text2}"), "Hi\nHi"),
         (CHAT, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
         (Template("chat", "{prompt}", "Be kind."), None),
         (Template("chat"), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
     ],
 )
-def test_a_text_fills_every_field(template: Template, text: str | None) -> None:
+def test_a_text_fills_the_field(template: Template, text: str | None) -> None:
     """Or is the user's turn."""
     lm = tiny_lm("llama")
     of = base_subject(lm, template)
-    read = lm.tokenizer.decode([*of.prefix(lm).follow, *prompt_ids(record_of("Hi", of), template, lm.tokenizer)])
+    ids = prompt_ids(record_of("Hi", of, "here"), template, lm.tokenizer)
+    read = lm.tokenizer.decode([*of.prefix(lm).follow, *ids])
     system = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert read == (system if text is None else text)
 
 
+def test_several_fields_come_as_a_json_object() -> None:
+    of = base_subject(tiny_lm("llama"), Template("text", "{text}\n{text2}"))
+    row = record_of('{"text": "A", "text2": "B", "id": 3}', of, "stdin:4")
+    assert (row.fields, row.where) == ({"text": "A", "text2": "B"}, "stdin:4")
+    for text in ("Hi", "[]", '{"text": "A"}', '{"text": "A", "text2": 2}', "[" * 100_000):
+        with pytest.raises(DataError, match=r'(?s)stdin:4: .*several fields.*"text2": "\.\.\."'):
+            record_of(text, of, "stdin:4")
+
+
 def test_the_record_of_a_text() -> None:
     lm = tiny_lm("llama")
-    turn = record_of("Hi", base_subject(lm, Template("chat")))
+    turn = record_of("Hi", base_subject(lm, Template("chat")), "here")
     assert (turn.kind, turn.messages, turn.target) == ("messages", (Message("user", "Hi"),), None)
-    row = record_of("Hi {text}", base_subject(lm, PLAIN))
+    row = record_of("Hi {text}", base_subject(lm, PLAIN), "here")
     assert (row.fields, row.target) == ({"text": "Hi {text}"}, None), "braces in a text are text"
     assert prompt_ids(row, PLAIN, lm.tokenizer) == prompt_ids(
         one({"text": "Hi {text}", "label": "?"}), PLAIN, lm.tokenizer

@@ -11,6 +11,7 @@ import pytest
 import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from softprompt.metrics import (
     Score,
@@ -181,3 +182,14 @@ def test_json_is_scored_only_where_every_reference_is_json(references: list[list
         "valid_json": lambda: valid_json(made),
     }
     assert {name: single[name]() for name in scores} == scores
+
+
+def test_rouge_l_knows_every_script() -> None:
+    """rouge-score's own tokeniser drops all but a-z and 0-9; for ASCII text nothing changes."""
+    cases = (("да, конечно", "да нет", "ні"), ("東京です", "東京都", "大阪"), ("élève fort", "élève", "eleve"))
+    for right, near, far in cases:
+        values = [rouge_l([answer], [[right]]).value for answer in (right, near, far)]
+        assert values[0] == 1 and 0 < values[1] < 1 and values[2] == 0, (right, values)
+    own = RougeScorer(["rougeL"])
+    for answer, right in (("The cat_sat on 2 mats", "a CAT sat, on two mats!"), ("x", "x y"), ("", "a")):
+        assert rouge_l([answer], [[right]]).value == own.score(right, answer)["rougeL"].fmeasure

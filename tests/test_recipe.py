@@ -139,6 +139,7 @@ def short_and_long(folder: Path) -> Path:
 @pytest.mark.usefixtures("no_weights")
 def test_a_name_that_is_taken(base: Path, tmp_path: Path, home: Path) -> None:
     (home / "tone").mkdir(parents=True)
+    (home / "tone" / "card.json").write_text("{}")
     config = settings(base, tmp_path)
     for resume in (False, True):
         with pytest.raises(StoreError, match=r"(?s)tone: a soft prompt of that name.*--name.*--overwrite"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import signal
@@ -21,7 +22,7 @@ from softprompt.card import Layout
 from softprompt.config import resolve
 from softprompt.data.load import digest, load_splits
 from softprompt.data.template import Template
-from softprompt.errors import CheckpointError, DataError, StoreError
+from softprompt.errors import CheckpointError, DataError, GeometryError, StoreError
 from softprompt.framing import card_subject
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_log_likelihoods
@@ -36,7 +37,7 @@ from softprompt.recipe import (
 )
 from softprompt.runlog import read
 from softprompt.train import Event
-from tests.data.rows import write_jsonl
+from tests.data.rows import labelled, write_jsonl
 from tests.saved import REAL, save_tiny, settings
 from tests.tiny import tiny_lm
 
@@ -294,3 +295,67 @@ def test_the_card_returned_is_the_card_saved(base: Path, tmp_path: Path) -> None
     outcome = fit(prepare(settings(base, tmp_path)))
     assert outcome.folder is not None
     assert outcome.card == store.load_card(outcome.folder)
+
+
+def stopped_run(base: Path, folder: Path) -> Path:
+    """A run that was stopped after three steps; its folder."""
+    outcome = fit(prepare(settings(base, folder)), report=stop_at(3))
+    assert outcome.folder is None
+    return outcome.run
+
+
+@pytest.mark.parametrize(
+    "changes", [{"template": "Line: {text}\\nLabel:"}, {"method__init_text": "Say even or odd."}, {"max_length": 99}]
+)
+def test_a_resumed_run_has_the_template_and_the_start_of_the_first(
+    base: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Else the card would name one frame and the prompt be trained in two."""
+    stopped_run(base, tmp_path)
+    other = settings(base, tmp_path, **changes)
+    with pytest.raises(CheckpointError, match="other settings, data or base model"):
+        fit(prepare(other, resume=True), resume=True)
+
+
+def test_a_resumed_run_is_judged_by_the_same_rows(base: Path, tmp_path: Path) -> None:
+    stopped_run(base, tmp_path)
+    write_jsonl(tmp_path / "data" / "validation.jsonl", *labelled(8, 200))
+    with pytest.raises(CheckpointError, match="other settings, data or base model"):
+        fit(prepare(settings(base, tmp_path), resume=True), resume=True)
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
+def test_a_prompt_longer_than_the_window_is_refused_before_training(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(save_tiny(tmp_path / "mistral", "mistral"), tmp_path, method__name=method, method__n_tokens=12)
+    monkeypatch.setattr(recipe, "train", lambda *args, **kwargs: pytest.fail("it trained"))
+    with pytest.raises(GeometryError, match=r"(?s)longer than the sliding window.*<= 11"):
+        fit(prepare(config))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_no_name(base: Path, tmp_path: Path, overwrite: bool) -> None:
+    """Refused before anything is read or trained, and never removed."""
+    with pytest.raises(StoreError, match="is not a soft prompt, so it will not be replaced"):
+        prepare(settings(base, tmp_path, name=str(tmp_path / "data")), overwrite=overwrite)
+    assert len(list((tmp_path / "data").iterdir())) == 2
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "file" / "prompts"))
+    with pytest.raises(StoreError, match="not a folder"):
+        prepare(settings(base, tmp_path))
+
+
+def test_a_disk_that_fills_up_is_a_typed_error(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    prepared = prepare(settings(base, tmp_path))
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StoreError, match="cannot write: No space left on device"):
+        fit(prepared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from softprompt.errors import StoreError
 from softprompt.runlog import RunLog, read
 
 
@@ -90,3 +92,28 @@ def test_what_came_behind_a_checkpoint_comes_again(tmp_path: Path) -> None:
     log.close()
     RunLog(tmp_path / "m.jsonl", keep_until=1).close()
     assert [line["event"] for line in read(tmp_path / "m.jsonl")] == ["step", "checkpoint"]
+
+
+class FullDisk:
+    """A file on a disk that takes no more, not even what was kept for the end."""
+
+    def write(self, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        self.write("")
+
+
+def test_a_full_disk_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(tmp_path / "m.jsonl")
+    log.close()
+    monkeypatch.setattr(log, "_file", FullDisk())
+    for call in (lambda: log.write({"event": "step", "step": 1}), log.close):
+        with pytest.raises(StoreError, match=r"(?s)m\.jsonl: cannot write: No space left"):
+            call()
+
+
+def test_a_folder_that_cannot_be_made_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot write: (Not a directory|File exists)"):
+        RunLog(tmp_path / "file" / "m.jsonl")

@@ -22,6 +22,7 @@ from softprompt import files, store
 from softprompt.card import Card
 from softprompt.errors import GeometryError, SoftpromptError, StoreError, WrongBaseError
 from softprompt.prompt import DTYPES, EmbeddingPrompt, KVPrompt, Prompt, digest
+from softprompt.store import save
 from tests.artifacts import FORMS, PLAIN, artifacts, card, contents, geometry, prompt
 
 TENSOR = {"embedding": "embeddings", "kv": "layers.2.v"}
@@ -109,7 +110,7 @@ def test_a_metric_that_is_no_number_is_null(tmp_path: Path) -> None:
 
 def test_an_artifact_is_replaced_only_when_told(saved: Path) -> None:
     before, other = contents(store.load(saved)[0]), prompt("kv", seed=99)
-    with pytest.raises(StoreError, match="already there"):
+    with pytest.raises(StoreError, match="of that name is there"):
         store.save(saved, other, card())
     assert contents(store.load(saved)[0]) == before
     store.save(saved, other, card(name="new"), overwrite=True)
@@ -307,3 +308,14 @@ def test_loading_undoes_an_overwrite_that_died(saved: Path) -> None:
     os.rename(saved, saved.with_name(".tone.old"))
     store.load(saved, PLAIN)
     assert os.listdir(saved.parent) == ["tone"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_no_soft_prompt_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
+    """`--name ./prompts --overwrite` must not remove every soft prompt in it."""
+    folder = tmp_path / "prompts"
+    save(folder / "tone", prompt("kv"), card())
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(StoreError, match="is not a soft prompt, so it will not be replaced"):
+        save(folder, prompt("kv"), card(), overwrite=overwrite)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before

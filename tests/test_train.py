@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from torch import Tensor
 import softprompt.train as train_module
 from softprompt.attach import Prefix, bank
 from softprompt.config import TrainConfig
+from softprompt.data.batches import sample
 from softprompt.data.tokenise import Example
 from softprompt.decode import Sampling, generate
-from softprompt.errors import CheckpointError, NonFiniteLossError, TrainError
+from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, TrainError
+from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_log_likelihoods
 from softprompt.prompt import Prompt, digest
 from softprompt.schedule import rate
@@ -132,13 +136,17 @@ def test_without_validation_rows_the_last_prompt_is_kept(tmp_path: Path) -> None
     assert digest(result.prompt) != digest(learner(lm, "prompt-tuning").freeze())
 
 
-def test_eval_rows_bounds_validation(tmp_path: Path) -> None:
-    lm = tiny_lm("llama")
+def test_eval_rows_are_a_sample_of_the_validation_rows(tmp_path: Path) -> None:
+    """A file sorted by label must not be judged by its first label alone."""
+    lm, seen = tiny_lm("llama"), set[tuple[int, ...]]()
     start = learner(lm, "prompt-tuning").freeze()
-    for count in (3, 8, 100):
-        result = run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=1, eval_rows=count)
-        wanted = validation_loss(start, task().validation[:count])
+    for count, seed in ((3, 0), (3, 1), (3, 2), (8, 0), (100, 0)):
+        result = run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=1, eval_rows=count, seed=seed)
+        judged = sample(8, count, seed)
+        seen.add(tuple(judged))
+        wanted = validation_loss(start, [task().validation[i] for i in judged])
         assert result.history[0]["validation_loss"] == pytest.approx(wanted, rel=1e-5)
+    assert len(seen) == 4 and tuple(range(8)) in seen
 
 
 def test_validation_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +263,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         (lm, "prompt-tuning", own, {"steps": 4, "seed": 1}),
         (lm, "prefix-tuning", own, {"steps": 4}),
         (lm, "prompt-tuning", Task(own.train, own.validation, (), (50, 51), "other data"), {"steps": 4}),
+        (lm, "prompt-tuning", replace(own, follow=(50, 52)), {"steps": 4}),
+        (lm, "prompt-tuning", replace(own, lead=(3,)), {"steps": 4}),
+        (FrozenLM(copy.deepcopy(lm.model).bfloat16(), lm.tokenizer, lm.name), "prompt-tuning", own, {"steps": 4}),
         (tiny_lm("mistral"), "prompt-tuning", own, {"steps": 4}),
     ]
     for model, method, rows, changes in others:
@@ -318,3 +329,11 @@ def test_other_failures_keep_their_name(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(train_module, "loss_sum", lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         run(lm, learner(lm, "prompt-tuning"), tmp_path)
+
+
+def test_a_step_needs_a_row_for_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without rows would not join the others' reduction of gradients, and all would wait for ever."""
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(train_module.Accelerator, "num_processes", 9)
+    with pytest.raises(ConfigError, match=r"(?s)fewer rows than there are processes.*9"):
+        run(lm, learner(lm, "prompt-tuning"), tmp_path, batch_size=8)

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from softprompt.attach.cache import KV, PrefixCache
 from softprompt.attach.forward import forward
-from softprompt.errors import GeometryError
+from softprompt.errors import DataError, GeometryError
 from softprompt.model import FrozenLM
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
 
@@ -59,9 +59,19 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
     """Keys and values of every prefix in one pass, with gradient where a prompt has one.
 
     KV prompts are the past; leads, embedding prompts and follows are run behind it, padded to the right.
+
+    Raises DataError if a prefix alone is longer than the model's context.
     """
     past_lengths = [p.prompt.n_tokens if isinstance(p.prompt, KVPrompt) else 0 for p in prefixes]
     runs = [_to_run(lm, prefix) for prefix in prefixes]
+    longest = max(past + len(run) for past, run in zip(past_lengths, runs, strict=True))
+    if longest > lm.geometry.max_positions:
+        raise DataError(
+            "what stands in front of the row does not fit in the model's context",
+            expected=f"<= {lm.geometry.max_positions} tokens",
+            got=longest,
+            hint="fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front",
+        )
     past_slots, run_slots = max(past_lengths), max(map(len, runs))
     past_N1, run_N1 = torch.tensor(past_lengths)[:, None], torch.tensor([len(run) for run in runs])[:, None]
     past_S, run_S = torch.arange(past_slots), torch.arange(run_slots)

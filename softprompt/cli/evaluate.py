@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, unescaped
 
 
 def eval_command(
     name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
-    data: Annotated[str, typer.Option("--data", "-d", help="Rows with answers: a file, or a folder with test.*.")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="Rows with answers: a file, or a folder with train.* and test.*.")
+    ],
     model: Model = None,
     text_prompt: Annotated[str | None, typer.Option(help="Instruction of the text prompt to compare with.")] = None,
     shots: Annotated[int, typer.Option(min=0, help="Worked examples in the text prompt.")] = 3,
@@ -30,23 +32,33 @@ def eval_command(
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Evaluate a soft prompt beside the base model and a text prompt, with 95 % confidence intervals."""
-    from softprompt.cli.loading import base_of, load_base
+    """Evaluate a soft prompt beside the base model and a text prompt, with 95 % confidence intervals.
+
+    Of a file that the soft prompt was trained on, only the rows held out in training are scored.
+    """
+    from softprompt import store
+    from softprompt.cli.loading import load_base
     from softprompt.comparison import compare, evaluation_rows
     from softprompt.decode import Sampling
 
-    rows, examples = evaluation_rows(data, shots, shots_data)
-    console = Console(stderr=True, quiet=as_json)
-    lm = load_base(model or base_of([name]), dtype, device, trust_remote_code)
+    found = evaluation_rows(data, shots, shots_data, store.load_card(store.locate(name)))
+    console = Console(stderr=True, quiet=as_json, soft_wrap=True)
+    for note in found.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    lm = load_base(model, [name], dtype, device, trust_remote_code)
+    instruction = None if text_prompt is None else unescaped(text_prompt)
     with console.status("evaluating"):
         comparison = compare(
-            lm, name, rows[:limit], instruction=text_prompt, shots=examples, sampling=Sampling(max_new_tokens)
+            lm, name, found.rows[:limit], instruction=instruction, shots=found.shots, sampling=Sampling(max_new_tokens)
         )
     if as_json:
-        typer.echo(json.dumps({"name": Path(name).name, "data": data, **comparison.to_dict()}))
+        notes = [*found.notes, *comparison.notes]
+        typer.echo(json.dumps({"name": Path(name).name, "data": data, **comparison.to_dict(), "notes": notes}))
         return
     print_comparison(comparison.to_dict(), Console(soft_wrap=True))
-    if not examples and shots:
+    for note in comparison.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    if not found.shots and shots and not comparison.notes:
         console.print(Text("the text prompt has no examples: --shots-data FILE gives it some", style="dim"))
 
 

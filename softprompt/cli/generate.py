@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, unescaped
 from softprompt.cli.visible import visible
-from softprompt.errors import ConfigError
+from softprompt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from softprompt.decode import Answer
@@ -44,17 +45,19 @@ def generate_command(
 
     softprompt generate tone "Where is my parcel?"
     cat questions.txt | softprompt generate tone,legal -
+
+    For a template with several fields a text is a JSON object: '{"text": "...", "text2": "..."}'.
     """
-    from softprompt.cli.loading import base_of, load_base
+    from softprompt.cli.loading import load_base
     from softprompt.decode import Sampling
     from softprompt.generation import Request, answer
 
-    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(stop or ()), seed)
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(map(unescaped, stop or ())), seed)
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     if not chosen:
         raise ConfigError("no soft prompt is named", got=names, hint='softprompt generate NAME "your text"')
     rows = _texts(texts)
-    lm = load_base(model or base_of(chosen), dtype, device, trust_remote_code)
+    lm = load_base(model, chosen, dtype, device, trust_remote_code)
     subjects = _subjects(lm, chosen, base)
     requests = [Request(text, name, where) for where, text in rows for name in subjects]
     if len(requests) == 1 and not as_json:  # stream
@@ -98,14 +101,23 @@ def _subjects(lm: FrozenLM, names: list[str], base: bool) -> dict[str, Subject]:
 def _texts(texts: list[str] | None) -> list[tuple[str, str]]:
     """(where, text) of every text."""
     if texts and texts != ["-"]:
-        return [(f"text {i}", text.replace("\\n", "\n")) for i, text in enumerate(texts, 1)]
+        return [(f"text {i}", _utf8(os.fsencode(text), f"text {i}")) for i, text in enumerate(texts, 1)]
     if sys.stdin.isatty():
         Console(stderr=True).print("reading lines from the terminal; end with Ctrl-D", style="dim")
-    lines = [(f"stdin:{i}", line.rstrip("\n")) for i, line in enumerate(sys.stdin, 1)]
-    rows = [(where, line) for where, line in lines if line.strip()]
+    lines = [(f"stdin:{i}", raw.rstrip(b"\r\n")) for i, raw in enumerate(sys.stdin.buffer, 1)]
+    rows = [(where, _utf8(raw, where)) for where, raw in lines if raw.strip()]
     if not rows:
         raise ConfigError("there is nothing to answer", where="stdin", hint='softprompt generate NAME "your text"')
     return rows
+
+
+def _utf8(raw: bytes, where: str) -> str:
+    """Bytes as text, whatever the locale is."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        got, hint = f"byte 0x{raw[error.start]:02x}", "iconv -f LATIN1 -t UTF-8 makes it so"
+        raise DataError("the text is not UTF-8", where=where, got=got, hint=hint) from error
 
 
 def _write(text: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softprompt import store
-from softprompt.errors import WrongBaseError
+from softprompt.errors import ConfigError, ModelError, WrongBaseError
 from softprompt.model import FrozenLM, load
+from softprompt.sources import is_here
 
 
 def base_of(names: Sequence[str]) -> str:
@@ -21,6 +22,21 @@ def base_of(names: Sequence[str]) -> str:
     return next(iter(bases.values()))
 
 
-def load_base(name: str, dtype: str, device: str, trust_remote_code: bool) -> FrozenLM:
-    """The base model with the options of the command line."""
-    return load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+def load_base(model: str | None, names: Sequence[str], dtype: str, device: str, trust_remote_code: bool) -> FrozenLM:
+    """The base model with the options of the command line: `model`, or what the cards of `names` say.
+
+    A card may come from a stranger, so it never makes anything be downloaded, and never chooses whose code is run.
+    """
+    if model is None:
+        if trust_remote_code:
+            what = "--trust-remote-code needs --model: a soft prompt's card must not choose whose code is run"
+            raise ConfigError(what, hint="--model OWNER/NAME")
+        model = base_of(names)
+        if not is_here(model):
+            raise ModelError(
+                "the card names a base model that is not on this machine",
+                where=store.locate(names[0]),
+                got=model,
+                hint=f"if you trust that name, --model {model} downloads it",
+            )
+    return load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from softprompt.cli.visible import visible
 from softprompt.errors import SoftpromptError
 
 app = typer.Typer(
@@ -59,7 +60,7 @@ def fail(error: SoftpromptError) -> None:
     """Print the message on stderr and exit with 1; raise it instead with --debug."""
     if os.environ.get("SOFTPROMPT_DEBUG", "0") not in {"", "0"}:
         raise error
-    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), error.render()))
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), visible(error.render())))
     sys.exit(1)
 
 

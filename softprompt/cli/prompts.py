@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.options import AsJson
+from softprompt.cli.visible import visible
 
 
 def list_command(as_json: AsJson = False) -> None:
@@ -38,9 +39,10 @@ def list_command(as_json: AsJson = False) -> None:
     for path, card in found:
         if isinstance(card, Card):
             method = str(card.method.get("name", ""))
-            table.add_row(path.name, card.form, str(card.n_tokens), card.geometry.base, method, card.created[:16])
+            cells = (path.name, card.form, str(card.n_tokens), card.geometry.base, method, card.created[:16])
+            table.add_row(*(Text(visible(cell)) for cell in cells))  # a stranger's card holds no markup of ours
         else:
-            table.add_row(path.name, Text(f"damaged: {card.what}", style="red"), "", "", "", "")
+            table.add_row(Text(visible(path.name)), Text(visible(f"damaged: {card.what}"), style="red"))
     console.print(table)
 
 
@@ -76,4 +78,4 @@ def show_command(
     console = Console(soft_wrap=True)
     for key, value in facts.items():
         if value:
-            console.print(Text.assemble((f"{key:<12}", "bold"), value))
+            console.print(Text.assemble((f"{key:<12}", "bold"), visible(value)))

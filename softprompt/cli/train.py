@@ -14,13 +14,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.options import TrustRemoteCode
+from softprompt.cli.options import TrustRemoteCode, unescaped
 from softprompt.cli.progress import progress_for
-from softprompt.errors import ConfigError, SoftpromptError
+from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, StoreError, TrainError
 
 if TYPE_CHECKING:
     from softprompt.config import Config
 
+KINDS = {
+    "label": "texts with labels",
+    "completion": "prompts with completions",
+    "messages": "conversations",
+    "text": "plain text, every token is learned",
+}
 FLAGS = {
     "model": "model",
     "data": "data",
@@ -87,6 +93,7 @@ def train_command(
     from softprompt.config import resolve, to_yaml
 
     extra, yaml_path = dotted([config, *context.args] if config else context.args)
+    given["init_text"] = None if init_text is None else unescaped(init_text)
     flags = {setting: given[flag] for flag, setting in FLAGS.items()} | extra
     settings = resolve(flags, yaml_path, dict(os.environ))
     if print_config:
@@ -131,7 +138,8 @@ def run_training(
     console.print(
         Text(
             f"method      {settings.method.name}, {settings.method.n_tokens} tokens from {settings.method.init}\n"
-            f"data        {len(prepared.train)} rows to train, {len(prepared.validation)} to validate"
+            f"data        {len(prepared.train)} rows to train, {len(prepared.validation)} to validate "
+            f"({KINDS[prepared.splits.train[0].kind]})"
         )
     )
     with progress_for(settings.train, len(prepared.train), console, as_json=as_json) as report:
@@ -144,9 +152,10 @@ def run_training(
                 trust_remote_code=trust_remote_code,
                 report=report,
             )
-        except SoftpromptError as error:
-            if error.hint is None and latest_step(prepared.run) is not None:
-                error.hint = "--resume goes on from the last checkpoint"
+        except (StoreError, TrainError) as error:
+            lasting = isinstance(error, (NonFiniteLossError, CheckpointError))  # would only come again
+            if not lasting and latest_step(prepared.run) is not None:
+                error.hint = "; ".join(filter(None, [error.hint, "--resume goes on from the last checkpoint"]))
             raise
     if outcome.folder is None:
         loud = Console(stderr=True, quiet=not first, soft_wrap=True)  # even with --quiet

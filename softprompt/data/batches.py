@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from softprompt.errors import DataError
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "sample"]
+
+
+def sample(rows: int, count: int, seed: int) -> list[int]:
+    """`count` of the row numbers below `rows` (all, if there are fewer), drawn by seed, in ascending order.
+
+    Files are often sorted by label, so their first rows say little about the rest.
+    """
+    return sorted(np.argsort(np.random.Philox(key=seed).random_raw(rows), kind="stable")[:count].tolist())
 
 
 @final

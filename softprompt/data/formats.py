@@ -11,6 +11,7 @@ allowed and become template fields when they are strings. Knows nothing about fi
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, final
@@ -151,6 +152,7 @@ def _detect(row: Mapping[str, object], where: str) -> _Shape:
     if complete or started:
         return (complete or started)[0]
     if "text" in row:
+        _refuse_misspelt(row, where)
         return _TEXT
     raise DataError(
         "the row has none of the known fields",
@@ -161,6 +163,19 @@ def _detect(row: Mapping[str, object], where: str) -> _Shape:
         if "conversations" in row
         else "rename your fields, for example 'question' to 'prompt' and 'answer' to 'completion'",
     )
+
+
+def _refuse_misspelt(row: Mapping[str, object], where: str) -> None:
+    """Text with a field that is nearly called "label" would be learned as text, and its label ignored."""
+    for key in map(str, row):
+        near = difflib.get_close_matches(key.lower(), ("label", "completion", "target"), n=1, cutoff=0.75)
+        if near and key not in near:
+            raise DataError(
+                f"field {key!r} is not known, and rows of text alone are learned whole",
+                where=where,
+                expected=_LABEL.example,
+                hint=f"did you mean {near[0]!r}? If not, rename the field",
+            )
 
 
 def _parse(row: Mapping[str, object], where: str, shape: _Shape, pair: bool, require_target: bool) -> Record:

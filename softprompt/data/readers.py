@@ -18,6 +18,7 @@ from softprompt.errors import DataError
 __all__ = ["MAX_FILE", "MAX_LINE", "SUFFIXES", "read_rows"]
 
 MAX_LINE = 16 * 2**20
+PARQUET_ROWS = 64  # decoded at a time
 MAX_FILE = 2**30
 
 Row = tuple[str, object]
@@ -145,8 +146,11 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
             if size > MAX_FILE:
                 raise _too_large(path, size)
-            number = 0
-            for batch in file.iter_batches():
+            number, decoded = 0, 0
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                decoded += batch.nbytes  # encoded, a repeated cell takes no room: the size above says little
+                if decoded > MAX_FILE:
+                    raise _too_large(path, decoded)
                 rows: list[dict[str, Any]] = batch.to_pylist()
                 for row in rows:
                     number += 1

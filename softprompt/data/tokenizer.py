@@ -47,9 +47,9 @@ class Tokenizer(Protocol):
         ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool, enable_thinking: bool
     ) -> object:
-        """A conversation as text."""
+        """A conversation as text; chat templates ignore names they do not use."""
         ...
 
 
@@ -96,7 +96,8 @@ def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, add_genera
     """The conversation as the model's chat template writes it, without the BOS that `bos_ids` stands for.
 
     A BOS at the start is kept when the tokenizer does not add one by itself: some templates use the BOS
-    token as the opening of a turn.
+    token as the opening of a turn. Models that may think before they answer (Qwen3) are asked not to: the rows hold
+    answers without thoughts, and the empty thought then belongs to what is given, not to what is learned.
 
     Raises:
         DataError: there is no chat template, or it refuses the conversation.
@@ -108,7 +109,9 @@ def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, add_genera
         )
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+        )
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         raise DataError(
             "the model's chat template refuses this conversation",

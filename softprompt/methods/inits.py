@@ -105,7 +105,8 @@ def _fit(ids: Sequence[int], count: int, what: str) -> list[int]:
 
 
 def _spread(lm: FrozenLM) -> float:
-    """Lester's range is for T5, whose embeddings have a standard deviation near 1: scale it to this model's."""
-    return (
-        float(lm.embedding.weight[: 2 * FREQUENT].float().std()) / 0.2887
-    )  # standard deviation of uniform [-0.5, 0.5]
+    """Lester's range is for T5, whose embeddings have a standard deviation near 1: scale it to this model's.
+
+    0.2887 is the standard deviation of uniform [-0.5, 0.5].
+    """
+    return float(lm.embed(torch.arange(min(2 * FREQUENT, lm.geometry.vocab))).float().std()) / 0.2887

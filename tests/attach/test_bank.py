@@ -130,3 +130,14 @@ def test_many_rows_in_one_bin_may_be_longer_than_the_context() -> None:
     assert lm.geometry.max_positions < 30 * 20
     states = hidden(lm, bank(lm, [Prefix()]), rows, capacity=10_000)
     assert states.shape[0] == 600
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_a_prefix_longer_than_the_context_is_refused(family: str) -> None:
+    """Before it is run: a table of learned positions has no row for it."""
+    lm = tiny_lm(family)
+    most = lm.geometry.max_positions
+    assert bank(lm, [Prefix(lead=(7,) * most)]).lengths == (most,)
+    for long in (Prefix(lead=(7,) * (most + 1)), Prefix(random_prompt(lm, "kv", most, 0), follow=(7,))):
+        with pytest.raises(DataError, match=rf"(?s)does not fit in the model's context.*<= {most}.*got: *{most + 1}"):
+            bank(lm, [Prefix(lead=(7,)), long])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from softprompt import comparison
-from softprompt.errors import DataError, SoftpromptError, StoreError, WrongBaseError
+from softprompt.errors import ConfigError, DataError, ModelError, SoftpromptError, StoreError, WrongBaseError
 from tests.cli.shell import done, parsed, refused, same_answer
 from tests.data.rows import labelled, write_jsonl
 
@@ -29,11 +31,12 @@ def text_prompts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]
     return made
 
 
-def test_json(trained: Path) -> None:
-    path = same_answer(trained / "ok.jsonl", "ok")
+def test_json(trained: Path, tmp_path: Path) -> None:
+    path = same_answer(tmp_path / "rows.jsonl", "ok", 9)
     report = parsed("eval", "ok", "--data", path, *OPTIONS, "--json", "--limit", 8)
     assert [key for key in report if key in SUBJECTS] == SUBJECTS
     assert (report["name"], report["data"]) == ("ok", str(path))
+    assert report["notes"] == [comparison.EMPTY], "no instruction, no examples: nothing to compare with"
     for subject in SUBJECTS:
         scores = report[subject]
         assert scores["rows"] == 8
@@ -44,9 +47,10 @@ def test_json(trained: Path) -> None:
     assert report["soft_prompt"]["confidence_interval"]["exact_match"][0] > 0.5
 
 
-def test_a_table_for_people(trained: Path) -> None:
-    output = done("eval", "parity", "--data", trained / "parity.jsonl", *OPTIONS).stdout
-    report = parsed("eval", "parity", "--data", trained / "parity.jsonl", *OPTIONS, "--json")
+def test_a_table_for_people(trained: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", *labelled(8, 40))
+    output = done("eval", "parity", "--data", path, *OPTIONS).stdout
+    report = parsed("eval", "parity", "--data", path, *OPTIONS, "--json")
     header, *rows = output.splitlines()
     assert header.split() == ["accuracy", "accuracy", "norm"]
     for row, subject in zip(rows, SUBJECTS, strict=False):
@@ -81,7 +85,8 @@ def test_a_folder_gives_test_rows_and_examples(
 def test_a_file_gives_no_examples(trained: Path, tmp_path: Path, text_prompts: list[tuple[str, list[str]]]) -> None:
     """It says so, unless none were asked for; a file of their own gives them."""
     examples = write_jsonl(tmp_path / "examples.jsonl", *labelled(3, 5))
-    args = ("eval", "parity", "--data", trained / "parity.jsonl", *OPTIONS, "--limit", 2)
+    path = write_jsonl(tmp_path / "rows.jsonl", *labelled(2, 40))
+    args = ("eval", "parity", "--data", path, *OPTIONS)
     assert "--shots-data" in done(*args).stderr
     assert "--shots-data" not in done(*args, "--shots", 0).output
     assert "--shots-data" not in done(*args, "--shots-data", examples, "--text-prompt", "Say it.").output
@@ -122,3 +127,38 @@ def test_a_label_that_the_prompt_does_not_know(trained: Path, tmp_path: Path) ->
     error = refused("eval", "parity", "--data", path, *OPTIONS)
     assert isinstance(error, DataError)
     assert "purple" in error.what and str(error.where).endswith("rows.jsonl:3")
+
+
+def test_rows_that_were_trained_on_are_not_scored(trained: Path) -> None:
+    """Of the file that a prompt was trained on, the rows held out are scored, and that is said."""
+    args = ("eval", "parity", "--data", trained / "parity.jsonl", *OPTIONS)
+    report = parsed(*args, "--json")
+    assert [report[subject]["rows"] for subject in SUBJECTS] == [1, 1, 1]
+    note = "scored on the 1 rows held out in training; the other 7 were trained on"
+    assert report["notes"] == [note]
+    assert f"note: {note}" in done(*args).stderr
+
+
+def test_an_empty_text_prompt_is_said_to_be_empty(trained: Path, tmp_path: Path) -> None:
+    path = same_answer(tmp_path / "rows.jsonl", "ok", 2)
+    args = ("eval", "ok", "--data", path, *OPTIONS)
+    assert "the text prompt is empty" in done(*args).output
+    assert "the text prompt is empty" not in done(*args, "--text-prompt", r"Say ok.\nOnly ok.").output
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("verb", [("eval", "ok", "--data", "ok.jsonl"), ("generate", "ok", "Hi")])
+def test_a_card_never_chooses_what_is_downloaded_or_run(
+    verb: tuple[str, ...], library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same_answer(tmp_path / "ok.jsonl", "ok", 2)
+    folder = Path(shutil.copytree(library / "prompts" / "ok", tmp_path / "prompts" / "ok"))
+    error = refused(*verb, "--trust-remote-code")
+    assert isinstance(error, ConfigError) and "--trust-remote-code needs --model" in error.what
+    facts = json.loads((folder / "card.json").read_text())
+    facts["base"]["base"] = "stranger/model"
+    (folder / "card.json").write_text(json.dumps(facts))
+    monkeypatch.setattr("softprompt.sources._check_hub", lambda name: pytest.fail("the Hub was asked"))
+    error = refused(*verb)
+    assert isinstance(error, ModelError) and error.got == "stranger/model"
+    assert "--model stranger/model downloads it" in str(error.hint)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from softprompt import generation, store
 from softprompt.cli import generate as verb
+from softprompt.cli.main import app
 from softprompt.errors import ConfigError, DataError, StoreError, WrongBaseError
 from tests.cli.shell import done, json_lines, refused, softprompt
 
@@ -99,8 +101,30 @@ def test_options_of_sampling(trained: Path) -> None:
         assert answers(*hot, *calm) == [("ok", ASKED[0], "ok")]
 
 
-def test_a_typed_line_break_is_one(trained: Path) -> None:
-    assert answers("ok", r"one\ntwo")[0][1] == "one\ntwo"
+def test_a_text_is_taken_as_it_is(trained: Path) -> None:
+    assert answers("ok", r"C:\new\table")[0][1] == r"C:\new\table"
+    assert answers("ok", "-", stdin="C:\\new\r\n")[0][1] == r"C:\new"
+
+
+def test_a_typed_line_break_in_a_stop_string_is_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops, real = list[tuple[str, ...]](), generation.generate
+
+    def watched(lm: Any, bank: Any, rows: Any, owners: Any, sampling: Any, **options: Any) -> Any:
+        stops.append(sampling.stop)
+        return real(lm, bank, rows, owners, sampling, **options)
+
+    monkeypatch.setattr(generation, "generate", watched)
+    answers("ok", ASKED[0], "--stop", r"\n\n")
+    assert stops == [("\n\n",)]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_text_that_is_not_utf8(trained: Path) -> None:
+    result = CliRunner().invoke(app, ["generate", "ok", "-"], input=b"good\nna\xefve\n")
+    assert isinstance(result.exception, DataError)
+    assert (result.exception.where, result.exception.got) == ("stdin:2", "byte 0xef")
+    assert isinstance(error := refused("generate", "ok", "na\udcefve"), DataError)
+    assert (error.where, error.got) == ("text 1", "byte 0xef")
 
 
 def test_a_path_is_a_name(library: Path) -> None:

@@ -120,3 +120,13 @@ def test_list_never_cuts_a_name(own: Path) -> None:
     long = "customer-support-classifier-of-the-second-quarter-of-the-year"
     own.rename(own.with_name(long))
     assert long in done("list", COLUMNS="80").stdout
+
+
+def test_a_strangers_card_cannot_steer_the_terminal(own: Path) -> None:
+    """Neither as markup nor by control characters."""
+    base = json.loads((own / store.CARD).read_text())["base"]
+    rewrite_card(own, base=base | {"base": "[/x]\x1b[2J[v2]"}, created="[red]", method={"name": "[/bold]\x07"})
+    for command in (("list",), ("show", "ok")):
+        output = done(*command).stdout
+        assert r"[/x]\x1b[2J[v2]" in output and "[/bold]" in output and "[red]" in output
+        assert "\x1b" not in output and "\x07" not in output

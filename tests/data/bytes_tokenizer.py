@@ -73,6 +73,8 @@ class BytesTokenizer:
                 raw += bytes([number]) if number < MERGED else b" " + bytes([number - MERGED])
         return raw.decode(errors="replace")
 
-    def apply_chat_template(self, conversation: Turns, *, tokenize: bool, add_generation_prompt: bool) -> object:
-        assert not tokenize and self._chat is not None
+    def apply_chat_template(
+        self, conversation: Turns, *, tokenize: bool, add_generation_prompt: bool, enable_thinking: bool
+    ) -> object:
+        assert not tokenize and not enable_thinking and self._chat is not None
         return self._chat(conversation, add_generation_prompt)

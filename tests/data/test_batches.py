@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.data.batches import Batches
+from softprompt.data.batches import Batches, sample
 from softprompt.errors import DataError
 
 PINNED = [4, 1, 6, 3, 2, 7, 5, 0, 3, 1, 6, 2, 5, 4, 0, 7]
@@ -102,3 +102,10 @@ def test_a_damaged_state_is_refused(change: dict[str, int]) -> None:
 def test_impossible_settings_are_refused(lengths: list[int], size: int, seed: int) -> None:
     with pytest.raises(DataError):
         Batches(lengths, size, seed)
+
+
+def test_a_sample_is_seeded_and_not_the_first_rows() -> None:
+    drawn = sample(1000, 128, 0)
+    assert drawn == sorted(set(drawn)) == sample(1000, 128, 0) != sample(1000, 128, 1)
+    assert len(drawn) == 128 and 40 < sum(row < 500 for row in drawn) < 88
+    assert sample(5, 128, 3) == [0, 1, 2, 3, 4] and sample(0, 4, 0) == []

@@ -162,3 +162,17 @@ def test_the_first_error_is_shown_and_the_others_counted(bad: int, suffix: str) 
 
 def test_no_rows_are_no_records() -> None:
     assert parse_rows([]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("lable", "label"), ("Label", "label"), ("labels", "label"), ("completions", "completion")]
+)
+def test_a_misspelt_answer_is_not_learned_as_text(name: str, meant: str) -> None:
+    """A row {"text", "lable"} would otherwise train a language model of the texts."""
+    with pytest.raises(DataError, match=rf"(?s)f.jsonl:1: .*{name!r} is not known.*did you mean '{meant}'"):
+        records({"text": "I loved it.", name: "positive"})
+
+
+def test_other_fields_beside_text_are_allowed() -> None:
+    row = one({"text": "I loved it.", "title": "A film", "level": "3", "table": "x"})
+    assert (row.kind, row.fields["title"]) == ("text", "A film")

@@ -211,3 +211,19 @@ def test_a_conversation_needs_something_in_front_of_the_answer() -> None:
 def test_the_end_token_is_the_one_of_the_chat_template() -> None:
     assert example(ROW, Template("chat", "{text}")).ids[-1] == END
     assert example(ROW, PLAIN).ids[-1] == EOS
+
+
+def test_a_model_that_may_think_learns_the_answer_alone() -> None:
+    """Qwen3's template: without thinking, the empty thought stands in the generation prompt and in the turn."""
+    empty = "<think>\n\n</think>\n\n"
+
+    def qwen3(conversation: Turns, generation: bool) -> str:
+        said = conversation[-1]["role"] == "assistant"
+        last = {**conversation[-1], "content": empty * said + conversation[-1]["content"]}
+        return chatml([*conversation[:-1], last], generation) + empty * generation
+
+    row = one({"messages": [{"role": "user", "content": "See?"}, {"role": "assistant", "content": "See"}]})
+    tokenizer, template = BytesTokenizer(qwen3), Template("chat")
+    assert marked(example(row, template, tokenizer)).endswith(f"assistant\n{empty}«See<|im_end|>»")
+    given = prompt_ids(row, template, tokenizer)
+    assert str(tokenizer.decode(given)).endswith(empty)

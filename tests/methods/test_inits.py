@@ -102,3 +102,12 @@ def test_global_random_state_is_left_alone() -> None:
         for init in ("uniform", "vocab"):
             build(name, tiny_lm("llama"), Start(3, init, hidden=4))
     assert torch.equal(torch.rand(1), wanted)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3"])
+def test_uniform_has_the_spread_of_real_tokens(family: str) -> None:
+    """As the model itself scales them: Gemma multiplies its embeddings by the root of their width."""
+    lm = tiny_lm(family)
+    made = embeddings(lm, Start(64, init="uniform"))
+    real = lm.embed(torch.arange(lm.geometry.vocab)).float()
+    assert made.std().item() == pytest.approx(real.std().item(), rel=0.1)
