@@ -305,7 +305,13 @@ def stopped_run(base: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"template": "Line: {text}\\nLabel:"}, {"method__init_text": "Say even or odd."}, {"max_length": 99}]
+    "changes",
+    [
+        {"template": "Line: {text}\\nLabel:"},
+        {"template": "Row: {text}\\nLabex:"},
+        {"method__init_text": "Say even or odd."},
+        {"max_length": 99},
+    ],
 )
 def test_a_resumed_run_has_the_template_and_the_start_of_the_first(
     base: Path, tmp_path: Path, changes: dict[str, Any]
