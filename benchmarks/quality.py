@@ -148,6 +148,7 @@ def main() -> None:
             sys.exit(f"quality: unknown task {task!r}; known: {', '.join(TEMPLATES)}")
         if not (root / task / "train.jsonl").is_file():
             sys.exit(f"quality: no data for {task} in {root}; set SOFTPROMPT_DATA to the folder that holds {task}/")
+    warnings.filterwarnings("ignore")
     lm = load(options.model)
     results = []
     with tempfile.TemporaryDirectory() as scratch:

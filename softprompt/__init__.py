@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from softprompt.card import Card
-    from softprompt.comparison import compare
+    from softprompt.comparison import compare, evaluation_rows
     from softprompt.config import Config, resolve
+    from softprompt.data.load import load_rows, load_splits
     from softprompt.decode import Answer, Sampling
     from softprompt.errors import SoftpromptError
     from softprompt.evaluation import Evaluation, evaluate
@@ -49,9 +50,12 @@ _HOME = {
     "card_subject": ("softprompt.framing", "card_subject"),
     "compare": ("softprompt.comparison", "compare"),
     "evaluate": ("softprompt.evaluation", "evaluate"),
+    "evaluation_rows": ("softprompt.comparison", "evaluation_rows"),
     "fit": ("softprompt.recipe", "fit"),
     "load": ("softprompt.store", "load"),
     "load_model": ("softprompt.model", "load"),
+    "load_rows": ("softprompt.data.load", "load_rows"),
+    "load_splits": ("softprompt.data.load", "load_splits"),
     "load_subjects": ("softprompt.generation", "load_subjects"),
     "prepare": ("softprompt.recipe", "prepare"),
     "resolve": ("softprompt.config", "resolve"),
@@ -79,9 +83,12 @@ __all__ = [
     "card_subject",
     "compare",
     "evaluate",
+    "evaluation_rows",
     "fit",
     "load",
     "load_model",
+    "load_rows",
+    "load_splits",
     "load_subjects",
     "prepare",
     "resolve",

@@ -57,13 +57,18 @@ class EvaluationRows:
     notes: tuple[str, ...] = ()
 
 
-def evaluation_rows(data: str, shots: int, shots_data: str | None, card: Card | None = None) -> EvaluationRows:
+def evaluation_rows(
+    data: str, shots: int = 3, shots_data: str | None = None, card: Card | None = None
+) -> EvaluationRows:
     """The rows to evaluate and the examples of the text prompt.
 
     A folder gives its test rows (validation if it has none) and examples from train; a file gives its rows, or those
     that were held out if the soft prompt was trained on the rest.
 
     Args:
+        data: a file, a folder or a Hub dataset.
+        shots: how many examples.
+        shots_data: where they come from, if not from the training rows of `data`.
         card: of the soft prompt that will be scored: what it was trained on is not scored unnoticed.
     """
     seed = card.recipe.get("seed") if card is not None else None

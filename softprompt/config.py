@@ -1,16 +1,18 @@
 """Every setting with its default, its meaning, and one way to merge: defaults < YAML < environment < flags.
 
-The description of a field is the help text of its flag. Unknown keys are errors, with a suggestion.
+The description of a field stands above it in `softprompt train --print-config`. Unknown keys are errors, with a
+suggestion.
 """
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from softprompt.errors import ConfigError
 
@@ -119,17 +121,33 @@ def known_keys() -> dict[str, str]:
     for name, field in Config.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
-            keys |= {f"{name}.{inner}": f.description or "" for inner, f in section.model_fields.items()}
+            keys |= {f"{name}.{inner}": _meaning(f) for inner, f in section.model_fields.items()}
         else:
-            keys[name] = field.description or ""
+            keys[name] = _meaning(field)
     return keys
 
 
+def _meaning(field: FieldInfo) -> str:
+    """The description, with the choices if there are any."""
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return (field.description or "") + (f": {', '.join(choices)}" if choices else "")
+
+
 def to_yaml(config: Config) -> str:
-    """The settings as YAML that `resolve` reads back."""
-    data = config.model_dump(mode="json")
-    odd_breaks = any(sign in str(value) for value in _flatten(data).values() for sign in "\x85\u2028\u2029")
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=not odd_breaks)  # PyYAML folds them unless escaped
+    """The settings as YAML that `resolve` reads back, each under a comment that says what it is."""
+    values = _flatten(config.model_dump(mode="json"))
+    odd_breaks = any(sign in str(value) for value in values.values() for sign in "\x85\u2028\u2029")
+    lines, sections = list[str](), set[str]()
+    for name, meaning in known_keys().items():
+        section, _, leaf = name.rpartition(".")
+        nested = {section: {leaf: values[name]}} if section else {leaf: values[name]}
+        text = yaml.safe_dump(nested, allow_unicode=not odd_breaks)  # PyYAML folds odd breaks unless escaped
+        if section:
+            opening, _, text = text.partition("\n")
+            lines += [] if section in sections else [f"{opening}\n"]
+            sections.add(section)
+        lines.append(f"{'  ' * bool(section)}# {meaning}\n{text}")
+    return "".join(lines)
 
 
 def _set(merged: dict[str, Any], name: str, value: Any, origin: str) -> None:

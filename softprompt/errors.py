@@ -34,6 +34,7 @@ __all__ = [
     "TrainError",
     "UnsupportedModelError",
     "WrongBaseError",
+    "is_out_of_memory",
 ]
 
 
@@ -112,3 +113,8 @@ class NonFiniteLossError(TrainError):
 
 class CheckpointError(TrainError):
     """A checkpoint is missing, damaged or of another run."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory, on any device. By name: this module does not import torch."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

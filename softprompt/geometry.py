@@ -12,7 +12,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SAMPLE_TOLERANCE = 0.02  # relative; rounding to bfloat16 moves a weight by at most 0.4 %
+SAMPLE_TOLERANCE = 0.005  # relative; rounding to bfloat16 moves a weight by at most 0.4 %
+SMALLEST = 1e-6  # absolute; float16 rounds what is smaller
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Geometry:
         windows: per layer the sliding window in tokens, or None for full attention.
         max_positions: the context length in tokens.
         sample: some embedding weights, to tell two models of one shape apart.
+        matrices: some weights of matrices all through the layers, for siblings whose embeddings are the same; empty
+            for a quantised model, and then not compared.
     """
 
     base: str
@@ -47,11 +50,12 @@ class Geometry:
     windows: tuple[int | None, ...]
     max_positions: int
     sample: tuple[float, ...]
+    matrices: tuple[float, ...]
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits over shape and sampled weights, for display; `differs` decides."""
-        facts = asdict(self) | {"base": "", "sample": [float(f"{x:.1e}") for x in self.sample]}
+        facts = asdict(self) | {"base": "", "matrices": "", "sample": [float(f"{x:.1e}") for x in self.sample]}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def differs(self, other: Geometry) -> str | None:
@@ -64,12 +68,15 @@ class Geometry:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 return f"{name} is {_short(mine)}, the prompt's base has {_short(theirs)}"
-        if len(self.sample) != len(other.sample):
-            return "the weight samples have different lengths"
-        scale = max((abs(x) for x in self.sample), default=0.0)
-        for mine, theirs in zip(self.sample, other.sample, strict=True):
-            if not math.isclose(mine, theirs, rel_tol=SAMPLE_TOLERANCE, abs_tol=SAMPLE_TOLERANCE * scale):
-                return "same architecture and shape, but other weights"
+        pairs = [(self.sample, other.sample)]
+        if self.matrices and other.matrices:
+            pairs.append((self.matrices, other.matrices))
+        for mine, theirs in pairs:
+            if len(mine) != len(theirs):
+                return "the weight samples have different lengths"
+            for x, y in zip(mine, theirs, strict=True):
+                if not math.isclose(x, y, rel_tol=SAMPLE_TOLERANCE, abs_tol=SMALLEST):
+                    return "same architecture and shape, but other weights"
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,8 +87,9 @@ class Geometry:
     def from_dict(data: dict[str, Any]) -> Geometry:
         """Raises KeyError or TypeError on data that `to_dict` did not write."""
         layers = tuple(None if layer is None else LayerShape(**layer) for layer in data["layers"])
-        rest = {k: v for k, v in data.items() if k not in {"layers", "windows", "sample"}}
-        found = Geometry(layers=layers, windows=tuple(data["windows"]), sample=tuple(data["sample"]), **rest)
+        lists = {name: tuple(data[name]) for name in ("windows", "sample", "matrices")}
+        rest = {k: v for k, v in data.items() if k not in lists and k != "layers"}
+        found = Geometry(layers=layers, **lists, **rest)
         found._check_types()
         return found
 
@@ -92,7 +100,7 @@ class Geometry:
         kinds: list[tuple[type, list[Any]]] = [
             (str, [self.base, self.architecture]),
             (int, [self.hidden, self.vocab, self.max_positions, *sizes]),
-            (float, list(self.sample)),
+            (float, [*self.sample, *self.matrices]),
         ]
         for kind, values in kinds:
             if odd := [value for value in values if type(value) is not kind]:

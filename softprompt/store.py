@@ -58,7 +58,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 
 def save(
-    folder: Path,
+    folder: Path | str,
     prompt: Prompt,
     card: Card,
     *,
@@ -69,11 +69,13 @@ def save(
     """Write the artifact atomically; returns the card as written.
 
     Args:
+        folder: where to, or as text what `locate` takes.
         prompt: is checked against the card's geometry first.
         readme: the text of README.md (a model card); a line of the card's facts if empty.
         extras: may write more files (a picture) in the folder it is given.
         overwrite: replace an artifact of that name instead of refusing.
     """
+    folder = locate(folder) if isinstance(folder, str) else folder
     check_free(folder, overwrite)
     prompt = frozen(prompt)
     check_fits(prompt, card.geometry)
@@ -117,16 +119,18 @@ def load_card(folder: Path) -> Card:
         raise StoreError(f"field {field or '(top)'}: {first['msg']}", where=folder / CARD) from error
 
 
-def load(folder: Path, geometry: Geometry | None = None) -> tuple[Prompt, Card]:
+def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[Prompt, Card]:
     """The prompt and its card, checked: sizes before allocation, then shapes, finite values and sha256.
 
     Args:
+        folder: where it is, or as text what `locate` takes: a name, or a path with a slash.
         geometry: of the base model it is meant for; None checks against the card's own.
 
     Raises:
         StoreError: missing, damaged, oversized or altered files.
         WrongBaseError: made for another base model; names both.
     """
+    folder = locate(folder) if isinstance(folder, str) else folder
     card = load_card(folder)
     reason = geometry.differs(card.geometry) if geometry is not None else None
     if geometry is not None and reason is not None:

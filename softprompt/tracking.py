@@ -17,9 +17,7 @@ PROJECT = "softprompt"
 def check(kind: str) -> None:
     """Raise ConfigError if the tracker's package is not installed."""
     if kind != "none" and importlib.util.find_spec(kind) is None:
-        raise ConfigError(
-            f"{kind} is not installed", where="train.track", hint=f"pip install {kind}, or 'softprompt[track]' for all"
-        )
+        raise ConfigError(f"{kind} is not installed", where="train.track", hint=f"pip install {kind}")
 
 
 class Tracking:

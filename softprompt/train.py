@@ -29,7 +29,7 @@ from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.data.batches import Batches, sample
 from softprompt.data.tokenise import Example
-from softprompt.errors import ConfigError, NonFiniteLossError, TrainError
+from softprompt.errors import ConfigError, NonFiniteLossError, TrainError, is_out_of_memory
 from softprompt.interrupt import Interrupt
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, loss_sum, token_log_likelihoods
@@ -197,6 +197,7 @@ class _Loop:
                 self.save()
         if self.history and self.history[-1]["step"] != self.step and not interrupt.received:
             self.validate()
+            self.elapsed += time.monotonic() - mark
         return self.finish(stopped)
 
     def agree(self, interrupt: Interrupt) -> None:
@@ -236,7 +237,7 @@ class _Loop:
             raise NonFiniteLossError(
                 "loss or gradient is not finite; the prompt was not changed by this step",
                 where=f"step {self.step + 1}",
-                got=f"loss {loss_value}, gradient norm {norm}, rows {', '.join(row.where for row in rows[:4])} …",
+                got=f"loss {loss_value}, gradient norm {norm}, rows {', '.join(row.where for row in rows)}",
                 hint=NOT_FINITE,
             )
         lr = self.settings.lr * rate(self.settings.schedule, self.settings.warmup, progress)
@@ -256,11 +257,11 @@ class _Loop:
         if not rows:
             return
         prefix = Prefix(self.learner.freeze(), self.task.lead, self.task.follow)
-        with torch.no_grad():
-            prefixes = bank(self.lm, [prefix])
         total = 0.0
-        for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
-            total -= token_log_likelihoods(self.lm, prefixes, [rows[i] for i in part]).sum().item()
+        with torch.no_grad(), _memory_advice(f"validation after step {self.step}"):
+            prefixes = bank(self.lm, [prefix])
+            for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
+                total -= token_log_likelihoods(self.lm, prefixes, [rows[i] for i in part]).sum().item()
         loss = total / learned_tokens(rows)
         if not math.isfinite(loss):
             raise NonFiniteLossError(
@@ -348,7 +349,7 @@ def _memory_advice(where: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         hint = "--train.accumulate 2 halves what a step holds, --train.gradient-checkpointing true saves more"
         raise TrainError("out of memory", where=where, got=str(error).splitlines()[0], hint=hint) from error

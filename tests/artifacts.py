@@ -24,6 +24,7 @@ PLAIN = Geometry(
     windows=(None, 16, None),
     max_positions=128,
     sample=(0.5, -0.25, 0.0, 1.5),
+    matrices=(0.125, -1.0),
 )
 
 
@@ -83,6 +84,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
         windows=tuple(windows),
         max_positions=draw(st.integers(64, 2**31)),
         sample=tuple(draw(_samples)),
+        matrices=tuple(draw(_samples)),
     )
 
 

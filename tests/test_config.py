@@ -289,3 +289,11 @@ def test_settings_cannot_be_changed_in_place() -> None:
     for section, name in ((made, "model"), (made.train, "lr"), (made.method, "init")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, name, "x")
+
+
+def test_to_yaml_explains_every_setting() -> None:
+    text = to_yaml(Config())
+    for name, meaning in known_keys().items():
+        section, _, leaf = name.rpartition(".")
+        assert f"{'  ' * bool(section)}# {meaning}\n{'  ' * bool(section)}{leaf}: " in text
+    assert "# learning rate after warm-up: cosine, linear, constant" in text

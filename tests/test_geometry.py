@@ -124,6 +124,7 @@ def _with(name: str, value: object) -> Callable[[dict[str, Any]], object]:
 
 BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     **{f"no {field.name}": _without(field.name) for field in dataclasses.fields(Geometry)},
+    "matrices as text": _with("matrices", ["x"]),
     "another key": _with("weights", 1),
     "hidden as text": _with("hidden", "6"),
     "hidden as truth": _with("hidden", True),
@@ -143,3 +144,22 @@ def test_other_data_is_refused(change: str) -> None:
     BROKEN[change](data)
     with pytest.raises((KeyError, TypeError)):
         Geometry.from_dict(data)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sibling_with_the_same_embeddings_is_told_apart(family: str) -> None:
+    """A merged LoRA leaves the embeddings as they were."""
+    plain, model = measure(tiny_model(family), "a"), copy.deepcopy(tiny_model(family))
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.base_model.named_parameters():
+            if (weight.ndim == 2 and "layers" in name) or ".h." in name:
+                weight.add_(torch.randn(weight.shape, generator=draw) * 0.01)
+    assert measure(model, "b").sample == plain.sample
+    assert "other weights" in (measure(model, "b").differs(plain) or "")
+
+
+def test_a_quantised_model_is_compared_by_its_embeddings() -> None:
+    quantised = geometry(matrices=())
+    assert PLAIN.differs(quantised) is quantised.differs(PLAIN) is None
+    assert quantised.differs(geometry(sample=(0.5, -0.25, 0.0, 1.4))) is not None

@@ -310,6 +310,14 @@ def test_loading_undoes_an_overwrite_that_died(saved: Path) -> None:
     assert os.listdir(saved.parent) == ["tone"]
 
 
+def test_a_name_is_as_good_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
+    made = prompt("kv")
+    save("tone", made, card())
+    for place in ("tone", str(tmp_path / "prompts" / "tone"), tmp_path / "prompts" / "tone"):
+        assert contents(store.load(place)[0]) == contents(made)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_no_soft_prompt_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
     """`--name ./prompts --overwrite` must not remove every soft prompt in it."""

@@ -76,8 +76,10 @@ def right_answers(prompt: Prompt) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains(family: str, tmp_path: Path) -> None:
     lm = tiny_lm(family)
+    before = lm.digest()
     result = run(lm, learner(lm, "prefix-tuning"), tmp_path, steps=25, lr=0.3, patience=None)
     assert result.validation_loss is not None
+    assert lm.digest() == before, "law 4: the base model is as it was"
     assert result.validation_loss < result.history[0]["validation_loss"] - 0.5
 
 

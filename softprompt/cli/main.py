@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.visible import visible
-from softprompt.errors import SoftpromptError
+from softprompt.errors import ModelError, SoftpromptError, StoreError, is_out_of_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,12 +54,19 @@ def run() -> None:
     except BrokenPipeError:  # `softprompt list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # what no module foresaw: a folder that may not be read, a disk that is full
+        fail(StoreError(error.strerror or str(error), where=error.filename), error)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = "fewer or shorter texts at a time, --dtype bfloat16, or a machine with more memory"
+        fail(ModelError("out of memory", got=str(error).splitlines()[0], hint=hint), error)
 
 
-def fail(error: SoftpromptError) -> None:
+def fail(error: SoftpromptError, cause: Exception | None = None) -> NoReturn:
     """Print the message on stderr and exit with 1; raise it instead with --debug."""
     if os.environ.get("SOFTPROMPT_DEBUG", "0") not in {"", "0"}:
-        raise error
+        raise error from cause
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), visible(error.render())))
     sys.exit(1)
 

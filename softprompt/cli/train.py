@@ -67,7 +67,7 @@ def train_command(
     init: Annotated[str | None, typer.Option(help="Where they start: text, labels, vocab or uniform.")] = None,
     init_text: Annotated[str | None, typer.Option(help="The text to start from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Wall-time budget; the schedule fits itself to it.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Training time; the schedule fits itself to it.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
@@ -87,7 +87,7 @@ def train_command(
     softprompt train --model smollm2-135m --data examples/helpdesk --name helpdesk
 
     Every setting has a dotted flag too, such as --train.warmup 0.1 or --train.patience null; --print-config shows
-    them all.
+    and explains them all.
     """
     given = locals()
     from softprompt.config import resolve, to_yaml
@@ -117,6 +117,7 @@ def run_training(
 ) -> int:
     """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
     from softprompt.checkpoint import latest_step
+    from softprompt.data.template import unused_fields
     from softprompt.model import load
     from softprompt.recipe import fit, prepare
 
@@ -126,6 +127,8 @@ def run_training(
     prepared = prepare(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
     for note in prepared.splits.notes:
         console.print(Text(f"note: {note}", style="yellow"))
+    if unused := unused_fields(prepared.template, prepared.splits.train):
+        console.print(Text(f"note: the template does not use the fields {', '.join(unused)}", style="yellow"))
     if prepared.dropped:
         console.print(
             Text(

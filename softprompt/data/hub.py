@@ -44,7 +44,7 @@ def read_hub(name: str) -> dict[str, Iterable[tuple[str, object]]]:
         raise DataError(
             f"there is no file or folder {name!r}, and Hub datasets need the package datasets",
             where=name,
-            hint="pip install 'softprompt[data]'",
+            hint="pip install datasets",
         ) from error
     _ask(repo)
     try:

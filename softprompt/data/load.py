@@ -94,7 +94,7 @@ def load_splits(path: str | Path, *, seed: int = 0, fraction: float = 0.1) -> Sp
             f"no validation split: {_count(validation)} of {len(train) + len(validation)} training rows "
             f"were split off (seed {seed})"
         )
-    notes += _overlap_notes(train, validation, test)
+    notes += _absent_notes(train, found.get(name or "", []), test) + _overlap_notes(train, validation, test)
     return Splits(train, validation, test, tuple(notes))
 
 
@@ -237,6 +237,16 @@ def _check_agreement(train: Sequence[Record], others: Sequence[Record]) -> None:
             got=_listed({record.target for record in strange}),
             hint="check the spelling of the labels, or add training rows for them",
         )
+
+
+def _absent_notes(*splits: Sequence[Record]) -> list[str]:
+    """Say which of the training rows' labels a file of held-out rows lacks: they are not measured."""
+    notes: list[str] = []
+    for name, records in zip(("validation", "test"), splits[1:], strict=True):
+        labels = [{record.target for record in rows} for rows in (splits[0], records)]
+        if records and records[0].kind == "label" and (absent := labels[0] - labels[1]):
+            notes.append(f"{name} has no row labelled {_listed(absent)}")
+    return notes
 
 
 def _overlap_notes(*splits: Sequence[Record]) -> list[str]:

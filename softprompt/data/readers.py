@@ -140,7 +140,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("Parquet files need pyarrow", where=path, hint="pip install 'softprompt[data]'") from error
+        raise DataError("Parquet files need pyarrow", where=path, hint="pip install pyarrow") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))

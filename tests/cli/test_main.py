@@ -114,3 +114,25 @@ def test_help_does_not_wait_for_torch(verb: str) -> None:
     assert result.returncode == 0, result.stderr
     assert "Usage: softprompt" in result.stdout
     assert result.stdout.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.parametrize(
+    ("raised", "shown"),
+    [
+        (PermissionError(13, "Permission denied", "/a/folder"), "error: /a/folder: Permission denied"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_a_message(
+    raised: Exception, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise raised
+
+    monkeypatch.setattr("softprompt.store.home", refuse)
+    with pytest.raises(SystemExit, match="1"):
+        run_with(monkeypatch, "list")
+    assert capsys.readouterr().err.startswith(shown)
+    monkeypatch.setattr("softprompt.store.home", lambda: [][0])
+    with pytest.raises(IndexError):
+        run_with(monkeypatch, "list")

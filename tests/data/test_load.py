@@ -200,3 +200,10 @@ def test_digest_sees_turns_and_what_is_learned() -> None:
         {"messages": [{**chat[0], "content": "Ho"}, chat[1]]},
     ]
     assert len({digest(records(row)) for row in variants}) == 4
+
+
+def test_labels_that_a_split_lacks_are_noted(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", *labelled(8))
+    write_jsonl(tmp_path / "validation.jsonl", *labelled(1, 20))
+    write_jsonl(tmp_path / "test.jsonl", *labelled(2, 30))
+    assert load_splits(tmp_path).notes == ("validation has no row labelled 'odd'",)

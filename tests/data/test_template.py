@@ -18,11 +18,12 @@ from softprompt.data.template import (
     fill,
     head,
     target_text,
+    unused_fields,
 )
 from softprompt.data.tokenizer import encode
 from softprompt.errors import DataError
 from tests.data.bytes_tokenizer import BOS, END, EOS, START, BytesTokenizer, Turns, chatml, llama2
-from tests.data.rows import one
+from tests.data.rows import one, records
 
 PLAIN = Template("text", "Review: {text}\nSentiment:")
 SYSTEM = "<|im_start|>system\nYou are tiny.<|im_end|>\n"
@@ -303,3 +304,9 @@ def test_control_tokens_are_told_from_text() -> None:
     assert encode("<|im_start|>", TOK) == [START]
     assert encode("", BytesTokenizer(adds_bos=True)) == []
     assert encode("a", BytesTokenizer(adds_bos=True)) == [97]
+
+
+def test_fields_that_the_template_leaves_out() -> None:
+    rows = records({"prompt": "a", "completion": "b", "system": "c"}, {"prompt": "a", "completion": "b", "id": "x"})
+    assert unused_fields(Template("text", "{input}"), rows) == ["id", "system"]
+    assert unused_fields(Template("text", "{system} {prompt}"), rows) == ["id"]

@@ -15,7 +15,7 @@ from softprompt.files import read_json, read_tensors
 from softprompt.prompt import digest
 from softprompt.train import Event, Result
 from tests.tasks import METHOD_NAMES, learner, run
-from tests.tiny import tiny_lm
+from tests.tiny import FAMILIES, tiny_lm
 
 STEPS = 9
 
@@ -119,3 +119,13 @@ def test_early_stopping_is_resumed_too(tmp_path: Path) -> None:
     assert (resumed.step, resumed.stopped) == (straight.step, "patience")
     assert digest(resumed.prompt) == digest(straight.prompt)
     assert resumed.history == straight.history
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_resumes(family: str, tmp_path: Path) -> None:
+    lm = tiny_lm(family)
+    changes: dict[str, Any] = {"steps": 4, "save_every": 4}
+    straight = run(lm, learner(lm, "prefix-tuning"), tmp_path / "straight", **changes)
+    run(lm, learner(lm, "prefix-tuning"), tmp_path / "stopped", report=stop_after(2), **changes)
+    resumed = run(lm, learner(lm, "prefix-tuning", seed=7), tmp_path / "stopped", resume=True, **changes)
+    check_same(tmp_path / "stopped", resumed, tmp_path / "straight", straight)

@@ -45,6 +45,7 @@ def test_every_family(name: str, family: str) -> None:
     prompt = made(family, name, "text", 5).freeze()
     check_fits(prompt, tiny_lm(family).geometry)
     assert prompt.n_tokens == 5
+    assert not any(t.requires_grad for t in prompt.tensors().values())
 
 
 @pytest.mark.parametrize("init", INITS)
