@@ -34,7 +34,6 @@ __all__ = [
     "TrainError",
     "UnsupportedModelError",
     "WrongBaseError",
-    "is_out_of_memory",
 ]
 
 

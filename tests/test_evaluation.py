@@ -79,7 +79,7 @@ def test_the_longest_text_that_fits() -> None:
     room = lm.geometry.max_positions - len(of.prefix(lm).lead) - 5
     assert room == 250
     evaluate(lm, of, records({"text": "x" * (room - 1)}))
-    with pytest.raises(DataError, match=r"(?s)too long.*at most 250"):
+    with pytest.raises(DataError, match=r"(?s)does not fit in the model's context.*<= 256.*251 \+ 6"):
         evaluate(lm, of, records({"text": "x" * room}))
 
 

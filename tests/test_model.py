@@ -393,7 +393,13 @@ def test_one_of_several_processes_takes_its_own_gpu(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_rope_that_changes_with_the_length_is_exact_in_the_original_context_only() -> None:
-    rope = {"rope_theta": 1e4, "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    common: dict[str, Any] = {"max_position_embeddings": 4096, "original_max_position_embeddings": 128}
-    assert model_module._context(tf.Phi3Config(**common, rope_parameters=rope)) == 128
+    rope: dict[str, Any] = {
+        "rope_theta": 1e4,
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+    }
+    common: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 4096}
+    long = tf.Phi3Config(**common, rope_parameters=rope, original_max_position_embeddings=128)
+    assert model_module._context(long) == 128
     assert model_module._context(tf.Phi3Config(**common)) == 4096

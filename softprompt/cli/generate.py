@@ -126,8 +126,7 @@ def _own_prompt(line: str, where: str, names: list[str]) -> Request:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
-    known = isinstance(row, dict) and row.get("prompt") in names and isinstance(row.get("text"), str)
-    if not known:
+    if not isinstance(row, dict) or row.get("prompt") not in names or not isinstance(row.get("text"), str):
         expected = f'{{"prompt": one of {", ".join(names)}, "text": "..."}}'
         raise DataError("the line is not a request", where=where, expected=expected, got=line[:80])
     return Request(row["text"], row["prompt"], where)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from softprompt.cli.data import app
 from softprompt.errors import DataError
-from tests.data.bytes_tokenizer import BytesTokenizer, chatml
+from tests.data.bytes_tokenizer import BytesTokenizer
 from tests.data.rows import labelled, write_jsonl
 
 PROMPT = r"Review: {text}\nSentiment:"
@@ -128,10 +128,9 @@ def test_preview_does_not_let_data_steer_the_terminal(tmp_path: Path) -> None:
         assert "b" in output and not {"\x1b", "\x07", "\u202e"} & set(output)
 
 
-def test_what_training_would_leave_out_or_refuse_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("softprompt.model.load_tokenizer", lambda name: BytesTokenizer(chatml))
+def test_what_training_would_leave_out_or_refuse_is_noted(tmp_path: Path) -> None:
     rows = [{"prompt": "a" * (1100 if i == 1 else 9), "completion": "b", "system": "Be kind."} for i in range(20)]
     path = write_jsonl(tmp_path / "rows.jsonl", *rows)
-    report = json.loads(run("check", str(path), "--json", "--model", "any").stdout)
+    report = json.loads(run("check", str(path), "--json", "--model", "tiny").stdout)
     assert "the template does not use the fields system" in report["notes"]
     assert any("1 rows of train are longer than 1024 tokens" in note for note in report["notes"])

@@ -146,6 +146,6 @@ def test_without_the_package_the_message_says_what_to_install(
     hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'softprompt\[data\]'"):
+    with pytest.raises(DataError, match=r"pip install datasets"):
         load_splits("owner/name")
     assert hub["asked"] == []

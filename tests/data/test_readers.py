@@ -70,7 +70,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
         return real(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=r"pip install 'softprompt\[data\]'"):
+    with pytest.raises(DataError, match=r"pip install pyarrow"):
         rows_of(write(tmp_path / "a.parquet", b""))
 
 

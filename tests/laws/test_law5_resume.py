@@ -124,7 +124,7 @@ def test_early_stopping_is_resumed_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_resumes(family: str, tmp_path: Path) -> None:
     lm = tiny_lm(family)
-    changes: dict[str, Any] = {"steps": 4, "save_every": 4}
+    changes: dict[str, Any] = {"steps": STEPS, "save_every": STEPS}
     straight = run(lm, learner(lm, "prefix-tuning"), tmp_path / "straight", **changes)
     run(lm, learner(lm, "prefix-tuning"), tmp_path / "stopped", report=stop_after(2), **changes)
     resumed = run(lm, learner(lm, "prefix-tuning", seed=7), tmp_path / "stopped", resume=True, **changes)
