@@ -146,7 +146,7 @@ def fit(
     if lm is None:
         lm = load(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
     method = build(config.method.name, lm, start_of(prepared, lm))
-    start = method.freeze()
+    start = method.freeze()[0]
     check_fits(start, lm.geometry)
     layout = layout_for(lm, prepared.template, start.form)
     lead, follow = layout_ids(lm, layout)

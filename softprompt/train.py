@@ -44,8 +44,8 @@ NOT_FINITE = "start anew (--overwrite) with a lower --lr, or with --dtype float3
 class Learner(Protocol):
     """What can be trained: an nn.Module whose call gives the live prompt. `methods.Method` is one."""
 
-    def __call__(self) -> Prompt: ...
-    def freeze(self) -> Prompt: ...
+    def __call__(self) -> tuple[Prompt, ...]: ...
+    def freeze(self) -> tuple[Prompt, ...]: ...
     def parameters(self) -> Any: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
@@ -225,7 +225,7 @@ class _Loop:
         parts = [part for part in _split(rows[rank::world], self.settings.accumulate) if part]
         for i, part in enumerate(parts):
             with self.accelerator.no_sync(self.live) if i + 1 < len(parts) else contextlib.nullcontext():
-                prefix = Prefix(self.live(), self.task.lead, self.task.follow)
+                prefix = Prefix(self.live()[0], self.task.lead, self.task.follow)
                 # DDP averages gradients over processes, the loss is a mean over all tokens: hence `world`.
                 loss = loss_sum(self.lm, bank(self.lm, [prefix]), part) * (world / total)
                 loss.backward()
@@ -256,7 +256,7 @@ class _Loop:
         rows = self.judged
         if not rows:
             return
-        prefix = Prefix(self.learner.freeze(), self.task.lead, self.task.follow)
+        prefix = Prefix(self.learner.freeze()[0], self.task.lead, self.task.follow)
         total = 0.0
         with torch.no_grad(), _memory_advice(f"validation after step {self.step}"):
             prefixes = bank(self.lm, [prefix])
@@ -283,7 +283,7 @@ class _Loop:
         if self.best:
             self.learner.load_state_dict(self.best)
         loss = self.best_loss if self.best else None
-        result = Result(self.learner.freeze(), self.step, self.elapsed, stopped, loss, self.history)
+        result = Result(self.learner.freeze()[0], self.step, self.elapsed, stopped, loss, self.history)
         self.report(Event("end", self.step, {"elapsed": self.elapsed, "validation_loss": loss or 0.0}))
         return result
 

@@ -59,7 +59,7 @@ def test_it_learns_what_the_model_cannot_do(method: str, tmp_path: Path) -> None
     assert last < first * (0.5 if method == "prompt-tuning" else 0.15)
     assert validation_loss(result.prompt, task().validation) == pytest.approx(last, rel=1e-4)
     if method != "prompt-tuning":  # six embeddings are too weak for two random layers
-        assert right_answers(learner(lm, method).freeze()) == 0
+        assert right_answers(learner(lm, method).freeze()[0]) == 0
         assert right_answers(result.prompt) >= 8
 
 
@@ -115,7 +115,7 @@ def test_the_best_prompt_is_kept(tmp_path: Path) -> None:
 
     def report(event: Event) -> None:
         if event.kind == "validation":
-            seen.append((event.numbers["validation_loss"], digest(mine.freeze())))
+            seen.append((event.numbers["validation_loss"], digest(mine.freeze()[0])))
             assert event.numbers["best"] == min(loss for loss, _ in seen)
         if event.kind == "step" and event.step == 6:
             with torch.no_grad():
@@ -134,14 +134,14 @@ def test_without_validation_rows_the_last_prompt_is_kept(tmp_path: Path) -> None
     mine = learner(lm, "prompt-tuning")
     result = run(lm, mine, tmp_path, rows=task(validation=0), steps=4)
     assert (result.validation_loss, result.history) == (None, [])
-    assert digest(result.prompt) == digest(mine.freeze())
-    assert digest(result.prompt) != digest(learner(lm, "prompt-tuning").freeze())
+    assert digest(result.prompt) == digest(mine.freeze()[0])
+    assert digest(result.prompt) != digest(learner(lm, "prompt-tuning").freeze()[0])
 
 
 def test_eval_rows_are_a_sample_of_the_validation_rows(tmp_path: Path) -> None:
     """A file sorted by label must not be judged by its first label alone."""
     lm, seen = tiny_lm("llama"), set[tuple[int, ...]]()
-    start = learner(lm, "prompt-tuning").freeze()
+    start = learner(lm, "prompt-tuning").freeze()[0]
     for count, seed in ((3, 0), (3, 1), (3, 2), (8, 0), (100, 0)):
         result = run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=1, eval_rows=count, seed=seed)
         judged = sample(8, count, seed)
@@ -155,7 +155,7 @@ def test_validation_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     lm = tiny_lm("llama")
     monkeypatch.setattr(train_module, "EVAL_TOKENS", 12)
     result = run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=1)
-    wanted = validation_loss(learner(lm, "prompt-tuning").freeze(), task().validation)
+    wanted = validation_loss(learner(lm, "prompt-tuning").freeze()[0], task().validation)
     assert result.history[0]["validation_loss"] == pytest.approx(wanted, rel=1e-5)
 
 
@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(kind: str, tmp_path: Path, monk
 
     def report(event: Event) -> None:
         if event.kind == "step":
-            after[event.step] = digest(mine.freeze())
+            after[event.step] = digest(mine.freeze()[0])
 
     with monkeypatch.context() as patch:
         poison(patch, 3, kind)
@@ -243,7 +243,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(kind: str, tmp_path: Path, monk
     assert task().train[picked[0]].where in message
     assert ("loss nan" in message) == (kind == "loss")
     assert sorted(after) == [1, 2]
-    assert digest(mine.freeze()) == after[2]
+    assert digest(mine.freeze()[0]) == after[2]
     resumed = run(lm, learner(lm, "prefix-tuning"), tmp_path / "run", steps=5, save_every=1, resume=True)
     assert digest(resumed.prompt) == digest(straight.prompt)
 

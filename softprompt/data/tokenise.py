@@ -39,11 +39,15 @@ class Example:
         ids: T token ids; no BOS and no head, those belong to the prefix.
         mask: T bools, True where the token is learned; never the first.
         where: `file:line`.
+        task: number of the task it belongs to, where several are learned together.
+        unseen: the virtual tokens [first, last) that this row may not look at: a demonstration made of it.
     """
 
     ids: tuple[int, ...]
     mask: tuple[bool, ...]
     where: str
+    task: int = 0
+    unseen: tuple[int, int] = (0, 0)
 
 
 def tokenise(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import nn
 
+from softprompt.data.tokenise import Example
 from softprompt.prompt import Prompt, frozen
 
 
@@ -38,14 +40,20 @@ class Start:
 
 
 class Method(nn.Module, ABC):
-    """A trainable soft prompt. Its parameters are all that is trained."""
+    """A trainable soft prompt, or one for each of several tasks. Its parameters are all that is trained."""
 
     @abstractmethod
-    def forward(self) -> Prompt:
-        """The live prompt, with gradient into the parameters, in float32."""
+    def forward(self) -> tuple[Prompt, ...]:
+        """The live prompts, with gradient into the parameters, in float32: one for all tasks, or one for each."""
+
+    @final
+    def behind(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]:
+        """The live prompts, and for each row the number of the prompt that it stands behind."""
+        prompts = self()
+        return prompts, [row.task if len(prompts) > 1 else 0 for row in rows]
 
     @final
     @torch.no_grad()
-    def freeze(self) -> Prompt:
-        """The finished prompt: plain tensors of one of the two forms, without gradient."""
-        return frozen(self())
+    def freeze(self) -> tuple[Prompt, ...]:
+        """The finished prompts: plain tensors of one of the two forms, without gradient."""
+        return tuple(frozen(prompt) for prompt in self())

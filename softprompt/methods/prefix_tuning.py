@@ -42,7 +42,7 @@ class PrefixTuning(Method):
                 self.keys[str(i)] = nn.Parameter(kv[0][:, start.frozen_tokens :].clone())
                 self.values[str(i)] = nn.Parameter(kv[1][:, start.frozen_tokens :].clone())
 
-    def forward(self) -> KVPrompt:
+    def forward(self) -> tuple[KVPrompt]:
         def layer(i: int) -> tuple[Tensor, Tensor] | None:
             if str(i) not in self.keys:
                 return None
@@ -50,7 +50,7 @@ class PrefixTuning(Method):
             values = torch.cat([self.sink.get(f"v{i}"), self.values[str(i)]], dim=1)
             return keys, values
 
-        return KVPrompt(tuple(layer(i) for i in range(self.layers)))
+        return (KVPrompt(tuple(layer(i) for i in range(self.layers))),)
 
 
 @final
@@ -79,7 +79,7 @@ class ReparametrisedPrefixTuning(Method):
         self.inner = nn.Parameter((torch.randn(width, width, generator=draw) * width**-0.5).to(lm.device))
         self.outer = nn.Parameter(torch.zeros(width, sum(k * d for _, k, d in sizes), device=lm.device))
 
-    def forward(self) -> KVPrompt:
+    def forward(self) -> tuple[KVPrompt]:
         change = torch.tanh(self.tokens @ self.inner) @ self.outer
         moves = torch.arange(len(change), device=change.device) >= self.frozen_tokens
         parts = (change * moves[:, None]).split([k * d for _, k, d in self.sizes], dim=1)
@@ -87,7 +87,8 @@ class ReparametrisedPrefixTuning(Method):
             name: self.begin.get(name) + part.view(len(change), heads, size).transpose(0, 1)
             for (name, heads, size), part in zip(self.sizes, parts, strict=True)
         }
-        return KVPrompt(tuple((made[f"k{i}"], made[f"v{i}"]) if f"k{i}" in made else None for i in range(self.layers)))
+        layers = ((made[f"k{i}"], made[f"v{i}"]) if f"k{i}" in made else None for i in range(self.layers))
+        return (KVPrompt(tuple(layers)),)
 
 
 def _check_frozen(start: Start) -> None:

@@ -24,5 +24,5 @@ class PromptTuning(Method):
         super().__init__()
         self.embeddings = nn.Parameter(embeddings(lm, start))
 
-    def forward(self) -> EmbeddingPrompt:
-        return EmbeddingPrompt(self.embeddings)
+    def forward(self) -> tuple[EmbeddingPrompt]:
+        return (EmbeddingPrompt(self.embeddings),)

@@ -26,7 +26,8 @@ def made(name: str, family: str = "llama", *, frozen_tokens: int = 0, n_tokens: 
     return build(name, tiny_lm(family), start)
 
 
-def layers(prompt: object) -> list[tuple[Tensor, Tensor]]:
+def layers(prompts: tuple[object, ...]) -> list[tuple[Tensor, Tensor]]:
+    (prompt,) = prompts
     assert isinstance(prompt, KVPrompt)
     return pairs(prompt.layers)
 

@@ -16,7 +16,7 @@ from tests.tiny import FAMILIES, tiny_lm
 def test_starts_as_its_text(family: str) -> None:
     lm = tiny_lm(family)
     method = build("prompt-tuning", lm, Start(3, "text", (70, 71, 72)))
-    prompt = method()
+    (prompt,) = method()
     assert isinstance(prompt, EmbeddingPrompt)
     assert_close(prompt.embeddings.detach(), lm.embed([70, 71, 72]), rtol=0, atol=0)
 
@@ -26,7 +26,7 @@ def test_parameters_are_the_prompt_and_no_more() -> None:
     method = build("prompt-tuning", lm, Start(5, "text", (70,)))
     assert {name: tuple(p.shape) for name, p in method.named_parameters()} == {"embeddings": (5, lm.geometry.hidden)}
     assert method.state_dict().keys() == {"embeddings"}
-    prompt = method()
+    (prompt,) = method()
     assert isinstance(prompt, EmbeddingPrompt)
     (gradient,) = torch.autograd.grad((prompt.embeddings * 3).sum(), list(method.parameters()))
     assert torch.equal(gradient, torch.full_like(gradient, 3.0))
