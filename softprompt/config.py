@@ -46,6 +46,9 @@ class TrainConfig(BaseModel):
     )
     minutes: float | None = Field(default=None, gt=0, description="wall-time budget; the schedule fits itself to it")
     batch_size: int = Field(default=8, ge=1, description="rows per step, all processes together")
+    temperature: float = Field(
+        default=1.0, ge=1, description="of several tasks: 1 draws every row equally often, more favours small tasks"
+    )
     accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")
     optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimiser")
     lr: float = Field(default=2e-2, gt=0, description="peak learning rate")

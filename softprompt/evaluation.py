@@ -22,7 +22,7 @@ from softprompt.errors import DataError
 from softprompt.framing import Subject, check_context, check_records, end_ids
 from softprompt.metrics import Score
 from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, token_log_likelihoods
+from softprompt.objective import learned_tokens, token_losses
 from softprompt.packing import by_tokens
 from softprompt.ranking import rank
 
@@ -115,9 +115,9 @@ def loss(lm: FrozenLM, subject: Subject, records: Sequence[Record]) -> Evaluatio
     sums = [0.0] * len(examples)
     for part in by_tokens([len(example.ids) for example in examples], TOKENS):
         shared = [examples[i] for i in part]
-        values = token_log_likelihoods(lm, prefixes, shared)
+        values = token_losses(lm, prefixes, shared)
         for i, own in zip(part, values.split([learned_tokens([row]) for row in shared]), strict=True):
-            sums[i] = -own.sum().item()
+            sums[i] = own.sum().item()
     score = metrics.mean_loss(sums, [learned_tokens([example]) for example in examples])
     perplexity = Score(math.exp(score.value), math.exp(score.low), math.exp(score.high))
     return Evaluation({"loss": score, "perplexity": perplexity}, len(examples))

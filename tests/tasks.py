@@ -10,7 +10,8 @@ from softprompt.config import TrainConfig
 from softprompt.data.tokenise import Example
 from softprompt.methods import Method, Start, build
 from softprompt.model import FrozenLM
-from softprompt.train import Event, Result, Task, train
+from softprompt.candidate import Candidate, Task
+from softprompt.train import Event, Result, train
 from tests.laws.cases import text_ids
 
 ANSWER, END = (70, 81, 92), 2
@@ -55,4 +56,6 @@ def run(
     **changes: Any,
 ) -> Result:
     """Train on the task."""
-    return train(lm, method, rows or task(), settings(**changes), folder, resume=resume, report=report)
+    candidate = Candidate(method, (rows or task(),), settings(**changes), lm.device)
+    (result,) = train(lm, [candidate], folder, resume=resume, report=report)
+    return result

@@ -25,7 +25,7 @@ from softprompt.data.template import Template
 from softprompt.errors import CheckpointError, DataError, GeometryError, StoreError
 from softprompt.framing import card_subject
 from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, token_log_likelihoods
+from softprompt.objective import learned_tokens, token_losses
 from softprompt.prompt import Prompt
 from softprompt.prompt import digest as prompt_digest
 from softprompt.recipe import (
@@ -96,7 +96,7 @@ def loss_of(lm: FrozenLM, prompt: Prompt, run: Run) -> float:
     with torch.no_grad():
         prefixes = bank(lm, [subject.prefix(lm)])
     rows = run.prepared.validation
-    return -token_log_likelihoods(lm, prefixes, rows).sum().item() / learned_tokens(rows)
+    return token_losses(lm, prefixes, rows).sum().item() / learned_tokens(rows)
 
 
 def test_the_loaded_artifact_is_the_trained_prompt(run: Run) -> None:

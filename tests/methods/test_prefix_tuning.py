@@ -78,7 +78,7 @@ def test_the_mlp_is_the_papers() -> None:
     state = dict(method.named_parameters())
     change = torch.tanh(state["tokens"] @ state["inner"]) @ state["outer"]
     change = torch.cat([torch.zeros_like(change[:1]), change[1:]])
-    begin = layers(keys_values(tiny_lm("llama"), Start(5, "text", TEXT)))
+    begin = layers((keys_values(tiny_lm("llama"), Start(5, "text", TEXT)),))
     column = 0
     for ours, start in zip(layers(method()), begin, strict=True):
         for one, first in zip(ours, start, strict=True):
