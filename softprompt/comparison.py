@@ -15,7 +15,7 @@ from softprompt.errors import DataError
 from softprompt.evaluation import Evaluation, evaluate
 from softprompt.framing import base_subject, card_subject, text_subject
 from softprompt.model import FrozenLM
-from softprompt.recipe import instruction_for
+from softprompt.starts import instruction_for
 
 EMPTY = "the text prompt is empty, so it is the base model again: --text-prompt or --shots-data gives it words"
 

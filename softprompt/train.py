@@ -41,13 +41,14 @@ SIGNALS = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, and its numbers. "start" comes first, of a resumed run with its checkpoint's step.
+    """Something that happened, and its numbers. "init", with the validation loss of every start that
+    was tried, and "start" come first; of a resumed run with its checkpoint's step.
 
     Attributes:
         candidate: whose step, validation or end it is, where there are several.
     """
 
-    kind: Literal["start", "step", "validation", "checkpoint", "end"]
+    kind: Literal["init", "start", "step", "validation", "checkpoint", "end"]
     step: int
     numbers: dict[str, float]
     candidate: str = ""
@@ -215,7 +216,7 @@ class _Loop:
                 shares = [(i, rows[i][rank::world][part::parts]) for i in together]
                 shares = [(i, own) for i, own in shares if own]
                 if shares:
-                    found = self.losses([(candidates[i], own) for i, own in shares])
+                    found = losses_of(self.lm, [(candidates[i], own) for i, own in shares])
                     means = [own.sum() / learned_tokens(rows[i]) for (i, _), own in zip(shares, found, strict=True)]
                     torch.stack(means).sum().backward()  # apart: no candidate's loss depends on another's parameters
                     for (i, _), mean in zip(shares, means, strict=True):
@@ -227,17 +228,6 @@ class _Loop:
                 numbers = candidate.update(loss, own, self.elapsed)
                 self.report(Event("step", candidate.record.step, numbers, candidate.name))
 
-    def losses(self, shares: Sequence[tuple[Candidate, Sequence[Example]]]) -> list[Tensor]:
-        """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass."""
-        prefixes, owners, rows = [], [], []
-        for candidate, own in shares:
-            found, numbers = candidate.prefixes(own)
-            owners += [len(prefixes) + number for number in numbers]
-            prefixes += found
-            rows += own
-        values = token_losses(self.lm, bank(self.lm, prefixes), rows, owners)
-        return list(values.split([learned_tokens(own) for _, own in shares]))
-
     def reduced(self, candidates: Sequence[Candidate], losses: Tensor) -> Tensor:
         """Sum gradients and losses over all processes."""
         for candidate in candidates:
@@ -248,25 +238,14 @@ class _Loop:
         total: Any = self.accelerator.reduce(losses, "sum")
         return total
 
-    @torch.no_grad()
     def validate(self, candidates: Sequence[Candidate]) -> None:
         """Validation losses of these candidates as they are; the best state of each is kept."""
         for candidate in candidates:
-            candidate.learner.eval()
             with _memory_advice(f"validation after step {candidate.record.step}"):
-                means = [self.mean_loss(candidate, rows) for rows in candidate.judged if rows]
-            candidate.learner.train()
+                means = validation_losses(self.lm, candidate)
             with self.stopping(candidate):
                 numbers = candidate.judge(means, self.elapsed)
                 self.report(Event("validation", candidate.record.step, numbers, candidate.name))
-
-    def mean_loss(self, candidate: Candidate, rows: Sequence[Example]) -> float:
-        """Mean loss over the learned tokens of these rows."""
-        total = 0.0
-        for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
-            (values,) = self.losses([(candidate, [rows[i] for i in part])])
-            total += values.sum().item()
-        return total / learned_tokens(rows)
 
     @contextlib.contextmanager
     def stopping(self, candidate: Candidate) -> Iterator[None]:
@@ -316,6 +295,33 @@ class _Loop:
         """A digest of all that must be the same for a resumed run to be the same run."""
         facts = [self.lm.geometry.fingerprint, str(self.lm.dtype), *(c.identity() for c in self.candidates)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def losses_of(lm: FrozenLM, shares: Sequence[tuple[Candidate, Sequence[Example]]]) -> list[Tensor]:
+    """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass."""
+    prefixes, owners, rows = [], [], []
+    for candidate, own in shares:
+        found, numbers = candidate.prefixes(own)
+        owners += [len(prefixes) + number for number in numbers]
+        prefixes += found
+        rows += own
+    values = token_losses(lm, bank(lm, prefixes), rows, owners)
+    return list(values.split([learned_tokens(own) for _, own in shares]))
+
+
+@torch.no_grad()
+def validation_losses(lm: FrozenLM, candidate: Candidate) -> list[float]:
+    """Of each task that has validation rows, the mean loss over their learned tokens."""
+    candidate.learner.eval()
+    means = []
+    for rows in filter(None, candidate.judged):
+        total = 0.0
+        for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
+            (values,) = losses_of(lm, [(candidate, [rows[i] for i in part])])
+            total += values.sum().item()
+        means.append(total / learned_tokens(rows))
+    candidate.learner.train()
+    return means
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from softprompt.candidate import Candidate, Task
 from softprompt.config import TrainConfig
 from softprompt.data.tokenise import Example
 from softprompt.methods import Method, Start, build
 from softprompt.model import FrozenLM
-from softprompt.candidate import Candidate, Task
 from softprompt.train import Event, Result, train
 from tests.laws.cases import text_ids
 

@@ -21,7 +21,7 @@ from softprompt.evaluation import Evaluation, evaluate
 from softprompt.framing import Subject, base_subject, card_subject, layout_for, text_subject
 from softprompt.model import FrozenLM
 from softprompt.prompt import digest
-from softprompt.recipe import instruction_for
+from softprompt.starts import instruction_for
 from tests.artifacts import card
 from tests.data.rows import labelled, records, write_jsonl
 from tests.laws.cases import random_prompt

@@ -17,6 +17,7 @@ import torch
 
 import softprompt.model as model_module
 from softprompt import recipe, store
+from softprompt.artifact import curves
 from softprompt.attach import bank
 from softprompt.card import Layout
 from softprompt.config import resolve
@@ -31,7 +32,6 @@ from softprompt.prompt import digest as prompt_digest
 from softprompt.recipe import (
     Outcome,
     Prepared,
-    curves,
     fit,
     prepare,
 )
@@ -95,7 +95,7 @@ def loss_of(lm: FrozenLM, prompt: Prompt, run: Run) -> float:
     subject = card_subject(prompt, store.load_card(run.prepared.folder))
     with torch.no_grad():
         prefixes = bank(lm, [subject.prefix(lm)])
-    rows = run.prepared.validation
+    rows = run.prepared.tasks[0].validation
     return token_losses(lm, prefixes, rows).sum().item() / learned_tokens(rows)
 
 

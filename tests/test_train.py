@@ -16,8 +16,8 @@ from torch import Tensor
 
 import softprompt.train as train_module
 from softprompt.attach import Prefix, bank
-from softprompt.config import TrainConfig
 from softprompt.candidate import Task
+from softprompt.config import TrainConfig
 from softprompt.data.batches import Batches, sample
 from softprompt.data.tokenise import Example
 from softprompt.decode import Sampling, generate

@@ -8,7 +8,9 @@ from softprompt.methods.prefix_tuning import PrefixTuning, ReparametrisedPrefixT
 from softprompt.methods.prompt_tuning import PromptTuning
 from softprompt.model import FrozenLM
 
-__all__ = ["METHODS", "Method", "Start", "build"]
+# What these make is a KV prompt: its lead is part of it. A mixture is of the form of its sources.
+KV_METHODS = frozenset({"p-tuning-v2", "prefix-tuning", "prefix-tuning-mlp"})
+__all__ = ["KV_METHODS", "METHODS", "Method", "Start", "build"]
 
 METHODS: dict[str, Callable[[FrozenLM, Start], Method]] = {
     "prefix-tuning": PrefixTuning,

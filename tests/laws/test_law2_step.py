@@ -15,12 +15,12 @@ from torch.testing import assert_close
 import softprompt.attach.rows as rows_module
 import softprompt.model as model_module
 from softprompt.attach import Prefix, bank
+from softprompt.candidate import Candidate, Task
 from softprompt.config import TrainConfig
 from softprompt.data.tokenise import Example
 from softprompt.methods import Start, build
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_losses
-from softprompt.candidate import Candidate, Task
 from softprompt.train import Event, train
 from tests.laws.cases import examples, gradient_tensors, mixed_prefixes, random_prompt, text_ids
 from tests.laws.oracle import plain_logits
