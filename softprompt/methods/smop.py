@@ -27,7 +27,7 @@ from softprompt.router import Router, pooled
 
 @final
 class SMoP(nn.Module):
-    """l = W x, p = softmax(l ∘ (1 + ε)), k = argmax p, and the row stands behind P_k · (1 + p_k - sg(p_k)).
+    """l = W x, p = softmax(l ∘ (1 + ε)), k = argmax p, and the row stands behind P_k · (1 + (p_k - sg(p_k))).
 
     x [H] is the mean embedding of the row's tokens before the first learned one, W [K, H] the router, ε ~ N(0, 1) for
     each number while training and zero afterwards (the paper's router perturbation, section 2.3, which is also what
@@ -60,7 +60,7 @@ class SMoP(nn.Module):
             return self(), logits_BK.argmax(1).tolist()
         noise_BK = torch.randn(logits_BK.shape, generator=self.noise.next()).to(logits_BK.device)
         chances_B, chosen_B = torch.softmax(logits_BK + logits_BK.detach() * noise_BK, dim=1).max(1)
-        scales_B: Tensor = 1 + chances_B - chances_B.detach()
+        scales_B: Tensor = 1 + (chances_B - chances_B.detach())  # exactly 1, bit for bit
         chosen = zip(chosen_B.tolist(), scales_B, strict=True)
         return [EmbeddingPrompt(self.prompts[k] * scale) for k, scale in chosen], range(len(rows))
 
