@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from softprompt.files import read_json, read_tensors
+from softprompt.methods import KV_METHODS, METHODS
 from softprompt.prompt import digest
 from softprompt.train import Event, Result
-from tests.tasks import METHOD_NAMES, learner, run
+from tests.tasks import learner, run
 from tests.tiny import FAMILIES, tiny_lm
 
 STEPS = 9
@@ -51,11 +52,11 @@ def check_same(folder: Path, ours: Result, other: Path, theirs: Result) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS)
 def test_stop_and_resume_at_any_step(method: str, optimizer: str, tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     changes: dict[str, Any] = {"steps": STEPS, "save_every": STEPS, "optimizer": optimizer, "weight_decay": 0.01}
-    frozen = 1 if method == "prefix-tuning" else 0
+    frozen = int(method in KV_METHODS)
     straight = run(lm, learner(lm, method, frozen_tokens=frozen), tmp_path / "straight", **changes)
     for stop in (1, 4, 8):
         folder = tmp_path / f"stopped-{stop}"
