@@ -9,21 +9,18 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from softprompt import store, tracking
-from softprompt.card import Card, Layout
+from softprompt.card import Card, Layout, provenance
 from softprompt.checkpoint import latest_step
 from softprompt.config import Config, to_yaml
 from softprompt.data.formats import Record
@@ -287,7 +284,5 @@ def _card(prepared: Prepared, lm: FrozenLM, layout: Layout, result: Result) -> C
             "validation_rows": len(prepared.validation),
         },
         metrics=metrics,
-        versions={name: version(name) for name in ("softprompt", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **provenance(),
     )

@@ -5,8 +5,10 @@ A prefix is everything constant in front of the varying text: lead ids, virtual 
 prefix once and keeps its keys and values, with gradient if the prompt has one. `hidden` runs rows against them, row i
 behind its own prefix; `Session` does the same for decoding, one token a step.
 
+`moved` turns the keys of a KV prompt to other positions.
+
 Exactness: the model sees, for each token, the keys, the mask and the position it would see if prefix and row were
-concatenated. `moved` shifts the keys of a KV prompt to other positions. The first `bank` checks that on the loaded model (`verify`) before anything relies on it.
+concatenated. The first `bank` checks that on the loaded model (`verify`) before anything relies on it.
 """
 
 from softprompt.attach.bank import Bank, Prefix

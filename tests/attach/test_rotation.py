@@ -31,7 +31,7 @@ _size: dict[str, Any] = {
     "max_position_embeddings": 256,
     "pad_token_id": 0,
 }
-_rope = {"rope_theta": 10000.0}
+_rope: dict[str, Any] = {"rope_theta": 10000.0}
 OTHERS: dict[str, tf.PreTrainedConfig] = {
     "pairs, written each twice": tf.CohereConfig(**_size, logit_scale=1.0),
     "pairs, half of a key": tf.GlmConfig(**_size, head_dim=8, partial_rotary_factor=0.5),
@@ -54,7 +54,7 @@ OTHERS: dict[str, tf.PreTrainedConfig] = {
         },
     ),
     "longrope": tf.Phi3Config(
-        **_size | {"max_position_embeddings": 128},
+        **_size,
         original_max_position_embeddings=64,
         rope_parameters=_rope
         | {
@@ -123,7 +123,8 @@ def test_learned_positions_are_refused(family: str) -> None:
 def test_a_model_whose_keys_say_more_than_a_turn_is_refused() -> None:
     """Rotary as the name says, but positions are in the values too."""
     lm = other_lm("llama", CONFIGS["llama"]())
-    rotary = lm.model.base_model.rotary_emb
+    base: Any = lm.model.base_model
+    rotary = base.rotary_emb
     places: list[torch.Tensor] = []
 
     def turned(x: torch.Tensor, position_ids: torch.Tensor) -> Any:
@@ -131,9 +132,7 @@ def test_a_model_whose_keys_say_more_than_a_turn_is_refused() -> None:
         return type(rotary).forward(rotary, x, position_ids)
 
     rotary.forward = turned
-    lm.model.base_model.layers[0].self_attn.v_proj.register_forward_hook(
-        lambda module, args, out: out + 0.1 * places[0][..., None]
-    )
+    base.layers[0].self_attn.v_proj.register_forward_hook(lambda module, args, out: out + 0.1 * places[0][..., None])
     with pytest.raises(UnsupportedModelError, match="cannot be moved"):
         moved(lm, harvested(lm, text_ids(4, 1), 0), [3] * 4)
 
