@@ -31,11 +31,12 @@ _size: dict[str, Any] = {
     "max_position_embeddings": 256,
     "pad_token_id": 0,
 }
+_half: dict[str, Any] = _size | {"head_dim": 8, "partial_rotary_factor": 0.5}
 _rope: dict[str, Any] = {"rope_theta": 10000.0}
 OTHERS: dict[str, tf.PreTrainedConfig] = {
     "pairs, written each twice": tf.CohereConfig(**_size, logit_scale=1.0),
-    "pairs, half of a key": tf.GlmConfig(**_size, head_dim=8, partial_rotary_factor=0.5),
-    "half of a key": tf.PhiConfig(**_size, partial_rotary_factor=0.5),
+    "pairs, half of a key": tf.GlmConfig(**_half),
+    "half of a key": tf.PhiConfig(**_half),
     "a layer without positions": tf.SmolLM3Config(**_size, no_rope_layers=[1, 0]),
     "linear": tf.LlamaConfig(**_size, rope_parameters=_rope | {"rope_type": "linear", "factor": 4.0}),
     "dynamic": tf.LlamaConfig(**_size, rope_parameters=_rope | {"rope_type": "dynamic", "factor": 4.0}),
