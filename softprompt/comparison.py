@@ -45,7 +45,8 @@ class Comparison:
         baselines = {"base": self.base.to_dict(), "text_prompt": self.text_prompt.to_dict()}
         if len(self.soft_prompts) == 1:
             return baselines | {"soft_prompt": self.soft_prompt.to_dict()}
-        return baselines | {"soft_prompts": {name: one.to_dict() for name, one in self.soft_prompts.items()}}
+        each: dict[str, object] = {name: one.to_dict() for name, one in self.soft_prompts.items()}
+        return baselines | {"soft_prompts": each}
 
 
 @dataclass(frozen=True)
