@@ -79,10 +79,12 @@ def resize(prompt: Prompt, n_tokens: int, lm: FrozenLM | None = None) -> Prompt:
     """With fewer or more virtual tokens.
 
     Fewer: the first, on which attention dumps what belongs nowhere, and the last ones are kept. More: the tokens from
-    the first on once more. No tokens are mixed: the mean of two neighbours is none that was ever trained. Measured
-    (validation loss of trained KV prompts, help desk, SmolLM2-135M): 32 tokens 0.024; the first and the last 15 of them
-    0.034, 16 evenly spaced ones 0.64, the first 16 1.9; all once more 0.026. Of 96 tokens 0.012; half of them so 0.88,
-    evenly spaced 0.25. So it is a start to train on; `pruning` finds by trial which tokens can go.
+    the first on once more. No tokens are mixed: the mean of two neighbours is none that was ever trained.
+
+    Measured on SmolLM2-135M, help desk, validation loss. A KV prompt of 32 tokens 0.024; the first and the last 15 of
+    them 0.034, 16 evenly spaced 0.64, the first 16 1.9; all once more 0.026. One of 96 tokens 0.012; half of them so
+    0.88, evenly spaced 0.25. 24 embeddings 2.45; made 36 so 2.52, by interpolation 3.27. So a cut prompt is a start
+    to train on; `pruning` finds by trial which tokens can go.
 
     Raises:
         PromptError: no virtual token left.

@@ -32,7 +32,7 @@ def settings(
 
 def _register() -> None:
     """Verbs import their machinery when called, so that --help stays quick."""
-    from softprompt.cli import compose, data, doctor, evaluate, generate, models, prompts, prune, train
+    from softprompt.cli import compose, data, doctor, evaluate, generate, models, prompts, prune, similar, train
 
     options = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", context_settings=options)(train.train_command)
@@ -42,6 +42,7 @@ def _register() -> None:
     app.command("list")(prompts.list_command)
     app.command("show")(prompts.show_command)
     app.command("prune")(prune.prune_command)
+    app.command("similar")(similar.similar_command)
     app.add_typer(data.app, name="data")
     app.command("models")(models.models_command)
     app.command("doctor")(doctor.doctor_command)
