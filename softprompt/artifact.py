@@ -8,16 +8,13 @@ NAME.1 … NAME.4, NAME   the experts of a routed mixture, and their router
 
 from __future__ import annotations
 
-import datetime
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from softprompt import store
-from softprompt.card import Card
+from softprompt.card import Card, provenance
 from softprompt.data.load import digest
 from softprompt.framing import layout_for
 from softprompt.model import FrozenLM
@@ -110,7 +107,5 @@ def describe(prepared: Prepared, lm: FrozenLM, part: Part, result: Result, name:
             "validation_rows": len(task.validation),
         },
         metrics=metrics,
-        versions={package: version(package) for package in ("softprompt", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **provenance(),
     )

@@ -35,11 +35,15 @@ class Evaluation:
 
     Attributes:
         answers: predicted label or generated text of each row; empty for loss.
+        labels: the classes, for classification.
+        log_likelihoods: of each row, of every class.
     """
 
     scores: dict[str, Score]
     rows: int
     answers: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    log_likelihoods: tuple[tuple[float, ...], ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """{"rows": n, metric: value, …, "confidence_interval": {metric: [low, high]}}"""
@@ -92,7 +96,8 @@ def classification(lm: FrozenLM, subject: Subject, records: Sequence[Record], la
         "accuracy": metrics.proportion((best == truth).tolist()),
         "accuracy_norm": metrics.proportion((best_norm == truth).tolist()),
     }
-    return Evaluation(scores, len(records), tuple(classes[i] for i in best.tolist()))
+    answers = tuple(classes[i] for i in best.tolist())
+    return Evaluation(scores, len(records), answers, tuple(classes), tuple(map(tuple, totals.tolist())))
 
 
 def answer_all(lm: FrozenLM, subject: Subject, records: Sequence[Record], sampling: Sampling) -> list[Answer]:

@@ -5,13 +5,16 @@ A prefix is everything constant in front of the varying text: lead ids, virtual 
 prefix once and keeps its keys and values, with gradient if the prompt has one. `hidden` runs rows against them, row i
 behind its own prefix; `Session` does the same for decoding, one token a step.
 
+`moved` turns the keys of a KV prompt to other positions.
+
 Exactness: the model sees, for each token, the keys, the mask and the position it would see if prefix and row were
 concatenated. The first `bank` checks that on the loaded model (`verify`) before anything relies on it.
 """
 
 from softprompt.attach.bank import Bank, Prefix
+from softprompt.attach.rotation import moved
 from softprompt.attach.rows import hidden
 from softprompt.attach.session import Session
 from softprompt.attach.verify import bank, verify
 
-__all__ = ["Bank", "Prefix", "Session", "bank", "hidden", "verify"]
+__all__ = ["Bank", "Prefix", "Session", "bank", "hidden", "moved", "verify"]
