@@ -11,14 +11,13 @@ anything is allocated. What a file cannot say without running code is refused, w
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 from softprompt.errors import StoreError
 from softprompt.geometry import Geometry
 from softprompt.interchange import cartridges, google, kobold, nemo, npyfile, peft, torchfile
 from softprompt.interchange.adopt import adopt
-from softprompt.interchange.base import Found, Frame
+from softprompt.interchange.base import Found, Frame, zip_archive
 
 __all__ = ["FORMATS", "Found", "Frame", "adopt", "detect", "read"]
 
@@ -86,11 +85,8 @@ def _folder(path: Path) -> str:
 
 
 def _names(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise StoreError("damaged zip file", where=path, got=str(error)) from error
+    with zip_archive(path, path) as archive:
+        return archive.namelist()
 
 
 def _torch(path: Path) -> object:

@@ -5,8 +5,15 @@ Shapes: P virtual tokens, H embedding width.
 
 from __future__ import annotations
 
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +22,17 @@ from softprompt.data.template import Template
 from softprompt.errors import StoreError
 from softprompt.prompt import DTYPES, EmbeddingPrompt, Prompt
 
+_DAMAGED_ZIP = (
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    ValueError,
+)
 SAFE_HINT = "if you trust the file, convert it to safetensors in an environment that you can throw away"
 
 
@@ -50,6 +68,16 @@ class Found:
     task: str = ""
     made_for: str = ""
     frame: Frame | None = None
+
+
+@contextmanager
+def zip_archive(file: Path | IO[bytes], where: object) -> Iterator[zipfile.ZipFile]:
+    """A zip to read members of, never to unpack to disk; whatever a damaged one raises becomes a StoreError."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except _DAMAGED_ZIP as error:
+        raise StoreError("damaged file, or not the zip that it should be", where=where, got=str(error)[:120]) from error
 
 
 def embedding_prompt(tensor: object, where: object) -> EmbeddingPrompt:

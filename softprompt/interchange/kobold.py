@@ -6,24 +6,16 @@ in JSON and are not read.
 
 from __future__ import annotations
 
-import lzma
-import zipfile
-import zlib
 from pathlib import Path
 
-from softprompt.errors import StoreError
 from softprompt.interchange import npyfile
-from softprompt.interchange.base import Found, embedding_prompt
+from softprompt.interchange.base import Found, embedding_prompt, zip_archive
 
 FORMAT, TENSOR = "koboldai", "tensor.npy"
-_DAMAGED = (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, MemoryError)
 
 
 def read(path: Path) -> list[Found]:
     """The one prompt of the zip. Nothing is unpacked to disk, and no more is inflated than the header declares."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(TENSOR) as stream:
-            tensor = npyfile.read(stream, f"{path}/{TENSOR}")
-    except _DAMAGED as error:
-        raise StoreError("damaged KoboldAI soft prompt", where=path, got=str(error)[:120]) from error
+    with zip_archive(path, path) as archive, archive.open(TENSOR) as stream:
+        tensor = npyfile.read(stream, f"{path}/{TENSOR}")
     return [Found(embedding_prompt(tensor, path), {"name": "prompt_tuning", "imported_from": FORMAT})]

@@ -185,8 +185,8 @@ def _tensors(folder: Path, kind: str) -> dict[str, Tensor]:
 def _multitask(tensors: Mapping[str, Tensor], where: object) -> list[EmbeddingPrompt]:
     """One prompt per task; Wang et al. 2023, https://arxiv.org/abs/2303.02861, equation 1."""
     shared, cols, rows = (tensors[name].float() for name in ("prompt_embeddings", *_MULTITASK_TENSORS))
-    wanted = {(len(cols), len(shared), rows.shape[1]), (len(rows), cols.shape[-1], shared.shape[1])}
-    if cols.ndim != 3 or rows.ndim != 3 or {tuple(cols.shape), tuple(rows.shape)} != wanted:
+    tasks, ranks = len(cols), cols.shape[-1]
+    if tuple(cols.shape) != (tasks, len(shared), ranks) or tuple(rows.shape) != (tasks, ranks, shared.shape[1]):
         raise StoreError(
             "the task tensors do not fit together",
             where=where,

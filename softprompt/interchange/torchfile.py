@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import StoreError
-from softprompt.interchange.base import SAFE_HINT
+from softprompt.interchange.base import SAFE_HINT, zip_archive
 
 MAX_PICKLE_BYTES = 4 * 2**20
 MAX_STORAGE_BYTES = 8 * 2**30
@@ -84,14 +84,8 @@ def read(file: IO[bytes], where: object) -> Any:
 
     Raises StoreError for a pickle that does more than describe tensors, and for a damaged file.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return _Archive(archive, where).load()
-    except zipfile.BadZipFile as error:
-        what = "not a readable torch.save file in the zip form of PyTorch 1.6 or later"
-        raise StoreError(what, where=where, got=str(error), hint=SAFE_HINT) from error
-    except (OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise StoreError("damaged torch.save file", where=where, got=str(error)) from error
+    with zip_archive(file, where) as archive:
+        return _Archive(archive, where).load()
 
 
 def parameters(value: object, where: object) -> list[Tensor]:
