@@ -59,14 +59,14 @@ def import_command(
     lm = load_base(model, [], dtype, device, trust_remote_code)
     chosen = _template(lm, template, chat)
     found = names_of(read(path, lm.geometry), name, task, path)
-    cards = {own: adopt(lm, one, own, template=chosen, bos=bos) for own, one in found.items()}
+    cards = {own: adopt(lm, one, Path(own).name, template=chosen, bos=bos) for own, one in found.items()}
     for own in found:
         store.check_free(store.locate(own), overwrite)
     for own, one in found.items():
         size = sum(tensor.numel() * tensor.element_size() for tensor in one.prompt.tensors().values())
         readme = model_card(cards[own], bytes_on_disk=size, curve=None)
         card = store.save(own, one.prompt, cards[own], readme=readme, overwrite=overwrite)
-        _report(kind, one, card, as_json)
+        _report(own, kind, one, card, as_json)
 
 
 def export_command(
@@ -137,17 +137,17 @@ def _template(lm: FrozenLM, text: str | None, chat: bool) -> Template | None:
     return Template("chat" if chat else "text", "{text}" if text is None else unescaped(text))
 
 
-def _report(kind: str, found: Found, card: Card, as_json: bool) -> None:
+def _report(name: str, kind: str, found: Found, card: Card, as_json: bool) -> None:
     if as_json:
-        facts = {"name": card.name, "format": kind, "form": card.form, "n_tokens": card.n_tokens}
+        facts = {"name": name, "format": kind, "form": card.form, "n_tokens": card.n_tokens}
         typer.echo(json.dumps(facts | {"method": card.method, "layout": card.layout.model_dump()}))
         return
     made_for = f"\n  made for    {found.made_for[:100]}, as the file says" if found.made_for else ""
     bos = "BOS, then " if card.layout.follow_bos else ""
     method = card.method["name"]
     text = (
-        f"{card.name}: {card.form} prompt, {card.n_tokens} virtual tokens, from {kind} ({method}){made_for}"
+        f"{name}: {card.form} prompt, {card.n_tokens} virtual tokens, from {kind} ({method}){made_for}"
         f"\n  text        virtual tokens, then {bos}{json.dumps(card.template, ensure_ascii=False)}"
-        f'\n  next        softprompt generate {card.name} --model {card.geometry.base} "your text"'
+        f'\n  next        softprompt generate {name} --model {card.geometry.base} "your text"'
     )
     Console(soft_wrap=True).print(Text(visible(text)))
