@@ -41,6 +41,7 @@ def import_command(
     """Import a soft prompt that another tool made: PEFT, Google prompt-tuning, NeMo, Cartridges or KoboldAI.
 
     softprompt import my-adapter --model smollm2-135m --name tone
+
     softprompt import prompts.nemo --model OWNER/NAME --name support --task billing
 
     A file with several tasks becomes NAME.TASK for each, unless --task picks one. Nothing in the file is run: a
