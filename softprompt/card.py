@@ -18,9 +18,10 @@ FORMAT_VERSION = 1
 
 
 class Layout(BaseModel):
-    """What stands around the virtual tokens: [BOS] lead · virtual tokens · follow, then the row.
+    """What stands around the virtual tokens: [BOS] lead · virtual tokens · [BOS] follow, then the row.
 
     A KV prompt stands at position 0, so it has neither BOS nor lead: they are part of its keys and values.
+    `follow_bos` is for prompts of tools that put the virtual tokens in front of the text's own BOS.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,6 +29,7 @@ class Layout(BaseModel):
     bos: bool = False
     lead: str = ""
     follow: str = ""
+    follow_bos: bool = False
 
 
 class Card(BaseModel):

@@ -1,7 +1,8 @@
 """How the constant text of a template is laid around the virtual tokens, as token ids.
 
-    [BOS] lead · virtual tokens · follow · row
+    [BOS] lead · virtual tokens · [BOS] follow · row
 
+The BOS stands in front; behind the virtual tokens only for prompts of tools that put these first (`interchange`).
 `follow` is the template's constant opening: it is part of the prefix, computed once, and the row holds only what
 varies. A text prompt is nothing but a template with a longer opening.
 """
@@ -55,7 +56,8 @@ def layout_for(lm: FrozenLM, template: Template, form: str) -> Layout:
 def layout_ids(lm: FrozenLM, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids in front of the virtual tokens and behind them."""
     lead = (bos_ids(lm.tokenizer) if layout.bos else []) + (lm.encode(layout.lead) if layout.lead else [])
-    return tuple(lead), tuple(lm.encode(layout.follow) if layout.follow else [])
+    follow = (bos_ids(lm.tokenizer) if layout.follow_bos else []) + (lm.encode(layout.follow) if layout.follow else [])
+    return tuple(lead), tuple(follow)
 
 
 def base_subject(lm: FrozenLM, template: Template) -> Subject:

@@ -17,7 +17,7 @@ def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
         curve: file name of the learning curve beside it, or None.
     """
     geometry = card.geometry
-    base = Path(geometry.base).name if _is_path(geometry.base) else geometry.base
+    base = public_name(geometry.base)
     header = {
         "base_model": base,
         "library_name": "softprompt",
@@ -40,6 +40,7 @@ def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _is_path(base: str) -> bool:
-    """Whether a base model's name is a place on this machine, which nobody else should read."""
-    return base.startswith((".", "~")) or Path(base).is_absolute() or base.count("/") > 1
+def public_name(base: str) -> str:
+    """A base model's name for others to read: of a place on this machine only the last part."""
+    is_path = base.startswith((".", "~")) or Path(base).is_absolute() or base.count("/") > 1
+    return Path(base).name if is_path else base

@@ -95,7 +95,7 @@ def artifacts(draw: st.DrawFn) -> tuple[Prompt, Card]:
     form, dtype = draw(st.sampled_from(FORMS)), draw(st.sampled_from(DTYPES))
     made = prompt(form, base, draw(st.integers(1, 7)), dtype=dtype, seed=draw(st.integers(0, 2**31)))
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-    layout = Layout(bos=draw(st.booleans()), lead=draw(text), follow=draw(text))
+    layout = Layout(bos=draw(st.booleans()), lead=draw(text), follow=draw(text), follow_bos=draw(st.booleans()))
     plain = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
     facts = st.dictionaries(text, plain | text | st.lists(plain, max_size=3), max_size=3)
     return made, card(

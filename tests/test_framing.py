@@ -59,6 +59,15 @@ def test_layout_with_lead() -> None:
 
 
 @pytest.mark.parametrize("bos", [False, True])
+def test_layout_with_bos_behind_the_virtual_tokens(bos: bool) -> None:
+    """As tools have it that put a prompt in front of everything; nothing where the tokenizer adds no BOS."""
+    lm = tiny_lm("llama", bos=bos)
+    lead, follow = layout_ids(lm, Layout(lead="Hi", follow="Review:", follow_bos=True))
+    assert lead == tuple(lm.encode("Hi"))
+    assert follow == (*([SPECIAL.index("<s>")] if bos else []), *lm.encode("Review:"))
+
+
+@pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize(
     ("template", "text"),
     [

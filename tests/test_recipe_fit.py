@@ -249,7 +249,7 @@ def test_conversations(base: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "talk.jsonl", *rows)
     outcome = fit(prepare(settings(base, tmp_path, data=str(data), template=None)), tiny_lm("llama", bos=True))
     card = json.loads((tmp_path / "prompts" / "tone" / "card.json").read_text())
-    assert (card["labels"], card["layout"]) == ([], {"bos": False, "lead": "", "follow": ""})
+    assert (card["labels"], card["layout"]) == ([], Layout().model_dump())
     assert card["template"] == {"kind": "chat", "text": "", "system": ""}
     assert card["data"]["train_rows"] == 5, "one row was split off"
     assert outcome.card.data["validation_rows"] == 1

@@ -32,7 +32,20 @@ def settings(
 
 def _register() -> None:
     """Verbs import their machinery when called, so that --help stays quick."""
-    from softprompt.cli import compose, data, doctor, evaluate, generate, models, prompts, prune, similar, sweep, train
+    from softprompt.cli import (
+        compose,
+        data,
+        doctor,
+        evaluate,
+        generate,
+        interchange,
+        models,
+        prompts,
+        prune,
+        similar,
+        sweep,
+        train,
+    )
 
     options = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", context_settings=options)(train.train_command)
@@ -44,6 +57,8 @@ def _register() -> None:
     app.command("similar")(similar.similar_command)
     app.command("list")(prompts.list_command)
     app.command("show")(prompts.show_command)
+    app.command("import")(interchange.import_command)
+    app.command("export")(interchange.export_command)
     app.add_typer(data.app, name="data")
     app.command("models")(models.models_command)
     app.command("doctor")(doctor.doctor_command)

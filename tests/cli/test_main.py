@@ -13,19 +13,8 @@ from softprompt.errors import ConfigError, StoreError
 from tests.cli.shell import done, softprompt
 
 VERBS = (
-    "train",
-    "eval",
-    "generate",
-    "compose",
-    "prune",
-    "similar",
-    "list",
-    "show",
-    "data",
-    "data check",
-    "data preview",
-    "models",
-    "doctor",
+    *("train", "eval", "generate", "list", "show", "import", "export", "sweep", "compose", "prune", "similar"),
+    *("data", "data check", "data preview", "models", "doctor"),
 )
 
 

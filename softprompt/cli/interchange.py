@@ -1,0 +1,154 @@
+"""`softprompt import` and `softprompt export`: soft prompts of other tools in, PEFT adapters out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, unescaped
+from softprompt.cli.visible import visible
+from softprompt.errors import ConfigError, DataError, StoreError
+
+if TYPE_CHECKING:
+    from softprompt.card import Card
+    from softprompt.data.template import Template
+    from softprompt.interchange import Found
+    from softprompt.model import FrozenLM
+
+
+def import_command(
+    path: Annotated[Path, typer.Argument(help="Folder of a PEFT adapter, or a .npy, .nemo, .pt or .zip file.")],
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the soft prompt.")],
+    model: Model = None,
+    template: Annotated[str | None, typer.Option(help=r"Row to text, e.g. 'Review: {text}\nSentiment:'.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
+    bos: Annotated[
+        bool | None, typer.Option("--bos/--no-bos", help="Whether the text behind the virtual tokens begins with BOS.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task of a file with several.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace soft prompts of that name.")] = False,
+    as_json: AsJson = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Import a soft prompt that another tool made: PEFT, Google prompt-tuning, NeMo, Cartridges or KoboldAI.
+
+    softprompt import my-adapter --model smollm2-135m --name tone
+
+    softprompt import prompts.nemo --model OWNER/NAME --name support --task billing
+
+    A file with several tasks becomes NAME.TASK for each, unless --task picks one. Nothing in the file is run: a
+    pickle that does more than hold tensors is refused. The text is fed as the other tool feeds it: virtual tokens
+    first, then BOS if the tokenizer adds one, then the template, by default the text alone.
+    """
+    from softprompt import store
+    from softprompt.cli.loading import load_base
+    from softprompt.interchange import adopt, detect, read
+    from softprompt.modelcard import model_card
+
+    store.check_free(store.locate(name), overwrite)
+    kind = detect(path)
+    if model is None:
+        raise ConfigError("which base model is this soft prompt for", where="--model", hint="--model OWNER/NAME")
+    lm = load_base(model, [], dtype, device, trust_remote_code)
+    chosen = _template(lm, template, chat)
+    found = names_of(read(path, lm.geometry), name, task, path)
+    cards = {own: adopt(lm, one, Path(own).name, template=chosen, bos=bos) for own, one in found.items()}
+    for own in found:
+        store.check_free(store.locate(own), overwrite)
+    for own, one in found.items():
+        size = sum(tensor.numel() * tensor.element_size() for tensor in one.prompt.tensors().values())
+        readme = model_card(cards[own], bytes_on_disk=size, curve=None)
+        card = store.save(own, one.prompt, cards[own], readme=readme, overwrite=overwrite)
+        _report(own, kind, one, card, as_json)
+
+
+def export_command(
+    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    to: Annotated[Literal["peft"], typer.Option("--to", help="Format.")] = "peft",
+    model: Model = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Export a soft prompt as a PEFT adapter, which PeftModel.from_pretrained loads.
+
+    softprompt export tone --to peft --out tone-peft
+
+    An embedding prompt becomes PROMPT_TUNING, with the BOS that stands before it as its first virtual token (for
+    which the base model is loaded); a KV prompt becomes PREFIX_TUNING, or CARTRIDGE if first tokens were frozen.
+    """
+    import torch
+
+    from softprompt import store
+    from softprompt.cli.loading import load_base
+    from softprompt.framing import layout_ids
+    from softprompt.interchange import peft
+
+    prompt, card = store.load(store.locate(name))
+    lead = torch.zeros(0, card.geometry.hidden)
+    if card.layout.bos or card.layout.lead:
+        lm = load_base(model, [name], dtype, device, trust_remote_code)
+        prompt, card = store.load(store.locate(name), lm.geometry)
+        lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
+    peft.write(out, prompt, card, lead)
+    done = f"{card.name} is now a PEFT adapter in {out}; its README.md says how to feed it"
+    Console(soft_wrap=True).print(Text(visible(done)))
+
+
+def names_of(found: list[Found], name: str, task: str | None, path: Path) -> dict[str, Found]:
+    """The prompts to keep, by the names they get: NAME, or NAME.TASK if there are several.
+
+    Raises:
+        ConfigError: a task that the file does not have.
+        StoreError: two tasks whose names become one.
+    """
+    tasks = [one.task for one in found]
+    if task is not None:
+        picked = [one for one in found if one.task == task]
+        if not picked:
+            have = ", ".join(filter(None, tasks[:20])) or "a file with one prompt, without --task"
+            raise ConfigError(f"no task {task!r} in the file", where=path, expected=have)
+        return {name: picked[0]}
+    if len(found) == 1:
+        return {name: found[0]}
+    named = {f"{name}.{re.sub('[^a-z0-9._-]+', '-', one.task.lower())}": one for one in found}
+    if len(named) < len(found):
+        raise StoreError("two tasks would get one name", where=path, got=", ".join(tasks), hint="--task picks one")
+    return named
+
+
+def _template(lm: FrozenLM, text: str | None, chat: bool) -> Template | None:
+    """The user's template, or None to leave the choice to the file."""
+    from softprompt.data.template import Template
+    from softprompt.data.tokenizer import has_chat_template
+
+    if chat and not has_chat_template(lm.tokenizer):
+        raise DataError("chat was asked for, but the tokenizer has no chat template", hint="leave --chat out")
+    if text is None and not chat:
+        return None
+    return Template("chat" if chat else "text", "{text}" if text is None else unescaped(text))
+
+
+def _report(name: str, kind: str, found: Found, card: Card, as_json: bool) -> None:
+    if as_json:
+        facts = {"name": name, "format": kind, "form": card.form, "n_tokens": card.n_tokens}
+        typer.echo(json.dumps(facts | {"method": card.method, "layout": card.layout.model_dump()}))
+        return
+    made_for = f"\n  made for    {found.made_for[:100]}, as the file says" if found.made_for else ""
+    bos = "BOS, then " if card.layout.follow_bos else ""
+    method = card.method["name"]
+    text = (
+        f"{name}: {card.form} prompt, {card.n_tokens} virtual tokens, from {kind} ({method}){made_for}"
+        f"\n  text        virtual tokens, then {bos}{json.dumps(card.template, ensure_ascii=False)}"
+        f'\n  next        softprompt generate {name} --model {card.geometry.base} "your text"'
+    )
+    Console(soft_wrap=True).print(Text(visible(text)))
