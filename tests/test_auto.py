@@ -1,0 +1,61 @@
+"""The recipe: what is given stays, what is not is chosen, and the choice can be written down."""
+
+from __future__ import annotations
+
+import pytest
+
+from softprompt.auto import Facts, choose
+from softprompt.config import Config, resolve, to_yaml
+from softprompt.data.tokenise import Example
+
+FACTS = {
+    "few rows, two classes": Facts(1, 32, 2, 30.0),
+    "many rows, two classes": Facts(1, 7000, 2, 30.0),
+    "many classes": Facts(1, 8000, 77, 20.0),
+    "long rows": Facts(1, 1800, 2, 180.0),
+    "generation": Facts(1, 8000, 0, 70.0),
+    "tasks": Facts(3, 9000, 4, 50.0),
+}
+
+
+@pytest.mark.parametrize("facts", FACTS.values(), ids=FACTS.keys())
+def test_every_choice_says_why_and_is_made(facts: Facts) -> None:
+    config, choices = choose(resolve({"train.minutes": 5}), facts)
+    assert choices, "it chooses something"
+    for choice in choices:
+        section, name = choice.setting.split(".")
+        assert getattr(getattr(config, section), name) == choice.value
+        assert len(choice.why) > 10
+    assert len({choice.setting for choice in choices}) == len(choices)
+
+
+@pytest.mark.parametrize("facts", FACTS.values(), ids=FACTS.keys())
+def test_it_is_the_run_that_a_user_could_write_down(facts: Facts, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The settings of the run, read again, choose nothing and are the same."""
+    config, _ = choose(resolve({"name": "a", "train.minutes": 5}), facts)
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    again = resolve({}, path)
+    assert again == config
+    assert choose(again, facts) == (config, ())
+
+
+@pytest.mark.parametrize("facts", FACTS.values(), ids=FACTS.keys())
+def test_what_the_user_says_stays(facts: Facts) -> None:
+    for choice in choose(resolve({}), facts)[1]:
+        value = getattr(getattr(Config(), choice.setting.split(".")[0]), choice.setting.split(".")[1])
+        config, rest = choose(resolve({choice.setting: value}), facts)
+        assert getattr(getattr(config, choice.setting.split(".")[0]), choice.setting.split(".")[1]) == value
+        assert choice.setting not in [other.setting for other in rest]
+
+
+def test_fixed_chooses_nothing() -> None:
+    config = resolve({"recipe": "fixed"})
+    assert choose(config, FACTS["generation"]) == (config, ())
+
+
+def test_the_facts() -> None:
+    one = [Example((1, 2, 3), (False, True, True), "a"), Example((1,) * 7, (False,) * 6 + (True,), "b")]
+    two = [Example((1, 2), (False, True), "c")]
+    assert Facts.of([one], [("x", "y")]) == Facts(1, 2, 2, 5.0)
+    assert Facts.of([one, two], [(), ("x", "y", "z")]) == Facts(2, 3, 3, 4.0)

@@ -1,0 +1,148 @@
+"""Demonstrations: worked examples as virtual tokens, every label in turn, each row blind to itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.attach import Prefix, bank, hidden
+from softprompt.data.formats import Record
+from softprompt.data.load import Splits
+from softprompt.data.template import Template
+from softprompt.errors import ConfigError
+from softprompt.framing import APART
+from softprompt.model import FrozenLM
+from softprompt.packing import Row
+from softprompt.preparation import PreparedTask, prepare
+from softprompt.recipe import candidate_of
+from softprompt.starts import demonstrations, in_turn, instruction_for
+from tests.data.rows import records
+from tests.saved import save_tiny, settings
+from tests.tiny import tiny_lm
+
+PLAIN, CHAT = Template("text", "Row: {text}\nLabel:"), Template("chat", "{text}")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "llama", bos=True)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
+
+
+def rows(count: int = 9) -> list[Record]:
+    return records(*({"text": f"row {i}", "label": "odd" if i % 3 else "even"} for i in range(count)))
+
+
+def task(template: Template, found: list[Record]) -> PreparedTask:
+    return PreparedTask("", Splits(found, found[:1], []), template, [], [], 0)
+
+
+def made(template: Template, found: list[Record], n_tokens: int, lead: int = 0, **method: Any) -> Any:
+    config = settings(Path("m"), Path("/nowhere-needed"), data="d", method__n_tokens=n_tokens, **method).method
+    return demonstrations(task(template, found), tiny_lm(), config, lead, 0)
+
+
+def test_labels_take_turns() -> None:
+    found = [record.target for record in in_turn(rows(), 3)]
+    assert [set(found[i : i + 2]) for i in (0, 2, 4)] == [{"odd", "even"}] * 3
+    assert found[6:] == ["odd"] * 3
+    assert in_turn(rows(), 3) == in_turn(rows(), 3) != in_turn(rows(), 4)
+
+
+def test_they_are_whole_rows_behind_the_instruction() -> None:
+    lm, own = tiny_lm(), rows()
+    found = made(PLAIN, own, 150, lead=1)
+    text = lm.tokenizer.decode(list(found.ids))
+    assert isinstance(text, str)
+    opening = instruction_for(("even", "odd")) + APART
+    assert text.startswith(opening)
+    shown = [part for part in text.removeprefix(opening).split(APART) if part]
+    by_text = {f"Row: {r.fields['text']}\nLabel: {r.target}": r for r in own}
+    assert len(shown) >= 3 and all(part in by_text for part in shown)
+    assert len(found.ids) + 1 <= 150
+    for part in shown:
+        first, last = found.spans[by_text[part].where]
+        assert lm.tokenizer.decode(list(found.ids[first - 1 : last - 1])) == part + APART, "one lead token in front"
+
+
+def test_in_chat_they_are_turns() -> None:
+    lm = tiny_lm()
+    found = made(CHAT, rows(), 200, method__init_text="Odd?")
+    text = lm.tokenizer.decode(list(found.ids))
+    turn = "<|im_start|>user\nrow {}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
+    every = [turn.format(i, "odd" if i % 3 else "even") for i in range(9)]
+    shown = str(text).removeprefix("Odd?" + APART)
+    assert sum(shown.count(one) for one in every) == len(found.spans) >= 2
+    assert sum(len(one) for one in every if one in shown) == len(shown)
+
+
+def test_not_one_fits() -> None:
+    with pytest.raises(ConfigError, match="(?s)not one demonstration fits.*n-tokens"):
+        made(PLAIN, rows(), 20)
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
+def test_training_starts_from_in_context_learning(method: str, base: Path, tmp_path: Path) -> None:
+    """Rows behind the fresh prompt see the demonstrations as text; a demonstration's own row does not see itself."""
+    lm = tiny_lm("llama", bos=True)
+    config = settings(base, tmp_path, method__name=method, method__init="demonstrations", method__n_tokens=170)
+    candidate, _ = candidate_of(prepare(config), lm)
+    (own,) = candidate.tasks
+    shown = [row for row in own.train if row.unseen != (0, 0)]
+    others = [row for row in own.train if row.unseen == (0, 0)]
+    assert len(shown) >= 2 and len(others) >= 2
+    assert all(row.unseen == (0, 0) for row in own.validation)
+    prefixes, numbers = candidate.prefixes([shown[0], others[0], shown[1], others[1]])
+    assert [prefixes[n].unseen for n in numbers] == [shown[0].unseen, (0, 0), shown[1].unseen, (0, 0)]
+    assert len(prefixes) == 3, "rows that see all share one prefix"
+    found = demonstrations(task_of(config), lm, config.method, int(method == "prefix-tuning"), 0)
+    ids = [*([3] if method == "prefix-tuning" else own.lead), *found.ids, *own.follow]
+    check_text(lm, prefixes[numbers[1]], ids, list(others[0].ids))
+    hidden_text = [
+        t for i, t in enumerate(found.ids, int(method == "prefix-tuning")) if not in_span(i, shown[0].unseen)
+    ]
+    assert len(hidden_text) == len(found.ids) - (shown[0].unseen[1] - shown[0].unseen[0])
+    assert str(lm.tokenizer.decode(hidden_text)).count(text_of(lm, shown[0].ids)) == 0
+    assert str(lm.tokenizer.decode(list(found.ids))).count(text_of(lm, shown[0].ids)) == 1
+
+
+def task_of(config: Any) -> PreparedTask:
+    return prepare(config, overwrite=True).tasks[0]
+
+
+def in_span(i: int, span: tuple[int, int]) -> bool:
+    return span[0] <= i < span[1]
+
+
+def text_of(lm: FrozenLM, ids: tuple[int, ...]) -> str:
+    return str(lm.tokenizer.decode(list(ids), skip_special_tokens=True)).strip() + APART
+
+
+@torch.no_grad()
+def check_text(lm: FrozenLM, prefix: Prefix, before: list[int], row: list[int]) -> None:
+    """The prefix acts like the text `before`."""
+    wanted = lm.model(input_ids=torch.tensor([before + row]), use_cache=False).logits[0, len(before) :]
+    assert_close(lm.logits(hidden(lm, bank(lm, [prefix]), [Row(row)])), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_best_takes_the_start_with_the_lowest_validation_loss(base: Path, tmp_path: Path) -> None:
+    lm = tiny_lm("llama", bos=True)
+    config = settings(base, tmp_path, method__init="best", method__n_tokens=170)
+    candidate, tried = candidate_of(prepare(config), lm)
+    assert set(tried) == {"text", "labels", "vocab", "demonstrations"}
+    best = min(tried, key=tried.__getitem__)
+    alone, none = candidate_of(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
+    assert none == {}
+    for name, tensor in alone.learner.state_dict().items():
+        assert torch.equal(tensor, candidate.learner.state_dict()[name])
+    few, tried = candidate_of(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
+    assert "demonstrations" not in tried, "there was no room for one"
+    assert few.learner.freeze()[0].n_tokens == 6
