@@ -21,7 +21,7 @@ from torch import Tensor
 
 from softprompt.attach import moved
 from softprompt.card import Card, provenance
-from softprompt.errors import ConfigError, PromptError, WrongBaseError
+from softprompt.errors import ConfigError, GeometryError, PromptError, WrongBaseError
 from softprompt.expression import Concatenation, Expression, Name, Resized, Sum, names, parse
 from softprompt.model import FrozenLM
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt, check_fits
@@ -125,7 +125,7 @@ def compose(
     Raises:
         ConfigError: the expression is malformed, or templates differ and `template_of` does not choose.
         WrongBaseError: different base models.
-        PromptError: forms or lengths that do not go together; a result that fits no base model.
+        PromptError: forms or lengths that do not go together; a result that does not fit the base model.
     """
     tree = parse(expression)
     cards = {used: sources[used][1] for used in names(tree)}
@@ -133,6 +133,9 @@ def compose(
     made = _evaluate(tree, {used: sources[used][0] for used in cards}, lm)
     frame = cards[template_of or next(iter(cards))]
     check_fits(made, frame.geometry)
+    if made.n_tokens >= frame.geometry.max_positions:
+        most = f"< {frame.geometry.max_positions} virtual tokens"
+        raise GeometryError("the result would fill the model's whole context", expected=most, got=made.n_tokens)
     licenses = {card.license for card in cards.values()}
     inputs = [{"name": used, "sha256": card.sha256} for used, card in cards.items()]
     return made, Card(
