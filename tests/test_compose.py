@@ -248,6 +248,9 @@ def test_a_result_that_fits_nothing() -> None:
         compose("a | b", sources, "new")
     with pytest.raises(GeometryError, match="NaN or infinite"):
         compose("1e300*a", SOURCES, "new")
+    with pytest.raises(GeometryError, match=r"(?s)whole context.*< 256.*256"):
+        compose("resize(a, 256)", SOURCES, "new", lm=tiny_lm("llama"))
+    assert compose("resize(a, 255)", SOURCES, "new", lm=tiny_lm("llama"))[1].n_tokens == 255
 
 
 def test_cards_of_strangers() -> None:

@@ -122,7 +122,7 @@ def test_learned_positions_are_refused(family: str) -> None:
 
 
 def test_a_model_whose_keys_say_more_than_a_turn_is_refused() -> None:
-    """Rotary as the name says, but positions are in the values too."""
+    """Rotary as the name says, but positions are in the last layer's values too."""
     lm = other_lm("llama", CONFIGS["llama"]())
     base: Any = lm.model.base_model
     rotary = base.rotary_emb
@@ -133,7 +133,7 @@ def test_a_model_whose_keys_say_more_than_a_turn_is_refused() -> None:
         return type(rotary).forward(rotary, x, position_ids)
 
     rotary.forward = turned
-    base.layers[0].self_attn.v_proj.register_forward_hook(lambda module, args, out: out + 0.1 * places[0][..., None])
+    base.layers[-1].self_attn.v_proj.register_forward_hook(lambda module, args, out: out + 0.1 * places[0][..., None])
     with pytest.raises(UnsupportedModelError, match="cannot be moved"):
         moved(lm, harvested(lm, text_ids(4, 1), 0), [3] * 4)
 
