@@ -211,9 +211,9 @@ class _Loop:
         rows = [candidate.next_rows() for candidate in candidates]
         losses = torch.zeros(len(candidates), device=self.lm.device)
         for together in by_tokens([sum(len(row.ids) for row in own) for own in rows], STEP_TOKENS):
-            parts = max(candidates[i].settings.accumulate for i in together)
-            for part in range(parts):
-                shares = [(i, rows[i][rank::world][part::parts]) for i in together]
+            parts = {i: candidates[i].settings.accumulate for i in together}
+            for part in range(max(parts.values())):
+                shares = [(i, rows[i][rank::world][part :: parts[i]]) for i in together if part < parts[i]]
                 shares = [(i, own) for i, own in shares if own]
                 if shares:
                     found = losses_of(self.lm, [(candidates[i], own) for i, own in shares])

@@ -85,7 +85,7 @@ def test_in_chat_they_are_turns() -> None:
 
 
 def test_not_one_fits() -> None:
-    with pytest.raises(ConfigError, match="(?s)not one demonstration fits.*n-tokens"):
+    with pytest.raises(ConfigError, match=r"(?s)not one demonstration fits.*n-tokens"):
         made(PLAIN, rows(), 20)
 
 
