@@ -34,6 +34,10 @@ class MethodConfig(BaseModel):
     init_text: str | None = Field(default=None, description="the text to start from; made from the task if not given")
     frozen_tokens: int = Field(default=0, ge=0, description="first tokens of a KV prompt that stay as they began")
     hidden: int = Field(default=512, ge=1, description="width of the MLP of prefix-tuning-mlp")
+    sites: str | None = Field(
+        default=None,
+        description="where a KV prompt stands in an encoder-decoder, of encoder,decoder,cross",
+    )
 
 
 class TrainConfig(BaseModel):

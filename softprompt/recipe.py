@@ -28,13 +28,13 @@ from softprompt.checkpoint import latest_step
 from softprompt.config import Config, to_yaml
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits, digest, load_splits
-from softprompt.data.template import Template, bos_ids, default_template
+from softprompt.data.template import Template, answered_apart, bos_ids, default_template
 from softprompt.data.tokenise import Example, target_ids, tokenise
 from softprompt.errors import CheckpointError, ConfigError, StoreError
 from softprompt.files import check_writable, writing
 from softprompt.framing import check_context, layout_for, layout_ids, worked_example
 from softprompt.methods import Method, Start, build
-from softprompt.model import FrozenLM, load, load_tokenizer
+from softprompt.model import FrozenLM, is_encoder_decoder, load, load_tokenizer
 from softprompt.modelcard import model_card
 from softprompt.plot import learning_curve
 from softprompt.prompt import check_fits
@@ -113,6 +113,8 @@ def prepare(
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     text = config.template.replace("\\n", "\n").replace("\\t", "\t") if config.template else None
     template = default_template(splits.train, tokenizer, text, config.chat)
+    if is_encoder_decoder(config.model, trust_remote_code=trust_remote_code):
+        template = answered_apart(template)
     on_long = "drop" if config.drop_long else "error"
 
     def ids(records: Sequence[Record]) -> list[Example]:
@@ -227,6 +229,7 @@ def start_of(prepared: Prepared, lm: FrozenLM) -> Start:
         lead=tuple(bos_ids(lm.tokenizer)) if kv else (),
         frozen_tokens=method.frozen_tokens if kv else 0,
         hidden=method.hidden,
+        sites=tuple(site.strip() for site in method.sites.split(",")) if method.sites else (),
         seed=prepared.config.train.seed,
     )
 

@@ -26,6 +26,7 @@ class Start:
         lead: ids that a KV prompt must begin with, such as BOS.
         frozen_tokens: first virtual tokens of a KV prompt that are not trained (the attention sink).
         hidden: width of a reparametrising MLP.
+        sites: where a KV prompt stands in an encoder–decoder, of "encoder", "decoder", "cross"; everywhere if empty.
         seed: of every random draw.
     """
 
@@ -36,6 +37,7 @@ class Start:
     lead: tuple[int, ...] = ()
     frozen_tokens: int = 0
     hidden: int = 512
+    sites: tuple[str, ...] = ()
     seed: int = 0
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach import SITES
+from softprompt.attach import keys_values as keys_values_of
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Start
 from softprompt.model import FrozenLM
@@ -30,8 +31,11 @@ def generator(seed: int) -> torch.Generator:
 def embeddings(lm: FrozenLM, start: Start) -> Tensor:
     """[P, H] float32 for an embedding prompt.
 
-    Raises ConfigError for an unknown initialiser, or one that lacks its text or labels.
+    Raises ConfigError for an unknown initialiser, one that lacks its text or labels, or sites.
     """
+    if start.sites:
+        what = "sites are for KV prompts: an embedding prompt always stands in front of the text"
+        raise ConfigError(what, where="method.sites", got=",".join(start.sites), hint="leave method.sites out")
     if start.init == "uniform":
         size = (start.n_tokens, lm.geometry.hidden)
         noise = (torch.rand(size, generator=generator(start.seed)) * 2 - 1) * UNIFORM_RANGE
@@ -65,18 +69,36 @@ def frequent_tokens(lm: FrozenLM, count: int, seed: int) -> list[int]:
 
 
 def harvest(lm: FrozenLM, ids: Sequence[int]) -> KVPrompt:
-    """The keys and values that the model computes for a real text: a KV prompt that acts like it, in float32."""
-    with torch.no_grad():
-        prefix = bank(lm, [Prefix(lead=tuple(ids))])
-    return KVPrompt(tuple(None if kv is None else (kv[0][0].float(), kv[1][0].float()) for kv in prefix.layers))
+    """The keys and values that the model computes for a real text, in float32: a KV prompt that acts like it.
+
+    For an encoder–decoder those of encoder, decoder and cross-attention, which resemble the text but do not stand for
+    it (`attach.keys_values`).
+    """
+    layers = keys_values_of(lm, ids)
+    return KVPrompt(tuple(None if kv is None else (kv[0][0].float(), kv[1][0].float()) for kv in layers))
 
 
 def keys_values(lm: FrozenLM, start: Start) -> KVPrompt:
-    """The KV prompt to start from; begins with `start.lead` (BOS), whose keys are the attention sink."""
+    """The KV prompt to start from, at the sites of `start` only; begins with `start.lead` (BOS), whose keys are the
+    attention sink.
+
+    Raises ConfigError as `embeddings`, and for sites that the model does not have.
+    """
+    _check_sites(lm, start)
     if start.init == "uniform":
-        return _noise(lm, start)
-    ids = token_ids(lm, start)
-    return harvest(lm, [*start.lead, *ids][: start.n_tokens])
+        whole = _noise(lm, start)
+    else:
+        whole = harvest(lm, [*start.lead, *token_ids(lm, start)][: start.n_tokens])
+    sites, wanted = lm.geometry.sites, start.sites or SITES
+    return KVPrompt(tuple(kv if not sites or sites[i] in wanted else None for i, kv in enumerate(whole.layers)))
+
+
+def _check_sites(lm: FrozenLM, start: Start) -> None:
+    if start.sites and not lm.is_encoder_decoder:
+        what = "sites are an encoder-decoder's, and the base model is a causal one"
+        raise ConfigError(what, where="method.sites", got=",".join(start.sites), hint="leave method.sites out")
+    if unknown := [site for site in start.sites if site not in SITES]:
+        raise ConfigError(f"unknown site {unknown[0]!r}", where="method.sites", expected=f"some of {','.join(SITES)}")
 
 
 def _noise(lm: FrozenLM, start: Start) -> KVPrompt:
