@@ -1,4 +1,4 @@
-"""Random two-layer models of every supported family, causal and encoder–decoder, and a byte tokenizer: no downloads, milliseconds a forward."""
+"""Random tiny models of every supported family and a byte tokenizer: no downloads, milliseconds a forward."""
 
 from __future__ import annotations
 
