@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {
     "vocab": 301,
     "layers": (LayerShape(2, 4, 3), None, LayerShape(1, 2, 3)),
     "windows": (None, 17, None),
+    "sites": ("encoder", "decoder", "cross"),
 }
 
 

@@ -21,6 +21,7 @@ from softprompt.model import FrozenLM
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
 from tests.laws.cases import random_prompt
 
+END = 2  # the tiny tokenizer's, behind every text that an encoder reads
 SUBSETS = (("encoder",), ("decoder",), ("cross",), ("encoder", "cross"), SITES)
 
 
@@ -86,11 +87,10 @@ def plain_encoder(lm: FrozenLM, x_LH: Tensor, prefix: Sequence[KV]) -> Tensor:
 
 def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequence[int]) -> Tensor:
     """Logits [len(answer), V] that predict an answer, with gradient."""
-    end = lm.tokenizer.eos_token_id
     parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long))]
     if isinstance(prefix.prompt, EmbeddingPrompt):
         parts.append(prefix.prompt.embeddings)
-    parts.append(lm.embed([*prefix.follow, *text, end]))
+    parts.append(lm.embed([*prefix.follow, *text, END]))
     states = plain_encoder(lm, torch.cat(parts), at(lm, prefix, "encoder"))
     caches = [DynamicCache(), DynamicCache()]
     for cache, site in zip(caches, ("decoder", "cross"), strict=True):
@@ -107,5 +107,5 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequ
 
 def own_logits(lm: FrozenLM, text: Sequence[int], answer: Sequence[int]) -> Tensor:
     """What the model itself says, fed ids and labels and nothing else."""
-    ids = torch.tensor([[*text, lm.tokenizer.eos_token_id]])
+    ids = torch.tensor([[*text, END]])
     return lm.model(input_ids=ids, labels=torch.tensor([list(answer)])).logits[0]
