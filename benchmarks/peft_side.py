@@ -19,7 +19,7 @@ from softprompt.attach import Prefix, bank
 from softprompt.data.batches import Batches
 from softprompt.data.tokenise import Example
 from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, loss_sum
+from softprompt.objective import learned_tokens, token_losses
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
 
 Kind = Literal["prompt-tuning", "prefix-tuning", "lora"]
@@ -111,7 +111,7 @@ def train_peft(
         theirs = model(**collate(picked, lead)).loss.item()
         prompt = to_prompt(lm, kind, model)
         prefixes = bank(lm, [Prefix(prompt, (), tuple(lead))])
-        ours = loss_sum(lm, prefixes, picked).item() / learned_tokens(picked)
+        ours = token_losses(lm, prefixes, picked).sum().item() / learned_tokens(picked)
     undo = model.unload if kind == "lora" else lambda: None
     return Trained(prompt, steps, elapsed, abs(theirs - ours), undo)
 

@@ -28,7 +28,7 @@ from benchmarks.machine import facts
 from softprompt.attach import Prefix, bank
 from softprompt.data.tokenise import Example
 from softprompt.model import FrozenLM, load
-from softprompt.objective import learned_tokens, loss_sum
+from softprompt.objective import learned_tokens, token_losses
 from softprompt.prompt import EmbeddingPrompt
 
 
@@ -69,7 +69,7 @@ def our_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], t
 
     def step() -> tuple[float, Tensor]:
         tokens = start.clone().requires_grad_(True)
-        loss = loss_sum(lm, bank(lm, [Prefix(EmbeddingPrompt(tokens))]), rows) / total
+        loss = token_losses(lm, bank(lm, [Prefix(EmbeddingPrompt(tokens))]), rows).sum() / total
         loss.backward()
         assert tokens.grad is not None
         return loss.item(), tokens.grad

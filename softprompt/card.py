@@ -5,6 +5,9 @@ A card is data: loading one never downloads, imports or constructs anything.
 
 from __future__ import annotations
 
+import datetime
+import platform
+from importlib.metadata import version
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -61,3 +64,26 @@ class Card(BaseModel):
     def geometry(self) -> Geometry:
         """The geometry of the base model the prompt was trained for."""
         return Geometry.from_dict(self.base)
+
+    @property
+    def trained_on(self) -> list[dict[str, Any]]:
+        """{"sha256", "seed"} of every set of training rows, a composed prompt's inputs' too: what should not be scored.
+
+        A card may come from a stranger, so what is not of this shape is left out.
+        """
+        own = {"sha256": self.data.get("train_sha256"), "seed": self.recipe.get("seed", 0)}
+        given = self.data.get("trained_on")
+        found = [own, *(given if isinstance(given, list) else [])]
+        return [
+            {"sha256": place["sha256"], "seed": seed if type(seed) is int and 0 <= seed < 2**63 else 0}
+            for place in found
+            if isinstance(place, dict) and isinstance(place.get("sha256"), str)
+            for seed in [place.get("seed")]
+        ]
+
+
+def provenance() -> dict[str, Any]:
+    """The fields `versions` and `created` of a card written now."""
+    versions = {name: version(name) for name in ("softprompt", "torch", "transformers")}
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"versions": versions | {"python": platform.python_version()}, "created": now}

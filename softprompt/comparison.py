@@ -1,4 +1,4 @@
-"""A soft prompt beside what it must beat: the base model alone and a text prompt, on the same rows."""
+"""Soft prompts beside what they must beat: the base model alone and a text prompt, on the same rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from softprompt.errors import DataError
 from softprompt.evaluation import Evaluation, evaluate
 from softprompt.framing import base_subject, card_subject, text_subject
 from softprompt.model import FrozenLM
-from softprompt.recipe import instruction_for
+from softprompt.starts import instruction_for
 
 EMPTY = "the text prompt is empty, so it is the base model again: --text-prompt or --shots-data gives it words"
 
@@ -25,21 +25,28 @@ class Comparison:
     """Evaluations on the same rows.
 
     Attributes:
+        soft_prompts: by name, at least one.
         notes: what a reader of the numbers should know, a sentence each.
     """
 
     base: Evaluation
     text_prompt: Evaluation
-    soft_prompt: Evaluation
+    soft_prompts: dict[str, Evaluation]
     notes: tuple[str, ...] = ()
 
+    @property
+    def soft_prompt(self) -> Evaluation:
+        """The first one's."""
+        return next(iter(self.soft_prompts.values()))
+
     def to_dict(self) -> dict[str, dict[str, object]]:
-        """{"base": …, "text_prompt": …, "soft_prompt": …}, each as `Evaluation.to_dict`."""
-        return {
-            "base": self.base.to_dict(),
-            "text_prompt": self.text_prompt.to_dict(),
-            "soft_prompt": self.soft_prompt.to_dict(),
-        }
+        """{"base": …, "text_prompt": …, "soft_prompt": …}, each as `Evaluation.to_dict`; of several soft prompts
+        {"soft_prompts": {name: …}} instead."""
+        baselines = {"base": self.base.to_dict(), "text_prompt": self.text_prompt.to_dict()}
+        if len(self.soft_prompts) == 1:
+            return baselines | {"soft_prompt": self.soft_prompt.to_dict()}
+        each: dict[str, object] = {name: one.to_dict() for name, one in self.soft_prompts.items()}
+        return baselines | {"soft_prompts": each}
 
 
 @dataclass(frozen=True)
@@ -57,48 +64,82 @@ class EvaluationRows:
     notes: tuple[str, ...] = ()
 
 
-def evaluation_rows(
-    data: str, shots: int = 3, shots_data: str | None = None, card: Card | None = None
-) -> EvaluationRows:
+def evaluation_rows(data: str, shots: int = 3, shots_data: str | None = None, *cards: Card) -> EvaluationRows:
     """The rows to evaluate and the examples of the text prompt.
 
     A folder gives its test rows (validation if it has none) and examples from train; a file gives its rows, or those
-    that were held out if the soft prompt was trained on the rest.
+    that were held out if a soft prompt was trained on the rest.
 
     Args:
         data: a file, a folder or a Hub dataset.
         shots: how many examples.
         shots_data: where they come from, if not from the training rows of `data`.
-        card: of the soft prompt that will be scored: what it was trained on is not scored unnoticed.
+        cards: of the soft prompts that will be scored: what any of them was trained on is not scored unnoticed.
+
+    Raises DataError as `load_splits`, and if every row was trained on by one soft prompt or another.
     """
-    seed = card.recipe.get("seed") if card is not None else None
-    seed = seed if isinstance(seed, int) and 0 <= seed < 2**63 else 0
     if Path(data).is_file():
-        rows, source, notes = _of_file(load_rows(data), seed, card)
+        rows, source, notes = _of_file(load_rows(data), cards)
     else:
-        splits = load_splits(data, seed=seed)
-        rows, source, notes = splits.test or splits.validation, splits.train, splits.notes
-        notes = (*notes, f"scored on the {'test' if splits.test else 'validation'} rows")
+        rows, source, notes = _of_folder(data, cards)
     if shots_data:
         source = load_rows(shots_data) if Path(shots_data).is_file() else load_splits(shots_data).train
     return EvaluationRows(rows, pick_shots(source, shots), notes)
 
 
-def _of_file(rows: list[Record], seed: int, card: Card | None) -> tuple[list[Record], list[Record], tuple[str, ...]]:
+def selection_rows(data: str, card: Card) -> EvaluationRows:
+    """The rows to choose something by: of a folder the validation rows, never its test rows; of a file as in
+    `evaluation_rows`."""
+    if Path(data).is_file():
+        return evaluation_rows(data, 0, None, card)
+    return EvaluationRows(load_splits(data, seed=_seeds([card])[0]).validation, [], ("chosen by the validation rows",))
+
+
+def _seeds(cards: Sequence[Card]) -> list[int]:
+    """That the training rows were split with, sorted."""
+    return sorted({place["seed"] for card in cards for place in card.trained_on}) or [0]
+
+
+def _of_folder(data: str, cards: Sequence[Card]) -> tuple[list[Record], list[Record], tuple[str, ...]]:
+    """(rows to score, rows for examples, notes) of a folder or Hub dataset, split as it was in training."""
+    first, *others = [load_splits(data, seed=seed) for seed in _seeds(cards)]
+    held_out = [splits.test or splits.validation for splits in (first, *others)]
+    rows = _in_all(held_out[0], held_out)
+    kind = "test" if first.test else "validation"
+    which = f"the {kind} rows" if len(rows) == len(held_out[0]) else f"the {len(rows)} rows that all had for {kind}"
+    return rows, first.train, (*first.notes, f"scored on {which}")
+
+
+def _of_file(rows: list[Record], cards: Sequence[Card]) -> tuple[list[Record], list[Record], tuple[str, ...]]:
     """(rows to score, rows for examples, notes) of one file."""
-    trained = card.data.get("train_sha256") if card is not None else None
-    if trained is None:
-        return rows, [], ()
-    if digest(rows) == trained:
-        return rows, [], ("the soft prompt was trained on these very rows",)
-    try:
-        rest, held_out = carve(rows, seed=seed)
-    except DataError:  # too few rows to hold any out
-        return rows, [], ()
-    if digest(rest) != trained:
-        return rows, [], ()
-    note = f"scored on the {len(held_out)} rows held out in training; the other {len(rest)} were trained on"
-    return held_out, rest, (note,)
+    whole, held_out, source, notes = digest(rows), list[list[Record]](), list[Record](), list[str]()
+    for card in cards:
+        for place in card.trained_on:
+            if place["sha256"] == whole:
+                notes.append(f"{'the soft prompt' if len(cards) == 1 else card.name} was trained on these very rows")
+                continue
+            try:
+                rest, spared = carve(rows, seed=place["seed"])
+            except DataError:  # too few rows to hold any out
+                continue
+            if digest(rest) == place["sha256"]:
+                held_out.append(spared)
+                source = source or rest
+    if not held_out:
+        return rows, source, tuple(dict.fromkeys(notes))
+    kept = _in_all(rows, held_out)
+    note = f"scored on the {len(kept)} rows held out in training; the other {len(rows) - len(kept)} were trained on"
+    return kept, source, (*dict.fromkeys(notes), note)
+
+
+def _in_all(rows: Sequence[Record], parts: Sequence[Sequence[Record]]) -> list[Record]:
+    """The rows that are in every part. Raises DataError if there are none."""
+    places = [{row.where for row in part} for part in parts]
+    kept = [row for row in rows if all(row.where in part for part in places)]
+    if not kept:
+        hint = "give rows that none of them has seen, or evaluate one at a time"
+        raise DataError("every row was trained on by one of these soft prompts", where=rows[0].where, hint=hint)
+    return kept
 
 
 def pick_shots(rows: Sequence[Record], count: int) -> list[Record]:
@@ -112,30 +153,40 @@ def pick_shots(rows: Sequence[Record], count: int) -> list[Record]:
 
 def compare(
     lm: FrozenLM,
-    name: str,
+    names: str | Sequence[str],
     rows: Sequence[Record],
     *,
     instruction: str | None = None,
     shots: Sequence[Record] = (),
     sampling: Sampling | None = None,
 ) -> Comparison:
-    """Evaluate base model, text prompt and soft prompt `name` on `rows`.
+    """Evaluate base model, text prompt and the soft prompts `names` (one or several) on `rows`.
+
+    Base model and text prompt are laid out as the first soft prompt is.
 
     Args:
-        instruction: of the text prompt; the text the soft prompt started from, or one made from the class labels,
-            if None.
+        instruction: of the text prompt; the text the first soft prompt started from, or one made from the class
+            labels, if None.
         shots: worked examples in the text prompt.
 
     Raises:
-        StoreError, WrongBaseError: the soft prompt cannot be used.
+        StoreError, WrongBaseError: a soft prompt cannot be used.
         DataError: the rows cannot.
     """
-    prompt, card = store.load(store.locate(name), lm.geometry)
-    soft = card_subject(prompt, card)
+    names = [names] if isinstance(names, str) else names
+    loaded = {name: store.load(store.locate(name), lm.geometry) for name in names}
+    soft = {name: card_subject(prompt, card) for name, (prompt, card) in loaded.items()}
+    card, template = loaded[names[0]][1], soft[names[0]].template
     if instruction is None:
         written = card.method.get("init_text")
         instruction = str(written) if written else (instruction_for(card.labels) if card.labels else "")
-    base, text = base_subject(lm, soft.template), text_subject(lm, soft.template, instruction, shots)
-    notes = (EMPTY,) if text == base else ()
-    scores = [evaluate(lm, s, rows, labels=card.labels, sampling=sampling) for s in (base, text, soft)]
-    return Comparison(scores[0], scores[1], scores[2], notes)
+    base, text = base_subject(lm, template), text_subject(lm, template, instruction, shots)
+    notes = [EMPTY] if text == base else []
+    if any(subject.template != template for subject in soft.values()):
+        notes.append(f"the soft prompts have different templates; base model and text prompt have that of {names[0]}")
+    base_scores, text_scores = (evaluate(lm, s, rows, labels=card.labels, sampling=sampling) for s in (base, text))
+    scores = {
+        name: evaluate(lm, subject, rows, labels=loaded[name][1].labels, sampling=sampling)
+        for name, subject in soft.items()
+    }
+    return Comparison(base_scores, text_scores, scores, tuple(notes))

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from softprompt.errors import ConfigError
 
 MAX_YAML_BYTES = 2**20
+Init = Literal["text", "labels", "vocab", "uniform", "normal", "demonstrations", "prompt", "best"]
+MAPPINGS = ("data", "template")  # one for all, or one for each task: data.TASK
+
+
+def _names(value: Any) -> Any:
+    """Names typed as one text: a,b,c."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
 class MethodConfig(BaseModel):
@@ -24,16 +31,37 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: Literal["prefix-tuning", "prefix-tuning-mlp", "prompt-tuning"] = Field(
-        default="prefix-tuning", description="how the prompt is parameterised"
-    )
+    name: Literal[
+        "decomposed",
+        "mixture",
+        "multitask",
+        "p-tuning",
+        "p-tuning-lstm",
+        "p-tuning-v2",
+        "prefix-tuning",
+        "prefix-tuning-mlp",
+        "prompt-tuning",
+        "residual",
+        "residual-separate",
+        "smop",
+    ] = Field(default="prefix-tuning", description="how the prompt is parameterised")
     n_tokens: int = Field(default=32, ge=1, le=8192, description="virtual tokens")
-    init: Literal["text", "labels", "vocab", "uniform"] = Field(
-        default="text", description="where virtual tokens start"
+    init: Init = Field(
+        default="text",
+        description="where virtual tokens start; best tries text, labels, vocab and demonstrations on validation rows",
     )
     init_text: str | None = Field(default=None, description="the text to start from; made from the task if not given")
+    init_from: str | None = Field(default=None, description="the soft prompt to start from, with init prompt")
+    sources: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        default=(), description="soft prompts that a mixture attends to"
+    )
+    teachers: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        default=(), description="soft prompts of the tasks, one for each, that multitask training is distilled from"
+    )
     frozen_tokens: int = Field(default=0, ge=0, description="first tokens of a KV prompt that stay as they began")
-    hidden: int = Field(default=512, ge=1, description="width of the MLP of prefix-tuning-mlp")
+    hidden: int = Field(default=512, ge=1, description="width of the encoder of a reparametrised prompt")
+    rank: int = Field(default=10, ge=1, description="rank of a decomposed prompt")
+    n_prompts: int = Field(default=4, ge=2, description="prompts that the router of smop chooses from")
     sites: str | None = Field(
         default=None,
         description="where a KV prompt stands in an encoder-decoder, of encoder,decoder,cross",
@@ -50,6 +78,9 @@ class TrainConfig(BaseModel):
     )
     minutes: float | None = Field(default=None, gt=0, description="wall-time budget; the schedule fits itself to it")
     batch_size: int = Field(default=8, ge=1, description="rows per step, all processes together")
+    temperature: float = Field(
+        default=1.0, ge=1, description="of several tasks: 1 draws every row equally often, more favours small tasks"
+    )
     accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")
     optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimiser")
     lr: float = Field(default=2e-2, gt=0, description="peak learning rate")
@@ -75,10 +106,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    recipe: Literal["auto", "fixed"] = Field(
+        default="auto",
+        description="auto: what is not given is chosen from task and time; fixed: the defaults",
+    )
     model: str = Field(default="smollm2-135m", description="base model: Hub id, folder, GGUF file or smollm2-135m")
-    data: str | None = Field(default=None, description="file, folder with train/validation/test, or Hub data set")
+    data: str | dict[str, str] | None = Field(
+        default=None, description="file, folder with train/validation/test, or Hub data set; several as {task: path}"
+    )
     name: str | None = Field(default=None, description="name of the soft prompt")
-    template: str | None = Field(default=None, description='how a row becomes text, e.g. "Review: {text}\\nSentiment:"')
+    template: str | dict[str, str] | None = Field(
+        default=None, description='how a row becomes text, e.g. "Review: {text}\\nSentiment:"; several as {task: text}'
+    )
     chat: bool | None = Field(default=None, description="use the model's chat template (default: without --template)")
     max_length: int = Field(default=1024, ge=2, description="longest row in tokens")
     drop_long: bool = Field(default=False, description="leave longer rows out instead of stopping")
@@ -156,6 +195,11 @@ def to_yaml(config: Config) -> str:
 
 def _set(merged: dict[str, Any], name: str, value: Any, origin: str) -> None:
     known = known_keys()
+    head, _, task = name.partition(".")
+    if head in MAPPINGS and task:
+        own = merged.get(head)
+        merged[head] = (own if isinstance(own, dict) else {}) | {task: value}
+        return
     if value is None and any(key.startswith(f"{name}.") for key in known):
         return  # a section of a YAML file with nothing in it
     if name not in known:

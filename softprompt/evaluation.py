@@ -22,7 +22,7 @@ from softprompt.errors import DataError
 from softprompt.framing import Subject, check_context, check_records, end_ids
 from softprompt.metrics import Score
 from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, token_log_likelihoods
+from softprompt.objective import learned_tokens, token_losses
 from softprompt.packing import by_tokens
 from softprompt.ranking import rank
 
@@ -35,11 +35,15 @@ class Evaluation:
 
     Attributes:
         answers: predicted label or generated text of each row; empty for loss.
+        labels: the classes, for classification.
+        log_likelihoods: of each row, of every class.
     """
 
     scores: dict[str, Score]
     rows: int
     answers: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    log_likelihoods: tuple[tuple[float, ...], ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """{"rows": n, metric: value, …, "confidence_interval": {metric: [low, high]}}"""
@@ -92,7 +96,8 @@ def classification(lm: FrozenLM, subject: Subject, records: Sequence[Record], la
         "accuracy": metrics.proportion((best == truth).tolist()),
         "accuracy_norm": metrics.proportion((best_norm == truth).tolist()),
     }
-    return Evaluation(scores, len(records), tuple(classes[i] for i in best.tolist()))
+    answers = tuple(classes[i] for i in best.tolist())
+    return Evaluation(scores, len(records), answers, tuple(classes), tuple(map(tuple, totals.tolist())))
 
 
 def answer_all(lm: FrozenLM, subject: Subject, records: Sequence[Record], sampling: Sampling) -> list[Answer]:
@@ -115,9 +120,9 @@ def loss(lm: FrozenLM, subject: Subject, records: Sequence[Record]) -> Evaluatio
     sums = [0.0] * len(examples)
     for part in by_tokens([len(example.ids) for example in examples], TOKENS):
         shared = [examples[i] for i in part]
-        values = token_log_likelihoods(lm, prefixes, shared)
+        values = token_losses(lm, prefixes, shared)
         for i, own in zip(part, values.split([learned_tokens([row]) for row in shared]), strict=True):
-            sums[i] = -own.sum().item()
+            sums[i] = own.sum().item()
     score = metrics.mean_loss(sums, [learned_tokens([example]) for example in examples])
     perplexity = Score(math.exp(score.value), math.exp(score.low), math.exp(score.high))
     return Evaluation({"loss": score, "perplexity": perplexity}, len(examples))

@@ -7,30 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach import Bank, EncoderDecoderBank, answer_states, check_seen, hidden
+from softprompt.attach import Bank, EncoderDecoderBank, answer_states, hidden
 from softprompt.data.tokenise import Example
-from softprompt.losses import cross_entropy_sum, log_likelihoods
+from softprompt.losses import cross_entropies
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 
 
-def loss_sum(lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None = None) -> Tensor:
-    """Sum of -log p over all learned tokens, a float32 scalar with gradient into the bank.
+def token_losses(lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None = None) -> Tensor:
+    """-log p of every learned token [N], example after example, in float32, with gradient into the bank.
 
     Args:
         owners: the prefix of each example by its number in the bank; the first for all if None.
     """
     states, targets = _supervised(lm, bank, examples, owners)
-    return cross_entropy_sum(states, targets, lm.logits)
-
-
-@torch.no_grad()
-def token_log_likelihoods(
-    lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None = None
-) -> Tensor:
-    """log p of every learned token [N], example after example."""
-    states, targets = _supervised(lm, bank, examples, owners)
-    return log_likelihoods(states, targets, lm.logits)
+    return cross_entropies(states, targets, lm.logits)
 
 
 def learned_tokens(examples: Sequence[Example]) -> int:
@@ -60,7 +51,6 @@ def _answered(
     lm: FrozenLM, bank: EncoderDecoderBank, examples: Sequence[Example], owners: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
     """The same for an encoder–decoder: what stands before the first learned token is read, the rest is written."""
-    check_seen([example.unseen for example in examples])
     kept = [i for i, example in enumerate(examples) if any(example.mask)]
     cuts = [examples[i].mask.index(True) for i in kept]
     texts = [examples[i].ids[:cut] for i, cut in zip(kept, cuts, strict=True)]

@@ -1,4 +1,4 @@
-"""From settings to a finished soft prompt: data checked, model loaded, prompt trained, artifact written.
+"""From settings to finished soft prompts: base model loaded, prompts trained, artifacts written.
 
     prepared = prepare(config)        # every row checked; no model weights touched
     outcome = fit(prepared)           # trains and writes prompts/NAME
@@ -9,61 +9,38 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
-import platform
+import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from softprompt import store, tracking
-from softprompt.card import Card, Layout
-from softprompt.checkpoint import latest_step
-from softprompt.config import Config, to_yaml
-from softprompt.data.formats import Record
-from softprompt.data.load import Splits, digest, load_splits
-from softprompt.data.template import Template, answered_apart, bos_ids, default_template
-from softprompt.data.tokenise import Example, target_ids, tokenise
-from softprompt.errors import CheckpointError, ConfigError, StoreError
-from softprompt.files import check_writable, writing
-from softprompt.framing import check_context, layout_for, layout_ids, worked_example
-from softprompt.methods import Method, Start, build
-from softprompt.model import FrozenLM, is_encoder_decoder, load, load_tokenizer
-from softprompt.modelcard import model_card
-from softprompt.plot import learning_curve
-from softprompt.prompt import check_fits
-from softprompt.runlog import RunLog, read
+from softprompt import artifact, store
+from softprompt.candidate import Candidate, Task
+from softprompt.card import Card
+from softprompt.config import Init, to_yaml
+from softprompt.data.load import digest
+from softprompt.errors import ConfigError
+from softprompt.files import writing
+from softprompt.framing import check_context, layout_for, layout_ids
+from softprompt.methods import build
+from softprompt.model import FrozenLM, load
+from softprompt.preparation import Prepared, PreparedTask, check_free, prepare
+from softprompt.prompt import Prompt, check_fits
+from softprompt.prompt import digest as prompt_digest
+from softprompt.runlog import RunLog
+from softprompt.starts import start_of
 from softprompt.tracking import Tracking
-from softprompt.train import Event, Result, Task, train
+from softprompt.train import Event, Result, train, validation_losses
 
-RUNS = ".runs"
-CURVE = "curve.png"
-INIT_ROWS = 8  # training rows that a made-up start text is drawn from
+__all__ = ["Outcome", "Prepared", "candidate_of", "fit", "prepare", "recorded"]
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """Settings with everything that can be checked before the base model is loaded.
-
-    Attributes:
-        folder: where the artifact will be.
-        run: where checkpoints and metrics.jsonl go.
-    """
-
-    config: Config
-    splits: Splits
-    template: Template
-    train: Sequence[Example]
-    validation: Sequence[Example]
-    dropped: int
-    folder: Path
-    run: Path
+TRIED: tuple[Init, ...] = ("text", "labels", "vocab", "demonstrations")  # by init "best"
 
 
 @dataclass(frozen=True)
@@ -71,58 +48,25 @@ class Outcome:
     """What a run left.
 
     Attributes:
-        folder: the artifact, or None if a signal ended the run (then `--resume` goes on).
-        bytes: size of the artifact's tensors.
+        result: its steps and losses.
+        saved: folder and card of every soft prompt; none if a signal ended the run (then `--resume` goes on).
+        bytes: size of their tensors.
     """
 
     result: Result
-    folder: Path | None
     run: Path
-    card: Card
-    bytes: int
+    saved: tuple[tuple[Path, Card], ...] = ()
+    bytes: int = 0
 
+    @property
+    def folder(self) -> Path | None:
+        """Of the first soft prompt, if the run came to its end."""
+        return self.saved[0][0] if self.saved else None
 
-def prepare(
-    config: Config, *, overwrite: bool = False, resume: bool = False, trust_remote_code: bool = False
-) -> Prepared:
-    """Check names, every row of data, and lengths in tokens.
-
-    Raises:
-        ConfigError: name or data missing.
-        StoreError: the name is taken (without `overwrite`), or an unfinished run of that name is there.
-        DataError: anything wrong with the rows.
-        ModelError: the tokenizer cannot be found.
-    """
-    if not config.name or not config.data:
-        missing = "name" if not config.name else "data"
-        raise ConfigError(f"{missing} is not given", hint="softprompt train --model M --data D --name N")
-    tracking.check(config.train.track)
-    folder = store.locate(config.name)
-    run = folder.parent / RUNS / folder.name
-    store.check_free(folder, overwrite)
-    check_writable(run)
-    if resume and latest_step(run) is None:
-        raise CheckpointError("there is nothing to resume", where=run, hint="train without --resume")
-    if not resume and not overwrite and latest_step(run) is not None:
-        raise StoreError(
-            "an unfinished run of that name is there",
-            where=run,
-            hint="--resume to go on, or --overwrite to start anew",
-        )
-    splits = load_splits(config.data, seed=config.train.seed)
-    tokenizer = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
-    text = config.template.replace("\\n", "\n").replace("\\t", "\t") if config.template else None
-    template = default_template(splits.train, tokenizer, text, config.chat)
-    if is_encoder_decoder(config.model, trust_remote_code=trust_remote_code):
-        template = answered_apart(template)
-    on_long = "drop" if config.drop_long else "error"
-
-    def ids(records: Sequence[Record]) -> list[Example]:
-        return tokenise(records, template, tokenizer, max_length=config.max_length, on_long=on_long)
-
-    rows, held_out = ids(splits.train), ids(splits.validation)
-    dropped = len(splits.train) + len(splits.validation) - len(rows) - len(held_out)
-    return Prepared(config, splits, template, rows, held_out, dropped, folder, run)
+    @property
+    def card(self) -> Card:
+        """Of the first soft prompt."""
+        return self.saved[0][1]
 
 
 def fit(
@@ -134,7 +78,7 @@ def fit(
     trust_remote_code: bool = False,
     report: Callable[[Event], None] = lambda event: None,
 ) -> Outcome:
-    """Train and write the artifact.
+    """Train and write the artifacts.
 
     Args:
         lm: the base model, if it is loaded already.
@@ -144,45 +88,102 @@ def fit(
         what `load`, `train` and `store.save` raise.
     """
     config, run = prepared.config, prepared.run
-    store.check_free(prepared.folder, overwrite)
     if lm is None:
         lm = load(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
-    method = build(config.method.name, lm, start_of(prepared, lm))
-    start = method.freeze()[0]
-    check_fits(start, lm.geometry)
-    layout = layout_for(lm, prepared.template, start.form)
-    lead, follow = layout_ids(lm, layout)
-    around = len(lead) + config.method.n_tokens + len(follow)
-    rows = [(row.where, len(row.ids), around) for row in (*prepared.train, *prepared.validation)]
-    check_context(lm, rows, "--max-length N --drop-long leaves such rows out; fewer --n-tokens make room")
-    task = Task(prepared.train, prepared.validation, lead, follow, _identity(prepared))
+    check_free(prepared, overwrite)
+    candidate, tried = candidate_of(prepared, lm)
+    if tried:
+        prepared = _with_init(prepared, min(TRIED, key=lambda init: tried.get(init, math.inf)))
+        report(Event("init", 0, tried))
     processes = PartialState(cpu=lm.device.type == "cpu")
-    if processes.is_main_process:
-        result = _logged(prepared, lm, method, task, resume, report)
-    else:
-        result = train(lm, method, task, config.train, run, resume=resume)
-    card = _card(prepared, lm, layout, result)
+    with recorded(prepared, processes.is_main_process, resume, report) as everywhere:
+        (result,) = train(lm, [candidate], run, resume=resume, report=everywhere)
     if result.interrupted:
-        return Outcome(result, None, run, card, 0)
-    size = sum(t.numel() * t.element_size() for t in result.prompt.tensors().values())
-
-    def extras(scratch: Path) -> None:
-        learning_curve(scratch / CURVE, card.name, *curves(run / "metrics.jsonl"))
-
+        return Outcome(result, run)
+    saved: list[tuple[Path, Card]] = []
     if processes.is_main_process:
-        readme = model_card(card, bytes_on_disk=size, curve=CURVE)
-        card = store.save(prepared.folder, result.prompt, card, readme=readme, extras=extras, overwrite=overwrite)
-        for checkpoint in run.glob("checkpoint-*"):  # the run is over: what is left of it is its log
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        saved = artifact.write(prepared, lm, result, overwrite=overwrite)
+        clear(run)
     processes.wait_for_everyone()
-    return Outcome(result, prepared.folder, run, card, size)
+    return Outcome(result, run, tuple(saved), sum(artifact.size_of(prompt) for prompt in result.prompts))
 
 
-def _logged(
-    prepared: Prepared, lm: FrozenLM, method: Method, task: Task, resume: bool, report: Callable[[Event], None]
-) -> Result:
-    """Train, and write every event to metrics.jsonl and to the tracker."""
-    config, run = prepared.config, prepared.run
+def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Candidate, dict[str, float]]:
+    """The method at its start, with its rows and settings.
+
+    Returns also, for init "best", the validation loss of every start that was tried.
+
+    Raises:
+        ConfigError: settings that do not fit each other.
+        GeometryError: a prompt that the base model cannot take.
+        DataError: rows that do not fit in the model's context behind it.
+        StoreError, WrongBaseError: a soft prompt that the settings name cannot be used.
+    """
+    if prepared.config.method.init != "best":
+        return _candidate(prepared, lm, name), {}
+    tried: dict[str, tuple[float, Candidate]] = {}
+    for init in TRIED:
+        with contextlib.suppress(ConfigError):  # no labels, or no room for a demonstration
+            candidate = _candidate(_with_init(prepared, init), lm, name)
+            losses = validation_losses(lm, candidate)
+            tried[init] = (sum(losses) / len(losses), candidate)
+    best = min(tried, key=lambda init: tried[init][0])
+    return tried[best][1], {init: loss for init, (loss, _) in tried.items()}
+
+
+def _with_init(prepared: Prepared, init: Init) -> Prepared:
+    method = prepared.config.method.model_copy(update={"init": init})
+    return replace(prepared, config=prepared.config.model_copy(update={"method": method}))
+
+
+def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
+    """The method at the start that the settings name."""
+    config = prepared.config
+    named = [config.method.init_from] if config.method.init_from else []
+    loaded = {n: store.load(n, lm.geometry)[0] for n in (*named, *config.method.sources)}
+    start, unseen = start_of(prepared, lm, loaded)
+    method = build(config.method.name, lm, start)
+    prompts = method.freeze()
+    for prompt in prompts:
+        check_fits(prompt, lm.geometry)
+    facts = [config.method.model_dump(mode="json"), config.max_length, {n: prompt_digest(p) for n, p in loaded.items()}]
+    tasks = [_task(task, lm, prompts[0], facts, unseen if len(prepared.tasks) == 1 else {}) for task in prepared.tasks]
+    return Candidate(method, tasks, config.train, lm.device, name)
+
+
+def _task(
+    task: PreparedTask, lm: FrozenLM, prompt: Prompt, facts: list[Any], unseen: Mapping[str, tuple[int, int]]
+) -> Task:
+    """The rows of a task in the frame that its prompt will be saved with; DataError if one is too long."""
+    lead, follow = layout_ids(lm, layout_for(lm, task.template, prompt.form))
+    around = len(lead) + prompt.n_tokens + len(follow)
+    lengths = [(row.where, len(row.ids), around) for row in (*task.train, *task.validation)]
+    check_context(lm, lengths, "--max-length N --drop-long leaves such rows out; fewer --n-tokens make room")
+    shared = [digest(task.splits.train), digest(task.splits.validation), task.template.to_dict(), *facts]
+    whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+    rows = [replace(row, unseen=unseen[row.where]) if row.where in unseen else row for row in task.train]
+    return Task(rows, task.validation, lead, follow, whole, task.name)
+
+
+def clear(run: Path) -> None:
+    """Remove the checkpoints of a run that is over: what is left of it is its log."""
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def recorded(
+    prepared: Prepared, writes: bool, resume: bool, report: Callable[[Event], None]
+) -> Iterator[Callable[[Event], None]]:
+    """A function that tells `report` of every event, and writes it to metrics.jsonl and to the tracker.
+
+    Args:
+        writes: of several processes one does; the others are silent.
+    """
+    run, config = prepared.run, prepared.config
+    if not writes:
+        yield lambda event: None
+        return
     with contextlib.ExitStack() as stack:
         sinks: list[Callable[[Event], None]] = []
 
@@ -195,7 +196,7 @@ def _logged(
                 (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             tracker = Tracking(config.train.track, prepared.folder.name, run, config.model_dump(mode="json"))
             stack.callback(tracker.close)
-            sinks.append(lambda event: log.write({"event": event.kind, "step": event.step, **event.numbers}))
+            sinks.append(lambda event: log.write(_line(event)))
             sinks.append(lambda event: tracker.write(event.kind, event.step, event.numbers))
 
         def everywhere(event: Event) -> None:
@@ -204,93 +205,10 @@ def _logged(
             for sink in (*sinks, report):
                 sink(event)
 
-        return train(lm, method, task, config.train, run, resume=resume, report=everywhere)
+        yield everywhere
 
 
-def _identity(prepared: Prepared) -> str:
-    """A digest of the rows as they are written to the model, and of the method and its start."""
-    config, splits = prepared.config, prepared.splits
-    facts = [digest(splits.train), digest(splits.validation), prepared.template.to_dict()]
-    facts.append(config.method.model_dump(mode="json") | {"max_length": config.max_length})
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def start_of(prepared: Prepared, lm: FrozenLM) -> Start:
-    """Where the virtual tokens start, as token ids."""
-    method, splits = prepared.config.method, prepared.splits
-    text = method.init_text or start_text(splits.train, prepared.template)
-    labels = classes(splits)
-    kv = method.name.startswith("prefix")
-    return Start(
-        n_tokens=method.n_tokens,
-        init=method.init,
-        text=tuple(lm.encode(text)),
-        labels=tuple(tuple(target_ids(label, prepared.template, lm.tokenizer)) for label in labels),
-        lead=tuple(bos_ids(lm.tokenizer)) if kv else (),
-        frozen_tokens=method.frozen_tokens if kv else 0,
-        hidden=method.hidden,
-        sites=tuple(site.strip() for site in method.sites.split(",")) if method.sites else (),
-        seed=prepared.config.train.seed,
-    )
-
-
-def classes(splits: Splits) -> tuple[str, ...]:
-    """The labels of a classification task, sorted; empty for other tasks."""
-    if splits.train[0].kind != "label":
-        return ()
-    return tuple(sorted({str(record.target) for record in splits.train}))
-
-
-def instruction_for(labels: Sequence[str]) -> str:
-    """An instruction made from the class labels."""
-    return f"Classify the text. Answer with one of: {', '.join(labels)}."
-
-
-def start_text(records: Sequence[Record], template: Template) -> str:
-    """A text to start from when the user gives none: the labels, or the first training rows with their answers."""
-    if records[0].kind == "label":
-        labels = sorted({str(record.target) for record in records})
-        return instruction_for(labels)
-    rows = records[:INIT_ROWS]
-    if rows[0].messages:
-        return "\n\n".join(message.content for row in rows for message in row.messages)
-    return "\n\n".join(worked_example(template, row) for row in rows)
-
-
-def curves(metrics: Path) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """(step, loss) of training and validation from a metrics file."""
-    events = read(metrics)
-    train_loss = [(e["step"], e["loss"]) for e in events if e["event"] == "step"]
-    return train_loss, [(e["step"], e["validation_loss"]) for e in events if e["event"] == "validation"]
-
-
-def _card(prepared: Prepared, lm: FrozenLM, layout: Layout, result: Result) -> Card:
-    config, splits = prepared.config, prepared.splits
-    metrics: dict[str, Any] = {
-        "steps": result.step,
-        "seconds": round(result.seconds, 1),
-        "stopped": result.stopped,
-    }
-    if result.validation_loss is not None:
-        metrics["validation_loss"] = result.validation_loss
-    return Card(
-        name=prepared.folder.name,
-        form=result.prompt.form,
-        n_tokens=result.prompt.n_tokens,
-        sha256="0" * 64,  # store.save fills it in
-        base=lm.geometry.to_dict(),
-        layout=layout,
-        template=prepared.template.to_dict(),
-        labels=classes(splits),
-        method=config.method.model_dump(mode="json"),
-        recipe=config.train.model_dump(mode="json"),
-        data={
-            "train_sha256": digest(splits.train),
-            "train_rows": len(prepared.train),
-            "validation_rows": len(prepared.validation),
-        },
-        metrics=metrics,
-        versions={name: version(name) for name in ("softprompt", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
+def _line(event: Event) -> dict[str, Any]:
+    """An event as a line of metrics.jsonl."""
+    of = {"candidate": event.candidate} if event.candidate else {}
+    return {"event": event.kind, "step": event.step, **of, **event.numbers}

@@ -24,6 +24,11 @@ class Horizon:
         return min(1.0, max(by_steps, by_time))
 
 
+def default_steps(rows: int, batch_size: int) -> int:
+    """Steps when neither steps nor minutes are given: about ten epochs, between 100 and 600."""
+    return max(100, min(600, math.ceil(10 * rows / batch_size)))
+
+
 def rate(kind: Literal["cosine", "linear", "constant"], warmup: float, progress: float) -> float:
     """The factor on the peak learning rate at `progress` in [0, 1].
 

@@ -29,5 +29,12 @@ def settings(base: Path, folder: Path, **changes: Any) -> Config:
         write_jsonl(data / "train.jsonl", *labelled(24))
         write_jsonl(data / "validation.jsonl", *labelled(8, 100))
     given = {"model": str(base), "data": str(data), "name": "tone", "template": TEMPLATE, "dtype": "float32"}
-    given |= {"device": "cpu", "method.n_tokens": 6, "train.steps": 6, "train.batch_size": 8, "train.evals": 2}
+    given |= {
+        "recipe": "fixed",
+        "device": "cpu",
+        "method.n_tokens": 6,
+        "train.steps": 6,
+        "train.batch_size": 8,
+        "train.evals": 2,
+    }
     return resolve(given | {name.replace("__", "."): value for name, value in changes.items()})

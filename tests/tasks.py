@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from softprompt.candidate import Candidate, Task
 from softprompt.config import TrainConfig
 from softprompt.data.tokenise import Example
-from softprompt.methods import Method, Start, build
+from softprompt.methods import Method, SMoP, Start, build
 from softprompt.model import FrozenLM
-from softprompt.train import Event, Result, Task, train
-from tests.laws.cases import text_ids
+from softprompt.train import Event, Result, train
+from tests.laws.cases import random_prompt, text_ids
 
 ANSWER, END = (70, 81, 92), 2
-METHOD_NAMES = ("prompt-tuning", "prefix-tuning", "prefix-tuning-mlp")
+METHOD_NAMES = ("prompt-tuning", "prefix-tuning", "prefix-tuning-mlp")  # a method of each kind, for the loop
 
 
 def answers(count: int, seed: int) -> list[Example]:
@@ -32,10 +34,16 @@ def task(*, validation: int = 8) -> Task:
     return Task(answers(40, 0), answers(validation, 1000), (), (50, 51), "digest of the data")
 
 
-def learner(lm: FrozenLM, name: str, *, seed: int = 0, frozen_tokens: int = 0) -> Method:
-    """Six virtual tokens that start from a text."""
-    start = Start(n_tokens=6, text=tuple(text_ids(6, 5)), frozen_tokens=frozen_tokens, hidden=8, seed=seed)
-    return build(name, lm, start)
+def start_of(lm: FrozenLM, *, n_tokens: int = 6, **changes: Any) -> Start:
+    """Virtual tokens that start from a text; three sources for a mixture, three prompts for a router."""
+    sources = tuple(random_prompt(lm, "embedding", n_tokens, seed) for seed in (11, 12, 13))
+    text = tuple(text_ids(6, 5))
+    return replace(Start(n_tokens, text=text, hidden=8, sources=sources, n_prompts=3), **changes)
+
+
+def learner(lm: FrozenLM, name: str, **changes: Any) -> Method | SMoP:
+    """The method by name, of six virtual tokens that start from a text."""
+    return build(name, lm, start_of(lm, **changes))
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -46,7 +54,7 @@ def settings(**changes: Any) -> TrainConfig:
 
 def run(
     lm: FrozenLM,
-    method: Method,
+    method: Method | SMoP,
     folder: Path,
     *,
     rows: Task | None = None,
@@ -55,4 +63,6 @@ def run(
     **changes: Any,
 ) -> Result:
     """Train on the task."""
-    return train(lm, method, rows or task(), settings(**changes), folder, resume=resume, report=report)
+    candidate = Candidate(method, (rows or task(),), settings(**changes), lm.device)
+    (result,) = train(lm, [candidate], folder, resume=resume, report=report)
+    return result

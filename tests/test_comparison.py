@@ -21,7 +21,7 @@ from softprompt.evaluation import Evaluation, evaluate
 from softprompt.framing import Subject, base_subject, card_subject, layout_for, text_subject
 from softprompt.model import FrozenLM
 from softprompt.prompt import digest
-from softprompt.recipe import instruction_for
+from softprompt.starts import instruction_for
 from tests.artifacts import card
 from tests.data.rows import labelled, records, write_jsonl
 from tests.laws.cases import random_prompt
@@ -192,6 +192,24 @@ def test_labels_are_those_of_the_card() -> None:
     assert said <= {"even", "odd", "neither"}
 
 
+def test_several_soft_prompts() -> None:
+    """Each is scored as it is alone; the baselines are those of the first."""
+    lm, template = tiny_lm("llama"), Template("text", "{text}")
+    rows = records({"text": "one text"}, {"text": "another"})
+    stored(lm, template)
+    other = Template("text", "So: {text}")
+    layout = layout_for(lm, other, "embedding")
+    facts = card(lm.geometry, layout=layout, template=other.to_dict())
+    store.save(store.locate("other"), random_prompt(lm, "embedding", 3, 2), facts)
+    alone = {name: compare(lm, name, rows, instruction="Go on.") for name in ("tone", "other")}
+    both = compare(lm, ["tone", "other"], rows, instruction="Go on.")
+    assert both.soft_prompts == {name: one.soft_prompt for name, one in alone.items()}
+    assert (both.base, both.text_prompt) == (alone["tone"].base, alone["tone"].text_prompt)
+    assert both.to_dict().keys() == {"base", "text_prompt", "soft_prompts"}
+    assert "different templates; base model and text prompt have that of tone" in both.notes[0]
+    assert compare(lm, ["tone"], rows, instruction="Go on.") == alone["tone"]
+
+
 def test_a_prompt_that_cannot_be_used() -> None:
     rows = records(*labelled(2))
     with pytest.raises(StoreError, match="no such soft prompt"):
@@ -245,3 +263,37 @@ def test_an_empty_text_prompt_is_noted() -> None:
     rows = records({"text": "one text"})
     assert compare(lm, "tone", rows).notes == (EMPTY,)
     assert compare(lm, "tone", rows, instruction="Go on.").notes == ()
+
+
+def test_several_cards_share_the_rows_that_none_was_trained_on(tmp_path: Path) -> None:
+    """Of one file each held out others; of a folder too."""
+    rows = labelled(100)
+    data, whole = str(write_jsonl(tmp_path / "rows.jsonl", *rows)), folder(tmp_path / "one", train=rows)
+    splits = [load_splits(data, seed=seed) for seed in (0, 3)]
+    cards = [trained_on(own.train, seed) for own, seed in zip(splits, (0, 3), strict=True)]
+    shared = [row.fields["text"] for row in splits[0].validation if row in splits[1].validation]
+    assert 0 < len(shared) < 10
+    composed = card(data={"trained_on": [place for own in cards for place in own.trained_on]})
+    for given in (cards, [composed], [composed, *cards]):
+        found = evaluation_rows(data, 3, None, *given)
+        assert [row.fields["text"] for row in found.rows] == shared
+        assert found.notes == (
+            f"scored on the {len(shared)} rows held out in training; the other {100 - len(shared)} were trained on",
+        )
+        assert not {row.where for row in found.shots} & {row.where for row in found.rows}
+        found = evaluation_rows(whole, 3, None, *given)
+        assert [row.fields["text"] for row in found.rows] == shared
+        assert found.notes[-1] == f"scored on the {len(shared)} rows that all had for validation"
+        assert not {row.where for row in found.shots} & {row.where for row in found.rows}
+    small = str(write_jsonl(tmp_path / "small.jsonl", *labelled(12)))
+    seeds = next(s for s in range(1, 99) if load_splits(small, seed=s).validation != load_splits(small).validation)
+    apart = [trained_on(load_splits(small, seed=seed).train, seed) for seed in (0, seeds)]
+    with pytest.raises(DataError, match="every row was trained on by one of these"):
+        evaluation_rows(small, 3, None, *apart)
+
+
+def test_one_of_several_was_trained_on_these_very_rows(tmp_path: Path) -> None:
+    data = str(write_jsonl(tmp_path / "train.jsonl", *labelled(6)))
+    found = evaluation_rows(data, 3, None, trained_on(load_rows(data)), card(name="other"))
+    assert len(found.rows) == 6
+    assert found.notes == ("tone was trained on these very rows",)

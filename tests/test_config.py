@@ -35,12 +35,17 @@ def fields(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, tup
 FIELDS = fields()
 
 
-def values_of(kind: Any) -> list[Any]:
-    """Some values that a setting of this type may have, in the order of `SOURCES`; its default may be among them."""
+def values_of(name: str) -> list[Any]:
+    """Some values that a setting may have, in the order of `SOURCES`; its default may be among them."""
+    kind = FIELDS[name][0]
+    if name == "train.temperature":
+        return [1.5, 2.0, 3.0]
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(one for one in get_args(kind) if one is not type(None))
     if get_origin(kind) is Literal:
         return list(itertools.islice(itertools.cycle(get_args(kind)), 3))
+    if get_origin(kind) is tuple:
+        return [("a",), ("b", "c"), ("d",)]
     return {int: [3, 4, 5], float: [0.125, 1e-5, 0.75], bool: [True, False, True], str: ["a b", "é", "1e3"]}[kind]
 
 
@@ -66,6 +71,18 @@ def variable(name: str) -> str:
     return "SOFTPROMPT__" + name.upper().replace(".", "__")
 
 
+def shell(value: Any) -> str:
+    """A value as it is typed."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _lists(tree: Any) -> Any:
+    """Tuples as lists, which YAML has."""
+    if isinstance(tree, dict):
+        return {name: _lists(value) for name, value in tree.items()}
+    return list(tree) if isinstance(tree, tuple) else tree
+
+
 def written(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
@@ -77,13 +94,13 @@ def test_the_last_source_that_says_something_wins(given_by: dict[str, set[str]])
     expected = {name: default for name, (_, default) in FIELDS.items()}
     said: dict[str, dict[str, Any]] = {source: {} for source in SOURCES}
     for name, sources in given_by.items():
-        for source, value in zip(SOURCES, values_of(FIELDS[name][0]), strict=True):
+        for source, value in zip(SOURCES, values_of(name), strict=True):
             if source in sources:
                 said[source][name] = expected[name] = value
     with tempfile.TemporaryDirectory() as folder:
-        path = written(Path(folder) / "a.yaml", yaml.safe_dump(nested(said["yaml"]), allow_unicode=True))
-        typed = {name: str(value) for name, value in said["flags"].items()}  # as a shell would give them
-        environment = {variable(name): str(value) for name, value in said["environment"].items()}
+        path = written(Path(folder) / "a.yaml", yaml.safe_dump(_lists(nested(said["yaml"])), allow_unicode=True))
+        typed = {name: shell(value) for name, value in said["flags"].items()}  # as a shell would give them
+        environment = {variable(name): shell(value) for name, value in said["environment"].items()}
         made = resolve(typed | {"train.lr": typed.get("train.lr")}, path, {"PATH": "/bin", **environment})
     assert {name: look_up(made, name) for name in FIELDS} == expected
 

@@ -41,10 +41,11 @@ def test_it_can_be_printed_and_read_again(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_its_data_exists_and_fits_its_template(path: Path) -> None:
     settings = resolve({}, path)
-    assert Path(str(settings.data)).exists()
-    splits = load_splits(str(settings.data), seed=settings.train.seed)
-    if settings.template is None:
-        return
-    template = Template("chat" if settings.chat else "text", settings.template)
-    for record in [*splits.train, *splits.validation, *splits.test]:
-        assert fill(template, record).strip() != ""
+    places = settings.data if isinstance(settings.data, dict) else {"": settings.data}
+    for task, place in places.items():
+        splits = load_splits(str(place), seed=settings.train.seed)
+        text = settings.template.get(task) if isinstance(settings.template, dict) else settings.template
+        if text is not None:
+            template = Template("chat" if settings.chat else "text", text)
+            for record in [*splits.train, *splits.validation, *splits.test]:
+                assert fill(template, record).strip() != ""

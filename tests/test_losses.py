@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from softprompt.losses import Head, cross_entropy_sum, log_likelihoods
+from softprompt.losses import Head, cross_entropies
 from tests.tiny import tiny_lm
 
 WIDTH, VOCAB = 6, 11
@@ -34,13 +34,14 @@ def states_and_targets(count: int, seed: int) -> tuple[Tensor, Tensor]:
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 99), st.none() | st.floats(0.5, 5), st.floats(-3, 3))
 @settings(deadline=None, max_examples=100)
 def test_value_and_gradient(count: int, chunk: int, seed: int, softcap: float | None, scale: float) -> None:
-    """Any chunk size, a capped head, and a loss that is scaled afterwards."""
+    """Any chunk size, a capped head, and losses that are scaled afterwards."""
     states, targets = states_and_targets(count, seed)
     ours, plain = states.clone().requires_grad_(), states.clone().requires_grad_()
-    value = cross_entropy_sum(ours, targets, head(softcap), chunk=chunk)
-    wanted = cross_entropy(head(softcap)(plain), targets, reduction="sum")
-    (value * scale).backward()
-    (wanted * scale).backward()
+    value = cross_entropies(ours, targets, head(softcap), chunk=chunk)
+    wanted = cross_entropy(head(softcap)(plain), targets, reduction="none")
+    weights = torch.linspace(-scale, scale, count)  # every position's loss may be scaled by itself
+    (value * weights).sum().backward()
+    (wanted * weights).sum().backward()
     assert value.dtype == torch.float32
     assert_close(value, wanted, rtol=1e-5, atol=1e-5)
     assert plain.grad is not None
@@ -54,26 +55,18 @@ def test_the_models_own_head(family: str) -> None:
     assert (lm.softcap is not None) == (family == "gemma2")
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     out = lm.model(input_ids=ids, output_hidden_states=True)
-    wanted = cross_entropy(out.logits[0, :-1], ids[0, 1:], reduction="sum")
+    wanted = cross_entropy(out.logits[0, :-1], ids[0, 1:], reduction="none")
     states = lm.model.base_model(input_ids=ids).last_hidden_state[0, :-1]
-    assert_close(cross_entropy_sum(states, ids[0, 1:], lm.logits, chunk=2), wanted)
+    assert_close(cross_entropies(states, ids[0, 1:], lm.logits, chunk=2), wanted)
 
 
 @given(st.integers(0, 20), st.integers(1, 25))
 @settings(deadline=None, max_examples=50)
-def test_log_likelihoods(count: int, chunk: int) -> None:
+def test_without_gradient_the_values_are_the_same(count: int, chunk: int) -> None:
     states, targets = states_and_targets(count, 3)
-    ours = log_likelihoods(states.requires_grad_(), targets, head(), chunk=chunk)
-    wanted = torch.log_softmax(head()(states), -1)[range(count), targets]
+    ours = cross_entropies(states, targets, head(), chunk=chunk)
     assert not ours.requires_grad
-    assert_close(ours, wanted.detach())
-
-
-def test_without_gradient_the_value_is_the_same() -> None:
-    states, targets = states_and_targets(9, 4)
-    value = cross_entropy_sum(states, targets, head(), chunk=4)
-    assert not value.requires_grad
-    assert_close(value, cross_entropy(head()(states), targets, reduction="sum"))
+    assert_close(ours, -torch.log_softmax(head()(states), -1)[range(count), targets])
 
 
 def test_half_precision_is_summed_in_float32() -> None:
@@ -81,7 +74,7 @@ def test_half_precision_is_summed_in_float32() -> None:
     states, targets = states_and_targets(300, 5)
     low = states.bfloat16().requires_grad_()
     weight = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)).bfloat16()
-    value = cross_entropy_sum(low, targets, lambda x: x @ weight.T, chunk=7)
+    value = cross_entropies(low, targets, lambda x: x @ weight.T, chunk=7).sum()
     wanted = cross_entropy((low.detach() @ weight.T).float(), targets, reduction="sum")
     assert_close(value.detach(), wanted, rtol=1e-5, atol=1e-3)
     value.backward()
@@ -99,5 +92,5 @@ def test_only_a_chunk_of_logits_is_held() -> None:
         return plain(states)
 
     states, targets = states_and_targets(10, 6)
-    cross_entropy_sum(states.clone().requires_grad_(), targets, watched, chunk=4).backward()
+    cross_entropies(states.clone().requires_grad_(), targets, watched, chunk=4).sum().backward()
     assert seen == [4, 4, 2], "and not once more in the backward pass"

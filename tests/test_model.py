@@ -23,7 +23,7 @@ from softprompt.attach import Prefix, bank
 from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
 from softprompt.geometry import LayerShape
 from softprompt.model import load, load_tokenizer, pick_device, pick_dtype
-from softprompt.objective import loss_sum
+from softprompt.objective import token_losses
 from softprompt.prompt import EmbeddingPrompt
 from tests.laws.cases import examples, random_prompt, text_ids
 from tests.saved import save_tiny
@@ -321,7 +321,7 @@ def test_layers_are_recomputed_while_switched_on(saved: Path) -> None:
     def gradient() -> Tensor:
         runs.clear()
         table = made.embeddings.detach().clone().requires_grad_()
-        loss_sum(lm, bank(lm, [Prefix(EmbeddingPrompt(table))]), rows).backward()
+        token_losses(lm, bank(lm, [Prefix(EmbeddingPrompt(table))]), rows).sum().backward()
         assert table.grad is not None
         return table.grad
 

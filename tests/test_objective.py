@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from softprompt.attach import Prefix, bank
 from softprompt.data.tokenise import Example
-from softprompt.objective import learned_tokens, loss_sum, token_log_likelihoods
+from softprompt.objective import learned_tokens, token_losses
 from tests.laws.cases import examples, mixed_prefixes, random_prompt, text_ids
 from tests.laws.oracle import plain_logits
 from tests.tiny import tiny_lm
@@ -22,36 +22,35 @@ def row(ids: list[int], learned: list[int]) -> Example:
 
 
 @torch.no_grad()
-def test_token_log_likelihoods_example_after_example() -> None:
+def test_token_losses_example_after_example() -> None:
     lm = tiny_lm("llama")
     prefixes = mixed_prefixes(lm)
     wanted = []
     for example, owner in zip(ROWS, OWNERS, strict=True):
         logs = torch.log_softmax(plain_logits(lm, prefixes[owner], example.ids), -1)
-        wanted += [logs[t - 1, example.ids[t]] for t, on in enumerate(example.mask) if on]
+        wanted += [-logs[t - 1, example.ids[t]] for t, on in enumerate(example.mask) if on]
     own = bank(lm, prefixes)
-    ours = token_log_likelihoods(lm, own, ROWS, OWNERS)
+    ours = token_losses(lm, own, ROWS, OWNERS)
     assert len(ours) == learned_tokens(ROWS)
     assert_close(ours, torch.stack(wanted), rtol=1e-4, atol=5e-5)
-    assert_close(loss_sum(lm, own, ROWS, OWNERS), -ours.sum(), rtol=1e-5, atol=1e-4)
 
 
 def test_owners_default_to_the_first_prefix() -> None:
     lm = tiny_lm("llama")
     own = bank(lm, mixed_prefixes(lm))
-    first = token_log_likelihoods(lm, own, ROWS, [0] * len(ROWS))
-    assert_close(token_log_likelihoods(lm, own, ROWS), first)
-    assert (token_log_likelihoods(lm, own, ROWS, [1] * len(ROWS)) - first).abs().max() > 0.1
+    first = token_losses(lm, own, ROWS, [0] * len(ROWS))
+    assert_close(token_losses(lm, own, ROWS), first)
+    assert (token_losses(lm, own, ROWS, [1] * len(ROWS)) - first).abs().max() > 0.1
 
 
 def test_only_learned_tokens_count() -> None:
     """A given token behind the last learned one changes nothing, nor does the mask of another row."""
     lm = tiny_lm("llama")
     own, ids = bank(lm, [Prefix()]), text_ids(6, 1)
-    one = token_log_likelihoods(lm, own, [row(ids, [2, 4])])
+    one = token_losses(lm, own, [row(ids, [2, 4])])
     assert len(one) == 2
-    assert_close(token_log_likelihoods(lm, own, [row([*ids[:5], 99], [2, 4])]), one)
-    both = token_log_likelihoods(lm, own, [row(ids, [4]), row(ids, [2])])
+    assert_close(token_losses(lm, own, [row([*ids[:5], 99], [2, 4])]), one)
+    both = token_losses(lm, own, [row(ids, [4]), row(ids, [2])])
     assert_close(both, one.flip(0))
 
 
@@ -65,7 +64,7 @@ def test_no_learned_token_is_no_loss(form: str) -> None:
     """A part of a batch may have none; its gradient is zero, not an error."""
     lm = tiny_lm("llama")
     prefix = Prefix(random_prompt(lm, form, 3, 0, grad=True))
-    loss = loss_sum(lm, bank(lm, [prefix]), [row(text_ids(4, 1), [])])
+    loss = token_losses(lm, bank(lm, [prefix]), [row(text_ids(4, 1), [])]).sum()
     assert loss.item() == 0.0
     loss.backward()
     assert prefix.prompt is not None

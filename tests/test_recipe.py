@@ -10,19 +10,16 @@ from typing import Any
 import pytest
 
 import softprompt.model as model_module
-from softprompt import recipe
+from softprompt import preparation, recipe
 from softprompt.config import Config
+from softprompt.data.formats import Record
+from softprompt.data.load import Splits
 from softprompt.data.template import Template
 from softprompt.data.tokenise import target_ids
 from softprompt.errors import ConfigError, DataError, ModelError, StoreError
-from softprompt.recipe import (
-    INIT_ROWS,
-    classes,
-    instruction_for,
-    prepare,
-    start_of,
-    start_text,
-)
+from softprompt.preparation import PreparedTask
+from softprompt.recipe import prepare
+from softprompt.starts import INIT_ROWS, instruction_for, start_of, start_text
 from tests.data.rows import records, write_jsonl
 from tests.saved import REAL, save_tiny, settings
 from tests.tiny import SPECIAL, tiny_lm
@@ -52,9 +49,9 @@ def test_what_is_prepared(base: Path, tmp_path: Path, home: Path) -> None:
     prepared = prepare(config)
     assert prepared.config == config
     assert (prepared.folder, prepared.run) == (home / "tone", home / ".runs" / "tone")
-    assert prepared.template == REAL, "line breaks as meant"
-    assert (len(prepared.train), len(prepared.validation), prepared.dropped) == (24, 8, 0)
-    first, decode = prepared.train[0], tiny_lm().tokenizer.decode
+    assert prepared.tasks[0].template == REAL, "line breaks as meant"
+    assert (len(prepared.tasks[0].train), len(prepared.tasks[0].validation), prepared.tasks[0].dropped) == (24, 8, 0)
+    first, decode = prepared.tasks[0].train[0], tiny_lm().tokenizer.decode
     assert decode(list(first.ids)) == " row 0\nLabel: even<|im_end|>"
     assert decode([i for i, m in zip(first.ids, first.mask, strict=True) if m]) == " even<|im_end|>"
     assert first.where.endswith("train.jsonl:1")
@@ -63,10 +60,10 @@ def test_what_is_prepared(base: Path, tmp_path: Path, home: Path) -> None:
 
 @pytest.mark.usefixtures("no_weights")
 def test_without_a_template_the_model_is_talked_to(base: Path, tmp_path: Path) -> None:
-    assert prepare(settings(base, tmp_path, template=None)).template == Template("chat", "{text}")
-    assert prepare(settings(base, tmp_path, template=None, chat=False)).template == Template("text", "{text}")
-    assert prepare(settings(base, tmp_path, chat=True)).template == Template("chat", REAL.text)
-    assert prepare(settings(base, tmp_path, template="A\\t{text}")).template.text == "A\t{text}"
+    assert prepare(settings(base, tmp_path, template=None)).tasks[0].template == Template("chat", "{text}")
+    assert prepare(settings(base, tmp_path, template=None, chat=False)).tasks[0].template == Template("text", "{text}")
+    assert prepare(settings(base, tmp_path, chat=True)).tasks[0].template == Template("chat", REAL.text)
+    assert prepare(settings(base, tmp_path, template="A\\t{text}")).tasks[0].template.text == "A\t{text}"
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -121,9 +118,9 @@ def test_a_tracker_that_is_not_installed(base: Path, tmp_path: Path, monkeypatch
 @pytest.mark.usefixtures("no_weights")
 def test_long_rows_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
     prepared = prepare(settings(base, tmp_path, max_length=19, drop_long=True, data=str(short_and_long(tmp_path))))
-    assert [row.where.rpartition(":")[2] for row in prepared.train] == ["1", "2", "4"]
-    assert (len(prepared.validation), prepared.dropped) == (1, 3)
-    assert len(prepared.splits.train) == 5, "the digest is still that of the file"
+    assert [row.where.rpartition(":")[2] for row in prepared.tasks[0].train] == ["1", "2", "4"]
+    assert (len(prepared.tasks[0].validation), prepared.tasks[0].dropped) == (1, 3)
+    assert len(prepared.tasks[0].splits.train) == 5, "the digest is still that of the file"
 
 
 def short_and_long(folder: Path) -> Path:
@@ -161,13 +158,13 @@ def test_an_unfinished_run(base: Path, tmp_path: Path, home: Path) -> None:
 
 def test_remote_code_only_on_demand(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    real = recipe.load_tokenizer
+    real = preparation.load_tokenizer
 
     def listen(name: str, *, trust_remote_code: bool = False) -> Any:
         asked.append(trust_remote_code)
         return real(name)
 
-    monkeypatch.setattr(recipe, "load_tokenizer", listen)
+    monkeypatch.setattr(preparation, "load_tokenizer", listen)
     prepare(settings(base, tmp_path))
     prepare(settings(base, tmp_path), trust_remote_code=True)
     assert asked == [False, True]
@@ -177,21 +174,24 @@ def test_classes_and_instruction() -> None:
     rows = records(
         *({"text": t, "label": label} for t, label in zip("abcd", ("no", "yes", "no", "may be"), strict=True))
     )
-    splits = recipe.Splits(rows, rows[:1], [])
-    assert classes(splits) == ("may be", "no", "yes")
-    assert start_text(rows, REAL) == instruction_for(classes(splits))
-    assert all(label in instruction_for(classes(splits)) for label in ("may be", "no", "yes"))
-    asked = records({"prompt": "1 + 1", "completion": "2"})
-    assert classes(recipe.Splits(asked, asked, [])) == ()
+    task = of(rows, REAL)
+    assert task.classes == ("may be", "no", "yes")
+    assert start_text(task) == instruction_for(task.classes)
+    assert all(label in instruction_for(task.classes) for label in ("may be", "no", "yes"))
+    assert of(records({"prompt": "1 + 1", "completion": "2"}), REAL).classes == ()
+
+
+def of(rows: list[Record], template: Template) -> PreparedTask:
+    return PreparedTask("", Splits(rows, rows[:1], []), template, [], [], 0)
 
 
 def test_the_start_text_of_other_tasks_is_their_first_rows() -> None:
     asked = records(*({"prompt": f"{i} + 1", "completion": str(i + 1)} for i in range(INIT_ROWS + 3)))
-    text = start_text(asked, Template("text", "Q: {prompt}\nA:"))
+    text = start_text(of(asked, Template("text", "Q: {prompt}\nA:")))
     assert text.split("\n\n") == [f"Q: {i} + 1\nA: {i + 1}" for i in range(INIT_ROWS)]
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
     talk = records({"messages": turns}, {"messages": [*turns[:1], {"role": "assistant", "content": "Yes?"}]})
-    assert start_text(talk, Template("chat")) == "Hi\n\nHello!\n\nHi\n\nYes?"
+    assert start_text(of(talk, Template("chat"))) == "Hi\n\nHello!\n\nHi\n\nYes?"
 
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "prefix-tuning-mlp", "prompt-tuning"])
@@ -199,7 +199,7 @@ def test_where_virtual_tokens_start(method: str, base: Path, tmp_path: Path) -> 
     """A KV prompt brings its BOS and may freeze it; an embedding prompt has neither."""
     lm = tiny_lm("llama", bos=True)
     changes = {"method__name": method, "method__frozen_tokens": 1, "method__hidden": 7, "train__seed": 5}
-    start = start_of(prepare(settings(base, tmp_path, **changes, method__init="labels")), lm)
+    start, _ = start_of(prepare(settings(base, tmp_path, **changes, method__init="labels")), lm)
     kv = method != "prompt-tuning"
     assert start.lead == ((SPECIAL.index("<s>"),) if kv else ())
     assert start.frozen_tokens == (1 if kv else 0)
@@ -207,5 +207,5 @@ def test_where_virtual_tokens_start(method: str, base: Path, tmp_path: Path) -> 
     assert start.text == tuple(lm.encode(instruction_for(["even", "odd"])))
     assert start.labels == (tuple(lm.encode(" even")), tuple(lm.encode(" odd")))
     assert start.labels[0] == tuple(target_ids("even", REAL, lm.tokenizer)), "as they follow a row"
-    mine = start_of(prepare(settings(base, tmp_path, **changes, method__init_text="Odd or even?")), lm)
+    mine, _ = start_of(prepare(settings(base, tmp_path, **changes, method__init_text="Odd or even?")), lm)
     assert mine.text == tuple(lm.encode("Odd or even?"))

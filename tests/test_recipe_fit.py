@@ -17,6 +17,7 @@ import torch
 
 import softprompt.model as model_module
 from softprompt import recipe, store
+from softprompt.artifact import curves
 from softprompt.attach import bank
 from softprompt.card import Layout
 from softprompt.config import resolve
@@ -25,13 +26,12 @@ from softprompt.data.template import Template
 from softprompt.errors import CheckpointError, DataError, GeometryError, StoreError
 from softprompt.framing import card_subject
 from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, token_log_likelihoods
+from softprompt.objective import learned_tokens, token_losses
 from softprompt.prompt import Prompt
 from softprompt.prompt import digest as prompt_digest
 from softprompt.recipe import (
     Outcome,
     Prepared,
-    curves,
     fit,
     prepare,
 )
@@ -95,8 +95,8 @@ def loss_of(lm: FrozenLM, prompt: Prompt, run: Run) -> float:
     subject = card_subject(prompt, store.load_card(run.prepared.folder))
     with torch.no_grad():
         prefixes = bank(lm, [subject.prefix(lm)])
-    rows = run.prepared.validation
-    return -token_log_likelihoods(lm, prefixes, rows).sum().item() / learned_tokens(rows)
+    rows = run.prepared.tasks[0].validation
+    return token_losses(lm, prefixes, rows).sum().item() / learned_tokens(rows)
 
 
 def test_the_loaded_artifact_is_the_trained_prompt(run: Run) -> None:

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 import softprompt
 from softprompt import ranking, store
 from softprompt.attach import SITES, Prefix, bank
+from softprompt.candidate import Task
 from softprompt.card import Card
 from softprompt.data.template import Template
 from softprompt.data.tokenise import Example, prompt_ids, target_ids
@@ -25,10 +26,9 @@ from softprompt.geometry import Geometry
 from softprompt.measure import measure
 from softprompt.methods import Start, build
 from softprompt.model import FrozenLM, is_encoder_decoder, load
-from softprompt.objective import loss_sum, token_log_likelihoods
+from softprompt.objective import token_losses
 from softprompt.prompt import KVPrompt, Prompt, check_fits, digest
 from softprompt.ranking import rank
-from softprompt.train import Task
 from tests.data.rows import one
 from tests.labels import LABELS, TEXTS, labelled
 from tests.laws.cases import random_prompt, text_ids
@@ -86,9 +86,7 @@ def test_it_learns_saves_loads_and_answers(method: str, sites: tuple[str, ...], 
     store.save(tmp_path / "a", result.prompt, card)
     prompt, _ = store.load(tmp_path / "a", lm.geometry)
     with torch.no_grad():
-        first, second = (
-            token_log_likelihoods(lm, bank(lm, [Prefix(p, (), own.follow)]), rows) for p in (result.prompt, prompt)
-        )
+        first, second = (token_losses(lm, bank(lm, [Prefix(p, (), own.follow)]), rows) for p in (result.prompt, prompt))
     assert torch.equal(first, second)
     assert said(lm, prompt, rows) == [ANSWER] * len(rows)
 
@@ -272,7 +270,7 @@ def test_fit_evaluate_and_answer(sites: str | None, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
     config = settings(saved(tmp_path / "base"), tmp_path, method__sites=sites, train__steps=60, train__lr=0.1)
     prepared = softprompt.prepare(config)
-    assert prepared.template.kind == "seq2seq"
+    assert prepared.tasks[0].template.kind == "seq2seq"
     lm = softprompt.load_model(config.model, dtype="float32", device="cpu")
     outcome = softprompt.fit(prepared, lm)
     prompt, card = softprompt.load("tone", lm.geometry)
@@ -280,7 +278,7 @@ def test_fit_evaluate_and_answer(sites: str | None, tmp_path: Path, monkeypatch:
     there = {site for site, kv in zip(lm.geometry.sites, prompt.layers, strict=True) if kv is not None}
     assert there == set(sites.split(",") if sites else SITES)
     assert card.method["sites"] == sites
-    found = softprompt.compare(lm, "tone", prepared.splits.validation)
+    found = softprompt.compare(lm, "tone", prepared.tasks[0].splits.validation)
     assert found.soft_prompt.rows == 8
     (answer,) = softprompt.answer(
         lm, softprompt.load_subjects(lm, ["tone"]), [softprompt.Request("row 5", "tone")], Sampling(max_new_tokens=8)
@@ -316,4 +314,4 @@ def test_bart_counts_positions_from_the_text_and_is_refused() -> None:
 def test_a_model_without_a_start_token_is_refused() -> None:
     lm = odd_lm(tf.T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
     with pytest.raises(UnsupportedModelError, match="no token to start its decoder"):
-        loss_sum(lm, bank(lm, [Prefix()]), answers(2, 0))
+        token_losses(lm, bank(lm, [Prefix()]), answers(2, 0))

@@ -16,16 +16,17 @@ from torch import Tensor
 
 import softprompt.train as train_module
 from softprompt.attach import Prefix, bank
+from softprompt.candidate import Task
 from softprompt.config import TrainConfig
-from softprompt.data.batches import sample
+from softprompt.data.batches import Batches, sample
 from softprompt.data.tokenise import Example
 from softprompt.decode import Sampling, generate
 from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, TrainError
 from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, token_log_likelihoods
+from softprompt.objective import learned_tokens, token_losses
 from softprompt.prompt import Prompt, digest
-from softprompt.schedule import rate
-from softprompt.train import Event, Task, default_steps
+from softprompt.schedule import default_steps, rate
+from softprompt.train import Event
 from tests.laws.cases import text_ids
 from tests.tasks import ANSWER, END, METHOD_NAMES, answers, learner, run, task
 from tests.tiny import FAMILIES, tiny_lm
@@ -46,7 +47,7 @@ def validation_loss(prompt: Prompt, rows: Sequence[Example]) -> float:
     lm, own = tiny_lm("llama"), task()
     with torch.no_grad():
         prefixes = bank(lm, [Prefix(prompt, own.lead, own.follow)])
-    return -token_log_likelihoods(lm, prefixes, rows).sum().item() / learned_tokens(rows)
+    return token_losses(lm, prefixes, rows).sum().item() / learned_tokens(rows)
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
@@ -105,7 +106,7 @@ def test_events(tmp_path: Path) -> None:
 
 def first_batch() -> list[int]:
     own = task()
-    return train_module.Batches([len(e.ids) for e in own.train], 8, 0).next_batch()
+    return Batches([len(e.ids) for e in own.train], 8, 0).next_batch()
 
 
 def test_the_best_prompt_is_kept(tmp_path: Path) -> None:
@@ -209,16 +210,18 @@ def test_time_counts_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def poison(monkeypatch: pytest.MonkeyPatch, call: int, kind: str) -> None:
     """Make loss or gradient of one step not finite."""
-    calls, real = [0], train_module.loss_sum
+    calls, real = [0], train_module.token_losses
 
     def poisoned(*args: Any) -> Tensor:
-        calls[0] += 1
         loss = real(*args)
+        if not torch.is_grad_enabled():  # a validation
+            return loss
+        calls[0] += 1
         if calls[0] == call and kind == "gradient":
             loss.register_hook(lambda grad: grad * math.inf)
         return loss * math.nan if calls[0] == call and kind == "loss" else loss
 
-    monkeypatch.setattr(train_module, "loss_sum", poisoned)
+    monkeypatch.setattr(train_module, "token_losses", poisoned)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
@@ -236,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(kind: str, tmp_path: Path, monk
         poison(patch, 3, kind)
         with pytest.raises(NonFiniteLossError) as error:
             run(lm, mine, tmp_path / "run", steps=5, save_every=1, report=report)
-    batches = train_module.Batches([len(e.ids) for e in task().train], 8, 0)
+    batches = Batches([len(e.ids) for e in task().train], 8, 0)
     picked = [batches.next_batch() for _ in range(3)][2]
     message = str(error.value)
     assert "step 3" in message
@@ -250,7 +253,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(kind: str, tmp_path: Path, monk
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
-    monkeypatch.setattr(train_module, "token_log_likelihoods", lambda *_: torch.tensor([math.nan]))
+    monkeypatch.setattr(
+        train_module, "token_losses", lambda lm, bank, rows, owners: torch.full((learned_tokens(rows),), math.nan)
+    )
     with pytest.raises(NonFiniteLossError, match=r"(?s)step 0: validation loss is not finite"):
         run(lm, learner(lm, "prompt-tuning"), tmp_path)
 
@@ -321,14 +326,16 @@ def no_room_elsewhere() -> None:
 @pytest.mark.parametrize("fail", [no_room_on_the_cpu, no_room_elsewhere])
 def test_out_of_memory(fail: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
-    monkeypatch.setattr(train_module, "loss_sum", lambda *_: fail())
+    monkeypatch.setattr(
+        train_module, "token_losses", lambda *_: fail() if torch.is_grad_enabled() else torch.ones(len(_[2]) * 4)
+    )
     with pytest.raises(TrainError, match=r"(?s)step 1: out of memory.*memory.*--train.accumulate"):
         run(lm, learner(lm, "prompt-tuning"), tmp_path)
 
 
 def test_other_failures_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
-    monkeypatch.setattr(train_module, "loss_sum", lambda *_: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr(train_module, "token_losses", lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         run(lm, learner(lm, "prompt-tuning"), tmp_path)
 

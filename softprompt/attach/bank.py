@@ -15,19 +15,23 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from softprompt.attach.cache import KV, PrefixCache
-from softprompt.attach.forward import forward
-from softprompt.errors import DataError, GeometryError, UnsupportedModelError
+from softprompt.attach.forward import check_room, forward
+from softprompt.errors import GeometryError, UnsupportedModelError
 from softprompt.model import FrozenLM
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What stands in front of a row: lead ids · soft prompt (or none) · follow ids."""
+    """What stands in front of a row: lead ids · soft prompt (or none) · follow ids.
+
+    Nothing behind them looks at the virtual tokens [first, last) of `unseen`; the others keep their positions.
+    """
 
     prompt: Prompt | None = None
     lead: tuple[int, ...] = ()
     follow: tuple[int, ...] = ()
+    unseen: tuple[int, int] = (0, 0)
 
 
 class Bank(ABC):
@@ -78,13 +82,8 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> CausalBank:
     past_lengths = [p.prompt.n_tokens if isinstance(p.prompt, KVPrompt) else 0 for p in prefixes]
     runs = [embedded(lm, prefix) for prefix in prefixes]
     longest = max(past + len(run) for past, run in zip(past_lengths, runs, strict=True))
-    if longest > lm.geometry.max_positions:
-        raise DataError(
-            "what stands in front of the row does not fit in the model's context",
-            expected=f"<= {lm.geometry.max_positions} tokens",
-            got=longest,
-            hint="fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front",
-        )
+    hint = "fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front"
+    check_room(lm, longest, "what stands in front of the row does not fit in the model's context", hint)
     past_slots, run_slots = max(past_lengths), max(map(len, runs))
     past_N1, run_N1 = torch.tensor(past_lengths)[:, None], torch.tensor([len(run) for run in runs])[:, None]
     past_S, run_S = torch.arange(past_slots), torch.arange(run_slots)
@@ -92,7 +91,11 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> CausalBank:
         past_S.where(past_S < past_N1, -1),
         (run_S + past_N1).where(run_S < run_N1, -1),
     )
-    positions = torch.cat([past_positions, run_positions], dim=1).to(lm.device)
+    positions = torch.cat([past_positions, run_positions], dim=1)
+    for i, prefix in enumerate(prefixes):
+        begin = 0 if isinstance(prefix.prompt, KVPrompt) else past_slots + len(prefix.lead)
+        positions[i, begin + prefix.unseen[0] : begin + prefix.unseen[1]] = -1
+    positions = positions.to(lm.device)
     layers = _stack(lm, prefixes, past_slots)
     if run_slots:
         queries = positions[:, past_slots:]

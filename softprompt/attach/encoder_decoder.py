@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from softprompt.attach.bank import Bank, Prefix, embedded
 from softprompt.attach.cache import KV, DecoderCache, PrefixCache
-from softprompt.attach.forward import check_room
+from softprompt.attach.forward import check_not_empty, check_room
 from softprompt.attach.stacks import run_decoder, run_encoder
 from softprompt.errors import UnsupportedModelError
 from softprompt.model import FrozenLM
@@ -90,6 +90,8 @@ class Reading:
 
 def gather(lm: FrozenLM, prefixes: Sequence[Prefix]) -> EncoderDecoderBank:
     """The bank of these prefixes, with gradient where a prompt has one. Raises GeometryError as `attach.bank`."""
+    if any(last > first for first, last in (prefix.unseen for prefix in prefixes)):
+        raise UnsupportedModelError("an encoder-decoder cannot hide virtual tokens from single rows", where=lm.name)
     fronts = tuple(embedded(lm, prefix) for prefix in prefixes)
     pasts = {site: _past(lm, prefixes, site) for site in SITES}
     held = pasts["encoder"].visible.sum(1).tolist()
@@ -98,7 +100,8 @@ def gather(lm: FrozenLM, prefixes: Sequence[Prefix]) -> EncoderDecoderBank:
 
 def read(lm: FrozenLM, bank: EncoderDecoderBank, texts: Sequence[Sequence[int]], owners_B: Tensor) -> Reading:
     """Run the encoder over texts (token ids), each behind its own prefix. Raises DataError for an empty text."""
-    check_room(lm, max(bank.lengths) + max(map(len, texts)) + len(lm.closing), min(map(len, texts)))
+    check_not_empty(texts)
+    check_room(lm, max(bank.lengths) + max(map(len, texts)) + len(lm.closing))
     ids = [[*text, *lm.closing] for text in texts]
     own = lm.embed([token for text in ids for token in text]).split([len(text) for text in ids])
     rows = [torch.cat([bank.fronts[o], text]) for o, text in zip(owners_B.tolist(), own, strict=True)]
@@ -147,12 +150,6 @@ def recorded(lm: FrozenLM, text: Sequence[int], written: Sequence[int]) -> tuple
     ids = torch.tensor([list(written)], device=lm.device)
     run_decoder(lm, ids, causal, states, seen, DecoderCache(caches["decoder"], caches["cross"]))
     return tuple(caches[site].seen.get(i) for site in SITES for i in range(len(layers[site])))
-
-
-def check_seen(unseen: Sequence[tuple[int, int]]) -> None:
-    """Refuse rows that may not look at some virtual tokens (`Example.unseen`): they are not hidden here."""
-    if any(last > first for first, last in unseen):
-        raise UnsupportedModelError("an encoder-decoder cannot hide virtual tokens from single rows")
 
 
 def _write(lm: FrozenLM, bank: EncoderDecoderBank, reading: Reading, ids_BT: Tensor, owners_B: Tensor) -> Tensor:

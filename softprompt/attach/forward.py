@@ -6,6 +6,7 @@ Shapes: G bins or rows, Q queries, K keys, L tokens, H width.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -58,17 +59,21 @@ def forward(
     return out.last_hidden_state
 
 
-def check_room(lm: FrozenLM, tokens: int, shortest: int) -> None:
-    """Raise DataError for an empty row, or if `tokens` exceed the model's context."""
-    if shortest < 1:
+def check_not_empty(rows: Iterable[Sequence[int]]) -> None:
+    """Raise DataError for a row without tokens."""
+    if not all(map(len, rows)):
         raise DataError("a row has no tokens", hint="give at least one token of text behind the prefix")
+
+
+def check_room(
+    lm: FrozenLM,
+    tokens: int,
+    what: str = "prefix, text and new tokens do not fit in the model's context",
+    hint: str = "shorten the text or ask for fewer new tokens",
+) -> None:
+    """Raise DataError, saying what and giving the hint, if `tokens` exceed the model's context."""
     if tokens > lm.geometry.max_positions:
-        raise DataError(
-            "prefix, text and new tokens do not fit in the model's context",
-            expected=f"<= {lm.geometry.max_positions} tokens",
-            got=tokens,
-            hint="shorten the text or ask for fewer new tokens",
-        )
+        raise DataError(what, expected=f"<= {lm.geometry.max_positions} tokens", got=tokens, hint=hint)
 
 
 def additive(visible_GQK: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softprompt.attach.bank import Bank, causal
 from softprompt.attach.cache import PrefixCache
-from softprompt.attach.forward import check_room, forward
+from softprompt.attach.forward import check_not_empty, check_room, forward
 from softprompt.model import FrozenLM
 from softprompt.packing import Row, best_capacity, pack
 
@@ -30,14 +30,14 @@ def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | Non
         UnsupportedModelError: the bank of an encoder–decoder.
     """
     bank = causal(bank)
-    check_room(lm, 0, min(len(row.ids) for row in rows))
+    check_not_empty(row.ids for row in rows)
     if capacity is None:
         capacity = best_capacity(rows, bank.slots, *_costs(lm))
     bins = pack(rows, capacity)
     owners = bins.prefix.to(lm.device)
     starts_G1 = torch.tensor(bank.lengths, device=lm.device)[owners][:, None]
     positions_GL = bins.depth.to(lm.device) + starts_G1
-    check_room(lm, int(positions_GL.max()) + 1, 1)
+    check_room(lm, int(positions_GL.max()) + 1)
     prefix_GS = bank.positions[owners]
     visible_prefix = (prefix_GS >= 0)[:, None, :].expand(-1, positions_GL.shape[1], -1)
     states_GLH = forward(

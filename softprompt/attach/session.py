@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softprompt.attach.bank import Bank, causal
 from softprompt.attach.cache import GrowingCache
-from softprompt.attach.forward import check_room, forward
+from softprompt.attach.forward import check_not_empty, check_room, forward
 from softprompt.model import FrozenLM
 
 
@@ -37,11 +37,8 @@ class Session:
         self, lm: FrozenLM, bank: Bank, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int
     ) -> None:
         bank = causal(bank)
-        check_room(
-            lm,
-            max(bank.lengths[o] + len(row) for row, o in zip(rows, owners, strict=True)) + room,
-            min(map(len, rows)),
-        )
+        check_not_empty(rows)
+        check_room(lm, max(bank.lengths[o] + len(row) for row, o in zip(rows, owners, strict=True)) + room)
         self.lm = lm
         longest, owner = max(map(len, rows)), torch.tensor(owners, device=lm.device)
         starts_B1 = torch.tensor(bank.lengths, device=lm.device)[owner][:, None]

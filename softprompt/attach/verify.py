@@ -37,17 +37,20 @@ def bank(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
 
 
 @torch.no_grad()
-def keys_values(lm: FrozenLM, ids: Sequence[int]) -> tuple[KV, ...]:
-    """The keys and values [1, K, T, D] that the model computes for a text, for every layer of `geometry.layers`.
+def keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[KV, ...]:
+    """The keys and values [1, K, T, D] that the model computes for a prefix, for every layer of `geometry.layers`.
 
     An encoder–decoder reads the text in its encoder, and its decoder is given the same ids behind its start token, as
     many tokens in all. Unlike a causal model's, these keys and values do not stand for the text: in the encoder a text
-    also looks at what comes behind it.
+    also looks at what comes behind it. Raises UnsupportedModelError for one in front of a soft prompt.
     """
     verify(lm)
-    if lm.is_encoder_decoder:
-        return recorded(lm, ids, [lm.start_id, *ids[:-1]])
-    return run_prefixes(lm, [Prefix(lead=tuple(ids))]).layers
+    if not lm.is_encoder_decoder:
+        return run_prefixes(lm, [prefix]).layers
+    if prefix.prompt is not None:
+        raise UnsupportedModelError("an encoder-decoder has keys and values for a text only", where=lm.name)
+    ids = [*prefix.lead, *prefix.follow]
+    return recorded(lm, ids, [lm.start_id, *ids[:-1]])
 
 
 @torch.no_grad()

@@ -1,21 +1,25 @@
-"""`softprompt eval`: a soft prompt beside the base model and a text prompt, on the same rows."""
+"""`softprompt eval`: soft prompts beside the base model and a text prompt, on the same rows."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, unescaped
+from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, named, unescaped
+from softprompt.cli.visible import visible
+
+BASELINES = ("base", "text_prompt")
+SUBJECTS = (*BASELINES, "soft_prompt")
 
 
 def eval_command(
-    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    names: Annotated[str, typer.Argument(help="A soft prompt's name or path, or several: a,b,c.")],
     data: Annotated[
         str, typer.Option("--data", "-d", help="Rows with answers: a file, or a folder with train.* and test.*.")
     ],
@@ -25,6 +29,7 @@ def eval_command(
     shots_data: Annotated[
         str | None, typer.Option(help="Where they come from; the folder's train.* if --data is one.")
     ] = None,
+    vote: Annotated[bool, typer.Option("--vote", help="Score the majority of the soft prompts too.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
     as_json: AsJson = False,
@@ -32,34 +37,53 @@ def eval_command(
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Evaluate a soft prompt beside the base model and a text prompt, with 95 % confidence intervals.
+    """Evaluate soft prompts beside the base model and a text prompt, with 95 % confidence intervals.
 
-    Of a file that the soft prompt was trained on, only the rows held out in training are scored.
+    Of a file that a soft prompt was trained on, only the rows held out in training are scored.
     """
     from softprompt import store
     from softprompt.cli.loading import load_base
-    from softprompt.comparison import compare, evaluation_rows
+    from softprompt.comparison import EMPTY, compare, evaluation_rows
     from softprompt.decode import Sampling
+    from softprompt.voting import check_vote
+    from softprompt.voting import vote as majority
 
-    found = evaluation_rows(data, shots, shots_data, store.load_card(store.locate(name)))
+    chosen = named(names)
+    cards = {name: store.load_card(store.locate(name)) for name in chosen}
+    found = evaluation_rows(data, shots, shots_data, *cards.values())
+    rows = found.rows[:limit]
+    if vote:
+        check_vote(cards, rows)
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
     for note in found.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_base(model, [name], dtype, device, trust_remote_code)
+    lm = load_base(model, chosen, dtype, device, trust_remote_code)
     instruction = None if text_prompt is None else unescaped(text_prompt)
     with console.status("evaluating"):
         comparison = compare(
-            lm, name, found.rows[:limit], instruction=instruction, shots=found.shots, sampling=Sampling(max_new_tokens)
+            lm, chosen, rows, instruction=instruction, shots=found.shots, sampling=Sampling(max_new_tokens)
         )
+    results = comparison.to_dict()
+    if vote:
+        results["vote"] = majority(list(comparison.soft_prompts.values()), rows).to_dict()
     if as_json:
-        notes = [*found.notes, *comparison.notes]
-        typer.echo(json.dumps({"name": Path(name).name, "data": data, **comparison.to_dict(), "notes": notes}))
+        who = {"name": Path(chosen[0]).name} if len(chosen) == 1 else {"names": chosen}
+        typer.echo(json.dumps({**who, "data": data, **results, "notes": [*found.notes, *comparison.notes]}))
         return
-    print_comparison(comparison.to_dict(), Console(soft_wrap=True))
+    print_comparison(_flat(results), Console(soft_wrap=True))
     for note in comparison.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    if not found.shots and shots and not comparison.notes:
+    if not found.shots and shots and EMPTY not in comparison.notes:
         console.print(Text("the text prompt has no examples: --shots-data FILE gives it some", style="dim"))
+
+
+def _flat(results: dict[str, Any]) -> dict[str, dict[str, object]]:
+    """One entry a row of the table; a soft prompt that is named as another row is told apart."""
+    soft = results.get("soft_prompts", {})
+    rows = {subject: values for subject, values in results.items() if values is not soft}
+    own = {name if name not in rows else f"prompt {name}": values for name, values in soft.items()}
+    last = {"vote": rows.pop("vote")} if "vote" in rows else {}
+    return rows | own | last
 
 
 def print_comparison(results: dict[str, dict[str, object]], console: Console) -> None:
@@ -73,8 +97,9 @@ def print_comparison(results: dict[str, dict[str, object]], console: Console) ->
     for subject, values in results.items():
         intervals = values["confidence_interval"]
         assert isinstance(intervals, dict)
-        cells = [_cell(m, values[m], *intervals[m]) for m in names]
-        table.add_row(subject.replace("_", " "), *cells, style="bold" if subject == "soft_prompt" else "")
+        cells = [_cell(m, values[m], *intervals[m]) if m in values else "" for m in names]
+        label = subject.replace("_", " ") if subject in SUBJECTS else subject
+        table.add_row(Text(visible(label)), *cells, style="" if subject in BASELINES else "bold")
     console.print(table)
     console.print(Text(f"{first['rows']} rows; 95 % confidence intervals", style="dim"))
 

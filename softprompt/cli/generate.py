@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, unescaped
+from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, named, unescaped
 from softprompt.cli.visible import visible
 from softprompt.errors import ConfigError, DataError
 
@@ -59,9 +59,7 @@ def generate_command(
     from softprompt.generation import Request, answer
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(map(unescaped, stop or ())), seed)
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
-    if not chosen:
-        raise ConfigError("no soft prompt is named", got=names, hint='softprompt generate NAME "your text"')
+    chosen = named(names)
     rows = _texts(texts)
     own = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
     lm = load_base(model, chosen, dtype, device, trust_remote_code)

@@ -32,12 +32,16 @@ def settings(
 
 def _register() -> None:
     """Verbs import their machinery when called, so that --help stays quick."""
-    from softprompt.cli import data, doctor, evaluate, generate, models, prompts, train
+    from softprompt.cli import compose, data, doctor, evaluate, generate, models, prompts, prune, similar, sweep, train
 
     options = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", context_settings=options)(train.train_command)
+    app.command("sweep", context_settings=options)(sweep.sweep_command)
     app.command("eval")(evaluate.eval_command)
     app.command("generate")(generate.generate_command)
+    app.command("compose")(compose.compose_command)
+    app.command("prune")(prune.prune_command)
+    app.command("similar")(similar.similar_command)
     app.command("list")(prompts.list_command)
     app.command("show")(prompts.show_command)
     app.add_typer(data.app, name="data")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -24,12 +24,12 @@ def progress_for(
 ) -> Iterator[Callable[[Event], None]]:
     """A function that shows events."""
     if as_json:
-        yield lambda event: typer.echo(json.dumps({"event": event.kind, "step": event.step, **event.numbers}))
+        yield lambda event: typer.echo(json.dumps(line_of(event)))
         return
     if not console.is_terminal:
         yield lambda event: _plain(event, console)
         return
-    from softprompt.train import default_steps
+    from softprompt.schedule import default_steps
 
     steps = settings.steps or (None if settings.minutes else default_steps(rows, settings.batch_size))
     columns = (
@@ -60,12 +60,19 @@ def progress_for(
         yield show
 
 
+def line_of(event: Event) -> dict[str, Any]:
+    """An event as one JSON object."""
+    of = {"candidate": event.candidate} if event.candidate else {}
+    return {"event": event.kind, "step": event.step, **of, **event.numbers}
+
+
 def _plain(event: Event, console: Console) -> None:
     n = event.numbers
-    if event.kind == "step" and event.step % PLAIN_EVERY == 0:
+    of = f"  {event.candidate}" if event.candidate else ""
+    if event.kind == "step" and not of and event.step % PLAIN_EVERY == 0:
         console.print(
             f"step {event.step}  loss {n['loss']:.4f}  lr {n['lr']:.2e}  {n['elapsed']:.0f} s",
             highlight=False,
         )
     elif event.kind == "validation":
-        console.print(f"step {event.step}  validation loss {n['validation_loss']:.4f}", highlight=False)
+        console.print(f"step {event.step}  validation loss {n['validation_loss']:.4f}{of}", highlight=False)

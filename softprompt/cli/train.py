@@ -33,10 +33,12 @@ FLAGS = {
     "name": "name",
     "template": "template",
     "chat": "chat",
+    "recipe": "recipe",
     "method": "method.name",
     "n_tokens": "method.n_tokens",
     "init": "method.init",
     "init_text": "method.init_text",
+    "init_from": "method.init_from",
     "steps": "train.steps",
     "minutes": "train.minutes",
     "batch_size": "train.batch_size",
@@ -56,15 +58,23 @@ def train_command(
         str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")
     ] = None,
     data: Annotated[
-        str | None,
-        typer.Option("--data", "-d", help="File, folder with train/validation/test, or Hub data set."),
+        list[str] | None,
+        typer.Option(
+            "--data", "-d", help="File, folder with train.* and test.*, or Hub data set; several: TASK=PLACE."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the soft prompt.")] = None,
     template: Annotated[str | None, typer.Option(help=r"Row to text, e.g. 'Review: {text}\nSentiment:'.")] = None,
     chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = None,
-    method: Annotated[str | None, typer.Option(help="prefix-tuning, prefix-tuning-mlp or prompt-tuning.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="auto chooses what is not given; fixed does not.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="prefix-tuning, prompt-tuning, … (softprompt train --print-config lists them).")
+    ] = None,
     n_tokens: Annotated[int | None, typer.Option(help="Virtual tokens.")] = None,
-    init: Annotated[str | None, typer.Option(help="Where they start: text, labels, vocab or uniform.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Where they start: text, demonstrations, labels, vocab, uniform, prompt, best.")
+    ] = None,
+    init_from: Annotated[str | None, typer.Option(help="The soft prompt to start from.")] = None,
     init_text: Annotated[str | None, typer.Option(help="The text to start from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time; the schedule fits itself to it.")] = None,
@@ -94,6 +104,9 @@ def train_command(
 
     extra, yaml_path = dotted([config, *context.args] if config else context.args)
     given["init_text"] = None if init_text is None else unescaped(init_text)
+    given["data"] = sources(data)
+    if init_from is not None and init is None:
+        given["init"] = "prompt"
     flags = {setting: given[flag] for flag, setting in FLAGS.items()} | extra
     settings = resolve(flags, yaml_path, dict(os.environ))
     if print_config:
@@ -125,27 +138,27 @@ def run_training(
     quiet, as_json = quiet or not first, as_json and first
     console = Console(stderr=as_json, quiet=quiet, soft_wrap=True)
     prepared = prepare(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
-    for note in prepared.splits.notes:
-        console.print(Text(f"note: {note}", style="yellow"))
-    if unused := unused_fields(prepared.template, prepared.splits.train):
-        console.print(Text(f"note: the template does not use the fields {', '.join(unused)}", style="yellow"))
-    if prepared.dropped:
-        console.print(
-            Text(
-                f"note: {prepared.dropped} rows of over {settings.max_length} tokens left out",
-                style="yellow",
-            )
-        )
+    settings = prepared.config
+    for task in prepared.tasks:
+        notes = list(task.splits.notes)
+        if unused := unused_fields(task.template, task.splits.train):
+            notes.append(f"the template does not use the fields {', '.join(unused)}")
+        if task.dropped:
+            notes.append(f"{task.dropped} rows of over {settings.max_length} tokens left out")
+        for note in notes:
+            console.print(Text(f"note: {task.name}{': ' * bool(task.name)}{note}", style="yellow"))
     lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
-    console.print(
-        Text(
-            f"method      {settings.method.name}, {settings.method.n_tokens} tokens from {settings.method.init}\n"
-            f"data        {len(prepared.train)} rows to train, {len(prepared.validation)} to validate "
-            f"({KINDS[prepared.splits.train[0].kind]})"
-        )
-    )
-    with progress_for(settings.train, len(prepared.train), console, as_json=as_json) as report:
+    for choice in prepared.choices:
+        console.print(Text(f"auto        {choice.setting} = {choice.value}: {choice.why}"))
+    method = settings.method
+    console.print(Text(f"method      {method.name}, {method.n_tokens} tokens from {method.init_from or method.init}"))
+    for task in prepared.tasks:
+        name, kind = f"{task.name}: " if task.name else "", KINDS[task.splits.train[0].kind]
+        rows = f"{len(task.train)} rows to train, {len(task.validation)} to validate"
+        console.print(Text(f"data        {name}{rows} ({kind})"))
+    count = sum(len(task.train) for task in prepared.tasks)
+    with progress_for(settings.train, count, console, as_json=as_json) as report:
         try:
             outcome = fit(
                 prepared,
@@ -170,27 +183,47 @@ def run_training(
     summary = {
         "event": "saved",
         "folder": str(outcome.folder),
+        "folders": [str(folder) for folder, _ in outcome.saved],
         "step": result.step,
         "seconds": result.seconds,
     }
     if as_json:
         typer.echo(json.dumps(summary | {"bytes": outcome.bytes, "validation_loss": result.validation_loss}))
     out = Console(quiet=as_json or not first, soft_wrap=True)
-    out.print(Text(f"saved       {outcome.folder} ({outcome.bytes / 1024:,.0f} KiB){loss}", style="bold green"))
+    folders = ", ".join(str(folder) for folder, _ in outcome.saved)
+    out.print(Text(f"saved       {folders} ({outcome.bytes / 1024:,.0f} KiB){loss}", style="bold green"))
     out.print(Text(f"ended by    {result.stopped} after {result.step} steps, {result.seconds:.0f} s"))
     out.print(Text(f"curve       {outcome.folder / 'curve.png'}"))
     return 0
+
+
+def sources(data: list[str] | None) -> str | dict[str, str] | None:
+    """What --data names: one place, or {task: place} if it is given as TASK=PLACE, any number of times."""
+    if not data:
+        return None
+    pairs = [given.partition("=") for given in data]
+    if len(data) == 1 and (not pairs[0][1] or Path(data[0]).exists()):
+        return data[0]
+    if bare := [given for given, (_, equals, _) in zip(data, pairs, strict=True) if not equals]:
+        raise ConfigError("one of several --data has no name", expected="--data TASK=PLACE", got=bare[0])
+    found = {name: place for name, _, place in pairs}
+    if len(found) < len(pairs):
+        raise ConfigError("two --data have the same name", got=", ".join(name for name, _, _ in pairs))
+    return found
 
 
 def print_next(settings: Config) -> None:
     """The commands that follow a finished run."""
     from softprompt import store
 
-    if settings.name and store.locate(settings.name).exists():
-        console = Console(soft_wrap=True)
-        data = shlex.quote(str(settings.data))
-        console.print(Text(f"next        softprompt eval {settings.name} --data {data}"))
-        console.print(Text(f'            softprompt generate {settings.name} "your text"'))
+    console, before = Console(soft_wrap=True), "next"
+    named = settings.data if isinstance(settings.data, dict) else {"": settings.data}
+    for task, place in named.items():
+        name = f"{settings.name}.{task}" if task else str(settings.name)
+        if store.locate(name).exists():
+            console.print(Text(f"{before:<12}softprompt eval {name} --data {shlex.quote(str(place))}"))
+            console.print(Text(f'            softprompt generate {name} "your text"'))
+            before = ""
 
 
 def dotted(arguments: list[str]) -> tuple[dict[str, str], Path | None]:

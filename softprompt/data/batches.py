@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from softprompt.errors import DataError
 
-__all__ = ["Batches", "sample"]
+__all__ = ["Batches", "permutation", "sample"]
 
 
 def sample(rows: int, count: int, seed: int) -> list[int]:
@@ -25,7 +25,17 @@ def sample(rows: int, count: int, seed: int) -> list[int]:
 
     Files are often sorted by label, so their first rows say little about the rest.
     """
-    return sorted(np.argsort(np.random.Philox(key=seed).random_raw(rows), kind="stable")[:count].tolist())
+    return sorted(permutation(rows, seed)[:count].tolist())
+
+
+def permutation(rows: int, seed: int, part: int = 0) -> NDArray[np.int64]:
+    """The row numbers below `rows` in an order drawn by seed, another one for each `part`.
+
+    NumPy keeps the raw output of a bit generator the same for ever, but may change its own `permutation`; sorting
+    raw numbers therefore lets a run be resumed under another NumPy.
+    """
+    key = np.array([seed, part], dtype=np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(rows), kind="stable")
 
 
 @final
@@ -56,7 +66,12 @@ class Batches:
         self._rows = len(lengths)
         self._checksum = zlib.crc32(np.asarray(lengths, dtype="<i8").tobytes())
         self._epoch, self._offset = 0, 0
-        self._order = self._permutation(0)
+        self._order = permutation(self._rows, seed)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self._rows
 
     @property
     def epoch(self) -> float:
@@ -65,12 +80,16 @@ class Batches:
 
     def next_batch(self) -> list[int]:
         """The next `batch_size` row numbers."""
+        return self.take(self.batch_size)
+
+    def take(self, count: int) -> list[int]:
+        """The next `count` row numbers."""
         batch: list[int] = []
-        while len(batch) < self.batch_size:
+        while len(batch) < count:
             if self._offset == self._rows:
                 self._epoch, self._offset = self._epoch + 1, 0
-                self._order = self._permutation(self._epoch)
-            taken = self._order[self._offset : self._offset + self.batch_size - len(batch)]
+                self._order = permutation(self._rows, self.seed, self._epoch)
+            taken = self._order[self._offset : self._offset + count - len(batch)]
             self._offset += len(taken)
             batch += taken.tolist()
         return batch
@@ -107,13 +126,4 @@ class Batches:
         if state["epoch"] < 0 or not 0 <= state["offset"] <= self._rows:
             raise DataError("the state of the sampler is out of range", got=dict(state))
         self._epoch, self._offset = state["epoch"], state["offset"]
-        self._order = self._permutation(self._epoch)
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        """The order of one epoch, [rows].
-
-        NumPy keeps the raw output of a bit generator the same for ever, but may change `permutation`;
-        sorting raw numbers therefore lets a run be resumed under another NumPy.
-        """
-        key = np.array([self.seed, epoch], dtype=np.uint64)
-        return np.argsort(np.random.Philox(key=key).random_raw(self._rows), kind="stable")
+        self._order = permutation(self._rows, self.seed, self._epoch)

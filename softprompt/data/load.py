@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import numpy as np
-
+from softprompt.data.batches import permutation
 from softprompt.data.formats import Record, parse_rows
 from softprompt.data.hub import is_hub_name, read_hub
 from softprompt.data.readers import SUFFIXES, read_rows
@@ -116,9 +115,8 @@ def carve(train: Sequence[Record], fraction: float = 0.1, seed: int = 0) -> tupl
         raise DataError("the seed must be in 0 ... 2**63 - 1", got=seed)
     wanted = min(max(1, round(len(train) * fraction)), _MOST_CARVED, len(train) - 1)
     left = Counter(record.target for record in train if record.kind == "label")
-    order = np.argsort(np.random.Philox(key=seed).random_raw(len(train)), kind="stable")
     taken: set[int] = set()
-    for i in order.tolist():
+    for i in permutation(len(train), seed).tolist():
         if len(taken) == wanted:
             break
         if train[i].kind == "label":

@@ -19,13 +19,18 @@ class Start:
     """What a method starts from.
 
     Attributes:
-        n_tokens: P, the number of virtual tokens.
+        n_tokens: P, the number of virtual tokens, of a KV prompt with its lead.
         init: the name of an initialiser, see `inits.py`.
-        text: token ids of a text (for "text"; also the lead of a KV prompt, BOS first).
+        text: token ids of a text (for "text"), or of demonstrations, which are neither cut nor repeated.
         labels: token ids of each class label (for "labels").
+        prompt: another soft prompt (for "prompt").
         lead: ids that a KV prompt must begin with, such as BOS.
         frozen_tokens: first virtual tokens of a KV prompt that are not trained (the attention sink).
-        hidden: width of a reparametrising MLP.
+        hidden: width of a reparametrising network.
+        rank: of decomposed prompt tuning.
+        sources: the prompts that a mixture attends to.
+        n_tasks: how many tasks share a multitask prompt.
+        n_prompts: how many prompts a router chooses from.
         sites: where a KV prompt stands in an encoder–decoder, of "encoder", "decoder", "cross"; everywhere if empty.
         seed: of every random draw.
     """
@@ -34,10 +39,15 @@ class Start:
     init: str = "text"
     text: tuple[int, ...] = ()
     labels: tuple[tuple[int, ...], ...] = ()
+    prompt: Prompt | None = None
     lead: tuple[int, ...] = ()
     frozen_tokens: int = 0
     hidden: int = 512
     sites: tuple[str, ...] = ()
+    rank: int = 10
+    sources: tuple[Prompt, ...] = ()
+    n_tasks: int = 1
+    n_prompts: int = 4
     seed: int = 0
 
 
@@ -46,7 +56,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self) -> tuple[Prompt, ...]:
-        """The live prompts, with gradient into the parameters, in float32: one for all tasks, or one for each."""
+        """The live prompts, with gradient into the parameters, in float32: one for all tasks, or one for each.
+
+        What comes behind those of the tasks (a shared prompt) stands in front of no row.
+        """
 
     @final
     def behind(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]:

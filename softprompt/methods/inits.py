@@ -1,7 +1,15 @@
 """Where virtual tokens start. Initialisation and learning rate decide whether a soft prompt learns at all.
 
-Embedding prompts: every function gives [P, H] in float32. KV prompts start from the keys and values of real token
-ids (`harvest`), or from noise of the same spread (`noise`).
+    text            real tokens of a text, repeated or cut to P
+    demonstrations  real tokens of a few-shot prompt, exactly P of them
+    labels          the class labels' tokens, then frequent tokens at random
+    vocab           frequent tokens at random
+    uniform         noise as wide as the model's own embeddings, or keys and values
+    normal          N(0, 1), the start of `torch.nn.Embedding` that PEFT and P-tuning v2 have: here to compare with
+    prompt          another soft prompt (Vu et al.: SPoT. ACL 2022. https://arxiv.org/abs/2110.07904)
+
+An embedding prompt starts from the tokens' embeddings, a KV prompt from the keys and values that the model computes
+for them; both in float32. What gives another number of tokens than P is refused.
 """
 
 from __future__ import annotations
@@ -11,44 +19,82 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach import SITES
+from softprompt.attach import SITES, Prefix
 from softprompt.attach import keys_values as keys_values_of
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Start
+from softprompt.methods.draws import generator
 from softprompt.model import FrozenLM
-from softprompt.prompt import KVPrompt
+from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt, check_fits, frozen, to
 
-INITS = ("text", "labels", "vocab", "uniform")
+INITS = ("text", "demonstrations", "labels", "vocab", "uniform", "normal", "prompt")
 FREQUENT = 5000  # Lester et al. 2021, section 3.2: sample from the 5,000 most common tokens
 UNIFORM_RANGE = 0.5  # same section: uniform in [-0.5, 0.5]
-
-
-def generator(seed: int) -> torch.Generator:
-    """A CPU generator, so that a seed gives the same start on every device."""
-    return torch.Generator().manual_seed(seed)
 
 
 def embeddings(lm: FrozenLM, start: Start) -> Tensor:
     """[P, H] float32 for an embedding prompt.
 
-    Raises ConfigError for an unknown initialiser, one that lacks its text or labels, or sites.
+    Raises:
+        ConfigError: an unknown initialiser, one that lacks its text, labels or prompt, another number of tokens, or
+            sites.
+        GeometryError: the prompt to start from does not fit the model.
     """
     if start.sites:
         what = "sites are for KV prompts: an embedding prompt always stands in front of the text"
         raise ConfigError(what, where="method.sites", got=",".join(start.sites), hint="leave method.sites out")
+    size, draw = (start.n_tokens, lm.geometry.hidden), generator(start.seed)
     if start.init == "uniform":
-        size = (start.n_tokens, lm.geometry.hidden)
-        noise = (torch.rand(size, generator=generator(start.seed)) * 2 - 1) * UNIFORM_RANGE
-        return noise.to(lm.device) * _spread(lm)
+        return ((torch.rand(size, generator=draw) * 2 - 1) * UNIFORM_RANGE).to(lm.device) * _spread(lm)
+    if start.init == "normal":
+        return torch.randn(size, generator=draw).to(lm.device)
     if start.init == "labels":
         return _label_means(lm, start)
-    return lm.embed(torch.tensor(token_ids(lm, start))).float()
+    if start.init == "prompt":
+        made = _other(lm, start)
+        if not isinstance(made, EmbeddingPrompt):
+            hint = "choose a method that trains keys and values, or an embedding prompt to start from"
+            raise ConfigError("an embedding prompt cannot start from a KV prompt", where="method.init", hint=hint)
+    else:
+        made = EmbeddingPrompt(lm.embed(torch.tensor(token_ids(lm, start))).float())
+    _check_length(made, start)
+    return made.embeddings
+
+
+def keys_values(lm: FrozenLM, start: Start) -> KVPrompt:
+    """The KV prompt to start from, at the sites of `start` only; begins with `start.lead` (BOS), whose keys are the
+    attention sink.
+
+    Another embedding prompt is run once behind the lead: its keys and values act as it does. Raises as `embeddings`.
+    """
+    _check_sites(lm, start)
+    made = _everywhere(lm, start)
+    sites, wanted = lm.geometry.sites, start.sites or SITES
+    return KVPrompt(tuple(kv if not sites or sites[i] in wanted else None for i, kv in enumerate(made.layers)))
+
+
+def _everywhere(lm: FrozenLM, start: Start) -> KVPrompt:
+    if start.init in ("uniform", "normal"):
+        return _noise(lm, start)
+    if start.init == "prompt":
+        other = _other(lm, start)
+        made = other if isinstance(other, KVPrompt) else _run(lm, Prefix(other, start.lead))
+    else:
+        ids = [*start.lead, *token_ids(lm, start)]
+        made = harvest(lm, ids if start.init == "demonstrations" else ids[: start.n_tokens])
+    _check_length(made, start)
+    return made
 
 
 def token_ids(lm: FrozenLM, start: Start) -> list[int]:
-    """P real token ids to start from: the text repeated or cut, the labels' tokens, or frequent tokens at random."""
+    """P real token ids to start from: the text repeated or cut, the labels' tokens, or frequent tokens at random.
+
+    Demonstrations are given as they are.
+    """
     if start.init == "vocab":
         return frequent_tokens(lm, start.n_tokens, start.seed)
+    if start.init == "demonstrations":
+        return _fit(start.text, len(start.text), "demonstrations")
     if start.init == "text":
         return _fit(start.text, start.n_tokens, "text")
     if start.init == "labels":
@@ -74,23 +120,12 @@ def harvest(lm: FrozenLM, ids: Sequence[int]) -> KVPrompt:
     For an encoder–decoder those of encoder, decoder and cross-attention, which resemble the text but do not stand for
     it (`attach.keys_values`).
     """
-    layers = keys_values_of(lm, ids)
+    return _run(lm, Prefix(lead=tuple(ids)))
+
+
+def _run(lm: FrozenLM, prefix: Prefix) -> KVPrompt:
+    layers = keys_values_of(lm, prefix)
     return KVPrompt(tuple(None if kv is None else (kv[0][0].float(), kv[1][0].float()) for kv in layers))
-
-
-def keys_values(lm: FrozenLM, start: Start) -> KVPrompt:
-    """The KV prompt to start from, at the sites of `start` only; begins with `start.lead` (BOS), whose keys are the
-    attention sink.
-
-    Raises ConfigError as `embeddings`, and for sites that the model does not have.
-    """
-    _check_sites(lm, start)
-    if start.init == "uniform":
-        whole = _noise(lm, start)
-    else:
-        whole = harvest(lm, [*start.lead, *token_ids(lm, start)][: start.n_tokens])
-    sites, wanted = lm.geometry.sites, start.sites or SITES
-    return KVPrompt(tuple(kv if not sites or sites[i] in wanted else None for i, kv in enumerate(whole.layers)))
 
 
 def _check_sites(lm: FrozenLM, start: Start) -> None:
@@ -102,11 +137,12 @@ def _check_sites(lm: FrozenLM, start: Start) -> None:
 
 
 def _noise(lm: FrozenLM, start: Start) -> KVPrompt:
-    """Normal noise with the spread, per layer, of the keys and values of frequent tokens."""
+    """Normal noise: plain, or with the spread, per layer, of the keys and values of frequent tokens."""
     model, draw = harvest(lm, frequent_tokens(lm, start.n_tokens, start.seed)), generator(start.seed)
 
     def like(tensor: Tensor) -> Tensor:
-        return torch.randn(tensor.shape, generator=draw).to(tensor) * tensor.std()
+        noise = torch.randn(tensor.shape, generator=draw).to(tensor)
+        return noise if start.init == "normal" else noise * tensor.std()
 
     return KVPrompt(tuple(None if kv is None else (like(kv[0]), like(kv[1])) for kv in model.layers))
 
@@ -118,6 +154,21 @@ def _label_means(lm: FrozenLM, start: Start) -> Tensor:
     means = [lm.embed(torch.tensor(label)).float().mean(0) for label in start.labels[: start.n_tokens]]
     fill = frequent_tokens(lm, start.n_tokens - len(means), start.seed)
     return torch.cat([torch.stack(means), lm.embed(torch.tensor(fill, dtype=torch.long)).float()])
+
+
+def _other(lm: FrozenLM, start: Start) -> Prompt:
+    """A copy of the prompt to start from, in float32 where the model is."""
+    if start.prompt is None:
+        raise ConfigError("init prompt has nothing to start from", where="method.init", hint="name a soft prompt")
+    check_fits(start.prompt, lm.geometry)
+    return frozen(to(start.prompt, device=lm.device, dtype=torch.float32))
+
+
+def _check_length(made: Prompt, start: Start) -> None:
+    """Keys know their positions and demonstrations their ends, so nothing is cut or repeated behind the user's back."""
+    if made.n_tokens != start.n_tokens:
+        what, hint = f"init {start.init} gives another number of virtual tokens", f"--n-tokens {made.n_tokens}"
+        raise ConfigError(what, where="method.n_tokens", expected=made.n_tokens, got=start.n_tokens, hint=hint)
 
 
 def _fit(ids: Sequence[int], count: int, what: str) -> list[int]:

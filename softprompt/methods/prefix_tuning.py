@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
-from softprompt.methods.inits import generator, keys_values
+from softprompt.methods.draws import generator
+from softprompt.methods.inits import keys_values
+from softprompt.methods.table import from_table, to_table
 from softprompt.model import FrozenLM
-from softprompt.prompt import KVPrompt
+from softprompt.prompt import KVPrompt, Prompt, to
 
 
 @final
@@ -31,7 +33,7 @@ class PrefixTuning(Method):
 
     def __init__(self, lm: FrozenLM, start: Start) -> None:
         super().__init__()
-        _check_frozen(start)
+        check_frozen(start)
         self.keys, self.values = nn.ParameterDict(), nn.ParameterDict()
         self.sink = _Constants()
         self.layers = len(lm.geometry.layers)
@@ -61,37 +63,27 @@ class ReparametrisedPrefixTuning(Method):
     exactly at P_0, the keys and values of a real text. Folded away when frozen. The first F tokens do not change.
     """
 
+    begin: Tensor
+
     def __init__(self, lm: FrozenLM, start: Start) -> None:
         super().__init__()
-        _check_frozen(start)
+        check_frozen(start)
         begin = keys_values(lm, start)
-        self.begin = _Constants()
-        self.layers, self.frozen_tokens = len(begin.layers), start.frozen_tokens
-        sizes = []
-        for i, kv in enumerate(begin.layers):
-            if kv is not None:
-                for name, tensor in zip("kv", kv, strict=True):
-                    self.begin.add(f"{name}{i}", tensor)
-                    sizes.append((f"{name}{i}", tensor.shape[0], tensor.shape[2]))
-        self.sizes = sizes
+        self.register_buffer("begin", to_table(begin))
+        self.like, self.frozen_tokens = to(begin, device="meta"), start.frozen_tokens
         draw, width = generator(start.seed), start.hidden
         self.tokens = nn.Parameter(torch.randn(start.n_tokens, width, generator=draw).to(lm.device))
         self.inner = nn.Parameter((torch.randn(width, width, generator=draw) * width**-0.5).to(lm.device))
-        self.outer = nn.Parameter(torch.zeros(width, sum(k * d for _, k, d in sizes), device=lm.device))
+        self.outer = nn.Parameter(torch.zeros(width, self.begin.shape[1], device=lm.device))
 
-    def forward(self) -> tuple[KVPrompt]:
+    def forward(self) -> tuple[Prompt]:
         change = torch.tanh(self.tokens @ self.inner) @ self.outer
         moves = torch.arange(len(change), device=change.device) >= self.frozen_tokens
-        parts = (change * moves[:, None]).split([k * d for _, k, d in self.sizes], dim=1)
-        made = {
-            name: self.begin.get(name) + part.view(len(change), heads, size).transpose(0, 1)
-            for (name, heads, size), part in zip(self.sizes, parts, strict=True)
-        }
-        layers = ((made[f"k{i}"], made[f"v{i}"]) if f"k{i}" in made else None for i in range(self.layers))
-        return (KVPrompt(tuple(layers)),)
+        return (from_table(self.begin + change * moves[:, None], self.like),)
 
 
-def _check_frozen(start: Start) -> None:
+def check_frozen(start: Start) -> None:
+    """Raise ConfigError unless some virtual tokens are trained."""
     if not 0 <= start.frozen_tokens < start.n_tokens:
         raise ConfigError(
             "frozen tokens must leave something to train",

@@ -177,3 +177,45 @@ def test_the_table_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and all(len(line.rstrip()) <= 80 for line in lines)
     assert "100.0 99.9–100.0" in lines[3]
+
+
+def test_several_prompts_and_their_vote(trained: Path, tmp_path: Path) -> None:
+    """A row each; the majority's answers in a row of their own."""
+    path = same_answer(tmp_path / "rows.jsonl", "ok", 4)
+    args = ("eval", "ok,no , ok", "--data", path, *OPTIONS, "--text-prompt", "Say it.")
+    report = parsed(*args, "--vote", "--json")
+    assert report["names"] == ["ok", "no"] and "name" not in report and "soft_prompt" not in report
+    assert [report["soft_prompts"][name]["exact_match"] for name in ("ok", "no")] == [1, 0]
+    assert report["vote"]["exact_match"] == 1, "a tie goes to the first"
+    assert parsed(*args, "--json").keys() == report.keys() - {"vote"}
+    rows = done(*args, "--vote").stdout.splitlines()[1:6]
+    assert [row.split("  ")[0] for row in rows] == ["base", "text prompt", "ok", "no", "vote"]
+
+
+def test_a_vote_of_labels(trained: Path, tmp_path: Path) -> None:
+    """The vote has no per-token accuracy; the table says so with an empty cell."""
+    shutil.copytree(trained / "prompts", tmp_path / "prompts")
+    shutil.copytree(tmp_path / "prompts" / "parity", tmp_path / "prompts" / "base")
+    path = write_jsonl(tmp_path / "rows.jsonl", *labelled(6, 40))
+    args = ("eval", "parity,base", "--data", path, *OPTIONS, "--vote")
+    home = {"SOFTPROMPT_HOME": str(tmp_path / "prompts")}
+    output = done(*args, **home).stdout
+    report = parsed(*args, "--json", **home)
+    assert report["vote"]["accuracy"] == report["soft_prompts"]["parity"]["accuracy"]
+    assert [line.split("  ")[0] for line in output.splitlines()[1:6]] == [
+        "base",
+        "text prompt",
+        "parity",
+        "prompt base",
+        "vote",
+    ]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("names", "part"), [("ok", "needs several soft prompts"), ("ok,parity", "different classes"), (",", "is named")]
+)
+def test_a_vote_that_cannot_be_held(names: str, part: str, trained: Path, tmp_path: Path) -> None:
+    path = same_answer(tmp_path / "rows.jsonl", "ok", 2)
+    error = refused("eval", names, "--data", path, "--vote")
+    assert isinstance(error, ConfigError) and part in str(error)

@@ -12,7 +12,21 @@ from softprompt.cli.main import fail, run
 from softprompt.errors import ConfigError, StoreError
 from tests.cli.shell import done, softprompt
 
-VERBS = ("train", "eval", "generate", "list", "show", "data", "data check", "data preview", "models", "doctor")
+VERBS = (
+    "train",
+    "eval",
+    "generate",
+    "compose",
+    "prune",
+    "similar",
+    "list",
+    "show",
+    "data",
+    "data check",
+    "data preview",
+    "models",
+    "doctor",
+)
 
 
 def start(*args: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from softprompt import recipe, store
+from softprompt import artifact, preparation, recipe, store
 from softprompt.cli import train as verb
 from softprompt.cli.progress import progress_for
 from softprompt.config import MethodConfig, TrainConfig
@@ -23,7 +23,7 @@ from softprompt.train import Event
 from tests.cli.shell import SHORT, done, json_lines, parsed, refused, same_answer, softprompt
 from tests.data.rows import labelled, write_jsonl
 
-ARTIFACT = {store.TENSORS, store.CARD, store.README, recipe.CURVE}
+ARTIFACT = {store.TENSORS, store.CARD, store.README, artifact.CURVE}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def tensors(name: str) -> bytes:
 
 
 def checkpoints(name: str) -> list[str]:
-    return sorted(path.name for path in (store.home() / recipe.RUNS / name).glob("checkpoint-*"))
+    return sorted(path.name for path in (store.home() / preparation.RUNS / name).glob("checkpoint-*"))
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
@@ -77,13 +77,13 @@ def test_three_flags_make_an_artifact(base: Path, rows: Path) -> None:
     assert (prompt.form, prompt.n_tokens) == ("kv", MethodConfig().n_tokens)
     assert card.geometry.base == str(base)
     assert card.data["train_rows"] == 11 and card.data["validation_rows"] == 1
-    assert (folder / recipe.CURVE).read_bytes().startswith(b"\x89PNG")
+    assert (folder / artifact.CURVE).read_bytes().startswith(b"\x89PNG")
     assert "softprompt generate tone" in (folder / store.README).read_text()
-    run = store.home() / recipe.RUNS / "tone"
+    run = store.home() / preparation.RUNS / "tone"
     kinds = [line["event"] for line in json_lines((run / "metrics.jsonl").read_text())]
     assert kinds.count("checkpoint") == 3, "there were some"
     assert {path.name for path in run.iterdir()} == {"metrics.jsonl", "config.yaml"}
-    for part in (f"saved       {folder}", f"curve       {folder / recipe.CURVE}", "ended by    steps after 3 steps"):
+    for part in (f"saved       {folder}", f"curve       {folder / artifact.CURVE}", "ended by    steps after 3 steps"):
         assert part in output
     assert f"next        softprompt eval tone --data {rows}" in output
     assert 'softprompt generate tone "your text"' in output
@@ -189,7 +189,7 @@ def test_an_interrupted_run_goes_on(
     assert "ended by    steps after 6 steps" in output
     assert tensors("stopped") == tensors("straight")
     assert checkpoints("stopped") == []
-    log = json_lines((store.home() / recipe.RUNS / "stopped" / "metrics.jsonl").read_text())
+    log = json_lines((store.home() / preparation.RUNS / "stopped" / "metrics.jsonl").read_text())
     assert [line["step"] for line in log if line["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 

@@ -15,12 +15,13 @@ from torch.testing import assert_close
 import softprompt.attach.rows as rows_module
 import softprompt.model as model_module
 from softprompt.attach import Prefix, bank
+from softprompt.candidate import Candidate, Task
 from softprompt.config import TrainConfig
 from softprompt.data.tokenise import Example
 from softprompt.methods import Start, build
 from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, loss_sum
-from softprompt.train import Event, Task, train
+from softprompt.objective import learned_tokens, token_losses
+from softprompt.train import Event, train
 from tests.laws.cases import examples, gradient_tensors, mixed_prefixes, random_prompt, text_ids
 from tests.laws.oracle import plain_logits
 from tests.tiny import FAMILIES, tiny_lm
@@ -41,7 +42,7 @@ def plain_loss(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example]
 
 def check_step(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: Sequence[int]) -> None:
     leaves = gradient_tensors(prefixes)
-    ours = loss_sum(lm, bank(lm, prefixes), rows, owners)
+    ours = token_losses(lm, bank(lm, prefixes), rows, owners).sum()
     our_grads = torch.autograd.grad(ours, leaves)
     wanted = plain_loss(lm, prefixes, rows, owners)
     wanted_grads = torch.autograd.grad(wanted, leaves)
@@ -85,7 +86,7 @@ def test_with_gradient_checkpointing(family: str, monkeypatch: pytest.MonkeyPatc
     lm.checkpoint_layers()
     try:
         leaves = gradient_tensors(prefixes)
-        ours = torch.autograd.grad(loss_sum(lm, bank(lm, prefixes), rows, OWNERS), leaves)
+        ours = torch.autograd.grad(token_losses(lm, bank(lm, prefixes), rows, OWNERS).sum(), leaves)
         assert len(runs) == 2 * len(lm.geometry.layers), "each layer, once for the prefixes and once for the rows"
     finally:
         lm.checkpoint_layers(False)
@@ -110,8 +111,9 @@ def test_the_training_step_in_parts(method: str, accumulate: int, tmp_path: Path
             steps.append(event.numbers)
 
     oracle = build(method, lm, start)
-    train(lm, learner, Task(rows, [], (), (8,)), settings, tmp_path, report=report)
-    wanted = plain_loss(lm, [Prefix(oracle(), (), (8,))], rows, [0] * len(rows)) / learned_tokens(rows)
+    candidate = Candidate(learner, [Task(rows, [], (), (8,))], settings, lm.device)
+    train(lm, [candidate], tmp_path, report=report)
+    wanted = plain_loss(lm, [Prefix(oracle()[0], (), (8,))], rows, [0] * len(rows)) / learned_tokens(rows)
     wanted.backward()
     norm = torch.stack([p.grad.norm() for p in oracle.parameters() if p.grad is not None]).norm()
     assert steps[0]["loss"] == pytest.approx(wanted.item(), rel=1e-5)

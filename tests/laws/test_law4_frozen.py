@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tasks import METHOD_NAMES, learner, run
+from softprompt.methods import METHODS
+from tests.tasks import learner, run
 from tests.tiny import tiny_lm
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", METHODS)
 def test_training_changes_the_prompt_only(method: str, checkpointing: bool, tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     before, mine = lm.digest(), learner(lm, method)

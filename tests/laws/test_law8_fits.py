@@ -5,18 +5,36 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.methods import METHODS, Method, Start, build
+from softprompt.methods import KV_METHODS, METHODS, Method, SMoP
 from softprompt.methods.inits import INITS
 from softprompt.prompt import check_fits, digest
-from tests.laws.cases import text_ids
+from tests.laws.cases import random_prompt, text_ids
+from tests.tasks import learner
 from tests.tiny import FAMILIES, tiny_lm
 
 LABELS = (tuple(text_ids(1, 1)), tuple(text_ids(3, 2)))
 
 
-def made(family: str, name: str, init: str, n_tokens: int) -> Method:
-    start = Start(n_tokens, init, tuple(text_ids(4, 3)), LABELS, lead=(3,), frozen_tokens=int(n_tokens > 1), hidden=8)
-    return build(name, tiny_lm(family), start)
+def made(family: str, name: str, init: str, n_tokens: int) -> Method | SMoP:
+    lm, kv = tiny_lm(family), name in KV_METHODS
+    lead = (3,) if n_tokens > 1 else ()
+    return learner(
+        lm,
+        name,
+        n_tokens=n_tokens,
+        init=init,
+        text=tuple(text_ids(n_tokens - len(lead) * kv if init == "demonstrations" else 4, 3)),
+        labels=LABELS,
+        prompt=random_prompt(lm, "kv" if kv else "embedding", n_tokens, 4),
+        lead=lead,
+        frozen_tokens=int(n_tokens > 1),
+        n_tasks=2,
+    )
+
+
+def whole(method: Method | SMoP) -> list[str]:
+    """The digests of all that it freezes into."""
+    return [digest(prompt) for prompt in method.freeze()]
 
 
 @pytest.mark.parametrize("n_tokens", [1, 9])
@@ -24,41 +42,43 @@ def made(family: str, name: str, init: str, n_tokens: int) -> Method:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_from_every_start(name: str, init: str, n_tokens: int) -> None:
     geometry, method = tiny_lm("llama").geometry, made("llama", name, init, n_tokens)
-    prompt = method.freeze()[0]
-    check_fits(prompt, geometry)
-    assert prompt.n_tokens == n_tokens
-    tensors = prompt.tensors().values()
-    assert all(t.dtype == torch.float32 and not t.requires_grad and t.grad_fn is None for t in tensors)
-    before = digest(prompt)
+    prompts = method.freeze()
+    for prompt in prompts:
+        check_fits(prompt, geometry)
+        assert prompt.n_tokens == n_tokens
+        tensors = prompt.tensors().values()
+        assert all(t.dtype == torch.float32 and not t.requires_grad and t.grad_fn is None for t in tensors)
+    before = [digest(prompt) for prompt in prompts]
     with torch.no_grad():
         for tensor in [*method.parameters(), *method.buffers()]:
             tensor.fill_(7.0)
-    assert digest(prompt) == before, "the frozen prompt shares memory with the method"
-    (live,) = method()
-    assert any(t.requires_grad for t in live.tensors().values())
-    assert not any(t.requires_grad for t in method.freeze()[0].tensors().values())
+    assert [digest(prompt) for prompt in prompts] == before, "the frozen prompt shares memory with the method"
+    for live, kept in zip(method(), method.freeze(), strict=True):
+        assert any(t.requires_grad for t in live.tensors().values())
+        assert not any(t.requires_grad for t in kept.tensors().values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_family(name: str, family: str) -> None:
-    prompt = made(family, name, "text", 5).freeze()[0]
-    check_fits(prompt, tiny_lm(family).geometry)
-    assert prompt.n_tokens == 5
-    assert not any(t.requires_grad for t in prompt.tensors().values())
+    for prompt in made(family, name, "text", 5).freeze():
+        check_fits(prompt, tiny_lm(family).geometry)
+        assert prompt.n_tokens == 5
+        assert not any(t.requires_grad for t in prompt.tensors().values())
 
 
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_base_model_shares_no_memory_with_it(name: str, init: str) -> None:
     lm = tiny_lm("llama")
-    prompt, before = made("llama", name, init, 4).freeze()[0], lm.digest()
-    for tensor in prompt.tensors().values():
-        tensor.fill_(3.0)
+    prompts, before = made("llama", name, init, 4).freeze(), lm.digest()
+    for prompt in prompts:
+        for tensor in prompt.tensors().values():
+            tensor.fill_(3.0)
     assert lm.digest() == before
 
 
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_seed_gives_the_same_start(name: str, init: str) -> None:
-    assert digest(made("llama", name, init, 6).freeze()[0]) == digest(made("llama", name, init, 6).freeze()[0])
+    assert whole(made("llama", name, init, 6)) == whole(made("llama", name, init, 6))

@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.errors import ConfigError
-from softprompt.methods import Start, build
+from softprompt.attach import Prefix
+from softprompt.errors import ConfigError, GeometryError
+from softprompt.methods import METHODS, Start
 from softprompt.methods.inits import embeddings, frequent_tokens, harvest, keys_values, token_ids
-from tests.laws.cases import cached, check_close, pairs, same_kv
+from softprompt.prompt import EmbeddingPrompt, KVPrompt, digest
+from tests.laws.cases import cached, check_close, pairs, random_prompt, same_kv, text_ids
+from tests.laws.oracle import plain_logits
+from tests.tasks import learner
 from tests.tiny import FAMILIES, tiny_lm
 
 TEXT = (70, 71, 72)
@@ -80,7 +84,7 @@ def test_uniform_keys_and_values_have_the_spread_of_real_ones() -> None:
     assert (first / first.std() - second / second.std()).abs().max() > 0.1, "each layer draws anew"
 
 
-@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning", "prefix-tuning-mlp"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize(
     ("start", "reason"),
     [
@@ -91,17 +95,7 @@ def test_uniform_keys_and_values_have_the_spread_of_real_ones() -> None:
 )
 def test_what_is_missing_is_named(method: str, start: Start, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        build(method, tiny_lm("llama"), start)
-
-
-def test_global_random_state_is_left_alone() -> None:
-    torch.manual_seed(5)
-    wanted = torch.rand(1)
-    torch.manual_seed(5)
-    for name in ("prompt-tuning", "prefix-tuning", "prefix-tuning-mlp"):
-        for init in ("uniform", "vocab"):
-            build(name, tiny_lm("llama"), Start(3, init, hidden=4))
-    assert torch.equal(torch.rand(1), wanted)
+        learner(tiny_lm("llama"), method, n_tokens=3, init=start.init, text=start.text)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3"])
@@ -111,3 +105,65 @@ def test_uniform_has_the_spread_of_real_tokens(family: str) -> None:
     made = embeddings(lm, Start(64, init="uniform"))
     real = lm.embed(torch.arange(lm.geometry.vocab)).float()
     assert made.std().item() == pytest.approx(real.std().item(), rel=0.1)
+
+
+def test_normal_is_plain() -> None:
+    lm = tiny_lm("llama")
+    tables = [embeddings(lm, Start(100, "normal", seed=1))]
+    tables += [t for kv in pairs(keys_values(lm, Start(100, "normal", seed=1)).layers) for t in kv]
+    for table in tables:
+        assert (table.mean().item(), table.std().item()) == pytest.approx((0, 1), abs=0.1)
+
+
+def test_another_prompt_is_copied() -> None:
+    """Exactly, and training writes nothing into it."""
+    lm = tiny_lm("llama")
+    for form in ("embedding", "kv"):
+        one = random_prompt(lm, form, 4, 1)
+        before, start = digest(one), Start(4, "prompt", prompt=one, lead=(3,))
+        made = EmbeddingPrompt(embeddings(lm, start)) if form == "embedding" else keys_values(lm, start)
+        assert digest(made) == before
+        for tensor in made.tensors().values():
+            tensor.fill_(9.0)
+        assert digest(one) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lead", [(), (3, 9)])
+def test_a_kv_prompt_that_starts_from_an_embedding_prompt_acts_like_it(lead: tuple[int, ...], family: str) -> None:
+    lm, ids = tiny_lm(family), text_ids(6, 3)
+    one = random_prompt(lm, "embedding", 4, 1)
+    made = keys_values(lm, Start(4 + len(lead), "prompt", prompt=one, lead=lead))
+    assert not any(t.requires_grad for t in made.tensors().values())
+    with torch.no_grad():
+        check_close(plain_logits(lm, Prefix(made), ids), plain_logits(lm, Prefix(one, lead), ids))
+
+
+def test_a_prompt_that_cannot_be_started_from_is_refused() -> None:
+    lm = tiny_lm("llama")
+    short, kv = random_prompt(lm, "embedding", 4, 1), random_prompt(lm, "kv", 4, 1)
+    with pytest.raises(ConfigError, match=r"(?s)cannot start from a KV prompt.*keys and values"):
+        embeddings(lm, Start(4, "prompt", prompt=kv))
+    for make, start, length in (
+        (embeddings, Start(6, "prompt", prompt=short), 4),
+        (keys_values, Start(3, "prompt", prompt=kv), 4),
+        (keys_values, Start(4, "prompt", prompt=short, lead=(3,)), 5),
+        (embeddings, Start(2, "demonstrations", TEXT), 3),
+        (keys_values, Start(3, "demonstrations", TEXT, lead=(3,)), 4),
+    ):
+        with pytest.raises(ConfigError, match=rf"(?s)another number of virtual tokens.*{length}.*--n-tokens {length}"):
+            make(lm, start)
+    for make in (embeddings, keys_values):
+        with pytest.raises(ConfigError, match="nothing to start from"):
+            make(lm, Start(4, "prompt"))
+        with pytest.raises(GeometryError):
+            make(lm, Start(4, "prompt", prompt=EmbeddingPrompt(torch.zeros(4, 31))))
+        with pytest.raises(GeometryError):
+            make(lm, Start(4, "prompt", prompt=KVPrompt((None,))))
+
+
+def test_demonstrations_stand_as_they_are() -> None:
+    lm = tiny_lm("llama")
+    assert_close(embeddings(lm, Start(3, "demonstrations", TEXT)), lm.embed(list(TEXT)), rtol=0, atol=0)
+    made = keys_values(lm, Start(4, "demonstrations", TEXT, lead=(3,)))
+    assert same_kv(made.layers, harvest(lm, (3, *TEXT)).layers)

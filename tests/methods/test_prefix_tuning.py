@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from softprompt.errors import ConfigError
-from softprompt.methods import Method, Start, build
+from softprompt.methods import Method, SMoP, Start, build
 from softprompt.methods.inits import harvest, keys_values
 from softprompt.prompt import KVPrompt
 from tests.laws.cases import pairs, same_kv
@@ -21,7 +21,7 @@ TEXT = (70, 71, 72, 73, 74)
 NAMES = ("prefix-tuning", "prefix-tuning-mlp")
 
 
-def made(name: str, family: str = "llama", *, frozen_tokens: int = 0, n_tokens: int = 5) -> Method:
+def made(name: str, family: str = "llama", *, frozen_tokens: int = 0, n_tokens: int = 5) -> Method | SMoP:
     start = Start(n_tokens, "text", TEXT, frozen_tokens=frozen_tokens, hidden=8)
     return build(name, tiny_lm(family), start)
 
@@ -78,7 +78,7 @@ def test_the_mlp_is_the_papers() -> None:
     state = dict(method.named_parameters())
     change = torch.tanh(state["tokens"] @ state["inner"]) @ state["outer"]
     change = torch.cat([torch.zeros_like(change[:1]), change[1:]])
-    begin = layers(keys_values(tiny_lm("llama"), Start(5, "text", TEXT)))
+    begin = layers((keys_values(tiny_lm("llama"), Start(5, "text", TEXT)),))
     column = 0
     for ours, start in zip(layers(method()), begin, strict=True):
         for one, first in zip(ours, start, strict=True):

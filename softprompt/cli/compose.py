@@ -1,0 +1,69 @@
+"""`softprompt compose`: a new soft prompt from saved ones."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.visible import visible
+
+
+def compose_command(
+    expression: Annotated[str, typer.Argument(help='Such as "0.7*a + 0.3*b"; see above.')],
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the result.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a soft prompt of that name.")] = False,
+    template_of: Annotated[
+        str | None, typer.Option(help="Whose template, layout and labels the result gets, where they differ.")
+    ] = None,
+    model: Model = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Make a soft prompt from saved ones of the same base model and form.
+
+    "0.7*a + 0.3*b", "a - b"       weighted sum, token by token
+
+    "average(a, b, c)"             mean, token by token
+
+    "a | b"                        a's virtual tokens, then b's
+
+    "resize(a, 16)"                fewer tokens (the first and the last ones), or more
+
+    Names may hold - and ., so operators need a space on both sides. Parentheses group.
+
+    The base model is loaded only to join or resize KV prompts, whose keys are turned to their new positions.
+    """
+    from softprompt import store
+    from softprompt.compose import check_sources, compose
+    from softprompt.expression import moves_tokens, names, parse
+    from softprompt.modelcard import model_card
+
+    tree = parse(expression)
+    folder = store.locate(name)
+    store.check_free(folder, overwrite)
+    used = names(tree)
+    cards = {source: store.load_card(store.locate(source)) for source in used}
+    check_sources(cards, template_of)
+    lm = None
+    if moves_tokens(tree) and cards[used[0]].form == "kv":
+        from softprompt.cli.loading import load_base
+
+        lm = load_base(model, used, dtype, device, trust_remote_code)
+    sources = {source: store.load(source, None if lm is None else lm.geometry) for source in used}
+    prompt, card = compose(expression, sources, folder.name, lm=lm, template_of=template_of)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in prompt.tensors().values())
+    card = store.save(
+        folder, prompt, card, readme=model_card(card, bytes_on_disk=size, curve=None), overwrite=overwrite
+    )
+    console = Console(soft_wrap=True)
+    console.print(
+        Text(visible(f"saved       {folder}  ({card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB)"))
+    )
+    console.print(
+        Text(visible(f"next        softprompt eval {name} --data FILE   (nothing was trained: see what it is worth)"))
+    )

@@ -1,0 +1,124 @@
+"""`softprompt prune`: what each virtual token is worth, and a soft prompt of the best ones."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.visible import visible
+
+if TYPE_CHECKING:
+    from softprompt.card import Card
+    from softprompt.pruning import Pruned
+
+
+def prune_command(
+    source: Annotated[str, typer.Argument(metavar="NAME", help="A soft prompt's name, or a path to its folder.")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="Rows to choose by: a file, or a folder's validation rows.")
+    ],
+    keep: Annotated[int, typer.Option("--keep", min=1, help="How many virtual tokens to keep.")],
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the result.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a soft prompt of that name.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first rows; each is run once for every token.")] = 64,
+    model: Model = None,
+    as_json: AsJson = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Leave each virtual token out in turn, keep those that are missed most, and save them.
+
+    The result is a shorter soft prompt, and a start to train on, as XPrompt does.
+    """
+    from softprompt import store
+    from softprompt.cli.loading import load_base
+    from softprompt.comparison import selection_rows
+    from softprompt.framing import card_subject
+    from softprompt.modelcard import model_card
+    from softprompt.prompt import EmbeddingPrompt
+    from softprompt.pruning import nearest_tokens, prune, score
+
+    folder = store.locate(name)
+    store.check_free(folder, overwrite)
+    card = store.load_card(store.locate(source))
+    check_keep(keep, card.n_tokens)
+    found = selection_rows(data, card)
+    rows = found.rows[:limit]
+    console = Console(stderr=True, quiet=as_json, soft_wrap=True)
+    for note in found.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    lm = load_base(model, [source], dtype, device, trust_remote_code)
+    prompt, card = store.load(source, lm.geometry)
+    subject = card_subject(prompt, card)
+    with console.status(f"{card.n_tokens} virtual tokens, {len(rows)} rows"):
+        scores = score(lm, subject, rows)
+        pruned = prune(lm, subject, rows, scores, keep)
+    nearest = nearest_tokens(lm, prompt) if isinstance(prompt, EmbeddingPrompt) else [""] * prompt.n_tokens
+    made = pruned_card(card, pruned, folder.name, len(rows))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in pruned.prompt.tensors().values())
+    readme = model_card(made, bytes_on_disk=size, curve=None)
+    store.save(folder, pruned.prompt, made, readme=readme, overwrite=overwrite)
+    if as_json:
+        tokens = [
+            {"token": i, "rise": rise, "kept": i in pruned.kept, "nearest": nearest[i]}
+            for i, rise in enumerate(scores.rises)
+        ]
+        facts = {"name": made.name, "rows": len(rows), "loss": scores.loss, "pruned_loss": pruned.loss}
+        typer.echo(json.dumps({**facts, "tokens": tokens, "notes": list(found.notes)}))
+        return
+    _print_table(scores.rises, nearest, pruned)
+    out = Console(soft_wrap=True)
+    out.print(Text(f"loss        {scores.loss:.4f} with all {prompt.n_tokens} tokens, {pruned.loss:.4f} with {keep}"))
+    out.print(Text(visible(f"saved       {folder}")))
+    out.print(Text(visible(f"next        softprompt train … --method.init prompt --method.init-from {name}"), "dim"))
+
+
+def check_keep(keep: int, n_tokens: int) -> None:
+    """Raise ConfigError, before a model is loaded, unless something is left out."""
+    from softprompt.errors import ConfigError
+
+    if keep >= n_tokens:
+        raise ConfigError("nothing would be pruned", where="--keep", expected=f"1 to {n_tokens - 1}", got=keep)
+
+
+def pruned_card(card: Card, pruned: Pruned, name: str, rows: int) -> Card:
+    """The card of what was kept of `card`'s soft prompt."""
+    from softprompt.card import provenance
+
+    method = {"name": "prune", "kept": list(pruned.kept), "init_text": card.method.get("init_text")}
+    inputs = [{"name": card.name, "sha256": card.sha256}]
+    changes = {
+        "name": name,
+        "method": method,
+        "recipe": {},
+        "data": {"inputs": inputs, "trained_on": card.trained_on, "validation_rows": rows},
+        "metrics": {"validation_loss": pruned.loss},
+        **provenance(),
+    }
+    return card.model_copy(update=changes)
+
+
+def _print_table(rises: tuple[float, ...], nearest: list[str], pruned: Pruned) -> None:
+    """One row a virtual token, in their order."""
+    table = Table(box=None, pad_edge=False)
+    columns: list[tuple[str, Literal["left", "right"]]] = [
+        ("token", "right"),
+        ("loss without it", "right"),
+        ("", "left"),
+    ]
+    if any(nearest):
+        columns.append(("nearest", "left"))
+    for column, justify in columns:
+        table.add_column(column, justify=justify)
+    for i, rise in enumerate(rises):
+        kept = i in pruned.kept
+        cells = [str(i), f"{rise:+.4f}", "kept" if kept else "left out", *([repr(nearest[i])] if any(nearest) else [])]
+        table.add_row(*(Text(visible(cell)) for cell in cells), style="" if kept else "dim")
+    Console().print(table)

@@ -1,0 +1,55 @@
+"""`softprompt similar`: which saved soft prompt is most like this one."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from softprompt.cli.options import AsJson
+from softprompt.cli.visible import visible
+
+
+def similar_command(
+    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Rank the saved soft prompts of the same base model and form by likeness (cosine, as in SPoT).
+
+    Train briefly on a new task, see which prompt that has become most like, and start from that one.
+    """
+    from softprompt import store
+    from softprompt.card import Card
+    from softprompt.similarity import rank
+
+    own = store.locate(name)
+    prompt, card = store.load(own)
+    candidates = {
+        path.name: store.load(path)[0]
+        for path, other in store.list_cards(store.home())
+        if isinstance(other, Card)
+        and path.resolve() != own.resolve()
+        and other.form == card.form
+        and card.geometry.differs(other.geometry) is None
+    }
+    ranked = rank(prompt, candidates)
+    if as_json:
+        rows = [{"name": other, "average": s.average, "per_token": s.per_token} for other, s in ranked]
+        typer.echo(json.dumps({"name": card.name, "similar": rows}))
+        return
+    console = Console(soft_wrap=True)
+    if not ranked:
+        console.print(Text(f"no other {card.form} prompt of {visible(card.geometry.base)} in {store.home()}"))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "average token", "per token"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for other, likeness in ranked:
+        table.add_row(Text(visible(other)), f"{likeness.average:.3f}", f"{likeness.per_token:.3f}")
+    console.print(table)
+    best = ranked[0][0]
+    console.print(Text(visible(f"next  softprompt train … --method.init prompt --method.init-from {best}"), "dim"))

@@ -1,0 +1,41 @@
+"""Multitask prompt tuning: one prompt for all tasks, and for each task a rank-one matrix that it is multiplied by.
+
+Wang, Panda, Karlinsky, Feris, Sun, Kim: Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning. ICLR
+2023. https://arxiv.org/abs/2303.02861
+
+Shapes: T tasks, P virtual tokens, H embedding width.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import nn
+
+from softprompt.methods.base import Method, Start
+from softprompt.methods.inits import embeddings
+from softprompt.model import FrozenLM
+from softprompt.prompt import EmbeddingPrompt
+
+
+@final
+class MultitaskPromptTuning(Method):
+    """P_t = P* ∘ (u_t v_tᵀ), with P* [P, H] shared and u_t [P], v_t [H] of each task t learned.
+
+    Every u and v starts at one, so every task starts exactly at the initialiser's P* (PEFT draws both from
+    N(0, 0.02²), which starts every task at nearly nothing). Gives the T prompts of the tasks and behind them P*: a new
+    task starts from it with `init: prompt` and T = 1, the paper's target adaptation. The paper's distillation from
+    prompts that were trained one by one is the loss's business, not the method's.
+    """
+
+    def __init__(self, lm: FrozenLM, start: Start) -> None:
+        super().__init__()
+        self.shared = nn.Parameter(embeddings(lm, start))
+        n_tokens, hidden = self.shared.shape
+        self.tokens = nn.Parameter(torch.ones(start.n_tasks, n_tokens, device=lm.device))
+        self.features = nn.Parameter(torch.ones(start.n_tasks, hidden, device=lm.device))
+
+    def forward(self) -> tuple[EmbeddingPrompt, ...]:
+        tasks_TPH = self.shared * self.tokens[:, :, None] * self.features[:, None, :]
+        return tuple(EmbeddingPrompt(table) for table in (*tasks_TPH, self.shared))

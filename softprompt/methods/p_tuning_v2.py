@@ -1,0 +1,54 @@
+"""P-tuning v2: keys and values of every layer, straight from one embedding table.
+
+Liu, Ji, Fu, Tam, Du, Yang, Tang: P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning Universally Across Scales
+and Tasks. ACL 2022. https://arxiv.org/abs/2110.07602
+
+Shapes: P virtual tokens of which F are frozen, C = the sum of K·D over the keys and values of all layers.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from softprompt.methods.base import Method, Start
+from softprompt.methods.draws import Noise
+from softprompt.methods.inits import keys_values
+from softprompt.methods.prefix_tuning import check_frozen
+from softprompt.methods.table import from_table, to_table
+from softprompt.model import FrozenLM
+from softprompt.prompt import Prompt, to
+
+DROPOUT = 0.1  # hidden_dropout_prob of BERT, which the authors' code puts on the prompt
+
+
+@final
+class PTuningV2(Method):
+    """P' = dropout(T) in training and T afterwards, with T [P, C] learned.
+
+    Without dropout this is `prefix-tuning`: the same numbers are trained, here as one table. So two things of the
+    paper are its own: dropout on the prompt, and the start from N(0, 1), which is `init: normal` here (any other
+    initialiser works too, and better). Its optional MLP (`prefix_projection`) is `prefix-tuning-mlp`. Its
+    classification head in place of the language model's is left out: nothing but the prompt is trained here.
+    The first F tokens neither change nor drop out.
+    """
+
+    sink: Tensor
+
+    def __init__(self, lm: FrozenLM, start: Start) -> None:
+        super().__init__()
+        check_frozen(start)
+        begin = keys_values(lm, start)
+        sink, table = to_table(begin).split([start.frozen_tokens, start.n_tokens - start.frozen_tokens])
+        self.register_buffer("sink", sink.clone())
+        self.table = nn.Parameter(table.clone())
+        self.like, self.noise = to(begin, device="meta"), Noise(start.seed)
+
+    def forward(self) -> tuple[Prompt]:
+        table = self.table
+        if self.training and torch.is_grad_enabled():
+            kept = torch.rand(table.shape, generator=self.noise.next()).to(table.device) >= DROPOUT
+            table = table * kept / (1 - DROPOUT)
+        return (from_table(torch.cat([self.sink, table]), self.like),)

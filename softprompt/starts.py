@@ -1,0 +1,150 @@
+"""Where the virtual tokens of a run start: texts, labels and demonstrations made from its rows.
+
+Demonstrations are worked examples drawn from the training rows: training then starts from in-context learning and
+improves it by gradient. A row that is one of them does not see itself (as in Lu et al.: Context Tuning for In-Context
+Optimization. 2025. https://arxiv.org/abs/2507.04221).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from softprompt.config import MethodConfig
+from softprompt.data.batches import permutation
+from softprompt.data.formats import Message, Record
+from softprompt.data.template import Template, bos_ids, fill
+from softprompt.data.tokenise import target_ids
+from softprompt.data.tokenizer import render_chat
+from softprompt.errors import ConfigError
+from softprompt.framing import APART, worked_example
+from softprompt.methods import KV_METHODS, Start
+from softprompt.model import FrozenLM
+from softprompt.preparation import Prepared, PreparedTask
+from softprompt.prompt import Prompt
+
+FULL = 0.9  # demonstrations that fill so much of the room are enough: no search for one that still fits
+INIT_ROWS = 8  # training rows that a made-up start text is drawn from
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Worked examples as token ids.
+
+    Attributes:
+        ids: all of them, behind an opening.
+        spans: where each one stands in `ids`, by the `where` of its row.
+    """
+
+    ids: tuple[int, ...]
+    spans: dict[str, tuple[int, int]]
+
+
+def start_of(
+    prepared: Prepared, lm: FrozenLM, prompts: Mapping[str, Prompt] | None = None
+) -> tuple[Start, dict[str, tuple[int, int]]]:
+    """What the settings say to start from, and the virtual tokens that rows may not see, by their `where`.
+
+    Args:
+        prompts: those that `method.init_from` and `method.sources` name.
+    """
+    config, task, known = prepared.config.method, prepared.tasks[0], prompts or {}
+    kv = config.name in KV_METHODS
+    text, n_tokens = tuple(lm.encode(config.init_text or start_text(task))), config.n_tokens
+    lead, unseen = tuple(bos_ids(lm.tokenizer)) if kv else (), dict[str, tuple[int, int]]()
+    if config.init == "demonstrations":
+        found = demonstrations(task, lm, config, len(lead), prepared.config.train.seed)
+        text, unseen, n_tokens = found.ids, found.spans, len(lead) + len(found.ids)
+    if config.init == "prompt" and config.init_from and "n_tokens" not in config.model_fields_set:
+        n_tokens = known[config.init_from].n_tokens
+    start = Start(
+        n_tokens=n_tokens,
+        init=config.init,
+        text=text,
+        labels=tuple(tuple(target_ids(label, task.template, lm.tokenizer)) for label in task.classes),
+        prompt=known.get(config.init_from or ""),
+        lead=lead,
+        frozen_tokens=config.frozen_tokens if kv else 0,
+        hidden=config.hidden,
+        sites=tuple(site.strip() for site in config.sites.split(",")) if config.sites else (),
+        rank=config.rank,
+        sources=tuple(known[name] for name in config.sources),
+        n_tasks=len(prepared.tasks),
+        n_prompts=config.n_prompts,
+        seed=prepared.config.train.seed,
+    )
+    return start, unseen
+
+
+def instruction_for(labels: Sequence[str]) -> str:
+    """An instruction made from the class labels."""
+    return f"Classify the text. Answer with one of: {', '.join(labels)}."
+
+
+def start_text(task: PreparedTask) -> str:
+    """A text to start from when the user gives none: the labels, or the first training rows with their answers."""
+    if task.classes:
+        return instruction_for(task.classes)
+    rows = task.splits.train[:INIT_ROWS]
+    if rows[0].messages:
+        return "\n\n".join(message.content for row in rows for message in row.messages)
+    return "\n\n".join(worked_example(task.template, row) for row in rows)
+
+
+def demonstrations(task: PreparedTask, lm: FrozenLM, config: MethodConfig, lead: int, seed: int) -> Demonstrations:
+    """As many worked examples as fit in `n_tokens` virtual tokens, drawn by seed, every label in turn.
+
+    They stand behind the instruction, if there is one.
+
+    Args:
+        lead: virtual tokens in front of them all.
+
+    Raises ConfigError if not one fits.
+    """
+    opening = config.init_text or (instruction_for(task.classes) if task.classes else "")
+    ids = lm.encode(opening + APART) if opening else []
+    spans: dict[str, tuple[int, int]] = {}
+    before, turns = "", list[Message]()
+    for record in in_turn(task.splits.train, seed):
+        text, more = _written(task.template, record, turns, before, lm)
+        own = lm.encode(text)
+        if lead + len(ids) + len(own) > config.n_tokens:
+            if len(spans) >= 1 and lead + len(ids) > config.n_tokens * FULL:
+                break
+            continue
+        spans[record.where] = (lead + len(ids), lead + len(ids) + len(own))
+        ids += own
+        turns, before = [*turns, *more], before + text
+    if not spans:
+        raise ConfigError(
+            "not one demonstration fits in the virtual tokens",
+            where="method.n_tokens",
+            got=config.n_tokens,
+            hint="more --n-tokens, or another --init",
+        )
+    return Demonstrations(tuple(ids), spans)
+
+
+def in_turn(records: Sequence[Record], seed: int) -> list[Record]:
+    """The records in an order drawn by seed in which the labels take turns."""
+    order = permutation(len(records), seed).tolist()
+    if records[0].kind != "label":
+        return [records[i] for i in order]
+    turn: dict[str | None, int] = {}
+    place: dict[int, int] = {}
+    for i in order:
+        place[i] = turn[records[i].target] = turn.get(records[i].target, 0) + 1
+    return [records[i] for i in sorted(order, key=place.__getitem__)]
+
+
+def _written(
+    template: Template, record: Record, turns: Sequence[Message], before: str, lm: FrozenLM
+) -> tuple[str, list[Message]]:
+    """The text of one more demonstration behind those before it, and its turns."""
+    if template.kind == "text":
+        return worked_example(template, record) + APART, []
+    own = list(record.messages) or [Message("user", fill(template, record)), Message("assistant", record.target or "")]
+    whole = render_chat([*turns, *own], lm.tokenizer, add_generation_prompt=False)
+    if not whole.startswith(before):  # a chat template that rewrites earlier turns: each one for itself
+        whole = before + render_chat(own, lm.tokenizer, add_generation_prompt=False)
+    return whole[len(before) :], own
