@@ -62,6 +62,10 @@ class MethodConfig(BaseModel):
     hidden: int = Field(default=512, ge=1, description="width of the encoder of a reparametrised prompt")
     rank: int = Field(default=10, ge=1, description="rank of a decomposed prompt")
     n_prompts: int = Field(default=4, ge=2, description="prompts that the router of smop chooses from")
+    sites: str | None = Field(
+        default=None,
+        description="where a KV prompt stands in an encoder-decoder, of encoder,decoder,cross",
+    )
 
 
 class TrainConfig(BaseModel):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from softprompt.attach import Bank, Session
+from softprompt.attach import AnsweringSession, Bank, Session, session
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
 
@@ -92,16 +92,21 @@ def generate(
     order = sorted(range(len(rows)), key=lambda i: -(bank.lengths[owners[i]] + len(rows[i])))
     for start in range(0, len(order), ROWS):
         part = order[start : start + ROWS]
-        session = Session(lm, bank, [rows[i] for i in part], [owners[i] for i in part], sampling.max_new_tokens)
-        _decode(lm, session, {i: writers[i] for i in part}, on_text)
+        growing = session(lm, bank, [rows[i] for i in part], [owners[i] for i in part], sampling.max_new_tokens)
+        _decode(lm, growing, {i: writers[i] for i in part}, on_text)
     return [writer.answer for writer in writers]
 
 
-def _decode(lm: FrozenLM, session: Session, writers: dict[int, _Writer], on_text: Callable[[int, str], None]) -> None:
+def _decode(
+    lm: FrozenLM,
+    growing: Session | AnsweringSession,
+    writers: dict[int, _Writer],
+    on_text: Callable[[int, str], None],
+) -> None:
     """Step until every row of the session is finished; `writers` by row number, in the session's order."""
     active = list(writers)
     while active:
-        logits = lm.logits(session.hidden).float()
+        logits = lm.logits(growing.hidden).float()
         tokens = [writers[row].choose(logits[i]) for i, row in enumerate(active)]
         for row, token in zip(active, tokens, strict=True):
             new = writers[row].append(token)
@@ -109,10 +114,10 @@ def _decode(lm: FrozenLM, session: Session, writers: dict[int, _Writer], on_text
                 on_text(row, new)
         going = [i for i, row in enumerate(active) if not writers[row].answer.finish]
         if len(going) < len(active):
-            session.keep(torch.tensor(going, dtype=torch.long, device=lm.device))
+            growing.keep(torch.tensor(going, dtype=torch.long, device=lm.device))
         active = [active[i] for i in going]
         if active:
-            session.step(torch.tensor([tokens[i] for i in going], device=lm.device))
+            growing.step(torch.tensor([tokens[i] for i in going], device=lm.device))
 
 
 def pick(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

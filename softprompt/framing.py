@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from softprompt.attach import Prefix
 from softprompt.card import Card, Layout
 from softprompt.data.formats import Message, Record
-from softprompt.data.template import Template, bos_ids, end_id, fill, head, target_text
+from softprompt.data.template import Template, bos_ids, end_id, fill, head, joined
 from softprompt.data.tokenizer import render_chat
 from softprompt.errors import DataError
 from softprompt.model import FrozenLM
@@ -78,8 +78,8 @@ def text_subject(lm: FrozenLM, template: Template, instruction: str, shots: Sequ
     """
     examples = "".join(worked_example(template, shot) + APART for shot in shots if not shot.messages)
     opening = instruction.strip() + APART if instruction.strip() else ""
-    if template.kind == "text":
-        template = Template("text", _escape(opening + examples) + template.text)
+    if template.kind != "chat":
+        template = replace(template, text=_escape(opening + examples) + template.text)
     elif template.text and opening and not _has_system_turn(lm):
         template = Template("chat", _escape(opening + examples) + template.text)
     else:
@@ -91,7 +91,7 @@ def text_subject(lm: FrozenLM, template: Template, instruction: str, shots: Sequ
 def worked_example(template: Template, record: Record) -> str:
     """A row with its answer, as text."""
     apart = "\n" if template.kind == "chat" else ""  # there the answer is a turn of its own, which nothing joins
-    return fill(template, record) + apart + target_text(record.target or "", template)
+    return fill(template, record) + apart + joined(record.target or "", template)
 
 
 def end_ids(lm: FrozenLM, template: Template) -> list[int]:

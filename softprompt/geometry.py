@@ -40,6 +40,7 @@ class Geometry:
         sample: some embedding weights, to tell two models of one shape apart.
         matrices: some weights of matrices all through the layers, for siblings whose embeddings are the same; empty
             for a quantised model, and then not compared.
+        sites: encoder–decoders only: what kind of attention each layer is, "encoder", "decoder" or "cross".
     """
 
     base: str
@@ -51,11 +52,12 @@ class Geometry:
     max_positions: int
     sample: tuple[float, ...]
     matrices: tuple[float, ...]
+    sites: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits over shape and sampled weights, for display; `differs` decides."""
-        facts = asdict(self) | {"base": "", "matrices": "", "sample": [float(f"{x:.1e}") for x in self.sample]}
+        facts = self.to_dict() | {"base": "", "matrices": "", "sample": [float(f"{x:.1e}") for x in self.sample]}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def differs(self, other: Geometry) -> str | None:
@@ -64,7 +66,7 @@ class Geometry:
         The sampled weights are compared with a tolerance, so that one model loaded in float32, bfloat16 or
         float16 stays the same model.
         """
-        for name in ("architecture", "hidden", "vocab", "layers", "windows"):
+        for name in ("architecture", "hidden", "vocab", "layers", "windows", "sites"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 return f"{name} is {_short(mine)}, the prompt's base has {_short(theirs)}"
@@ -80,17 +82,21 @@ class Geometry:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data; `from_dict` is the inverse."""
-        return asdict(self)
+        """Plain JSON data; `from_dict` is the inverse. A causal model has no sites, and none are written."""
+        facts = asdict(self)
+        return facts if self.sites else {name: fact for name, fact in facts.items() if name != "sites"}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Geometry:
         """Raises KeyError or TypeError on data that `to_dict` did not write."""
         layers = tuple(None if layer is None else LayerShape(**layer) for layer in data["layers"])
         lists = {name: tuple(data[name]) for name in ("windows", "sample", "matrices")}
+        lists["sites"] = tuple(data.get("sites", ()))
         rest = {k: v for k, v in data.items() if k not in lists and k != "layers"}
         found = Geometry(layers=layers, **lists, **rest)
         found._check_types()
+        if found.sites and len(found.sites) != len(layers):
+            raise TypeError(f"{len(found.sites)} sites for {len(layers)} layers")
         return found
 
     def _check_types(self) -> None:
@@ -98,7 +104,7 @@ class Geometry:
         sizes = [size for layer in self.layers if layer is not None for size in vars(layer).values()]
         sizes += [window for window in self.windows if window is not None]
         kinds: list[tuple[type, list[Any]]] = [
-            (str, [self.base, self.architecture]),
+            (str, [self.base, self.architecture, *self.sites]),
             (int, [self.hidden, self.vocab, self.max_positions, *sizes]),
             (float, [*self.sample, *self.matrices]),
         ]

@@ -17,28 +17,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
+from softprompt.data.tokenizer import closing_ids
 from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
-from softprompt.geometry import Geometry, LayerShape
+from softprompt.measure import first_line, measure
 from softprompt.sources import Source, find
-
-SAMPLED_ROWS, SAMPLED_COLUMNS = 8, 4
-SAMPLED_MATRICES, SAMPLED_WEIGHTS = 16, 2
 
 
 class FrozenLM:
-    """A causal language model whose weights carry no gradient, with its tokenizer and geometry.
+    """A language model whose weights carry no gradient, with its tokenizer and geometry.
 
     Args:
-        model: any Transformers causal LM; it is put in eval mode and frozen.
+        model: any Transformers causal LM, or an encoder–decoder; it is put in eval mode and frozen.
         tokenizer: its tokenizer.
         name: what messages and cards call it.
         reason: why this device and dtype, for display.
@@ -54,6 +53,11 @@ class FrozenLM:
         self.config = model.config.get_text_config()
         self.layer_types: tuple[str, ...] = tuple(getattr(self.config, "layer_types", None) or ())
         self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        self.is_encoder_decoder = bool(self.config.is_encoder_decoder)
+        # The first T5 and umT5 shrink what their heads read; T5 1.1, FLAN-T5 and mT5 do not.
+        shrinks = getattr(self.config, "scale_decoder_outputs", self.config.model_type == "umt5")
+        self.head_scale: float | None = self.config.d_model**-0.5 if shrinks else None
+        self.closing = tuple(closing_ids(tokenizer)) if self.is_encoder_decoder else ()
         self.geometry = measure(model, name)
 
     @property
@@ -79,8 +83,16 @@ class FrozenLM:
         """Logits [N, V] in the model's dtype of final hidden states [N, H]."""
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
-        logits_NV = head(hidden_NH)
+        logits_NV = head(hidden_NH if self.head_scale is None else hidden_NH * self.head_scale)
         return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+
+    @property
+    def start_id(self) -> int:
+        """The token that opens an encoder–decoder's answer. Raises UnsupportedModelError if the model names none."""
+        for config in (self.model.generation_config, self.config):
+            if isinstance(found := getattr(config, "decoder_start_token_id", None), int):
+                return found
+        raise UnsupportedModelError("the model names no token to start its decoder with", where=self.name)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text without added special tokens."""
@@ -144,7 +156,7 @@ def load(
             "the base model's files lack weights, which would be random",
             where=name,
             got=f"{len(missing)} missing, e.g. {min(missing)}",
-            hint="give a complete causal language model",
+            hint="give a complete language model",
         )
     return FrozenLM(model, tokenizer, name, f"{device_reason}; {dtype_reason}")
 
@@ -157,6 +169,17 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
         except Exception as error:  # as above
             raise _unloadable("the tokenizer cannot be loaded", name, error) from error
+
+
+def is_encoder_decoder(name: str, *, trust_remote_code: bool = False) -> bool:
+    """Whether the model reads a text and writes another, apart (T5); no weights are loaded. Raises ModelError."""
+    source = find(name)
+    with _Quiet():
+        try:
+            config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+        except Exception as error:  # as above
+            raise _unloadable("the base model's config cannot be loaded", name, error) from error
+    return bool(config.is_encoder_decoder)
 
 
 def pick_device(wanted: str) -> tuple[str, str]:
@@ -193,85 +216,6 @@ def pick_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
     return torch.float32, f"dtype float32 (no native bfloat16 on this {device})"
 
 
-@torch.no_grad()
-def measure(model: PreTrainedModel, name: str) -> Geometry:
-    """Run one token and read the shapes of the keys and values that each layer leaves in the cache."""
-    config = model.config.get_text_config()
-    embedding: Any = model.get_input_embeddings()
-    table: Tensor = embedding.weight
-    cache = DynamicCache()
-    try:
-        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        model.base_model(input_ids=token, past_key_values=cache, use_cache=True)
-    except (TypeError, AttributeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise UnsupportedModelError(
-            f"{config.model_type} models do not work with a key/value cache",
-            where=name,
-            got=_first_line(error),
-        ) from error
-    shapes: list[LayerShape | None] = [None] * config.num_hidden_layers
-    for i, layer in enumerate(cache.layers[: len(shapes)]):
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is not None and values is not None and keys.numel() > 0:
-            shapes[i] = LayerShape(keys.shape[1], keys.shape[3], values.shape[3])
-    if not any(shapes):
-        raise UnsupportedModelError(
-            f"{config.model_type} models keep no keys and values, so no prefix can be put in front",
-            where=name,
-        )
-    rows = torch.linspace(0, table.shape[0] - 1, SAMPLED_ROWS).long().tolist()
-    sample = table[rows, :SAMPLED_COLUMNS].float().flatten().tolist()
-    return Geometry(
-        base=name,
-        architecture=config.model_type,
-        hidden=table.shape[1],
-        vocab=table.shape[0],
-        layers=tuple(shapes),
-        windows=_windows(config, name),
-        max_positions=_context(config),
-        sample=tuple(sample),
-        matrices=_matrix_sample(model, table),
-    )
-
-
-def _matrix_sample(model: PreTrainedModel, table: Tensor) -> tuple[float, ...]:
-    """A few weights of matrices from the first to the last layer; none if they are quantised."""
-    found = [weight for weight in model.base_model.parameters() if weight.ndim >= 2 and weight is not table]
-    values: list[float] = []
-    for i in torch.linspace(0, len(found) - 1, SAMPLED_MATRICES).long().tolist():
-        weight = found[i]
-        if not weight.is_floating_point() or type(weight.data) is not Tensor:
-            return ()
-        flat = weight.detach().reshape(-1)
-        values += flat[torch.linspace(0, len(flat) - 1, SAMPLED_WEIGHTS + 2).long()[1:-1]].float().tolist()
-    return tuple(values)
-
-
-def _context(config: Any) -> int:
-    """The context in tokens. "longrope" changes every frequency for calls beyond the original context, so a prefix
-    run by itself would not be what it is in front of a long row: only the original context is exact."""
-    most = int(getattr(config, "max_position_embeddings", None) or 2**31)
-    rope = getattr(config, "rope_parameters", None) or {}
-    for own in [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]:
-        if own.get("rope_type") == "longrope":
-            original = own.get("original_max_position_embeddings")
-            most = min(most, int(original or getattr(config, "original_max_position_embeddings", None) or most))
-    return most
-
-
-def _windows(config: Any, name: str) -> tuple[int | None, ...]:
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    # GPT-Neo and Llama 4 cut attention themselves, by place in the cache: too far for `verify`'s six tokens to see.
-    if own := {"local", "chunked_attention"} & {*(kinds or ()), *(getattr(config, "attention_layers", None) or ())}:
-        raise UnsupportedModelError(
-            f"{config.model_type} models limit attention in a way that a prefix would shift", where=name, got=min(own)
-        )
-    if kinds is None:  # Mistral, Phi-3: one window for all layers or none
-        return (window,) * config.num_hidden_layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
 def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
     """On its device; a quantised model was put there when it was loaded and refuses to move."""
     if getattr(model, "is_quantized", False):
@@ -282,9 +226,10 @@ def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
 
 def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
     """The model, from safetensors only (never a pickle), and the names of weights that its files lack."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.path, use_safetensors=True, output_loading_info=True, **options
-    )
+    plain = {name: value for name, value in options.items() if name != "dtype"}
+    reads_apart = AutoConfig.from_pretrained(source.path, **plain).is_encoder_decoder
+    kind: Any = AutoModelForSeq2SeqLM if reads_apart else AutoModelForCausalLM
+    loaded: Any = kind.from_pretrained(source.path, use_safetensors=True, output_loading_info=True, **options)
     model, info = loaded
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # SDPA has no soft-capping
@@ -299,12 +244,7 @@ def _unloadable(what: str, name: str, error: Exception) -> ModelError:
         hint = "weights must be whole safetensors files: download them again, or convert them with save_pretrained"
     else:
         hint = "softprompt --debug train … shows where it failed"
-    return ModelError(what, where=name, got=f"{type(error).__name__}: {_first_line(error)}", hint=hint)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return ModelError(what, where=name, got=f"{type(error).__name__}: {first_line(error)}", hint=hint)
 
 
 class _Quiet:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach import Bank, hidden
+from softprompt.attach import Bank, EncoderDecoderBank, answer_states, hidden
 from softprompt.data.tokenise import Example
 from softprompt.losses import cross_entropies
 from softprompt.model import FrozenLM
@@ -33,6 +33,8 @@ def _supervised(
     lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
     """Hidden states [N, H] at the tokens before each learned one, and the learned ids [N]."""
+    if isinstance(bank, EncoderDecoderBank):
+        return _answered(lm, bank, examples, owners)
     rows = [Row(e.ids, 0 if owners is None else owners[i]) for i, e in enumerate(examples)]
     where, targets, offset = [], [], 0
     for example in examples:
@@ -43,3 +45,18 @@ def _supervised(
     states = hidden(lm, bank, rows)
     index = torch.tensor(where, dtype=torch.long, device=lm.device)
     return states[index], torch.tensor(targets, dtype=torch.long, device=lm.device)
+
+
+def _answered(
+    lm: FrozenLM, bank: EncoderDecoderBank, examples: Sequence[Example], owners: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """The same for an encoder–decoder: what stands before the first learned token is read, the rest is written."""
+    kept = [i for i, example in enumerate(examples) if any(example.mask)]
+    cuts = [examples[i].mask.index(True) for i in kept]
+    texts = [examples[i].ids[:cut] for i, cut in zip(kept, cuts, strict=True)]
+    answers = [examples[i].ids[cut:] for i, cut in zip(kept, cuts, strict=True)]
+    learned = [on for i, cut in zip(kept, cuts, strict=True) for on in examples[i].mask[cut:]]
+    states = answer_states(lm, bank, texts, answers, [0 if owners is None else owners[i] for i in kept])
+    mask = torch.tensor(learned, dtype=torch.bool, device=lm.device)
+    targets = torch.tensor([token for answer in answers for token in answer], device=lm.device)
+    return states[mask], targets[mask]

@@ -8,7 +8,7 @@ Knows nothing of prompts.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from softprompt.checkpoint import latest_step
 from softprompt.config import Config
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits, load_splits
-from softprompt.data.template import Template, default_template
+from softprompt.data.template import Template, answered_apart, default_template
 from softprompt.data.tokenise import Example, tokenise
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import CheckpointError, ConfigError, StoreError
 from softprompt.files import check_writable
-from softprompt.model import load_tokenizer
+from softprompt.model import is_encoder_decoder, load_tokenizer
 
 RUNS, SHARED = ".runs", "shared"
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -107,7 +107,11 @@ def prepare(
         store.check_free(_folder_of(folder, part), overwrite)
     _check_run(run, overwrite, resume)
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
-    tasks = tuple(_task(config, number, name, path, tokenizer) for number, (name, path) in enumerate(sources.items()))
+    apart = is_encoder_decoder(config.model, trust_remote_code=trust_remote_code)
+    shape = answered_apart if apart else _as_it_is
+    tasks = tuple(
+        _task(config, number, name, path, tokenizer, shape) for number, (name, path) in enumerate(sources.items())
+    )
     facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks])
     config, choices = auto.choose(config, facts)
     return Prepared(config, facts, choices, tasks, folder, run)
@@ -143,12 +147,18 @@ def _check_run(run: Path, overwrite: bool, resume: bool) -> None:
         )
 
 
-def _task(config: Config, number: int, name: str, path: str, tokenizer: Tokenizer) -> PreparedTask:
-    """Load and tokenise the rows of one task."""
+def _as_it_is(template: Template) -> Template:
+    return template
+
+
+def _task(
+    config: Config, number: int, name: str, path: str, tokenizer: Tokenizer, shape: Callable[[Template], Template]
+) -> PreparedTask:
+    """Load and tokenise the rows of one task; `shape` makes a template the model's."""
     splits = load_splits(path, seed=config.train.seed)
     text = config.template.get(name) if isinstance(config.template, dict) else config.template
     text = text.replace("\\n", "\n").replace("\\t", "\t") if text else None
-    template = default_template(splits.train, tokenizer, text, config.chat)
+    template = shape(default_template(splits.train, tokenizer, text, config.chat))
     on_long = "drop" if config.drop_long else "error"
 
     def ids(records: Sequence[Record]) -> list[Example]:

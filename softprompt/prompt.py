@@ -6,7 +6,7 @@ Shapes: P virtual tokens, H embedding width, K key/value heads, D head size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,7 +40,8 @@ class EmbeddingPrompt:
 class KVPrompt:
     """Form 2: per layer (keys [K, P, D], values [K, P, D']) or None for a layer that has none.
 
-    Keys are post-RoPE at positions 0…P-1; text starts at position P.
+    Keys are post-RoPE at positions 0…P-1; text starts at position P. An encoder–decoder's layers are those of its
+    encoder, then its decoder, then its cross-attention (`Geometry.sites`); a prompt may leave out whole sites.
     """
 
     layers: tuple[tuple[Tensor, Tensor] | None, ...]
@@ -76,10 +77,23 @@ def expected_shapes(form: str, n_tokens: int, geometry: Geometry) -> dict[str, t
     return shapes
 
 
+def needed_shapes(form: str, n_tokens: int, geometry: Geometry, names: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """`expected_shapes` of a prompt that has tensors of these names: every layer, or every layer of the sites in which
+    it has one. A site is whole because all its layers share one attention mask."""
+    shapes = expected_shapes(form, n_tokens, geometry)
+    own = [{f"layers.{i}.k", f"layers.{i}.v"} for i in range(len(geometry.sites))]
+    used = {site for site, pair in zip(geometry.sites, own, strict=True) if not pair.isdisjoint(names)}
+    if form == EmbeddingPrompt.form or not used:
+        return shapes
+    left_out = {name for site, pair in zip(geometry.sites, own, strict=True) if site not in used for name in pair}
+    return {name: shape for name, shape in shapes.items() if name not in left_out}
+
+
 def check_fits(prompt: Prompt, geometry: Geometry) -> None:
     """Raise GeometryError unless every tensor has the shape, dtype and finite values the base model needs."""
     where = f"{prompt.form} prompt for {geometry.base}"
-    tensors, shapes = prompt.tensors(), expected_shapes(prompt.form, prompt.n_tokens, geometry)
+    tensors = prompt.tensors()
+    shapes = needed_shapes(prompt.form, prompt.n_tokens, geometry, tensors)
     if prompt.n_tokens < 1:
         raise GeometryError("a soft prompt needs at least one virtual token", where=where)
     if tensors.keys() != shapes.keys():
@@ -111,12 +125,9 @@ def from_tensors(form: str, tensors: Mapping[str, Tensor], geometry: Geometry) -
     """The prompt with these tensors, names as in `Prompt.tensors`. Does not check: see `check_fits`."""
     if form == EmbeddingPrompt.form:
         return EmbeddingPrompt(tensors["embeddings"])
-    return KVPrompt(
-        tuple(
-            None if layer is None else (tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"])
-            for i, layer in enumerate(geometry.layers)
-        )
-    )
+    there = [f"layers.{i}.k" in tensors for i in range(len(geometry.layers))]
+    layers = ((tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"]) if on else None for i, on in enumerate(there))
+    return KVPrompt(tuple(layers))
 
 
 def to(prompt: Prompt, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Prompt:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.attach import bank, hidden
+from softprompt.attach import Bank, bank, hidden, session
 from softprompt.data.formats import Record
 from softprompt.data.template import end_id
 from softprompt.data.tokenise import prompt_ids, target_ids
@@ -33,14 +33,49 @@ def rank(lm: FrozenLM, subject: Subject, records: Sequence[Record], labels: Sequ
     prefixes = bank(lm, [subject.prefix(lm)])
     check_records(lm, records, bodies, prefixes.lengths[0] + max(tree.lengths) - 1)
     totals = torch.zeros(len(records), len(labels))
-    for part in by_tokens([len(body) + len(tree.tokens) for body in bodies], TOKENS):
-        rows = [tree.behind(bodies[i]) for i in part]
-        states = hidden(lm, prefixes, rows)
-        ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0)
-        nodes = torch.arange(-1, len(tree.tokens)) - len(tree.tokens)  # the text's last token, then the inner nodes
-        states_RMH = states[(ends[:, None] + nodes).to(lm.device)]
-        totals[part] = tree.totals(lm, states_RMH).cpu()
+    states_of, sizes = (_levels, _copied) if lm.is_encoder_decoder else (_packed, _joined)
+    for part in by_tokens(sizes(bodies, prefixes, tree), TOKENS):
+        totals[part] = tree.totals(lm, states_of(lm, prefixes, [bodies[i] for i in part], tree)).cpu()
     return totals, torch.tensor(tree.lengths, dtype=torch.float)
+
+
+def _packed(lm: FrozenLM, prefixes: Bank, bodies: Sequence[Sequence[int]], tree: LabelTree) -> Tensor:
+    """Hidden states [R, M + 1, H] of the text's last token and the inner nodes: each text is one row with the tree."""
+    rows = [tree.behind(body) for body in bodies]
+    states = hidden(lm, prefixes, rows)
+    ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0)
+    nodes = torch.arange(-1, len(tree.tokens)) - len(tree.tokens)
+    return states[(ends[:, None] + nodes).to(lm.device)]
+
+
+def _joined(bodies: Sequence[Sequence[int]], _: Bank, tree: LabelTree) -> list[int]:
+    """Tokens that each text takes in `_packed`."""
+    return [len(body) + len(tree.tokens) for body in bodies]
+
+
+def _levels(lm: FrozenLM, prefixes: Bank, bodies: Sequence[Sequence[int]], tree: LabelTree) -> Tensor:
+    """The same for an encoder–decoder: each text is read once, and its answers grow as a tree, a level a step.
+
+    T5 tells tokens apart by their distance in the row, so branches cannot stand behind one another: a row with several
+    branches goes on as several.
+    """
+    rows = len(bodies)
+    growing = session(lm, prefixes, bodies, [0] * rows, room=max(tree.lengths))
+    states = growing.hidden.new_empty(rows, len(tree.tokens) + 1, growing.hidden.shape[1])
+    states[:, 0] = growing.hidden
+    tokens, level = torch.tensor(tree.tokens, device=lm.device), [-1]
+    while nodes := [node for node, parent in enumerate(tree.parents) if parent in level]:
+        parents = torch.tensor([level.index(tree.parents[node]) for node in nodes], device=lm.device)
+        growing.keep((torch.arange(rows, device=lm.device)[:, None] * len(level) + parents).flatten())
+        new = growing.step(tokens[nodes].repeat(rows))
+        states[:, [node + 1 for node in nodes]] = new.view(rows, len(nodes), -1)
+        level = nodes
+    return states
+
+
+def _copied(bodies: Sequence[Sequence[int]], prefixes: Bank, tree: LabelTree) -> list[int]:
+    """Encoder tokens that each text takes at most in `_levels`: a copy for each branch."""
+    return [(prefixes.lengths[0] + len(body)) * max(1, len(tree.tokens)) for body in bodies]
 
 
 @dataclass(frozen=True)

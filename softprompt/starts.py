@@ -66,6 +66,7 @@ def start_of(
         lead=lead,
         frozen_tokens=config.frozen_tokens if kv else 0,
         hidden=config.hidden,
+        sites=tuple(site.strip() for site in config.sites.split(",")) if config.sites else (),
         rank=config.rank,
         sources=tuple(known[name] for name in config.sources),
         n_tasks=len(prepared.tasks),

@@ -18,7 +18,7 @@ from softprompt.card import FORMAT_VERSION, Card
 from softprompt.errors import StoreError, WrongBaseError
 from softprompt.files import read_json, read_tensors, recover_all, recover_folder, write_folder, write_json
 from softprompt.geometry import Geometry
-from softprompt.prompt import Prompt, check_fits, digest, expected_shapes, from_tensors, frozen
+from softprompt.prompt import Prompt, check_fits, digest, expected_shapes, from_tensors, frozen, needed_shapes
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 TENSORS, CARD, README = "prompt.safetensors", "card.json", "README.md"
@@ -148,7 +148,8 @@ def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[Prompt, 
             raise StoreError(f"tensor {name}", where=path, expected=f"{shapes.get(name)} float", got=f"{shape} {dtype}")
 
     tensors = read_tensors(path, check)
-    if missing := sorted(shapes.keys() - tensors.keys()):
+    needed = needed_shapes(card.form, card.n_tokens, card.geometry, tensors)
+    if missing := sorted(needed.keys() - tensors.keys()):
         raise StoreError("tensors are missing", where=path, got=", ".join(missing[:6]))
     prompt = from_tensors(card.form, tensors, card.geometry)
     check_fits(prompt, card.geometry)

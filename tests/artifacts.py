@@ -15,6 +15,7 @@ from softprompt.prompt import DTYPES, Prompt, expected_shapes, from_tensors
 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 FORMS = ("embedding", "kv")
+SITES = ("encoder", "decoder", "cross")
 PLAIN = Geometry(
     base="tiny",
     architecture="llama",
@@ -75,6 +76,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
     """Any base model with at least one layer that keeps keys and values, and windows of 8 tokens or more."""
     layers = draw(st.lists(_layer, min_size=1, max_size=4).filter(any))
     windows = draw(st.lists(st.none() | st.integers(8, 64), min_size=len(layers), max_size=len(layers)))
+    sites = draw(st.just([]) | st.lists(st.sampled_from(SITES), min_size=len(layers), max_size=len(layers)))
     return Geometry(
         base=draw(st.text(max_size=8)),
         architecture=draw(st.sampled_from(["llama", "gpt2"])),
@@ -85,6 +87,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
         max_positions=draw(st.integers(64, 2**31)),
         sample=tuple(draw(_samples)),
         matrices=tuple(draw(_samples)),
+        sites=tuple(sites),
     )
 
 

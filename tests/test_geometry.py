@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {
     "vocab": 301,
     "layers": (LayerShape(2, 4, 3), None, LayerShape(1, 2, 3)),
     "windows": (None, 17, None),
+    "sites": ("encoder", "decoder", "cross"),
 }
 
 
@@ -123,7 +124,9 @@ def _with(name: str, value: object) -> Callable[[dict[str, Any]], object]:
 
 
 BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
-    **{f"no {field.name}": _without(field.name) for field in dataclasses.fields(Geometry)},
+    **{f"no {field.name}": _without(field.name) for field in dataclasses.fields(Geometry) if field.name != "sites"},
+    "sites of other layers": _with("sites", ["encoder"]),
+    "site as number": _with("sites", [1, 2, 3]),
     "matrices as text": _with("matrices", ["x"]),
     "another key": _with("weights", 1),
     "hidden as text": _with("hidden", "6"),

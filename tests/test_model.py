@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import softprompt.measure as measure_module
 import softprompt.model as model_module
 from softprompt.attach import Prefix, bank
 from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
@@ -401,5 +402,5 @@ def test_a_rope_that_changes_with_the_length_is_exact_in_the_original_context_on
     }
     common: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 4096}
     long = tf.Phi3Config(**common, rope_parameters=rope, original_max_position_embeddings=128)
-    assert model_module._context(long) == 128
-    assert model_module._context(tf.Phi3Config(**common)) == 4096
+    assert measure_module._context(long) == 128
+    assert measure_module._context(tf.Phi3Config(**common)) == 4096

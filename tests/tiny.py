@@ -1,4 +1,4 @@
-"""Random two-layer models of every supported family and a byte tokenizer: no downloads, milliseconds a forward."""
+"""Random tiny models of every supported family and a byte tokenizer: no downloads, milliseconds a forward."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers as tf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from softprompt.model import FrozenLM
 
@@ -68,9 +69,33 @@ CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
 }
 FAMILIES = tuple(CONFIGS)
 
+_t5: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "d_kv": 6,  # four heads of it are not the model's width
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+    "eos_token_id": 2,
+}
+_t5_1_1: dict[str, Any] = _t5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+SEQ2SEQ_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
+    "t5": lambda: tf.T5Config(**_t5),
+    "t5-1.1": lambda: tf.T5Config(**_t5_1_1),
+    "mt5": lambda: tf.MT5Config(**_t5),
+    "umt5": lambda: tf.UMT5Config(**_t5),
+}
+SEQ2SEQ_FAMILIES = tuple(SEQ2SEQ_CONFIGS)
 
-def tiny_tokenizer(*, bos: bool = False) -> tf.PreTrainedTokenizerBase:
-    """One token per byte plus ChatML's special tokens; `bos` makes it put <s> first, as Llama's does."""
+
+def tiny_tokenizer(*, bos: bool = False, closing: bool = False) -> tf.PreTrainedTokenizerBase:
+    """One token per byte plus ChatML's special tokens; `bos` makes it put <s> first, as Llama's does, and `closing`
+    makes it put the end token behind every text, as T5's does, which has no BOS and no chat template either."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     vocab = {token: i for i, token in enumerate([*SPECIAL, *sorted(alphabet)])}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -78,9 +103,11 @@ def tiny_tokenizer(*, bos: bool = False) -> tf.PreTrainedTokenizerBase:
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     if bos:
-        from tokenizers.processors import TemplateProcessing
-
         core.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
+    if closing:
+        end = [("<|im_end|>", vocab["<|im_end|>"])]
+        core.post_processor = TemplateProcessing(single="$A <|im_end|>", special_tokens=end)
+        return tf.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
@@ -108,3 +135,21 @@ def tiny_model(family: str, seed: int = 0) -> tf.PreTrainedModel:
 def tiny_lm(family: str = "llama", *, bos: bool = False) -> FrozenLM:
     """A frozen tiny model; shared between tests, which is safe because nothing may change it."""
     return FrozenLM(tiny_model(family), tiny_tokenizer(bos=bos), f"tiny-{family}")
+
+
+@functools.cache
+def tiny_seq2seq_model(family: str = "t5", seed: int = 0) -> tf.PreTrainedModel:
+    """A random float32 encoder–decoder; its biases of relative positions are large enough to matter."""
+    torch.manual_seed(seed)
+    model = tf.AutoModelForSeq2SeqLM.from_config(SEQ2SEQ_CONFIGS[family]()).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, 1.0 if "relative_attention_bias" in name else 0.3)
+    return model
+
+
+@functools.cache
+def tiny_seq2seq(family: str = "t5") -> FrozenLM:
+    """A frozen tiny encoder–decoder; shared, as `tiny_lm`."""
+    return FrozenLM(tiny_seq2seq_model(family), tiny_tokenizer(closing=True), f"tiny-{family}")

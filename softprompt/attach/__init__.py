@@ -3,7 +3,8 @@ Transformers' caches, masks and positions.
 
 A prefix is everything constant in front of the varying text: lead ids, virtual tokens, follow ids. `bank` runs each
 prefix once and keeps its keys and values, with gradient if the prompt has one. `hidden` runs rows against them, row i
-behind its own prefix; `Session` does the same for decoding, one token a step.
+behind its own prefix; `Session` does the same for decoding, one token a step. For an encoder–decoder, whose rows are a
+text and an answer to it, the counterparts are `answer_states` and `AnsweringSession`; `session` starts the right one.
 
 `moved` turns the keys of a KV prompt to other positions.
 
@@ -11,10 +12,27 @@ Exactness: the model sees, for each token, the keys, the mask and the position i
 concatenated. The first `bank` checks that on the loaded model (`verify`) before anything relies on it.
 """
 
+from softprompt.attach.answering import AnsweringSession
 from softprompt.attach.bank import Bank, Prefix
+from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_states
 from softprompt.attach.rotation import moved
 from softprompt.attach.rows import hidden
 from softprompt.attach.session import Session
-from softprompt.attach.verify import bank, verify
+from softprompt.attach.start import session
+from softprompt.attach.verify import bank, keys_values, verify
 
-__all__ = ["Bank", "Prefix", "Session", "bank", "hidden", "moved", "verify"]
+__all__ = [
+    "SITES",
+    "AnsweringSession",
+    "Bank",
+    "EncoderDecoderBank",
+    "Prefix",
+    "Session",
+    "answer_states",
+    "bank",
+    "hidden",
+    "keys_values",
+    "moved",
+    "session",
+    "verify",
+]

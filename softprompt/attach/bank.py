@@ -5,8 +5,10 @@ Shapes: N prefixes, S key slots of a bank, K key/value heads, D head size, H wid
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch.nn.functional import pad
 
 from softprompt.attach.cache import KV, PrefixCache
 from softprompt.attach.forward import check_room, forward
-from softprompt.errors import GeometryError
+from softprompt.errors import GeometryError, UnsupportedModelError
 from softprompt.model import FrozenLM
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
 
@@ -32,9 +34,20 @@ class Prefix:
     unseen: tuple[int, int] = (0, 0)
 
 
+class Bank(ABC):
+    """N prefixes, ready to stand in front of rows. What it holds depends on the kind of model.
+
+    Attributes:
+        lengths: tokens of each prefix; its text starts at that position.
+    """
+
+    lengths: tuple[int, ...]
+
+
+@final
 @dataclass(frozen=True, eq=False)
-class Bank:
-    """The keys and values of N prefixes.
+class CausalBank(Bank):
+    """The keys and values of N prefixes of a causal model.
 
     Attributes:
         layers: per layer (keys [N, K, S, D], values [N, K, S, D']) or None.
@@ -59,7 +72,7 @@ class Bank:
         return tuple(None if kv is None else (kv[0][owners], kv[1][owners]) for kv in self.layers)
 
 
-def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
+def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> CausalBank:
     """Keys and values of every prefix in one pass, with gradient where a prompt has one.
 
     KV prompts are the past; leads, embedding prompts and follows are run behind it, padded to the right.
@@ -67,7 +80,7 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
     Raises DataError if a prefix alone is longer than the model's context.
     """
     past_lengths = [p.prompt.n_tokens if isinstance(p.prompt, KVPrompt) else 0 for p in prefixes]
-    runs = [_to_run(lm, prefix) for prefix in prefixes]
+    runs = [embedded(lm, prefix) for prefix in prefixes]
     longest = max(past + len(run) for past, run in zip(past_lengths, runs, strict=True))
     hint = "fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front"
     check_room(lm, longest, "what stands in front of the row does not fit in the model's context", hint)
@@ -96,10 +109,17 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
             cache=cache,
         )
         layers = tuple(cache.seen.get(i) for i in range(len(layers)))
-    return Bank(layers, positions, tuple((past_N1 + run_N1)[:, 0].tolist()))
+    return CausalBank(layers, positions, tuple((past_N1 + run_N1)[:, 0].tolist()))
 
 
-def _to_run(lm: FrozenLM, prefix: Prefix) -> Tensor:
+def causal(bank: Bank) -> CausalBank:
+    """The bank of a causal model; UnsupportedModelError for that of an encoder–decoder."""
+    if isinstance(bank, CausalBank):
+        return bank
+    raise UnsupportedModelError("this works with causal models only, and the base model is an encoder-decoder")
+
+
+def embedded(lm: FrozenLM, prefix: Prefix) -> Tensor:
     """Embeddings [n, H] of all that must be run for this prefix: everything but a KV prompt's own keys and values."""
     if isinstance(prefix.prompt, KVPrompt) and prefix.lead:
         raise GeometryError(

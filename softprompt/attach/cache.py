@@ -1,4 +1,5 @@
-"""Two caches for Transformers' models: one that shows a prefix and never changes, one that grows while decoding.
+"""Caches for Transformers' models: one that shows a prefix and never changes, one that grows while decoding, and their
+counterparts for an encoder–decoder.
 
 Neither uses Transformers' cache storage; a model only calls `update` and a few questions about length.
 
@@ -7,11 +8,12 @@ Shapes: G bins or rows, K key/value heads, S prefix slots, L new tokens, D head 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, EncoderDecoderCache
 
 KV = tuple[Tensor, Tensor] | None
 
@@ -74,7 +76,7 @@ class GrowingCache(Cache):
         return keys[:, :, :end], values[:, :, :end]
 
     def keep(self, index: Tensor) -> None:
-        """Drop all rows but those in `index`."""
+        """Drop all rows but those in `index`; a row that is named twice is there twice."""
         self.buffers = {i: (keys[index], values[index]) for i, (keys, values) in self.buffers.items()}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -87,3 +89,58 @@ class GrowingCache(Cache):
         if past is not None:
             buffer[:, :, : self.slots] = past[part]
         return buffer
+
+
+@final
+class DecoderCache(EncoderDecoderCache):
+    """What a decoder sees in front: `own` in its self-attention, `cross` in its cross-attention.
+
+    Transformers asks `is_updated` whether the cross-attention's keys and values are known already. Only a `CrossCache`
+    knows them; any other computes them in every call, so that a layer may run twice (gradient checkpointing).
+    """
+
+    def __init__(self, own: Cache, cross: Cache) -> None:
+        super().__init__(own, cross)
+        self.is_updated = {} if isinstance(cross, CrossCache) else _Forgetful()
+
+
+class _Forgetful(dict[int, bool]):
+    """Knows of no layer."""
+
+    def __setitem__(self, layer: int, updated: bool) -> None:
+        pass
+
+
+@dataclass
+class _Known:
+    """Keys [B, K, S + E, D] and values [B, K, S + E, D'] of one layer."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@final
+class CrossCache(Cache):
+    """The keys and values of B texts' encoder states behind the rows' prefixes: computed once, then read by the model.
+
+    Args:
+        past: per layer (keys [B, K, S, D], values [B, K, S, D']) or None.
+    """
+
+    def __init__(self, past: tuple[KV, ...]) -> None:
+        super().__init__(layers=[])
+        self.past = past
+        self.layers: Any = []  # Transformers reads `keys` and `values` of each
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        assert layer_idx == len(self.layers), "every layer once, from the first to the last"
+        past = self.past[layer_idx]
+        if past is not None:
+            key_states = torch.cat([past[0], key_states], dim=2)
+            value_states = torch.cat([past[1], value_states], dim=2)
+        self.layers.append(_Known(key_states, value_states))
+        return key_states, value_states
+
+    def keep(self, index: Tensor) -> None:
+        """Drop all rows but those in `index`; a row that is named twice is there twice."""
+        self.layers = [_Known(known.keys[index], known.values[index]) for known in self.layers]

@@ -42,7 +42,7 @@ def forward(
     """
     distance_GQK = positions_GL[:, :, None] - key_positions_GK[:, None, :]
     masks = {
-        window: _additive(visible_GQK if window is None else visible_GQK & (distance_GQK < window), lm.dtype)
+        window: additive(visible_GQK if window is None else visible_GQK & (distance_GQK < window), lm.dtype)
         for window in set(lm.geometry.windows)
     }
     mask: Tensor | dict[str, Tensor] = masks[lm.geometry.windows[0]]
@@ -76,7 +76,7 @@ def check_room(
         raise DataError(what, expected=f"<= {lm.geometry.max_positions} tokens", got=tokens, hint=hint)
 
 
-def _additive(visible_GQK: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(visible_GQK: Tensor, dtype: torch.dtype) -> Tensor:
     """[G, 1, Q, K]: zero where visible, the lowest finite number elsewhere.
 
     A float mask, since SDPA would convert a boolean one anew in every layer (a quarter of a CPU step).

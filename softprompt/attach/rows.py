@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach.bank import Bank
+from softprompt.attach.bank import Bank, causal
 from softprompt.attach.cache import PrefixCache
 from softprompt.attach.forward import check_not_empty, check_room, forward
 from softprompt.model import FrozenLM
@@ -27,7 +27,9 @@ def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | Non
 
     Raises:
         DataError: an empty row, or one that does not fit in the model's context behind its prefix.
+        UnsupportedModelError: the bank of an encoder–decoder.
     """
+    bank = causal(bank)
     check_not_empty(row.ids for row in rows)
     if capacity is None:
         capacity = best_capacity(rows, bank.slots, *_costs(lm))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach.bank import Bank
+from softprompt.attach.bank import Bank, causal
 from softprompt.attach.cache import GrowingCache
 from softprompt.attach.forward import check_not_empty, check_room, forward
 from softprompt.model import FrozenLM
@@ -29,12 +29,14 @@ class Session:
 
     Raises:
         DataError: an empty row, or no room for it in the model's context.
+        UnsupportedModelError: the bank of an encoder–decoder: see `AnsweringSession`.
     """
 
     @torch.no_grad()
     def __init__(
         self, lm: FrozenLM, bank: Bank, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int
     ) -> None:
+        bank = causal(bank)
         check_not_empty(rows)
         check_room(lm, max(bank.lengths[o] + len(row) for row, o in zip(rows, owners, strict=True)) + room)
         self.lm = lm
@@ -59,7 +61,7 @@ class Session:
         return self.hidden
 
     def keep(self, index: Tensor) -> None:
-        """Drop all rows but those in `index` [B'], so that finished rows cost nothing."""
+        """Go on with the rows in `index` [B'] only, so that finished rows cost nothing."""
         self._keys, self._positions = self._keys[index], self._positions[index]
         self.hidden = self.hidden[index]
         self._cache.keep(index)

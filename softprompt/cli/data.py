@@ -26,6 +26,7 @@ from softprompt.data.formats import Record
 from softprompt.data.load import digest, inputs_of, load_rows, load_splits
 from softprompt.data.template import (
     Template,
+    answered_apart,
     check_fit,
     default_template,
     default_text,
@@ -63,7 +64,7 @@ def check(
     """Check every row, and show what the data is: rows, labels, lengths, overlap, the end of an answer."""
     splits = load_splits(path)
     tokenizer = _tokenizer(model)
-    chosen = _template(splits.train, template, chat, tokenizer)
+    chosen = _template(splits.train, template, chat, model, tokenizer)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     report: dict[str, object] = {
         "path": path,
@@ -92,7 +93,7 @@ def preview(
     """Show rows as the model sees them: the constant head, the body, and in «» what is learned."""
     records = load_rows(path) if Path(path).is_file() else load_splits(path).train
     tokenizer = _tokenizer(model)
-    chosen = _template(records, template, chat, tokenizer)
+    chosen = _template(records, template, chat, model, tokenizer)
     console = Console()
     for record in records[:rows]:
         console.print(Rule(Text(record.where, style="dim"), align="left", style="dim"))
@@ -113,12 +114,17 @@ def _tokenizer(model: str | None) -> Tokenizer | None:
     return load_tokenizer(model)
 
 
-def _template(records: Sequence[Record], text: str | None, chat: bool | None, tokenizer: Tokenizer | None) -> Template:
+def _template(
+    records: Sequence[Record], text: str | None, chat: bool | None, model: str | None, tokenizer: Tokenizer | None
+) -> Template:
     """The template of these rows; without a tokenizer, as much of it as can be known."""
     # A shell passes \n as two characters, and nobody means those in a prompt.
     text = None if text is None else text.replace("\\n", "\n").replace("\\t", "\t")
-    if tokenizer is not None:
-        return default_template(records, tokenizer, text, chat)
+    if tokenizer is not None and model is not None:
+        from softprompt.model import is_encoder_decoder
+
+        chosen = default_template(records, tokenizer, text, chat)
+        return answered_apart(chosen) if is_encoder_decoder(model) else chosen
     if chat:
         raise DataError("the chat template is the model's", hint="add --model NAME to --chat")
     messages = records[0].kind == "messages"

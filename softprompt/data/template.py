@@ -5,7 +5,8 @@
 
 The head is the same for every row, so it is part of the prefix and computed once. Whitespace at its end is
 left to the body, because tokenizers merge a space with the word that follows. Head, body and target are
-tokenised apart and joined as ids; the BOS is in none of them. Knows nothing about masks or files.
+tokenised apart and joined as ids; the BOS is in none of them. An encoder–decoder reads head and body in its encoder
+and writes the target, as a text of its own, in its decoder. Knows nothing about masks or files.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import difflib
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Literal, final
 
@@ -32,6 +33,7 @@ from softprompt.errors import DataError
 __all__ = [
     "Template",
     "Tokenizer",
+    "answered_apart",
     "body",
     "bos_ids",
     "default_template",
@@ -39,6 +41,7 @@ __all__ = [
     "end_id",
     "fill",
     "head",
+    "joined",
     "target_text",
     "unused_fields",
 ]
@@ -54,7 +57,8 @@ class Template:
     """How a record becomes text.
 
     Attributes:
-        kind: "text": `text` is the whole prompt; "chat": `text` is the user's message.
+        kind: "text": `text` is the whole prompt; "chat": `text` is the user's message; "seq2seq": `text` is the whole
+            prompt, and the answer is a text of its own (encoder–decoders).
         text: a format string over the record's fields, such as "Review: {text}\\nSentiment:"; `{{` and `}}`
             stand for braces. Empty (chat only): rows of kind "messages", which bring their own turns.
         system: the system turn (chat only); empty: what the model's own chat template adds, stays.
@@ -63,16 +67,16 @@ class Template:
         DataError: an unknown kind, a field with more than a name, or no field at all.
     """
 
-    kind: Literal["text", "chat"]
+    kind: Literal["text", "chat", "seq2seq"]
     text: str = ""
     system: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("text", "chat"):
-            raise DataError("unknown kind of template", expected="text or chat", got=self.kind)
-        if self.system and self.kind == "text":
+        if self.kind not in ("text", "chat", "seq2seq"):
+            raise DataError("unknown kind of template", expected="text, chat or seq2seq", got=self.kind)
+        if self.system and self.kind != "chat":
             raise DataError("a plain template has no system turn", hint="write it into the template's text")
-        if not self.names and (self.text or self.kind == "text"):
+        if not self.names and (self.text or self.kind != "chat"):
             raise DataError(
                 "the template has no field, so every row would read the same",
                 expected='for example "Review: {text}\\nSentiment:"',
@@ -102,9 +106,9 @@ class Template:
             if not isinstance(value, str):
                 raise DataError(f"template field {name!r} must be a string", got=type(value).__name__)
         kind, text, system = values.get("kind"), str(values.get("text", "")), str(values.get("system", ""))
-        if kind in ("text", "chat"):
-            return cls("text" if kind == "text" else "chat", text, system)
-        raise DataError("unknown kind of template", expected="text or chat", got=kind)
+        if kind in ("text", "chat", "seq2seq"):
+            return cls(kind, text, system)
+        raise DataError("unknown kind of template", expected="text, chat or seq2seq", got=kind)
 
 
 def default_template(
@@ -136,6 +140,14 @@ def default_template(
     for record in records:
         fill(template, record)
     return template
+
+
+def answered_apart(template: Template) -> Template:
+    """The template for an encoder–decoder, whose answer is a text of its own. Raises DataError for a chat template."""
+    if template.kind == "chat":
+        hint = "use a plain template (--no-chat --template '...')"
+        raise DataError("an encoder-decoder reads a text and writes a text: it holds no conversations", hint=hint)
+    return replace(template, kind="seq2seq")
 
 
 def default_text(record: Record) -> str:
@@ -196,7 +208,7 @@ def head(template: Template, tokenizer: Tokenizer) -> str:
     if template.kind == "chat" and not template.text:
         return ""
     literal = _parse(template.text)[0][0]
-    if template.kind == "text":
+    if template.kind != "chat":
         return literal.rstrip()
     text = render_chat(_turns(template, literal + _USER), tokenizer, add_generation_prompt=True)
     if text.count(_USER) != 1:
@@ -261,7 +273,12 @@ def with_system(template: Template, messages: Sequence[Message]) -> tuple[Messag
 
 
 def target_text(target: str, template: Template) -> str:
-    """The target as it is joined to the body: in plain text behind one space, unless there is whitespace."""
+    """The target as the model writes it: as `joined` to the body, or as a text of its own (encoder–decoders)."""
+    return target if template.kind == "seq2seq" else joined(target, template)
+
+
+def joined(target: str, template: Template) -> str:
+    """The target as it stands behind the body in one text: behind one space, unless there is whitespace."""
     apart = template.kind == "chat" or template.text[-1:].isspace() or target[:1].isspace()
     return target if apart else " " + target
 

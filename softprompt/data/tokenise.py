@@ -132,6 +132,12 @@ def _example(record: Record, opening: str, end: int, template: Template, tokeniz
                 expected='rows with an answer, such as {"text": ..., "label": ...}',
                 hint="--no-chat, or add the answers",
             )
+        if template.kind == "seq2seq":
+            raise DataError(
+                "an encoder-decoder learns to answer a text, and rows of text alone have no answers",
+                where=record.where,
+                expected='rows with an answer, such as {"text": ..., "label": ...}',
+            )
         ids = [*_body_ids(record, opening, template, tokenizer), end]
         mask = [False] + [True] * (len(ids) - 1)
     else:

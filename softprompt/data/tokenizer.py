@@ -17,6 +17,7 @@ from softprompt.errors import DataError
 __all__ = [
     "Tokenizer",
     "bos_ids",
+    "closing_ids",
     "decode",
     "encode",
     "eos_id",
@@ -85,6 +86,14 @@ def bos_ids(tokenizer: Tokenizer) -> list[int]:
     bos = _special_id(tokenizer, "bos_token_id")
     starts = bos is not None and tokenizer.encode("x", add_special_tokens=True)[:1] == [bos]
     return [bos] if bos is not None and starts else []
+
+
+def closing_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids the tokenizer puts behind every text: `</s>` for T5, none for most causal models."""
+    plain, whole = encode("x", tokenizer), tokenizer.encode("x", add_special_tokens=True)
+    start = len(bos_ids(tokenizer))
+    end = start + len(plain)
+    return whole[end:] if whole[start:end] == plain else []
 
 
 def has_chat_template(tokenizer: Tokenizer) -> bool:

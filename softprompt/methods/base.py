@@ -31,6 +31,7 @@ class Start:
         sources: the prompts that a mixture attends to.
         n_tasks: how many tasks share a multitask prompt.
         n_prompts: how many prompts a router chooses from.
+        sites: where a KV prompt stands in an encoder–decoder, of "encoder", "decoder", "cross"; everywhere if empty.
         seed: of every random draw.
     """
 
@@ -42,6 +43,7 @@ class Start:
     lead: tuple[int, ...] = ()
     frozen_tokens: int = 0
     hidden: int = 512
+    sites: tuple[str, ...] = ()
     rank: int = 10
     sources: tuple[Prompt, ...] = ()
     n_tasks: int = 1

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach import SITES, Prefix
+from softprompt.attach import keys_values as keys_values_of
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Start
 from softprompt.methods.draws import generator
@@ -35,9 +36,13 @@ def embeddings(lm: FrozenLM, start: Start) -> Tensor:
     """[P, H] float32 for an embedding prompt.
 
     Raises:
-        ConfigError: an unknown initialiser, one that lacks its text, labels or prompt, or another number of tokens.
+        ConfigError: an unknown initialiser, one that lacks its text, labels or prompt, another number of tokens, or
+            sites.
         GeometryError: the prompt to start from does not fit the model.
     """
+    if start.sites:
+        what = "sites are for KV prompts: an embedding prompt always stands in front of the text"
+        raise ConfigError(what, where="method.sites", got=",".join(start.sites), hint="leave method.sites out")
     size, draw = (start.n_tokens, lm.geometry.hidden), generator(start.seed)
     if start.init == "uniform":
         return ((torch.rand(size, generator=draw) * 2 - 1) * UNIFORM_RANGE).to(lm.device) * _spread(lm)
@@ -57,10 +62,18 @@ def embeddings(lm: FrozenLM, start: Start) -> Tensor:
 
 
 def keys_values(lm: FrozenLM, start: Start) -> KVPrompt:
-    """The KV prompt to start from; begins with `start.lead` (BOS), whose keys are the attention sink.
+    """The KV prompt to start from, at the sites of `start` only; begins with `start.lead` (BOS), whose keys are the
+    attention sink.
 
     Another embedding prompt is run once behind the lead: its keys and values act as it does. Raises as `embeddings`.
     """
+    _check_sites(lm, start)
+    made = _everywhere(lm, start)
+    sites, wanted = lm.geometry.sites, start.sites or SITES
+    return KVPrompt(tuple(kv if not sites or sites[i] in wanted else None for i, kv in enumerate(made.layers)))
+
+
+def _everywhere(lm: FrozenLM, start: Start) -> KVPrompt:
     if start.init in ("uniform", "normal"):
         return _noise(lm, start)
     if start.init == "prompt":
@@ -102,14 +115,25 @@ def frequent_tokens(lm: FrozenLM, count: int, seed: int) -> list[int]:
 
 
 def harvest(lm: FrozenLM, ids: Sequence[int]) -> KVPrompt:
-    """The keys and values that the model computes for a real text: a KV prompt that acts like it, in float32."""
+    """The keys and values that the model computes for a real text, in float32: a KV prompt that acts like it.
+
+    For an encoder–decoder those of encoder, decoder and cross-attention, which resemble the text but do not stand for
+    it (`attach.keys_values`).
+    """
     return _run(lm, Prefix(lead=tuple(ids)))
 
 
-@torch.no_grad()
 def _run(lm: FrozenLM, prefix: Prefix) -> KVPrompt:
-    layers = bank(lm, [prefix]).layers
+    layers = keys_values_of(lm, prefix)
     return KVPrompt(tuple(None if kv is None else (kv[0][0].float(), kv[1][0].float()) for kv in layers))
+
+
+def _check_sites(lm: FrozenLM, start: Start) -> None:
+    if start.sites and not lm.is_encoder_decoder:
+        what = "sites are an encoder-decoder's, and the base model is a causal one"
+        raise ConfigError(what, where="method.sites", got=",".join(start.sites), hint="leave method.sites out")
+    if unknown := [site for site in start.sites if site not in SITES]:
+        raise ConfigError(f"unknown site {unknown[0]!r}", where="method.sites", expected=f"some of {','.join(SITES)}")
 
 
 def _noise(lm: FrozenLM, start: Start) -> KVPrompt:

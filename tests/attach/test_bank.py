@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from softprompt.attach import Prefix, bank, hidden
+from softprompt.attach.bank import CausalBank, causal
 from softprompt.errors import DataError, GeometryError
+from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.prompt import EmbeddingPrompt, KVPrompt
 from tests.laws.cases import (
@@ -23,16 +27,20 @@ from tests.laws.cases import (
 from tests.tiny import FAMILIES, tiny_lm
 
 
+def made(lm: FrozenLM, prefixes: Sequence[Prefix]) -> CausalBank:
+    return causal(bank(lm, prefixes))
+
+
 def test_a_lead_in_front_of_a_kv_prompt_is_refused() -> None:
     lm = tiny_lm("llama")
     with pytest.raises(GeometryError, match=r"(?s)starts at position 0.*make the lead part of the prompt"):
-        bank(lm, [Prefix(random_prompt(lm, "kv", 3, 0), lead=(5,))])
+        made(lm, [Prefix(random_prompt(lm, "kv", 3, 0), lead=(5,))])
 
 
 def test_positions_and_lengths_of_a_mixed_bank() -> None:
     """KV prompts stand in the first slots, what is run behind them; -1 marks an empty slot."""
     lm = tiny_lm("llama")
-    own = bank(lm, mixed_prefixes(lm))
+    own = made(lm, mixed_prefixes(lm))
     assert own.lengths == (13, 7, 10, 2, 3, 0)
     assert own.slots == 10 + 13
     for row, length in zip(own.positions.tolist(), own.lengths, strict=True):
@@ -47,7 +55,7 @@ def test_keys_and_values_are_the_models_own(family: str) -> None:
     """Of each prefix, as Transformers' cache has them."""
     lm = tiny_lm(family)
     prefixes = [Prefix(EmbeddingPrompt(lm.embed(text_ids(4, 1))), (3,), (9, 10)), Prefix(None, (5, 6)), Prefix()]
-    own = bank(lm, prefixes)
+    own = made(lm, prefixes)
     texts = [[3, *text_ids(4, 1), 9, 10], [5, 6]]
     for number, text in enumerate(texts):
         held = own.positions[number] >= 0
@@ -60,18 +68,18 @@ def test_a_kv_prompt_is_taken_as_it_is() -> None:
     lm = tiny_lm("llama")
     prompt = random_prompt(lm, "kv", 4, 7)
     assert isinstance(prompt, KVPrompt)
-    own = bank(lm, [Prefix(prompt)])
+    own = made(lm, [Prefix(prompt)])
     assert same_kv([(keys[0], values[0]) for keys, values in pairs(own.layers)], prompt.layers)
 
 
 def test_a_bank_of_nothing() -> None:
-    own = bank(tiny_lm("llama"), [Prefix(), Prefix()])
+    own = made(tiny_lm("llama"), [Prefix(), Prefix()])
     assert (own.slots, own.lengths) == (0, (0, 0))
 
 
 def test_past_is_shared_where_there_is_one_prefix() -> None:
     lm = tiny_lm("llama")
-    own = bank(lm, [Prefix(random_prompt(lm, "kv", 4, 7))])
+    own = made(lm, [Prefix(random_prompt(lm, "kv", 4, 7))])
     (keys, _), *_ = pairs(own.past(torch.tensor([0, 0, 0])))
     assert keys.shape[0] == 3
     assert keys.stride(0) == 0, "expanded, not copied"
@@ -79,7 +87,7 @@ def test_past_is_shared_where_there_is_one_prefix() -> None:
 
 def test_past_follows_the_owners() -> None:
     lm = tiny_lm("llama")
-    own = bank(lm, [Prefix(random_prompt(lm, "kv", 4, seed)) for seed in range(3)])
+    own = made(lm, [Prefix(random_prompt(lm, "kv", 4, seed)) for seed in range(3)])
     wanted = [(keys[[2, 0, 2]], values[[2, 0, 2]]) for keys, values in pairs(own.layers)]
     assert same_kv(own.past(torch.tensor([2, 0, 2])), wanted)
 
@@ -87,10 +95,10 @@ def test_past_follows_the_owners() -> None:
 def test_gradient_only_where_a_prompt_has_one() -> None:
     lm = tiny_lm("llama")
     live, still = mixed_prefixes(lm, grad=True), mixed_prefixes(lm)
-    assert all(keys.requires_grad for keys, _ in pairs(bank(lm, live).layers))
-    assert not any(keys.requires_grad for keys, _ in pairs(bank(lm, still).layers))
+    assert all(keys.requires_grad for keys, _ in pairs(made(lm, live).layers))
+    assert not any(keys.requires_grad for keys, _ in pairs(made(lm, still).layers))
     mixed = [live[0], *still[1:]]
-    states = hidden(lm, bank(lm, mixed), [Row([5, 6], n) for n in range(len(mixed))])
+    states = hidden(lm, made(lm, mixed), [Row([5, 6], n) for n in range(len(mixed))])
     grads = torch.autograd.grad(states.sum(), gradient_tensors(live[:1]))
     assert all(g.norm() > 0 for g in grads)
 
@@ -105,7 +113,7 @@ def test_prompts_in_another_dtype_are_moved() -> None:
             if form == "embedding"
             else KVPrompt(tuple((half[f"layers.{i}.k"], half[f"layers.{i}.v"]) for i in range(2)))
         )
-        own, wanted = bank(lm, [Prefix(low)]), bank(lm, [Prefix(prompt)])
+        own, wanted = made(lm, [Prefix(low)]), made(lm, [Prefix(prompt)])
         for kv, other in zip(pairs(own.layers), pairs(wanted.layers), strict=True):
             assert kv[0].dtype == torch.float32
             assert_close(kv[0], other[0], rtol=0.1, atol=0.1)
@@ -113,7 +121,7 @@ def test_prompts_in_another_dtype_are_moved() -> None:
 
 def test_rows_that_do_not_fit_are_refused() -> None:
     lm = tiny_lm("llama")
-    size, own = lm.geometry.max_positions, bank(lm, [mixed_prefixes(lm)[0], Prefix()])
+    size, own = lm.geometry.max_positions, made(lm, [mixed_prefixes(lm)[0], Prefix()])
     room = size - own.lengths[0]
     hidden(lm, own, [Row(text_ids(room, 0))])
     with pytest.raises(DataError, match=f"(?s)do not fit.*{size + 1}"):
@@ -128,7 +136,7 @@ def test_many_rows_in_one_bin_may_be_longer_than_the_context() -> None:
     lm = tiny_lm("llama")
     rows = [Row(text_ids(20, n)) for n in range(30)]
     assert lm.geometry.max_positions < 30 * 20
-    states = hidden(lm, bank(lm, [Prefix()]), rows, capacity=10_000)
+    states = hidden(lm, made(lm, [Prefix()]), rows, capacity=10_000)
     assert states.shape[0] == 600
 
 
@@ -137,7 +145,7 @@ def test_a_prefix_longer_than_the_context_is_refused(family: str) -> None:
     """Before it is run: a table of learned positions has no row for it."""
     lm = tiny_lm(family)
     most = lm.geometry.max_positions
-    assert bank(lm, [Prefix(lead=(7,) * most)]).lengths == (most,)
+    assert made(lm, [Prefix(lead=(7,) * most)]).lengths == (most,)
     for long in (Prefix(lead=(7,) * (most + 1)), Prefix(random_prompt(lm, "kv", most, 0), follow=(7,))):
         with pytest.raises(DataError, match=rf"(?s)does not fit in the model's context.*<= {most}.*got: *{most + 1}"):
-            bank(lm, [Prefix(lead=(7,)), long])
+            made(lm, [Prefix(lead=(7,)), long])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from softprompt.attach import Session, bank
+from softprompt.attach.bank import causal
 from softprompt.errors import DataError
 from tests.laws.cases import check_close, mixed_prefixes, pairs, same_kv, text_ids
 from tests.laws.oracle import plain_logits
@@ -45,7 +46,7 @@ def test_the_bank_is_not_written_to() -> None:
     """One bank serves many sessions."""
     lm = tiny_lm("llama")
     for prefixes in ([mixed_prefixes(lm)[1]], mixed_prefixes(lm)):
-        own = bank(lm, prefixes)
+        own = causal(bank(lm, prefixes))
         before = [(keys.clone(), values.clone()) for keys, values in pairs(own.layers)]
         session = Session(lm, own, [[5, 6], [7]], [0, 0], room=2)
         session.step(torch.tensor([8, 9]))

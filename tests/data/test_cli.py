@@ -39,6 +39,7 @@ def tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizers = {"tiny": BytesTokenizer(), "endless": BytesTokenizer(None, eos=None)}
     module = ModuleType("softprompt.model")
     module.__dict__["load_tokenizer"] = tokenizers.__getitem__
+    module.__dict__["is_encoder_decoder"] = lambda model: False
     monkeypatch.setitem(sys.modules, "softprompt.model", module)
 
 

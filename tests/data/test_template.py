@@ -11,19 +11,22 @@ from hypothesis import strategies as st
 
 from softprompt.data.template import (
     Template,
+    answered_apart,
     body,
     bos_ids,
     default_template,
     end_id,
     fill,
     head,
+    joined,
     target_text,
     unused_fields,
 )
-from softprompt.data.tokenizer import encode
+from softprompt.data.tokenizer import closing_ids, encode
 from softprompt.errors import DataError
 from tests.data.bytes_tokenizer import BOS, END, EOS, START, BytesTokenizer, Turns, chatml, llama2
 from tests.data.rows import one, records
+from tests.tiny import tiny_tokenizer
 
 PLAIN = Template("text", "Review: {text}\nSentiment:")
 SYSTEM = "<|im_start|>system\nYou are tiny.<|im_end|>\n"
@@ -310,3 +313,17 @@ def test_fields_that_the_template_leaves_out() -> None:
     rows = records({"prompt": "a", "completion": "b", "system": "c"}, {"prompt": "a", "completion": "b", "id": "x"})
     assert unused_fields(Template("text", "{input}"), rows) == ["id", "system"]
     assert unused_fields(Template("text", "{system} {prompt}"), rows) == ["id"]
+
+
+def test_what_a_tokenizer_puts_behind_every_text() -> None:
+    assert closing_ids(tiny_tokenizer(closing=True)) == [2]
+    for bos in (False, True):
+        assert closing_ids(tiny_tokenizer(bos=bos)) == []
+
+
+def test_an_encoder_decoder_writes_the_answer_as_a_text_of_its_own() -> None:
+    template = answered_apart(PLAIN)
+    assert (head(template, TOK), body(ROW, template, TOK)) == ("Review:", " fine\nSentiment:")
+    assert (target_text("good", template), joined("good", template)) == ("good", " good")
+    assert end_id(template, TOK) == EOS
+    assert Template.from_dict(json.loads(json.dumps(template.to_dict()))) == template
