@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from softprompt.geometry import Geometry
     from softprompt.model import FrozenLM
     from softprompt.model import load as load_model
+    from softprompt.preparation import prepare
     from softprompt.prompt import EmbeddingPrompt, KVPrompt
-    from softprompt.recipe import fit, prepare
+    from softprompt.recipe import fit
     from softprompt.store import load, save
 
 # Loaded when first used: torch and transformers take seconds, and `softprompt --help` needs neither.
@@ -57,7 +58,7 @@ _HOME = {
     "load_rows": ("softprompt.data.load", "load_rows"),
     "load_splits": ("softprompt.data.load", "load_splits"),
     "load_subjects": ("softprompt.generation", "load_subjects"),
-    "prepare": ("softprompt.recipe", "prepare"),
+    "prepare": ("softprompt.preparation", "prepare"),
     "resolve": ("softprompt.config", "resolve"),
     "save": ("softprompt.store", "save"),
     "text_subject": ("softprompt.framing", "text_subject"),

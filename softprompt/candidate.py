@@ -79,14 +79,22 @@ class Candidate:
         learner: is moved to `device` and trained in place.
         tasks: rows of task t carry `task=t`.
         name: to tell it from others of its run.
+        teachers: finished prompts of the tasks, one for each, that training is distilled from; or none.
     """
 
     def __init__(
-        self, learner: Learner, tasks: Sequence[Task], settings: TrainConfig, device: torch.device, name: str = ""
+        self,
+        learner: Learner,
+        tasks: Sequence[Task],
+        settings: TrainConfig,
+        device: torch.device,
+        name: str = "",
+        teachers: Sequence[Prompt] = (),
     ) -> None:
         assert isinstance(learner, nn.Module)
         self.learner: Any = learner.to(device)
         self.tasks, self.settings, self.name = tuple(tasks), settings, name
+        self.teachers = [Prefix(p, t.lead, t.follow) for p, t in zip(teachers, tasks, strict=bool(teachers))]
         self.optimizer = _optimizer(self.learner, settings)
         lengths = [[len(row.ids) for row in task.train] for task in tasks]
         self.batches = Mixture(lengths, settings.batch_size, settings.seed, settings.temperature)

@@ -81,6 +81,7 @@ class TrainConfig(BaseModel):
     temperature: float = Field(
         default=1.0, ge=1, description="of several tasks: 1 draws every row equally often, more favours small tasks"
     )
+    distil: float = Field(default=1.0, ge=0, description="weight of the teachers' divergence beside the loss")
     accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")
     optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimiser")
     lr: float = Field(default=2e-2, gt=0, description="peak learning rate")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softprompt.attach import Bank, EncoderDecoderBank, answer_states, hidden
 from softprompt.data.tokenise import Example
-from softprompt.losses import cross_entropies
+from softprompt.losses import cross_entropies, divergences
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 
@@ -22,6 +22,27 @@ def token_losses(lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: 
     """
     states, targets = _supervised(lm, bank, examples, owners)
     return cross_entropies(states, targets, lm.logits)
+
+
+def distilled_losses(
+    lm: FrozenLM,
+    bank: Bank,
+    teachers: Bank,
+    examples: Sequence[Example],
+    owners: Sequence[int],
+    taught_by: Sequence[int],
+    weight: float,
+) -> Tensor:
+    """`token_losses` + weight · KL(teacher ‖ student) of the next token, at every learned token [N].
+
+    Args:
+        teachers: prefixes that are not trained.
+        taught_by: the teacher of each example by its number.
+    """
+    states, targets = _supervised(lm, bank, examples, owners)
+    with torch.no_grad():
+        taught, _ = _supervised(lm, teachers, examples, taught_by)
+    return cross_entropies(states, targets, lm.logits) + weight * divergences(states, taught, lm.logits)
 
 
 def learned_tokens(examples: Sequence[Example]) -> int:

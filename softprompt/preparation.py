@@ -105,6 +105,10 @@ def prepare(
             raise ConfigError(f"{name!r} is not a usable name for a task", where="data", expected="a-z 0-9 _ -")
     for part in part_names(config, list(sources)):
         store.check_free(_folder_of(folder, part), overwrite)
+    if config.method.name == "smop":  # the router's own
+        store.check_free(folder, overwrite)
+        if len(sources) > 1:
+            raise ConfigError("smop learns one task", where="data", got=", ".join(sources), hint="one --data")
     _check_run(run, overwrite, resume)
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     apart = is_encoder_decoder(config.model, trust_remote_code=trust_remote_code)

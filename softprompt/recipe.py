@@ -20,7 +20,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from softprompt import artifact, store
+from softprompt import artifact, router, store
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
 from softprompt.config import Init, to_yaml
@@ -28,7 +28,7 @@ from softprompt.data.load import digest
 from softprompt.errors import ConfigError
 from softprompt.files import writing
 from softprompt.framing import check_context, layout_for, layout_ids
-from softprompt.methods import build
+from softprompt.methods import SMoP, build
 from softprompt.model import FrozenLM, load
 from softprompt.preparation import Prepared, PreparedTask, check_free, prepare
 from softprompt.prompt import Prompt, check_fits
@@ -103,6 +103,9 @@ def fit(
     saved: list[tuple[Path, Card]] = []
     if processes.is_main_process:
         saved = artifact.write(prepared, lm, result, overwrite=overwrite)
+        if isinstance(candidate.learner, SMoP):
+            names = [folder.name for folder, _ in saved]
+            router.save(prepared.folder, candidate.learner.router(names), overwrite=overwrite)
         clear(run)
     processes.wait_for_everyone()
     return Outcome(result, run, tuple(saved), sum(artifact.size_of(prompt) for prompt in result.prompts))
@@ -140,7 +143,7 @@ def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
     """The method at the start that the settings name."""
     config = prepared.config
     named = [config.method.init_from] if config.method.init_from else []
-    loaded = {n: store.load(n, lm.geometry)[0] for n in (*named, *config.method.sources)}
+    loaded = {n: store.load(n, lm.geometry)[0] for n in (*named, *config.method.sources, *config.method.teachers)}
     start, unseen = start_of(prepared, lm, loaded)
     method = build(config.method.name, lm, start)
     prompts = method.freeze()
@@ -148,7 +151,12 @@ def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
         check_fits(prompt, lm.geometry)
     facts = [config.method.model_dump(mode="json"), config.max_length, {n: prompt_digest(p) for n, p in loaded.items()}]
     tasks = [_task(task, lm, prompts[0], facts, unseen if len(prepared.tasks) == 1 else {}) for task in prepared.tasks]
-    return Candidate(method, tasks, config.train, lm.device, name)
+    teachers = [loaded[teacher] for teacher in config.method.teachers]
+    if teachers and len(teachers) != len(tasks):
+        raise ConfigError(
+            "each task needs a teacher", where="method.teachers", expected=f"{len(tasks)} names", got=len(teachers)
+        )
+    return Candidate(method, tasks, config.train, lm.device, name, teachers)
 
 
 def _task(

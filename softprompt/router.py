@@ -20,9 +20,9 @@ from softprompt.errors import DataError, StoreError, WrongBaseError
 from softprompt.files import read_json, read_tensors, recover_folder, write_folder, write_json
 from softprompt.geometry import Geometry
 from softprompt.model import FrozenLM
-from softprompt.store import NAME
+from softprompt.store import NAME, ROUTER
 
-TENSORS, FACTS, FORMAT_VERSION = "router.safetensors", "router.json", 1
+TENSORS, FACTS, FORMAT_VERSION = "router.safetensors", ROUTER, 1
 
 
 @final
@@ -60,8 +60,8 @@ def save(folder: Path, router: Router, *, overwrite: bool = False) -> None:
     write_folder(folder, fill, overwrite=overwrite)
 
 
-def load(folder: Path, geometry: Geometry) -> Router:
-    """The router, checked. Raises StoreError, or WrongBaseError if it was made for another base model."""
+def load(folder: Path, geometry: Geometry | None = None) -> Router:
+    """The router, checked. Raises StoreError, or WrongBaseError if it was made for another base model than this."""
     recover_folder(folder)
     facts = read_json(folder / FACTS)
     try:
@@ -70,7 +70,7 @@ def load(folder: Path, geometry: Geometry) -> Router:
         raise StoreError(f"not a router: {error}", where=folder / FACTS) from error
     if version != FORMAT_VERSION:
         raise StoreError("unknown format version", where=folder / FACTS, expected=FORMAT_VERSION, got=version)
-    if reason := geometry.differs(base):
+    if geometry is not None and (reason := geometry.differs(base)):
         got = f"{geometry.base}: {reason}"
         raise WrongBaseError("this router belongs to another base model", where=folder, expected=base.base, got=got)
 

@@ -22,6 +22,7 @@ from softprompt.prompt import Prompt, check_fits, digest, expected_shapes, from_
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 TENSORS, CARD, README = "prompt.safetensors", "card.json", "README.md"
+ROUTER = "router.json"  # of a folder that names several soft prompts, see `router`
 
 
 def home() -> Path:
@@ -49,7 +50,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     recover_folder(folder)
     if not os.path.lexists(folder):
         return
-    if not (folder / CARD).is_file():
+    if not any((folder / facts).is_file() for facts in (CARD, ROUTER)):
         what = "this is there already and is not a soft prompt, so it will not be replaced"
         raise StoreError(what, where=folder, hint="choose another name")
     if not overwrite:

@@ -30,7 +30,7 @@ from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError, NonFiniteLossError, TrainError, is_out_of_memory
 from softprompt.interrupt import Interrupt
 from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, token_losses
+from softprompt.objective import distilled_losses, learned_tokens, token_losses
 from softprompt.packing import by_tokens
 from softprompt.prompt import Prompt
 
@@ -299,12 +299,20 @@ class _Loop:
 
 def losses_of(lm: FrozenLM, shares: Sequence[tuple[Candidate, Sequence[Example]]]) -> list[Tensor]:
     """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass."""
+    taught = [i for i, (candidate, _) in enumerate(shares) if candidate.teachers and torch.is_grad_enabled()]
+    if taught and len(shares) > 1:  # teachers take a pass of their own
+        return [loss for share in shares for loss in losses_of(lm, [share])]
     prefixes, owners, rows = [], [], []
     for candidate, own in shares:
         found, numbers = candidate.prefixes(own)
         owners += [len(prefixes) + number for number in numbers]
         prefixes += found
         rows += own
+    if taught:
+        candidate = shares[0][0]
+        teachers, weight = bank(lm, candidate.teachers), candidate.settings.distil
+        by_task = [row.task for row in rows]
+        return [distilled_losses(lm, bank(lm, prefixes), teachers, rows, owners, by_task, weight)]
     values = token_losses(lm, bank(lm, prefixes), rows, owners)
     return list(values.split([learned_tokens(own) for _, own in shares]))
 

@@ -45,10 +45,13 @@ def eval_command(
     from softprompt.cli.loading import load_base
     from softprompt.comparison import EMPTY, compare, evaluation_rows
     from softprompt.decode import Sampling
+    from softprompt.framing import card_subject
+    from softprompt.routing import expanded, routed, routers_of
     from softprompt.voting import check_vote
     from softprompt.voting import vote as majority
 
-    chosen = named(names)
+    routers = routers_of(named(names))
+    chosen = expanded(named(names), routers)
     cards = {name: store.load_card(store.locate(name)) for name in chosen}
     found = evaluation_rows(data, shots, shots_data, *cards.values())
     rows = found.rows[:limit]
@@ -64,6 +67,10 @@ def eval_command(
             lm, chosen, rows, instruction=instruction, shots=found.shots, sampling=Sampling(max_new_tokens)
         )
     results = comparison.to_dict()
+    for router, experts in routers.items():
+        each = [comparison.soft_prompts[expert] for expert in experts]
+        frame = card_subject(*store.load(store.locate(experts[0]), lm.geometry))
+        results[router] = routed(lm, router, frame, each, rows).to_dict()
     if vote:
         results["vote"] = majority(list(comparison.soft_prompts.values()), rows).to_dict()
     if as_json:

@@ -57,14 +57,19 @@ def generate_command(
     from softprompt.cli.loading import load_base
     from softprompt.decode import Sampling
     from softprompt.generation import Request, answer
+    from softprompt.routing import assign, expanded, routers_of
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(map(unescaped, stop or ())), seed)
     chosen = named(names)
+    routers = routers_of(chosen)
     rows = _texts(texts)
     own = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
-    lm = load_base(model, chosen, dtype, device, trust_remote_code)
-    subjects = _subjects(lm, chosen, base)
-    requests = own or [Request(text, name, where) for where, text in rows for name in subjects]
+    flat = expanded(chosen, routers)
+    lm = load_base(model, flat, dtype, device, trust_remote_code)
+    subjects = _subjects(lm, flat, base)
+    asked = [*chosen, *(name for name in subjects if name not in flat)]
+    requests = own or [Request(text, name, where) for where, text in rows for name in asked]
+    requests = assign(lm, routers, subjects, requests)
     if len(requests) == 1 and not as_json:  # stream
         answer(lm, subjects, requests, sampling, on_text=lambda _, new: _write(new))
         _write("\n")
