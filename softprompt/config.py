@@ -216,10 +216,12 @@ def _set(merged: dict[str, Any], name: str, value: Any, origin: str) -> None:
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted names; what belongs to single tasks stays in one piece."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         name = f"{prefix}{key}".replace("-", "_")
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        whole = not isinstance(value, dict) or name in MAPPINGS
+        flat |= {name: value} if whole else _flatten(value, f"{name}.")
     return flat
 
 

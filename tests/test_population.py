@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from softprompt.candidate import Candidate, Task
 from softprompt.errors import NonFiniteLossError
 from softprompt.prompt import digest
 from softprompt.train import Event, Result, train
-from tests.laws.test_law5_resume import stop_after
 from tests.tasks import answers, learner, settings, task
 from tests.tiny import FAMILIES, tiny_lm
 
@@ -114,7 +114,14 @@ def test_a_population_is_resumed(stop: int, tmp_path: Path) -> None:
     """Bit by bit, also behind a rung."""
     own = [0, 1, 2, 4, 6]
     straight = run(candidates(only=own), tmp_path / "straight", rungs=(0.5,))
-    first = run(candidates(only=own), tmp_path / "stopped", rungs=(0.5,), report=stop_after(stop))
+    sent: list[int] = []
+
+    def stop_once(event: Event) -> None:
+        if event.kind == "step" and event.step == stop and not sent:
+            sent.append(stop)
+            signal.raise_signal(signal.SIGTERM)
+
+    first = run(candidates(only=own), tmp_path / "stopped", rungs=(0.5,), report=stop_once)
     assert any(result.interrupted for result in first)
     resumed = run(candidates(only=own), tmp_path / "stopped", rungs=(0.5,), resume=True)
     assert [digest(r.prompt) for r in resumed] == [digest(r.prompt) for r in straight]

@@ -15,7 +15,7 @@ import softprompt
 import softprompt.model as model_module
 from softprompt import store
 from softprompt.cli.main import app
-from softprompt.cli.train import FLAGS, dotted
+from softprompt.cli.train import FLAGS, dotted, sources
 from softprompt.config import resolve
 from softprompt.recipe import Outcome
 from softprompt.sources import Source, find
@@ -107,6 +107,7 @@ def parse(line: str) -> None:
     context = command.make_context(" ".join(path), list(words))
     if path == ["softprompt", "train"]:
         given = {setting: context.params[flag] for flag, setting in FLAGS.items()}
+        given["data"] = sources(given["data"])
         config = context.params["config"]
         resolve(given | dotted([config, *context.args] if config else context.args)[0])
     else:

@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.attach import Prefix, bank, hidden
+from softprompt.config import MethodConfig
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits
 from softprompt.data.template import Template
@@ -46,7 +47,7 @@ def task(template: Template, found: list[Record]) -> PreparedTask:
 
 
 def made(template: Template, found: list[Record], n_tokens: int, lead: int = 0, **method: Any) -> Any:
-    config = settings(Path("m"), Path("/nowhere-needed"), data="d", method__n_tokens=n_tokens, **method).method
+    config = MethodConfig(n_tokens=n_tokens, **method)
     return demonstrations(task(template, found), tiny_lm(), config, lead, 0)
 
 
@@ -75,7 +76,7 @@ def test_they_are_whole_rows_behind_the_instruction() -> None:
 
 def test_in_chat_they_are_turns() -> None:
     lm = tiny_lm()
-    found = made(CHAT, rows(), 200, method__init_text="Odd?")
+    found = made(CHAT, rows(), 200, init_text="Odd?")
     text = lm.tokenizer.decode(list(found.ids))
     turn = "<|im_start|>user\nrow {}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
     every = [turn.format(i, "odd" if i % 3 else "even") for i in range(9)]

@@ -56,7 +56,8 @@ def test_what_is_unseen_does_not_matter(family: str, form: str) -> None:
     one, other = random_prompt(lm, form, 6, 1), random_prompt(lm, form, 6, 1)
     with torch.no_grad():
         for tensor in other.tensors().values():
-            tensor[..., 1:4, :] += 3.0
+            hidden = tensor[..., 1:4, :]
+            hidden += 3.0 * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(9))
     hides = [Prefix(prompt, (), (20, 21), (1, 4)) for prompt in (one, other)]
     shows = [Prefix(prompt, (), (20, 21)) for prompt in (one, other)]
     assert_close(logits(lm, [hides[0]], 0), logits(lm, [hides[1]], 0), rtol=0, atol=0)

@@ -19,10 +19,12 @@ EXAMPLES: dict[str, Any] = {
     "name": "tone",
     "template": r"Review: {text}\nSentiment:",
     "chat": True,
+    "recipe": "fixed",
     "method": "prompt-tuning",
     "n_tokens": 7,
     "init": "vocab",
     "init_text": "Be kind.",
+    "init_from": "tone",
     "steps": 11,
     "minutes": 2.5,
     "batch_size": 3,
@@ -65,7 +67,8 @@ def test_every_flag_sets_what_it_stands_for() -> None:
         setting = "method.name" if flag == "method" else next(key for key in known if key.split(".")[-1] == flag)
         typed = () if value is True else (value,)
         assert before[setting] != value
-        assert settings(f"--{flag.replace('_', '-')}", *typed) == before | {setting: value}
+        more = {"method.init": "prompt"} if flag == "init_from" else {}
+        assert settings(f"--{flag.replace('_', '-')}", *typed) == before | {setting: value} | more
     assert settings("--no-chat")["chat"] is False
 
 
@@ -74,9 +77,12 @@ def test_help_lists_what_can_be_set() -> None:
     text = " ".join(done("train", "--help", COLUMNS="80").stdout.split())
     for flag in FLAGS:
         assert f" --{flag.replace('_', '-')} " in text
+    shown = done("train", "--print-config").stdout
     for name in ("name", "init"):
         for choice in get_args(MethodConfig.model_fields[name].annotation):
-            assert choice in text
+            assert choice in shown
+    for choice in ("prefix-tuning", "prompt-tuning", "demonstrations"):
+        assert choice in text
 
 
 def test_yaml_then_environment_then_flags(tmp_path: Path) -> None:
