@@ -1,8 +1,8 @@
 """PEFT's side of the benchmarks: its methods trained as its documentation does it, on our rows, for a given time.
 
-Recipes: prompt and prefix tuning from the guide "Prompt-based methods" (AdamW, 3e-2, linear decay; a text start for
-prompt tuning), LoRA from the quicktour (AdamW, 1e-3). What was trained is brought into our two forms and evaluated by
-the same code as ours; `gap` says how far the two losses of one batch are apart then.
+Recipes: prompt, prefix and P-tuning from the guide "Prompt-based methods" (AdamW, 3e-2, linear decay; a text start for
+prompt tuning; P-tuning with encoder_hidden_size 128), LoRA from the quicktour (AdamW, 1e-3). What was trained goes
+into our two forms and is evaluated by the same code as ours; `gap` says how far the two losses of one batch are apart.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_losses
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
 
-Kind = Literal["prompt-tuning", "prefix-tuning", "lora"]
-RATES: dict[Kind, float] = {"prompt-tuning": 3e-2, "prefix-tuning": 3e-2, "lora": 1e-3}
+Kind = Literal["prompt-tuning", "prefix-tuning", "p-tuning", "lora"]
+RATES: dict[Kind, float] = {"prompt-tuning": 3e-2, "prefix-tuning": 3e-2, "p-tuning": 3e-2, "lora": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def wrap(lm: FrozenLM, kind: Kind, *, tokens: int, text: str, tokenizer: str) ->
         config: peft.PeftConfig = peft.LoraConfig(task_type=task, r=8, target_modules="all-linear")
     elif kind == "prefix-tuning":
         config = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=tokens)
+    elif kind == "p-tuning":
+        config = peft.PromptEncoderConfig(task_type=task, num_virtual_tokens=tokens, encoder_hidden_size=128)
     else:
         config = peft.PromptTuningConfig(
             task_type=task,
@@ -120,6 +122,8 @@ def to_prompt(lm: FrozenLM, kind: Kind, model: Any) -> Prompt | None:
     """What was trained, in our form."""
     if kind == "lora":
         return None
+    if kind == "p-tuning":
+        return EmbeddingPrompt(model.get_prompt(batch_size=1)[0].detach().float())
     weight: Tensor = model.prompt_encoder["default"].embedding.weight.detach().float()
     if kind == "prompt-tuning":
         return EmbeddingPrompt(weight)

@@ -1,12 +1,14 @@
 """How well each way of adapting one frozen model does, given the same wall time on the same rows.
 
-    python -m benchmarks.quality --tasks sst2,banking77 --budget-minutes 15 --seeds 1 [--test-rows N] [--ours] [--json]
+    python -m benchmarks.quality --tasks sst2,rte --budget-minutes 5 --systems base,auto,lora [--seeds 3] [--json]
+    python -m benchmarks.quality --tasks sst2,agnews --few-shot --budget-minutes 1 --json
 
-For each task: the base model, a text prompt (instruction and three examples), our prompt tuning and prefix tuning with
-the library's defaults, and PEFT's prompt tuning, prefix tuning and LoRA (rank 8, all linear layers) with the recipes
-of its documentation (`peft_side.py`). Accuracy on the test split, labels ranked by likelihood, for all by one code.
+Systems: the base model; text prompts (`text-0`: an instruction, `text-8`: with eight examples); PEFT's prompt tuning,
+prefix tuning, P-tuning and LoRA (rank 8, all linear layers) with the recipes of its documentation (`peft_side.py`);
+ours untouched (`auto`), ours with an eighth of the time (`auto-eighth`), and ours by method (`ours:prompt-tuning`).
+Labels are ranked by likelihood, answers generated greedily, for all by one code, on the test split.
 
-Data: $SOFTPROMPT_DATA (default ../shared/data) with TASK/{train,validation,test}.jsonl.
+Data: $SOFTPROMPT_DATA (default ../shared/data) with TASK/{train,validation,test}.jsonl, TASK/fewshot16/DRAW/….
 """
 
 from __future__ import annotations
@@ -24,20 +26,35 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import facts
-from benchmarks.peft_side import Kind, train_peft
+from benchmarks.peft_side import RATES, Kind, train_peft
 from softprompt.comparison import pick_shots
 from softprompt.config import resolve
 from softprompt.data.formats import Record
 from softprompt.data.load import load_rows
+from softprompt.decode import Sampling
 from softprompt.evaluation import evaluate
 from softprompt.framing import Subject, base_subject, card_subject, layout_for, layout_ids, text_subject
 from softprompt.model import FrozenLM, load
-from softprompt.recipe import Prepared, classes, fit, instruction_for, prepare
+from softprompt.preparation import Prepared, prepare
+from softprompt.recipe import fit
+from softprompt.starts import instruction_for
 from softprompt.store import load as load_prompt
 
-TEMPLATES = {"sst2": "Review: {text}\nSentiment:", "banking77": "Message: {text}\nIntent:"}
-OURS = ("prompt-tuning", "prefix-tuning")
-THEIRS: tuple[Kind, ...] = ("prompt-tuning", "prefix-tuning", "lora")
+TEMPLATES = {
+    "sst2": "Review: {text}\nSentiment:",
+    "agnews": "News: {text}\nTopic:",
+    "banking77": "Message: {text}\nIntent:",
+    "rte": "{text}\nHypothesis: {text2}\nRelation:",
+    "boolq": "{text}\nQuestion: {text2}?\nAnswer:",
+    "e2e": "Data: {input}\nText:",
+}
+PEFT: dict[str, Kind] = {"lora" if kind == "lora" else f"peft:{kind}": kind for kind in RATES}
+SYSTEMS = ("base", "text-0", "text-8", *PEFT, "auto", "auto-eighth")
+DRAWS = ("13", "21", "42", "87", "100")
+TOKENS = 20  # virtual tokens of PEFT's methods, as in its documentation
+BATCH = 8
+LONGEST = 700  # tokens of a row
+WORDS = "Write a text that says what the data says."  # the instruction of the one task without labels
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,7 @@ class Setting:
     """One task on one model.
 
     Attributes:
+        data: of training and validation rows.
         test: the rows to score.
         tokenizer: a folder that PEFT reads the tokenizer from.
     """
@@ -52,124 +70,138 @@ class Setting:
     task: str
     model: str
     lm: FrozenLM
-    folder: Path
+    data: Path
     minutes: float
     test: list[Record]
     tokenizer: str
 
 
-def run_task(setting: Setting, seeds: int, theirs_too: bool = True) -> Iterator[dict[str, Any]]:
-    """One result after another: {"method", "seed", "accuracy", …}."""
-    prepared = prepared_for(setting, OURS[0], 0)
-    template, train = prepared.template, prepared.splits.train
-    instruction = instruction_for(classes(prepared.splits))
-    yield scored(setting, prepared, "base", base_subject(setting.lm, template))
-    yield scored(
-        setting, prepared, "text prompt", text_subject(setting.lm, template, instruction, pick_shots(train, 3))
-    )
-    for seed in range(seeds):
-        for method in OURS:
-            yield ours(setting, method, seed)
-        for kind in THEIRS if theirs_too else ():
-            yield theirs(setting, prepared, kind, seed)
+def run_task(setting: Setting, systems: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    """One result after another: {"task", "system", "seed", "accuracy", …}."""
+    prepared = prepared_for(setting, {}, setting.minutes, seed)
+    task = prepared.tasks[0]
+    instruction = instruction_for(task.classes) if task.classes else WORDS
+    for system in systems:
+        if system == "base":
+            found = scored(setting, prepared, base_subject(setting.lm, task.template))
+        elif system.startswith("text-"):
+            shots = pick_shots(task.splits.train, int(system.removeprefix("text-")))
+            found = scored(setting, prepared, text_subject(setting.lm, task.template, instruction, shots))
+        elif system in PEFT:
+            found = theirs(setting, prepared, PEFT[system], instruction, seed)
+        else:
+            method = {"method.name": system.removeprefix("ours:")} if system.startswith("ours:") else {}
+            found = ours(setting, method, setting.minutes / (8 if system == "auto-eighth" else 1), seed)
+        yield {"task": setting.task, "system": system, "seed": seed, **found}
 
 
-def prepared_for(setting: Setting, method: str, seed: int) -> Prepared:
-    """The library's defaults, but for the method, the time and the template."""
+def prepared_for(setting: Setting, changes: dict[str, Any], minutes: float, seed: int) -> Prepared:
+    """The library's defaults, but for the time, the template and what is changed."""
     flags = {
         "model": setting.model,
-        "data": str(setting.folder),
-        "name": f"{setting.task}-{method}-{seed}",
+        "data": str(setting.data),
+        "name": "benchmark",
         "template": TEMPLATES[setting.task],
-        "method.name": method,
-        "train.minutes": setting.minutes,
+        "max_length": LONGEST,
+        "drop_long": True,
+        "train.minutes": minutes,
         "train.seed": seed,
     }
-    return prepare(resolve(flags), overwrite=True)
+    return prepare(resolve(flags | changes), overwrite=True)
 
 
-def ours(setting: Setting, method: str, seed: int) -> dict[str, Any]:
+def ours(setting: Setting, changes: dict[str, Any], minutes: float, seed: int) -> dict[str, Any]:
     """Train with the library as its users do, load what was saved, score it."""
-    prepared = prepared_for(setting, method, seed)
+    prepared = prepared_for(setting, changes, minutes, seed)
     outcome = fit(prepared, setting.lm, overwrite=True)
     assert outcome.folder is not None
     subject = card_subject(*load_prompt(outcome.folder, setting.lm.geometry))
-    facts = {"seed": seed, "steps": outcome.result.step, "seconds": round(outcome.result.seconds, 1)}
-    return scored(setting, prepared, f"ours {method}", subject) | facts
+    chosen = {choice.setting: choice.value for choice in prepared.choices}
+    about = {"steps": outcome.result.step, "seconds": round(outcome.result.seconds, 1), "chosen": chosen}
+    return scored(setting, prepared, subject) | about
 
 
-def theirs(setting: Setting, prepared: Prepared, kind: Kind, seed: int) -> dict[str, Any]:
+def theirs(setting: Setting, prepared: Prepared, kind: Kind, instruction: str, seed: int) -> dict[str, Any]:
     """The same rows and time with PEFT; what it trained is scored in our form (LoRA: in the model)."""
-    lm, template = setting.lm, prepared.template
-    lead, follow = layout_ids(lm, layout_for(lm, template, "none"))
+    lm, task = setting.lm, prepared.tasks[0]
+    lead, follow = layout_ids(lm, layout_for(lm, task.template, "none"))
     trained = train_peft(
         lm,
         kind,
-        prepared.train,
+        task.train,
         [*lead, *follow],
-        tokens=prepared.config.method.n_tokens,
-        text=instruction_for(classes(prepared.splits)),
+        tokens=TOKENS,
+        text=instruction,
         tokenizer=setting.tokenizer,
-        batch_size=prepared.config.train.batch_size,
+        batch_size=BATCH,
         seconds=setting.minutes * 60,
         seed=seed,
     )
     form = "none" if trained.prompt is None else trained.prompt.form
-    subject = Subject(trained.prompt, template, layout_for(lm, template, form))
-    facts = {"seed": seed, "steps": trained.steps, "seconds": round(trained.seconds, 1), "loss_gap": trained.gap}
-    result = scored(setting, prepared, f"PEFT {kind}", subject) | facts
+    subject = Subject(trained.prompt, task.template, layout_for(lm, task.template, form))
+    about = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "loss_gap": trained.gap}
+    result = scored(setting, prepared, subject) | about
     trained.undo()
     return result
 
 
-def scored(setting: Setting, prepared: Prepared, method: str, subject: Subject) -> dict[str, Any]:
-    """Test accuracy of a subject."""
+def scored(setting: Setting, prepared: Prepared, subject: Subject) -> dict[str, Any]:
+    """Scores of a subject on the test rows."""
     begin = time.monotonic()
-    found = evaluate(setting.lm, subject, setting.test, labels=classes(prepared.splits)).to_dict()
-    spent = round(time.monotonic() - begin, 1)
-    return {"task": setting.task, "method": method, **found, "evaluation_seconds": spent}
+    classes = prepared.tasks[0].classes
+    found = evaluate(setting.lm, subject, setting.test, labels=classes, sampling=Sampling(max_new_tokens=80)).to_dict()
+    return {**found, "evaluation_seconds": round(time.monotonic() - begin, 1)}
+
+
+def settings_of(options: argparse.Namespace, lm: FrozenLM, scratch: str) -> Iterator[tuple[Setting, int]]:
+    """Every task (or few-shot draw) with every seed."""
+    root = Path(os.environ.get("SOFTPROMPT_DATA") or "../shared/data")
+    for task in options.tasks.split(","):
+        if task not in TEMPLATES:
+            sys.exit(f"quality: unknown task {task!r}; known: {', '.join(TEMPLATES)}")
+        folder = root / task
+        if not (folder / "train.jsonl").is_file():
+            sys.exit(f"quality: no data for {task} in {root}; set SOFTPROMPT_DATA to the folder that holds {task}/")
+        test = load_rows(str(folder / "test.jsonl"))[: options.test_rows]
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            places = [folder / "fewshot16" / draw for draw in DRAWS] if options.few_shot else [folder]
+            for place in places:
+                token_folder = f"{scratch}/tokenizer"
+                yield Setting(task, options.model, lm, place, options.budget_minutes, test, token_folder), seed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="sst2,banking77")
-    parser.add_argument("--budget-minutes", type=float, default=15.0, help="training time of every method")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="of the list above")
+    parser.add_argument("--budget-minutes", type=float, default=15.0, help="training time of every system")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--few-shot", action="store_true", help="the published draws of 16 rows a label")
     parser.add_argument("--test-rows", type=int, help="score only the first rows of the test split")
-    parser.add_argument("--ours", action="store_true", help="leave PEFT's methods out")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    root = Path(os.environ.get("SOFTPROMPT_DATA") or "../shared/data")
-    tasks = options.tasks.split(",")
-    for task in tasks:
-        if task not in TEMPLATES:
-            sys.exit(f"quality: unknown task {task!r}; known: {', '.join(TEMPLATES)}")
-        if not (root / task / "train.jsonl").is_file():
-            sys.exit(f"quality: no data for {task} in {root}; set SOFTPROMPT_DATA to the folder that holds {task}/")
-    warnings.filterwarnings("ignore")
+    systems = options.systems.split(",")
+    if unknown := [s for s in systems if s not in SYSTEMS and not s.startswith("ours:")]:
+        sys.exit(f"quality: unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}, ours:METHOD")
     lm = load(options.model)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["SOFTPROMPT_HOME"] = scratch
         lm.tokenizer.save_pretrained(f"{scratch}/tokenizer")
-        for task in tasks:
-            folder = root / task
-            test = load_rows(str(folder / "test.jsonl"))[: options.test_rows]
-            setting = Setting(task, options.model, lm, folder, options.budget_minutes, test, f"{scratch}/tokenizer")
-            for result in run_task(setting, options.seeds, not options.ours):
-                results.append(result)
-                line = f"{task:<10} {result['method']:<20} accuracy {result['accuracy']:.3f}"
-                print(
-                    line,
-                    f"steps {result.get('steps', '-')}",
-                    file=sys.stderr if options.json else sys.stdout,
-                    flush=True,
-                )
+        for setting, seed in settings_of(options, lm, scratch):
+            draw = {"draw": setting.data.name} if options.few_shot else {}
+            for result in run_task(setting, systems, seed):
+                results.append(result | draw)
+                score = {name: result[name] for name in ("accuracy", "bleu") if name in result}
+                line = " ".join(f"{name} {value:.3f}" for name, value in score.items())
+                told = f"{setting.task:<10} {seed} {result['system']:<20} {line} steps {result.get('steps', '-')}"
+                print(told, file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.json:
-        settings = {"budget_minutes": options.budget_minutes, "seeds": options.seeds, "test_rows": options.test_rows}
-        about = {"benchmark": "quality", "model": options.model, "dtype": str(lm.dtype), **settings}
+        shared = {name: getattr(options, name) for name in ("budget_minutes", "few_shot", "test_rows")}
+        about = {"benchmark": "quality", "model": options.model, "dtype": str(lm.dtype), **shared}
         print(json.dumps({**about, "machine": facts(), "results": results}))
 
 
