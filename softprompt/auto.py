@@ -63,6 +63,22 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
     return config.model_copy(update={"recipe": "fixed"}), tuple(choices)
 
 
+MANY = 20  # classes: from here on a prompt has much to hold
+
+
 def _rules(config: Config, facts: Facts) -> list[Choice]:
     """Every choice, whether or not the user made it."""
-    return []
+    choices = [Choice("method.name", "prefix-tuning", "keys and values in every layer learn most in a given time")]
+    if facts.classes > MANY:
+        choices += [
+            Choice("method.n_tokens", 128, f"{facts.classes} classes need room"),
+            Choice("train.lr", 5e-2, f"{facts.classes} classes take large steps well"),
+        ]
+    else:
+        choices += [
+            Choice("method.n_tokens", 32, "longer prompts cost time and learn this kind of task no better"),
+            Choice("train.lr", 2e-2, "higher rates are noisy, lower ones slow"),
+        ]
+    if config.train.minutes is not None:
+        choices.append(Choice("train.patience", None, "the schedule fits the time given, and the best prompt is kept"))
+    return choices

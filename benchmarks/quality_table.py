@@ -1,0 +1,85 @@
+"""docs/quality.md from the committed results of `benchmarks.quality`: every number comes from a JSON file.
+
+python -m benchmarks.quality_table            # writes it
+python -m benchmarks.quality_table --check    # fails if it is not what the files say
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+RESULTS, PAGE = Path("benchmarks/results"), Path("docs/quality.md")
+CLASSIFICATION = ("sst2", "agnews", "banking77", "rte", "boolq")
+Key = tuple[bool, float, str, str, str]  # few-shot, minutes, model and dtype, task, system
+
+
+def load() -> dict[Key, list[tuple[float, int, str]]]:
+    """(score, test rows, file) of every run, by what was run."""
+    found: dict[Key, list[tuple[float, int, str]]] = defaultdict(list)
+    for path in sorted(RESULTS.glob("quality-*.json")):
+        data = json.loads(path.read_text())
+        for result in data["results"]:
+            if "system" not in result:  # a file of the first layout, which the log speaks of
+                continue
+            model = f"{data['model']}, {data['dtype'].removeprefix('torch.')}"
+            key = (data["few_shot"], data["budget_minutes"], model, result["task"], result["system"])
+            found[key].append((result.get("accuracy", result.get("bleu", 0.0)), result["rows"], path.name))
+    return found
+
+
+def page(found: dict[Key, list[tuple[float, int, str]]]) -> str:
+    """The Markdown page."""
+    lines = [
+        "# Quality",
+        "Made by `python -m benchmarks.quality_table` from `benchmarks/results/quality-*.json`, which have machine,"
+        " versions and commit. Every trained system had the same wall time on the same rows; `base` and `text-N` are"
+        " not trained. Accuracy of the likeliest label; BLEU for e2e. Mean ± standard deviation over runs, their number"
+        " in brackets if there is more than one.",
+    ]
+    for few, minutes, model in sorted({key[:3] for key in found}):
+        own = {key[3:]: runs for key, runs in found.items() if key[:3] == (few, minutes, model)}
+        kind = "16 rows a label" if few else "all training rows"
+        lines += [f"## {kind}, {minutes:g} minutes a system ({model})", _table(own), _files(own)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _table(runs: dict[tuple[str, str], list[tuple[float, int, str]]]) -> str:
+    tasks = [task for task in (*CLASSIFICATION, "e2e") if any(key[0] == task for key in runs)]
+    systems = list(dict.fromkeys(system for _, system in runs))
+    rows = [["system", *tasks, "mean of classification"], ["---"] * (len(tasks) + 2)]
+    judged = [task for task in tasks if task in CLASSIFICATION]
+    for system in systems:
+        cells = [_cell([score for score, _, _ in runs.get((task, system), [])]) for task in tasks]
+        means = [statistics.mean(s for s, _, _ in runs[task, system]) for task in judged if (task, system) in runs]
+        whole = f"{statistics.mean(means):.3f}" if len(means) == len(judged) and means else ""
+        rows.append([system, *cells, whole])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(scores: list[float]) -> str:
+    if not scores:
+        return ""
+    digits = 1 if max(scores) > 1 else 3
+    mean = f"{statistics.mean(scores):.{digits}f}"
+    return mean if len(scores) == 1 else f"{mean} ± {statistics.stdev(scores):.{digits}f} ({len(scores)})"
+
+
+def _files(runs: dict[tuple[str, str], list[tuple[float, int, str]]]) -> str:
+    tested = {task: max(rows for _, rows, _ in own) for (task, _), own in runs.items()}
+    files = sorted({name for own in runs.values() for _, _, name in own})
+    return f"Test rows: {', '.join(f'{task} {rows}' for task, rows in tested.items())}. From {', '.join(files)}."
+
+
+def main() -> None:
+    text = page(load())
+    if "--check" in sys.argv:
+        sys.exit(0 if PAGE.exists() and PAGE.read_text() == text else f"{PAGE} is not what the results say")
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
