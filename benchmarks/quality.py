@@ -153,15 +153,20 @@ def scored(setting: Setting, prepared: Prepared, subject: Subject) -> dict[str, 
     return {**found, "evaluation_seconds": round(time.monotonic() - begin, 1)}
 
 
-def settings_of(options: argparse.Namespace, lm: FrozenLM, scratch: str) -> Iterator[tuple[Setting, int]]:
-    """Every task (or few-shot draw) with every seed."""
+def folders(tasks: list[str]) -> dict[str, Path]:
+    """Where the rows of each task are; ends the program, saying why, if one has none."""
     root = Path(os.environ.get("SOFTPROMPT_DATA") or "../shared/data")
-    for task in options.tasks.split(","):
+    for task in tasks:
         if task not in TEMPLATES:
             sys.exit(f"quality: unknown task {task!r}; known: {', '.join(TEMPLATES)}")
-        folder = root / task
-        if not (folder / "train.jsonl").is_file():
+        if not (root / task / "train.jsonl").is_file():
             sys.exit(f"quality: no data for {task} in {root}; set SOFTPROMPT_DATA to the folder that holds {task}/")
+    return {task: root / task for task in tasks}
+
+
+def settings_of(options: argparse.Namespace, lm: FrozenLM, scratch: str) -> Iterator[tuple[Setting, int]]:
+    """Every task (or few-shot draw) with every seed."""
+    for task, folder in folders(options.tasks.split(",")).items():
         test = load_rows(str(folder / "test.jsonl"))[: options.test_rows]
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             places = [folder / "fewshot16" / draw for draw in DRAWS] if options.few_shot else [folder]
@@ -186,6 +191,7 @@ def main() -> None:
     systems = options.systems.split(",")
     if unknown := [s for s in systems if s not in SYSTEMS and not s.startswith("ours:")]:
         sys.exit(f"quality: unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}, ours:METHOD")
+    folders(options.tasks.split(","))
     lm = load(options.model)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
