@@ -34,19 +34,21 @@ class Facts:
         rows: training rows of all tasks.
         classes: labels of the task with most; 0 if no task is one of classification.
         tokens: mean length of a training row.
+        can_hide: whether a demonstration can be hidden from its own row: not in an encoder-decoder.
     """
 
     tasks: int
     rows: int
     classes: int
     tokens: float
+    can_hide: bool = True
 
     @staticmethod
-    def of(rows: Sequence[Sequence[Example]], classes: Sequence[Sequence[str]]) -> Facts:
+    def of(rows: Sequence[Sequence[Example]], classes: Sequence[Sequence[str]], can_hide: bool = True) -> Facts:
         """The facts of these tasks' training rows and labels."""
         every = [row for task in rows for row in task]
         tokens = sum(len(row.ids) for row in every) / len(every)
-        return Facts(len(rows), len(every), max(map(len, classes)), tokens)
+        return Facts(len(rows), len(every), max(map(len, classes)), tokens, can_hide)
 
 
 def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
@@ -63,13 +65,30 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
     return config.model_copy(update={"recipe": "fixed"}), tuple(choices)
 
 
-MANY = 20  # classes: from here on a prompt has much to hold
+FEW = 200  # training rows: so few are learned by heart, unless the start is good and the steps are small
+MANY = 20  # classes: so many need room
+NETWORKS = {"p-tuning", "p-tuning-lstm", "prefix-tuning-mlp", "residual", "residual-separate"}
+DIRECT = {"prefix-tuning", "prompt-tuning"}
 
 
 def _rules(config: Config, facts: Facts) -> list[Choice]:
     """Every choice, whether or not the user made it."""
+    method, rows = config.method, f"{facts.rows} rows"
     choices = [Choice("method.name", "prefix-tuning", "keys and values in every layer learn most in a given time")]
-    if facts.classes > MANY:
+    asked = {"init", "init_text", "init_from", "n_tokens"}
+    starts_freely = facts.can_hide and facts.tasks == 1 and not method.model_fields_set & asked
+    few = facts.rows < FEW and method.name in DIRECT
+    if method.name in NETWORKS:
+        choices.append(Choice("train.lr", 1e-3, "the weights of a network take small steps"))
+    elif few and starts_freely:
+        choices += [
+            Choice("method.init", "demonstrations", f"{rows}: in-context learning is the best start"),
+            Choice("method.n_tokens", _room(facts), f"{rows}: as many of them as demonstrations as fit"),
+            Choice("train.lr", 2e-3, f"{rows}: larger steps learn them by heart"),
+        ]
+    elif few:
+        choices.append(Choice("train.lr", 5e-3, f"{rows}: larger steps learn them by heart"))
+    elif facts.classes > MANY and method.name == "prefix-tuning":
         choices += [
             Choice("method.n_tokens", 128, f"{facts.classes} classes need room"),
             Choice("train.lr", 5e-2, f"{facts.classes} classes take large steps well"),
@@ -82,3 +101,8 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
     if config.train.minutes is not None:
         choices.append(Choice("train.patience", None, "the schedule fits the time given, and the best prompt is kept"))
     return choices
+
+
+def _room(facts: Facts) -> int:
+    """Virtual tokens for demonstrations: 256, or three rows if they are longer."""
+    return max(256, min(1024, round(3.5 * facts.tokens)))

@@ -116,7 +116,8 @@ def prepare(
     tasks = tuple(
         _task(config, number, name, path, tokenizer, shape) for number, (name, path) in enumerate(sources.items())
     )
-    facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks])
+    causal = all(task.template.kind != "seq2seq" for task in tasks)
+    facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks], causal)
     config, choices = auto.choose(config, facts)
     return Prepared(config, facts, choices, tasks, folder, run)
 

@@ -59,3 +59,32 @@ def test_the_facts() -> None:
     two = [Example((1, 2), (False, True), "c")]
     assert Facts.of([one], [("x", "y")]) == Facts(1, 2, 2, 5.0)
     assert Facts.of([one, two], [(), ("x", "y", "z")]) == Facts(2, 3, 3, 4.0)
+
+
+FEW = FACTS["few rows, two classes"]
+
+
+@pytest.mark.parametrize(
+    ("given", "facts", "init", "n_tokens", "lr"),
+    [
+        ({}, FEW, "demonstrations", 256, 2e-3),
+        ({}, Facts(1, 32, 2, 150.0), "demonstrations", 525, 2e-3),
+        ({"method.name": "prompt-tuning"}, FEW, "demonstrations", 256, 2e-3),
+        ({"method.init_text": "Be kind."}, FEW, "text", 32, 5e-3),
+        ({"method.init": "vocab"}, FEW, "vocab", 32, 5e-3),
+        ({"method.n_tokens": 8}, FEW, "text", 8, 5e-3),
+        ({}, Facts(1, 32, 2, 30.0, can_hide=False), "text", 32, 5e-3),
+        ({"method.name": "p-tuning"}, FEW, "text", 32, 1e-3),
+        ({}, FACTS["many classes"], "text", 128, 5e-2),
+        ({"method.name": "prompt-tuning"}, FACTS["many classes"], "text", 32, 2e-2),
+        ({}, FACTS["generation"], "text", 32, 2e-2),
+    ],
+)
+def test_what_is_chosen(given: dict[str, object], facts: Facts, init: str, n_tokens: int, lr: float) -> None:
+    config, _ = choose(resolve(given), facts)
+    assert (config.method.init, config.method.n_tokens, config.train.lr) == (init, n_tokens, lr)
+
+
+def test_a_time_budget_is_used_up() -> None:
+    assert choose(resolve({"train.minutes": 3}), FEW)[0].train.patience is None
+    assert choose(resolve({}), FEW)[0].train.patience == 4
