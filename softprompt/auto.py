@@ -34,21 +34,22 @@ class Facts:
         rows: training rows of all tasks.
         classes: labels of the task with most; 0 if no task is one of classification.
         tokens: mean length of a training row.
-        can_hide: whether a demonstration can be hidden from its own row: not in an encoder-decoder.
+        room: virtual tokens that demonstrations may take; none in an encoder-decoder, which cannot hide one from its
+            own row.
     """
 
     tasks: int
     rows: int
     classes: int
     tokens: float
-    can_hide: bool = True
+    room: int = 0
 
     @staticmethod
-    def of(rows: Sequence[Sequence[Example]], classes: Sequence[Sequence[str]], can_hide: bool = True) -> Facts:
+    def of(rows: Sequence[Sequence[Example]], classes: Sequence[Sequence[str]], room: int = 0) -> Facts:
         """The facts of these tasks' training rows and labels."""
         every = [row for task in rows for row in task]
         tokens = sum(len(row.ids) for row in every) / len(every)
-        return Facts(len(rows), len(every), max(map(len, classes)), tokens, can_hide)
+        return Facts(len(rows), len(every), max(map(len, classes)), tokens, room)
 
 
 def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
@@ -76,14 +77,14 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
     method, rows = config.method, f"{facts.rows} rows"
     choices = [Choice("method.name", "prefix-tuning", "keys and values in every layer learn most in a given time")]
     asked = {"init", "init_text", "init_from", "n_tokens"}
-    starts_freely = facts.can_hide and facts.tasks == 1 and not method.model_fields_set & asked
+    starts_freely = facts.room >= _wanted(facts) and facts.tasks == 1 and not method.model_fields_set & asked
     few = facts.rows < FEW and method.name in DIRECT
     if method.name in NETWORKS:
         choices.append(Choice("train.lr", 1e-3, "the weights of a network take small steps"))
     elif few and starts_freely:
         choices += [
             Choice("method.init", "demonstrations", f"{rows}: in-context learning is the best start"),
-            Choice("method.n_tokens", _room(facts), f"{rows}: as many of them as demonstrations as fit"),
+            Choice("method.n_tokens", _wanted(facts), f"{rows}: as many of them as demonstrations as fit"),
             Choice("train.lr", 2e-3, f"{rows}: larger steps learn them by heart"),
         ]
     elif few:
@@ -103,6 +104,6 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
     return choices
 
 
-def _room(facts: Facts) -> int:
+def _wanted(facts: Facts) -> int:
     """Virtual tokens for demonstrations: 256, or three rows if they are longer."""
     return max(256, min(1024, round(3.5 * facts.tokens)))

@@ -43,7 +43,7 @@ def measure(model: PreTrainedModel, name: str) -> Geometry:
         vocab=table.shape[0],
         layers=tuple(shapes),
         windows=(None,) * len(shapes) if sites else _windows(config, name),
-        max_positions=_context(config),
+        max_positions=context_of(config),
         sample=tuple(sample),
         matrices=_matrix_sample(model, table),
         sites=sites,
@@ -95,7 +95,7 @@ def _matrix_sample(model: PreTrainedModel, table: Tensor) -> tuple[float, ...]:
     return tuple(values)
 
 
-def _context(config: Any) -> int:
+def context_of(config: Any) -> int:
     """The context in tokens. "longrope" changes every frequency for calls beyond the original context, so a prefix
     run by itself would not be what it is in front of a long row: only the original context is exact."""
     most = int(getattr(config, "max_position_embeddings", None) or 2**31)

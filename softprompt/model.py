@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -29,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from softprompt.data.tokenizer import closing_ids
 from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
-from softprompt.measure import first_line, measure
+from softprompt.measure import context_of, first_line, measure
 from softprompt.sources import Source, find
 
 
@@ -173,13 +174,21 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
 def is_encoder_decoder(name: str, *, trust_remote_code: bool = False) -> bool:
     """Whether the model reads a text and writes another, apart (T5); no weights are loaded. Raises ModelError."""
+    return bool(_config(name, trust_remote_code).is_encoder_decoder)
+
+
+def context_length(name: str, *, trust_remote_code: bool = False) -> int:
+    """The model's context in tokens; no weights are loaded. Raises ModelError."""
+    return context_of(_config(name, trust_remote_code).get_text_config())
+
+
+def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     source = find(name)
     with _Quiet():
         try:
-            config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+            return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
         except Exception as error:  # as above
             raise _unloadable("the base model's config cannot be loaded", name, error) from error
-    return bool(config.is_encoder_decoder)
 
 
 def pick_device(wanted: str) -> tuple[str, str]:

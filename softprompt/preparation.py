@@ -22,7 +22,7 @@ from softprompt.data.tokenise import Example, tokenise
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import CheckpointError, ConfigError, StoreError
 from softprompt.files import check_writable
-from softprompt.model import is_encoder_decoder, load_tokenizer
+from softprompt.model import context_length, is_encoder_decoder, load_tokenizer
 
 RUNS, SHARED = ".runs", "shared"
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -100,15 +100,7 @@ def prepare(
     folder = store.locate(config.name)
     run = folder.parent / RUNS / folder.name
     sources = config.data if isinstance(config.data, dict) else {"": config.data}
-    for name in sources:
-        if name and not TASK_NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} is not a usable name for a task", where="data", expected="a-z 0-9 _ -")
-    for part in part_names(config, list(sources)):
-        store.check_free(_folder_of(folder, part), overwrite)
-    if config.method.name == "smop":  # the router's own
-        store.check_free(folder, overwrite)
-        if len(sources) > 1:
-            raise ConfigError("smop learns one task", where="data", got=", ".join(sources), hint="one --data")
+    _check_names(config, list(sources), folder, overwrite)
     _check_run(run, overwrite, resume)
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     apart = is_encoder_decoder(config.model, trust_remote_code=trust_remote_code)
@@ -116,8 +108,8 @@ def prepare(
     tasks = tuple(
         _task(config, number, name, path, tokenizer, shape) for number, (name, path) in enumerate(sources.items())
     )
-    causal = all(task.template.kind != "seq2seq" for task in tasks)
-    facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks], causal)
+    room = 0 if apart else context_length(config.model, trust_remote_code=trust_remote_code) // 4
+    facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks], room)
     config, choices = auto.choose(config, facts)
     return Prepared(config, facts, choices, tasks, folder, run)
 
@@ -137,6 +129,19 @@ def check_free(prepared: Prepared, overwrite: bool) -> None:
 
 def _folder_of(folder: Path, part: str) -> Path:
     return folder.with_name(f"{folder.name}.{part}") if part else folder
+
+
+def _check_names(config: Config, tasks: Sequence[str], folder: Path, overwrite: bool) -> None:
+    """Refuse names of tasks that cannot be part of a name, and names that are taken."""
+    for name in tasks:
+        if name and not TASK_NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is not a usable name for a task", where="data", expected="a-z 0-9 _ -")
+    for part in part_names(config, tasks):
+        store.check_free(_folder_of(folder, part), overwrite)
+    if config.method.name == "smop":  # the router's own
+        store.check_free(folder, overwrite)
+        if len(tasks) > 1:
+            raise ConfigError("smop learns one task", where="data", got=", ".join(tasks), hint="one --data")
 
 
 def _check_run(run: Path, overwrite: bool, resume: bool) -> None:

@@ -9,7 +9,7 @@ from softprompt.config import Config, resolve, to_yaml
 from softprompt.data.tokenise import Example
 
 FACTS = {
-    "few rows, two classes": Facts(1, 32, 2, 30.0),
+    "few rows, two classes": Facts(1, 32, 2, 30.0, 2048),
     "many rows, two classes": Facts(1, 7000, 2, 30.0),
     "many classes": Facts(1, 8000, 77, 20.0),
     "long rows": Facts(1, 1800, 2, 180.0),
@@ -68,12 +68,12 @@ FEW = FACTS["few rows, two classes"]
     ("given", "facts", "init", "n_tokens", "lr"),
     [
         ({}, FEW, "demonstrations", 256, 2e-3),
-        ({}, Facts(1, 32, 2, 150.0), "demonstrations", 525, 2e-3),
+        ({}, Facts(1, 32, 2, 150.0, 2048), "demonstrations", 525, 2e-3),
         ({"method.name": "prompt-tuning"}, FEW, "demonstrations", 256, 2e-3),
         ({"method.init_text": "Be kind."}, FEW, "text", 32, 5e-3),
         ({"method.init": "vocab"}, FEW, "vocab", 32, 5e-3),
         ({"method.n_tokens": 8}, FEW, "text", 8, 5e-3),
-        ({}, Facts(1, 32, 2, 30.0, can_hide=False), "text", 32, 5e-3),
+        ({}, Facts(1, 32, 2, 30.0, room=255), "text", 32, 5e-3),
         ({"method.name": "p-tuning"}, FEW, "text", 32, 1e-3),
         ({}, FACTS["many classes"], "text", 128, 5e-2),
         ({"method.name": "prompt-tuning"}, FACTS["many classes"], "text", 32, 2e-2),
