@@ -402,5 +402,5 @@ def test_a_rope_that_changes_with_the_length_is_exact_in_the_original_context_on
     }
     common: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 4096}
     long = tf.Phi3Config(**common, rope_parameters=rope, original_max_position_embeddings=128)
-    assert measure_module._context(long) == 128
-    assert measure_module._context(tf.Phi3Config(**common)) == 4096
+    assert measure_module.context_of(long) == 128
+    assert measure_module.context_of(tf.Phi3Config(**common)) == 4096
