@@ -192,6 +192,7 @@ def main() -> None:
     if unknown := [s for s in systems if s not in SYSTEMS and not s.startswith("ours:")]:
         sys.exit(f"quality: unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}, ours:METHOD")
     folders(options.tasks.split(","))
+    machine = facts()  # before hours pass, in which files may change
     lm = load(options.model)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -208,7 +209,7 @@ def main() -> None:
     if options.json:
         shared = {name: getattr(options, name) for name in ("budget_minutes", "few_shot", "test_rows")}
         about = {"benchmark": "quality", "model": options.model, "dtype": str(lm.dtype), **shared}
-        print(json.dumps({**about, "machine": facts(), "results": results}))
+        print(json.dumps({**about, "machine": machine, "results": results}))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ MAPPINGS = ("data", "template")  # one for all, or one for each task: data.TASK
 
 
 def _names(value: Any) -> Any:
-    """Names typed as one text: a,b,c."""
+    """Names or numbers typed as one text: a,b,c."""
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
@@ -57,6 +57,9 @@ class MethodConfig(BaseModel):
     )
     teachers: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
         default=(), description="soft prompts of the tasks, one for each, that multitask training is distilled from"
+    )
+    kept: Annotated[tuple[int, ...], BeforeValidator(_names)] = Field(
+        default=(), description="start from these virtual tokens of the start only (what prune kept): rewinding"
     )
     frozen_tokens: int = Field(default=0, ge=0, description="first tokens of a KV prompt that stay as they began")
     hidden: int = Field(default=512, ge=1, description="width of the encoder of a reparametrised prompt")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,12 +22,13 @@ from accelerate import PartialState
 from softprompt import artifact, router, store
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
-from softprompt.config import Init, to_yaml
+from softprompt.compose import select
+from softprompt.config import Config, Init, to_yaml
 from softprompt.data.load import digest
 from softprompt.errors import ConfigError
 from softprompt.files import writing
 from softprompt.framing import check_context, layout_for, layout_ids
-from softprompt.methods import SMoP, build
+from softprompt.methods import KV_METHODS, SMoP, Start, build
 from softprompt.model import FrozenLM, load
 from softprompt.preparation import Prepared, PreparedTask, check_free, prepare
 from softprompt.prompt import Prompt, check_fits
@@ -91,30 +91,37 @@ def fit(
     if lm is None:
         lm = load(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
     check_free(prepared, overwrite)
-    candidate, tried = candidate_of(prepared, lm)
+    prepared, candidate, tried = candidate_of(prepared, lm)
     if tried:
-        prepared = _with_init(prepared, min(TRIED, key=lambda init: tried.get(init, math.inf)))
         report(Event("init", 0, tried))
     processes = PartialState(cpu=lm.device.type == "cpu")
     with recorded(prepared, processes.is_main_process, resume, report) as everywhere:
         (result,) = train(lm, [candidate], run, resume=resume, report=everywhere)
     if result.interrupted:
         return Outcome(result, run)
-    saved: list[tuple[Path, Card]] = []
-    if processes.is_main_process:
-        saved = artifact.write(prepared, lm, result, overwrite=overwrite)
-        if isinstance(candidate.learner, SMoP):
-            names = [folder.name for folder, _ in saved]
-            router.save(prepared.folder, candidate.learner.router(names), overwrite=overwrite)
-        clear(run)
+    saved = save(prepared, lm, candidate, result, overwrite=overwrite) if processes.is_main_process else []
     processes.wait_for_everyone()
     return Outcome(result, run, tuple(saved), sum(artifact.size_of(prompt) for prompt in result.prompts))
 
 
-def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Candidate, dict[str, float]]:
+def save(
+    prepared: Prepared, lm: FrozenLM, candidate: Candidate, result: Result, *, overwrite: bool
+) -> list[tuple[Path, Card]]:
+    """Write what a finished candidate leaves, a mixture's router too, and remove the run's checkpoints."""
+    saved = artifact.write(prepared, lm, result, candidate=candidate.name, overwrite=overwrite)
+    if isinstance(candidate.learner, SMoP):
+        names = [folder.name for folder, _ in saved]
+        router.save(prepared.folder, candidate.learner.router(names), overwrite=overwrite)
+    for checkpoint in prepared.run.glob("checkpoint-*"):  # the run is over: what is left of it is its log
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return saved
+
+
+def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Prepared, Candidate, dict[str, float]]:
     """The method at its start, with its rows and settings.
 
-    Returns also, for init "best", the validation loss of every start that was tried.
+    For init "best" all starts are tried on the validation rows: the settings that come back say which one it is, and
+    the last value has the mean loss behind each.
 
     Raises:
         ConfigError: settings that do not fit each other.
@@ -123,15 +130,18 @@ def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Cand
         StoreError, WrongBaseError: a soft prompt that the settings name cannot be used.
     """
     if prepared.config.method.init != "best":
-        return _candidate(prepared, lm, name), {}
-    tried: dict[str, tuple[float, Candidate]] = {}
+        return prepared, _candidate(prepared, lm, name), {}
+    made: dict[str, tuple[Prepared, Candidate]] = {}
     for init in TRIED:
-        with contextlib.suppress(ConfigError):  # no labels, or no room for a demonstration
-            candidate = _candidate(_with_init(prepared, init), lm, name)
-            losses = validation_losses(lm, candidate)
-            tried[init] = (sum(losses) / len(losses), candidate)
-    best = min(tried, key=lambda init: tried[init][0])
-    return tried[best][1], {init: loss for init, (loss, _) in tried.items()}
+        try:
+            own = _with_init(prepared, init)
+            made[init] = own, _candidate(own, lm, name)
+        except ConfigError:  # no labels, or no room for a demonstration
+            if init == TRIED[0]:  # there is always a text: something else is wrong
+                raise
+    losses = {init: validation_losses(lm, candidate) for init, (_, candidate) in made.items()}
+    tried = {init: sum(own) / len(own) for init, own in losses.items()}
+    return *made[min(tried, key=tried.__getitem__)], tried
 
 
 def _with_init(prepared: Prepared, init: Init) -> Prepared:
@@ -145,6 +155,8 @@ def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
     named = [config.method.init_from] if config.method.init_from else []
     loaded = {n: store.load(n, lm.geometry)[0] for n in (*named, *config.method.sources, *config.method.teachers)}
     start, unseen = start_of(prepared, lm, loaded)
+    if config.method.kept:
+        start, unseen = _rewound(config, lm, start), {}
     method = build(config.method.name, lm, start)
     prompts = method.freeze()
     for prompt in prompts:
@@ -159,6 +171,16 @@ def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
     return Candidate(method, tasks, config.train, lm.device, name, teachers)
 
 
+def _rewound(config: Config, lm: FrozenLM, start: Start) -> Start:
+    """The start with some of its virtual tokens only: those that pruning kept, as they were before training."""
+    kept, kv = config.method.kept, config.method.name in KV_METHODS
+    if min(kept) < 0 or max(kept) >= start.n_tokens or len(set(kept)) < len(kept):
+        expected = f"different numbers from 0 to {start.n_tokens - 1}"
+        raise ConfigError("no such virtual tokens to keep", where="method.kept", expected=expected, got=kept)
+    (whole,) = build("prefix-tuning" if kv else "prompt-tuning", lm, replace(start, frozen_tokens=0)).freeze()
+    return replace(start, init="prompt", prompt=select(whole, sorted(kept), lm), n_tokens=len(kept))
+
+
 def _task(
     task: PreparedTask, lm: FrozenLM, prompt: Prompt, facts: list[Any], unseen: Mapping[str, tuple[int, int]]
 ) -> Task:
@@ -171,12 +193,6 @@ def _task(
     whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
     rows = [replace(row, unseen=unseen[row.where]) if row.where in unseen else row for row in task.train]
     return Task(rows, task.validation, lead, follow, whole, task.name)
-
-
-def clear(run: Path) -> None:
-    """Remove the checkpoints of a run that is over: what is left of it is its log."""
-    for checkpoint in run.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -17,14 +17,14 @@ from typing import Any
 
 from accelerate import PartialState
 
-from softprompt import artifact, auto
+from softprompt import auto
 from softprompt.card import Card
 from softprompt.config import Config
 from softprompt.errors import ConfigError
 from softprompt.files import write_json, writing
 from softprompt.model import FrozenLM
 from softprompt.preparation import Prepared, check_free
-from softprompt.recipe import candidate_of, clear, recorded
+from softprompt.recipe import candidate_of, recorded, save
 from softprompt.train import Event, Result, train
 
 RUNGS = (0.25, 0.5)  # of the run: there the worse half stops
@@ -100,7 +100,8 @@ def sweep(
     cells = {name: replace(prepared, config=auto.choose(config, prepared.facts)[0]) for name, config in configs.items()}
     for cell in cells.values():
         check_free(cell, overwrite)
-    candidates = [candidate_of(cell, lm, name)[0] for name, cell in cells.items()]
+    made = {name: candidate_of(cell, lm, name)[:2] for name, cell in cells.items()}
+    candidates = [candidate for _, candidate in made.values()]
     processes = PartialState(cpu=lm.device.type == "cpu")
     with recorded(prepared, processes.is_main_process, resume, report) as everywhere:
         results = train(lm, candidates, prepared.run, rungs=rungs, resume=resume, report=everywhere)
@@ -109,10 +110,9 @@ def sweep(
         return Swept(ranked, ())
     best, saved = next(iter(ranked)), list[tuple[Path, Card]]()
     if processes.is_main_process:
-        saved = artifact.write(cells[best], lm, ranked[best], candidate=best, overwrite=overwrite)
+        saved = save(made[best][0], lm, made[best][1], ranked[best], overwrite=overwrite)
         with writing(prepared.run):
             write_json(prepared.run / "sweep.json", [row(name, result) for name, result in ranked.items()])
-        clear(prepared.run)
     processes.wait_for_everyone()
     return Swept(ranked, tuple(saved))
 

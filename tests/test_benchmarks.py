@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quality
+from benchmarks import quality, quality_table
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,25 @@ def test_a_benchmark_without_its_data_says_so(
     monkeypatch.setattr(quality, "load", lambda name: pytest.fail("a model was loaded"))
     with pytest.raises(SystemExit, match=message):
         quality.main()
+
+
+def test_the_quality_page_is_what_the_results_say() -> None:
+    """Every number of docs/quality.md comes from a committed file."""
+    found = quality_table.load()
+    assert found, "there are results"
+    assert quality_table.PAGE.read_text(encoding="utf-8") == quality_table.page(found)
+
+
+def test_the_quality_table() -> None:
+    """Means over seeds, deviations where there are several; the mean over classification only if no task is missing."""
+    runs = {
+        (False, 5.0, "m, bfloat16", "sst2", "auto"): [(0.9, 1000, "a.json"), (0.92, 1000, "b.json")],
+        (False, 5.0, "m, bfloat16", "rte", "auto"): [(0.6, 277, "a.json")],
+        (False, 5.0, "m, bfloat16", "e2e", "auto"): [(31.26, 100, "a.json")],
+        (False, 5.0, "m, bfloat16", "sst2", "base"): [(0.8, 1000, "a.json")],
+    }
+    text = quality_table.page(runs)
+    assert "| system | sst2 | rte | e2e | mean of classification |" in text
+    assert "| auto | 0.910 ± 0.014 (2) | 0.600 | 31.3 | 0.755 |" in text
+    assert "| base | 0.800 |  |  |  |" in text
+    assert "## all training rows, 5 minutes a system (m, bfloat16)" in text

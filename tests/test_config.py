@@ -45,7 +45,7 @@ def values_of(name: str) -> list[Any]:
     if get_origin(kind) is Literal:
         return list(itertools.islice(itertools.cycle(get_args(kind)), 3))
     if get_origin(kind) is tuple:
-        return [("a",), ("b", "c"), ("d",)]
+        return [("a",), ("b", "c"), ("d",)] if get_args(kind)[0] is str else [(1,), (2, 3), (4,)]
     return {int: [3, 4, 5], float: [0.125, 1e-5, 0.75], bool: [True, False, True], str: ["a b", "é", "1e3"]}[kind]
 
 
@@ -73,7 +73,7 @@ def variable(name: str) -> str:
 
 def shell(value: Any) -> str:
     """A value as it is typed."""
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _lists(tree: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.attach import Prefix, bank, hidden
+from softprompt.compose import select
 from softprompt.config import MethodConfig
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits
@@ -95,7 +96,7 @@ def test_training_starts_from_in_context_learning(method: str, base: Path, tmp_p
     """Rows behind the fresh prompt see the demonstrations as text; a demonstration's own row does not see itself."""
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__name=method, method__init="demonstrations", method__n_tokens=170)
-    candidate, _ = candidate_of(prepare(config), lm)
+    _, candidate, _ = candidate_of(prepare(config), lm)
     (own,) = candidate.tasks
     shown = [row for row in own.train if row.unseen != (0, 0)]
     others = [row for row in own.train if row.unseen == (0, 0)]
@@ -137,13 +138,30 @@ def check_text(lm: FrozenLM, prefix: Prefix, before: list[int], row: list[int]) 
 def test_best_takes_the_start_with_the_lowest_validation_loss(base: Path, tmp_path: Path) -> None:
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__init="best", method__n_tokens=170)
-    candidate, tried = candidate_of(prepare(config), lm)
+    chosen, candidate, tried = candidate_of(prepare(config), lm)
     assert set(tried) == {"text", "labels", "vocab", "demonstrations"}
     best = min(tried, key=tried.__getitem__)
-    alone, none = candidate_of(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
+    assert chosen.config.method.init == best, "what the card will say"
+    _, alone, none = candidate_of(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
     assert none == {}
     for name, tensor in alone.learner.state_dict().items():
         assert torch.equal(tensor, candidate.learner.state_dict()[name])
-    few, tried = candidate_of(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
+    _, few, tried = candidate_of(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
     assert "demonstrations" not in tried, "there was no room for one"
     assert few.learner.freeze()[0].n_tokens == 6
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning", "residual"])
+def test_rewinding_starts_from_some_tokens_of_the_start(method: str, base: Path, tmp_path: Path) -> None:
+    """As they were before training, the keys moved together."""
+    lm = tiny_lm("llama", bos=True)
+    form = "prefix-tuning" if method == "prefix-tuning" else "prompt-tuning"
+    _, whole, _ = candidate_of(prepare(settings(base, tmp_path, method__name=form)), lm)
+    config = settings(base, tmp_path, method__name=method, method__kept="4,0,2")
+    _, candidate, _ = candidate_of(prepare(config), lm)
+    (kept,), (every,) = candidate.learner.freeze(), whole.learner.freeze()
+    wanted = select(every, [0, 2, 4], lm)
+    assert kept.n_tokens == 3
+    assert_close(kept.tensors(), wanted.tensors())
+    with pytest.raises(ConfigError, match="no such virtual tokens"):
+        candidate_of(prepare(settings(base, tmp_path, method__name=method, method__kept="0,6")), lm)

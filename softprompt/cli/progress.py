@@ -45,7 +45,9 @@ def progress_for(
         state = {"loss": "", "validation": ""}
 
         def show(event: Event) -> None:
-            if event.kind == "step":
+            if event.kind == "init":
+                _plain(event, console)
+            elif event.kind == "step":
                 state["loss"] = f"loss {event.numbers['loss']:.3f}"
             elif event.kind == "validation":
                 state["validation"] = f"val {event.numbers['validation_loss']:.3f}"
@@ -69,7 +71,10 @@ def line_of(event: Event) -> dict[str, Any]:
 def _plain(event: Event, console: Console) -> None:
     n = event.numbers
     of = f"  {event.candidate}" if event.candidate else ""
-    if event.kind == "step" and not of and event.step % PLAIN_EVERY == 0:
+    if event.kind == "init":
+        tried = ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(n.items(), key=lambda pair: pair[1]))
+        console.print(f"starts      {tried} (validation loss; the first one is taken)", highlight=False)
+    elif event.kind == "step" and not of and event.step % PLAIN_EVERY == 0:
         console.print(
             f"step {event.step}  loss {n['loss']:.4f}  lr {n['lr']:.2e}  {n['elapsed']:.0f} s",
             highlight=False,

@@ -77,7 +77,9 @@ def prune_command(
     out = Console(soft_wrap=True)
     out.print(Text(f"loss        {scores.loss:.4f} with all {prompt.n_tokens} tokens, {pruned.loss:.4f} with {keep}"))
     out.print(Text(visible(f"saved       {folder}")))
-    out.print(Text(visible(f"next        softprompt train … --method.init prompt --method.init-from {name}"), "dim"))
+    out.print(Text(visible(f"next        softprompt train … --init-from {name}            go on from it"), "dim"))
+    kept = ",".join(map(str, pruned.kept))
+    out.print(Text(f"            softprompt train … --method.kept {kept}    the same tokens from their start", "dim"))
 
 
 def check_keep(keep: int, n_tokens: int) -> None:
