@@ -35,7 +35,7 @@ def test_a_shorter_prompt(own: Path, tmp_path: Path) -> None:
     assert (card.layout, card.template) == (old.layout, old.template)
     output = done(*args, "--name", "ok4", "--overwrite").stdout
     assert output.count("kept") == 4 + 1 and output.count("left out") == 2
-    assert "--method.init prompt --method.init-from ok4" in output and f"{report['loss']:.4f} with all 6" in output
+    assert "--init-from ok4" in output and f"{report['loss']:.4f} with all 6" in output
     assert done("generate", "ok4", "question 3", "--max-new-tokens", 4, "--dtype", "float32").stdout
 
 
