@@ -21,7 +21,7 @@ from softprompt.model import FrozenLM
 from softprompt.modelcard import model_card
 from softprompt.plot import learning_curve
 from softprompt.preparation import Prepared, PreparedTask
-from softprompt.prompt import Prompt
+from softprompt.prompt import Prompt, size_of
 from softprompt.runlog import read
 from softprompt.train import Result
 
@@ -66,11 +66,6 @@ def write(
         card = store.save(folder, part.prompt, card, readme=readme, extras=extras, overwrite=overwrite)
         written.append((folder, card))
     return written
-
-
-def size_of(prompt: Prompt) -> int:
-    """Bytes of a prompt's tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in prompt.tensors().values())
 
 
 def curves(metrics: Path, candidate: str = "") -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:

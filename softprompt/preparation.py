@@ -17,11 +17,12 @@ from softprompt.checkpoint import latest_step
 from softprompt.config import Config
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits, load_splits
-from softprompt.data.template import Template, answered_apart, default_template
+from softprompt.data.template import Template, answered_apart, bos_ids, default_template
 from softprompt.data.tokenise import Example, tokenise
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import CheckpointError, ConfigError, StoreError
 from softprompt.files import check_writable
+from softprompt.methods import KV_METHODS
 from softprompt.model import context_length, is_encoder_decoder, load_tokenizer
 
 RUNS, SHARED = ".runs", "shared"
@@ -103,6 +104,7 @@ def prepare(
     _check_names(config, list(sources), folder, overwrite)
     _check_run(run, overwrite, resume)
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
+    config = _as_long_as_its_start(config, tokenizer)
     apart = is_encoder_decoder(config.model, trust_remote_code=trust_remote_code)
     shape = answered_apart if apart else _as_it_is
     tasks = tuple(
@@ -112,6 +114,20 @@ def prepare(
     facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks], room)
     config, choices = auto.choose(config, facts)
     return Prepared(config, facts, choices, tasks, folder, run)
+
+
+def _as_long_as_its_start(config: Config, tokenizer: Tokenizer) -> Config:
+    """With as many virtual tokens as the soft prompt that `method.init_from` names, unless the user says how many.
+
+    Raises StoreError if there is no such soft prompt.
+    """
+    method = config.method
+    if method.init != "prompt" or not method.init_from or "n_tokens" in method.model_fields_set:
+        return config
+    card = store.load_card(store.locate(method.init_from))
+    lead = len(bos_ids(tokenizer)) if method.name in KV_METHODS and card.form == "embedding" else 0
+    length = card.n_tokens + lead  # an embedding prompt is run behind BOS to become keys and values
+    return config.model_copy(update={"method": method.model_copy(update={"n_tokens": length})})
 
 
 def part_names(config: Config, tasks: Sequence[str]) -> list[str]:

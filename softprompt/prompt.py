@@ -150,6 +150,11 @@ def frozen(prompt: Prompt) -> Prompt:
     )
 
 
+def size_of(prompt: Prompt) -> int:
+    """Bytes of the tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in prompt.tensors().values())
+
+
 def digest(prompt: Prompt) -> str:
     """sha256 hex over names, shapes, dtypes and bytes of the tensors."""
     sha = hashlib.sha256()

@@ -31,7 +31,7 @@ from softprompt.framing import check_context, layout_for, layout_ids
 from softprompt.methods import KV_METHODS, SMoP, Start, build
 from softprompt.model import FrozenLM, load
 from softprompt.preparation import Prepared, PreparedTask, check_free, prepare
-from softprompt.prompt import Prompt, check_fits
+from softprompt.prompt import Prompt, check_fits, size_of
 from softprompt.prompt import digest as prompt_digest
 from softprompt.runlog import RunLog
 from softprompt.starts import start_of
@@ -101,7 +101,7 @@ def fit(
         return Outcome(result, run)
     saved = save(prepared, lm, candidate, result, overwrite=overwrite) if processes.is_main_process else []
     processes.wait_for_everyone()
-    return Outcome(result, run, tuple(saved), sum(artifact.size_of(prompt) for prompt in result.prompts))
+    return Outcome(result, run, tuple(saved), sum(map(size_of, result.prompts)))
 
 
 def save(

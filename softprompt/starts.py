@@ -55,8 +55,6 @@ def start_of(
     if config.init == "demonstrations":
         found = demonstrations(task, lm, config, len(lead), prepared.config.train.seed)
         text, unseen, n_tokens = found.ids, found.spans, len(lead) + len(found.ids)
-    if config.init == "prompt" and config.init_from and "n_tokens" not in config.model_fields_set:
-        n_tokens = known[config.init_from].n_tokens
     start = Start(
         n_tokens=n_tokens,
         init=config.init,

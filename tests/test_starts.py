@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from softprompt import store
 from softprompt.attach import Prefix, bank, hidden
 from softprompt.compose import select
-from softprompt.config import MethodConfig
+from softprompt.config import MethodConfig, resolve
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits
 from softprompt.data.template import Template
@@ -20,7 +21,7 @@ from softprompt.framing import APART
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.preparation import PreparedTask, prepare
-from softprompt.recipe import candidate_of
+from softprompt.recipe import candidate_of, fit
 from softprompt.starts import demonstrations, in_turn, instruction_for
 from tests.data.rows import records
 from tests.saved import save_tiny, settings
@@ -165,3 +166,22 @@ def test_rewinding_starts_from_some_tokens_of_the_start(method: str, base: Path,
     assert_close(kept.tensors(), wanted.tensors())
     with pytest.raises(ConfigError, match="no such virtual tokens"):
         candidate_of(prepare(settings(base, tmp_path, method__name=method, method__kept="0,6")), lm)
+
+
+@pytest.mark.parametrize("recipe", ["auto", "fixed"])
+def test_a_prompt_to_start_from_says_how_long(recipe: str, base: Path, tmp_path: Path) -> None:
+    """Without a number of tokens; an embedding prompt that becomes keys and values stands behind BOS there."""
+    lm = tiny_lm("llama", bos=True)
+    fit(prepare(settings(base, tmp_path, name="old", method__name="prompt-tuning", method__n_tokens=5)), lm)
+    old = store.load("old", lm.geometry)[0]
+    flags = {"model": str(base), "data": str(tmp_path / "data"), "name": "new", "recipe": recipe}
+    flags |= {"method.init": "prompt", "method.init_from": "old"}
+    for method, length in (("prompt-tuning", 5), ("prefix-tuning", 6)):
+        prepared, candidate, _ = candidate_of(prepare(resolve(flags | {"method.name": method})), lm)
+        (start,) = candidate.learner.freeze()
+        assert start.n_tokens == prepared.config.method.n_tokens == length
+        assert "method.n_tokens" not in [choice.setting for choice in prepared.choices]
+        if method == "prompt-tuning":
+            assert_close(start.tensors(), old.tensors())
+    with pytest.raises(ConfigError, match="another number of virtual tokens"):
+        candidate_of(prepare(resolve(flags | {"method.name": "prompt-tuning", "method.n_tokens": 7})), lm)

@@ -42,6 +42,7 @@ def compose_command(
     from softprompt.compose import check_sources, compose
     from softprompt.expression import moves_tokens, names, parse
     from softprompt.modelcard import model_card
+    from softprompt.prompt import size_of
 
     tree = parse(expression)
     folder = store.locate(name)
@@ -56,7 +57,7 @@ def compose_command(
         lm = load_base(model, used, dtype, device, trust_remote_code)
     sources = {source: store.load(source, None if lm is None else lm.geometry) for source in used}
     prompt, card = compose(expression, sources, folder.name, lm=lm, template_of=template_of)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in prompt.tensors().values())
+    size = size_of(prompt)
     card = store.save(
         folder, prompt, card, readme=model_card(card, bytes_on_disk=size, curve=None), overwrite=overwrite
     )

@@ -20,6 +20,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from softprompt.cli.options import unescaped
 from softprompt.cli.visible import visible
 from softprompt.config import Config
 from softprompt.data.formats import Record
@@ -119,7 +120,7 @@ def _template(
 ) -> Template:
     """The template of these rows; without a tokenizer, as much of it as can be known."""
     # A shell passes \n as two characters, and nobody means those in a prompt.
-    text = None if text is None else text.replace("\\n", "\n").replace("\\t", "\t")
+    text = None if text is None else unescaped(text)
     if tokenizer is not None and model is not None:
         from softprompt.model import is_encoder_decoder
 

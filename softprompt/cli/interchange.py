@@ -52,6 +52,7 @@ def import_command(
     from softprompt.cli.loading import load_base
     from softprompt.interchange import adopt, detect, read
     from softprompt.modelcard import model_card
+    from softprompt.prompt import size_of
 
     store.check_free(store.locate(name), overwrite)
     kind = detect(path)
@@ -64,7 +65,7 @@ def import_command(
     for own in found:
         store.check_free(store.locate(own), overwrite)
     for own, one in found.items():
-        size = sum(tensor.numel() * tensor.element_size() for tensor in one.prompt.tensors().values())
+        size = size_of(one.prompt)
         readme = model_card(cards[own], bytes_on_disk=size, curve=None)
         card = store.save(own, one.prompt, cards[own], readme=readme, overwrite=overwrite)
         _report(own, kind, one, card, as_json)

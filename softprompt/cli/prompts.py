@@ -52,10 +52,11 @@ def show_command(
 ) -> None:
     """Show a soft prompt's card, after checking its tensors."""
     from softprompt import store
+    from softprompt.prompt import size_of
 
     folder = store.locate(name)
     prompt, card = store.load(folder)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in prompt.tensors().values())
+    size = size_of(prompt)
     if as_json:
         typer.echo(json.dumps(card.model_dump(mode="json") | {"bytes": size}))
         return

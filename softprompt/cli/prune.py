@@ -42,7 +42,7 @@ def prune_command(
     from softprompt.comparison import selection_rows
     from softprompt.framing import card_subject
     from softprompt.modelcard import model_card
-    from softprompt.prompt import EmbeddingPrompt
+    from softprompt.prompt import EmbeddingPrompt, size_of
     from softprompt.pruning import nearest_tokens, prune, score
 
     folder = store.locate(name)
@@ -62,7 +62,7 @@ def prune_command(
         pruned = prune(lm, subject, rows, scores, keep)
     nearest = nearest_tokens(lm, prompt) if isinstance(prompt, EmbeddingPrompt) else [""] * prompt.n_tokens
     made = pruned_card(card, pruned, folder.name, len(rows))
-    size = sum(tensor.numel() * tensor.element_size() for tensor in pruned.prompt.tensors().values())
+    size = size_of(pruned.prompt)
     readme = model_card(made, bytes_on_disk=size, curve=None)
     store.save(folder, pruned.prompt, made, readme=readme, overwrite=overwrite)
     if as_json:

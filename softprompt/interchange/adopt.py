@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-from importlib.metadata import version
-
-from softprompt.card import Card, Layout
+from softprompt.card import Card, Layout, provenance
 from softprompt.data.template import Template, bos_ids, head
 from softprompt.interchange.base import Found
 from softprompt.model import FrozenLM
@@ -40,6 +37,5 @@ def adopt(lm: FrozenLM, found: Found, name: str, *, template: Template | None = 
         template=chosen.to_dict(),
         labels=found.frame.labels if found.frame else (),
         method=found.facts,
-        versions={package: version(package) for package in ("softprompt", "torch", "transformers")},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **provenance(),
     )
