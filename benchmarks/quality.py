@@ -1,7 +1,7 @@
 """How well each way of adapting one frozen model does, given the same wall time on the same rows.
 
-    python -m benchmarks.quality --tasks sst2,rte --budget-minutes 5 --systems base,auto,lora [--seeds 3] [--json]
-    python -m benchmarks.quality --tasks sst2,agnews --few-shot --budget-minutes 1 --json
+    python -m benchmarks.quality --tasks sst2,rte --budget-minutes 5 --systems base,auto,lora [--seeds 3] [--out FILE]
+    python -m benchmarks.quality --tasks sst2,agnews --few-shot --budget-minutes 1 --out FILE
 
 Systems: the base model; text prompts (`text-0`: an instruction, `text-8`: with eight examples); PEFT's prompt tuning,
 prefix tuning, P-tuning and LoRA (rank 8, all linear layers) with the recipes of its documentation (`peft_side.py`);
@@ -14,7 +14,6 @@ Data: $SOFTPROMPT_DATA (default ../shared/data) with TASK/{train,validation,test
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from softprompt.data.formats import Record
 from softprompt.data.load import load_rows
 from softprompt.decode import Sampling
 from softprompt.evaluation import evaluate
+from softprompt.files import write_json
 from softprompt.framing import Subject, base_subject, card_subject, layout_for, layout_ids, text_subject
 from softprompt.model import FrozenLM, load
 from softprompt.preparation import Prepared, prepare
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--few-shot", action="store_true", help="the published draws of 16 rows a label")
     parser.add_argument("--test-rows", type=int, help="score only the first rows of the test split")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--out", type=Path, help="a JSON file, written anew after every result")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     systems = options.systems.split(",")
@@ -194,7 +194,9 @@ def main() -> None:
     folders(options.tasks.split(","))
     machine = facts()  # before hours pass, in which files may change
     lm = load(options.model)
-    results = []
+    shared = {name: getattr(options, name) for name in ("budget_minutes", "few_shot", "test_rows")}
+    about = {"benchmark": "quality", "model": options.model, "dtype": str(lm.dtype), **shared, "machine": machine}
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["SOFTPROMPT_HOME"] = scratch
         lm.tokenizer.save_pretrained(f"{scratch}/tokenizer")
@@ -202,14 +204,15 @@ def main() -> None:
             draw = {"draw": setting.data.name} if options.few_shot else {}
             for result in run_task(setting, systems, seed):
                 results.append(result | draw)
-                score = {name: result[name] for name in ("accuracy", "bleu") if name in result}
-                line = " ".join(f"{name} {value:.3f}" for name, value in score.items())
-                told = f"{setting.task:<10} {seed} {result['system']:<20} {line} steps {result.get('steps', '-')}"
-                print(told, file=sys.stderr if options.json else sys.stdout, flush=True)
-    if options.json:
-        shared = {name: getattr(options, name) for name in ("budget_minutes", "few_shot", "test_rows")}
-        about = {"benchmark": "quality", "model": options.model, "dtype": str(lm.dtype), **shared}
-        print(json.dumps({**about, "machine": machine, "results": results}))
+                print(told(result), flush=True)
+                if options.out:
+                    write_json(options.out, {**about, "results": results})
+
+
+def told(result: dict[str, Any]) -> str:
+    """A result as a line."""
+    score = " ".join(f"{name} {result[name]:.3f}" for name in ("accuracy", "bleu") if name in result)
+    return f"{result['task']:<10} {result['seed']} {result['system']:<20} {score} steps {result.get('steps', '-')}"
 
 
 if __name__ == "__main__":

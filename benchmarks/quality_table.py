@@ -11,10 +11,11 @@ import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 RESULTS, PAGE = Path("benchmarks/results"), Path("docs/quality.md")
 CLASSIFICATION = ("sst2", "agnews", "banking77", "rte", "boolq")
-Key = tuple[bool, float, str, str, str]  # few-shot, minutes, model and dtype, task, system
+Key = tuple[bool, float, str, str, str]  # few-shot, minutes, model on machine, task, system
 
 
 def load() -> dict[Key, list[tuple[float, int, str]]]:
@@ -25,8 +26,7 @@ def load() -> dict[Key, list[tuple[float, int, str]]]:
         for result in data["results"]:
             if "system" not in result:  # a file of the first layout, which the log speaks of
                 continue
-            model = f"{data['model']}, {data['dtype'].removeprefix('torch.')}"
-            key = (data["few_shot"], data["budget_minutes"], model, result["task"], result["system"])
+            key = (data["few_shot"], data["budget_minutes"], _where(data), result["task"], result["system"])
             found[key].append((result.get("accuracy", result.get("bleu", 0.0)), result["rows"], path.name))
     return found
 
@@ -43,8 +43,15 @@ def page(found: dict[Key, list[tuple[float, int, str]]]) -> str:
     for few, minutes, model in sorted({key[:3] for key in found}):
         own = {key[3:]: runs for key, runs in found.items() if key[:3] == (few, minutes, model)}
         kind = "16 rows a label" if few else "all training rows"
-        lines += [f"## {kind}, {minutes:g} minutes a system ({model})", _table(own), _files(own)]
+        lines += [f"## {kind}, {minutes:g} minute{'s' * (minutes != 1)} a system ({model})", _table(own), _files(own)]
     return "\n\n".join(lines) + "\n"
+
+
+def _where(data: dict[str, Any]) -> str:
+    """Model, dtype and machine of a results file."""
+    machine = data["machine"]
+    place = machine["gpu"] or f"{machine['threads']} core{'s' * (machine['threads'] > 1)} of {machine['cpu']}"
+    return f"{data['model']}, {data['dtype'].removeprefix('torch.')}, {place}"
 
 
 def _table(runs: dict[tuple[str, str], list[tuple[float, int, str]]]) -> str:
