@@ -35,6 +35,7 @@ from softprompt.packing import by_tokens
 from softprompt.prompt import Prompt
 
 EVAL_TOKENS = 4096  # text tokens of validation rows run at once
+JUDGING = 0.1  # share of a run bounded by minutes that validations may have taken before the next one starts
 STEP_TOKENS = 16384  # text tokens of many candidates' rows run at once
 SIGNALS = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -142,6 +143,7 @@ class _Loop:
             raise ConfigError("a step has fewer rows than there are processes", expected=world, hint=hint)
         self.rungs = sorted(rungs)
         self.elapsed, self.mark = 0.0, 0.0
+        self.judging = 0.0  # seconds of `elapsed` that validations took
         self.seconds = [0.0] * len(self.candidates)
         torch.manual_seed(candidates[0].settings.seed)
 
@@ -159,7 +161,7 @@ class _Loop:
         """Step until every candidate has stopped, or a signal came."""
         self.mark = time.monotonic()
         while active := running(self.candidates):
-            if not interrupt.received:
+            if not interrupt.received and self.has_time_to_judge():
                 self.validate([c for c in active if c.is_due(self.elapsed)])
             self.tick()
             self.agree(interrupt)
@@ -177,6 +179,11 @@ class _Loop:
                 if self.step % self.candidates[0].settings.save_every == 0:
                     self.save()
         return [self.result(i) for i in range(len(self.candidates))]
+
+    def has_time_to_judge(self) -> bool:
+        """Whether a validation may start: where minutes are short, steps teach more than it tells."""
+        timed = self.candidates[0].settings.minutes is not None
+        return not timed or self.judging <= JUDGING * self.elapsed
 
     def stop(self, candidate: Candidate, reason: str) -> None:
         """Let a candidate end for this reason, judged as it is; nothing if there is none."""
@@ -240,12 +247,14 @@ class _Loop:
 
     def validate(self, candidates: Sequence[Candidate]) -> None:
         """Validation losses of these candidates as they are; the best state of each is kept."""
+        begin = time.monotonic()
         for candidate in candidates:
             with _memory_advice(f"validation after step {candidate.record.step}"):
                 means = validation_losses(self.lm, candidate)
             with self.stopping(candidate):
                 numbers = candidate.judge(means, self.elapsed)
                 self.report(Event("validation", candidate.record.step, numbers, candidate.name))
+        self.judging += time.monotonic() - begin
 
     @contextlib.contextmanager
     def stopping(self, candidate: Candidate) -> Iterator[None]:
@@ -276,7 +285,8 @@ class _Loop:
             "random": checkpoint.random_state(self.lm.device),
         }
         tensors, tree = checkpoint.flatten(parts, "state")
-        facts = {"tree": tree, "elapsed": self.elapsed, "seconds": self.seconds, "rungs": self.rungs}
+        facts = {"tree": tree, "elapsed": self.elapsed, "judging": self.judging}
+        facts |= {"seconds": self.seconds, "rungs": self.rungs}
         checkpoint.save(self.folder, Checkpoint(self.identity(), self.step, tensors, facts))
         self.report(Event("checkpoint", self.step, {"elapsed": self.elapsed}))
 
@@ -289,7 +299,8 @@ class _Loop:
             if candidate.record.stopped in SIGNALS:
                 candidate.record.stopped = ""
         checkpoint.restore_random_state(state["random"], self.lm.device)
-        self.elapsed, self.seconds, self.rungs = facts["elapsed"], facts["seconds"], facts["rungs"]
+        self.elapsed, self.judging = facts["elapsed"], facts["judging"]
+        self.seconds, self.rungs = facts["seconds"], facts["rungs"]
 
     def identity(self) -> str:
         """A digest of all that must be the same for a resumed run to be the same run."""
