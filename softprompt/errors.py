@@ -9,6 +9,7 @@ SoftpromptError
 │   ├── GeometryError      its tensors do not fit the base model
 │   └── WrongBaseError     it was trained for another base model
 ├── StoreError             an artifact is missing, damaged, too large or already there
+├── EngineError            a request cannot be run, or the engine has failed
 └── TrainError             a run cannot go on
     ├── NonFiniteLossError loss or gradient became NaN or infinite (carries the rows)
     └── CheckpointError    a checkpoint is missing, damaged or of another run
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "EngineError",
     "GeometryError",
     "ModelError",
     "NonFiniteLossError",
@@ -100,6 +102,10 @@ class WrongBaseError(PromptError):
 
 class StoreError(SoftpromptError):
     """An artifact is missing, damaged, too large or already there."""
+
+
+class EngineError(SoftpromptError):
+    """A request cannot be run, or the engine has failed."""
 
 
 class TrainError(SoftpromptError):
