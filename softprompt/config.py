@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -21,7 +21,10 @@ Init = Literal["text", "labels", "vocab", "uniform", "normal", "demonstrations",
 MAPPINGS = ("data", "template")  # one for all, or one for each task: data.TASK
 
 
-def _names(value: Any) -> Any:
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def names(value: Any) -> Any:
     """Names or numbers typed as one text: a,b,c."""
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
@@ -52,13 +55,13 @@ class MethodConfig(BaseModel):
     )
     init_text: str | None = Field(default=None, description="the text to start from; made from the task if not given")
     init_from: str | None = Field(default=None, description="the soft prompt to start from, with init prompt")
-    sources: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+    sources: Annotated[tuple[str, ...], BeforeValidator(names)] = Field(
         default=(), description="soft prompts that a mixture attends to"
     )
-    teachers: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+    teachers: Annotated[tuple[str, ...], BeforeValidator(names)] = Field(
         default=(), description="soft prompts of the tasks, one for each, that multitask training is distilled from"
     )
-    kept: Annotated[tuple[int, ...], BeforeValidator(_names)] = Field(
+    kept: Annotated[tuple[int, ...], BeforeValidator(names)] = Field(
         default=(), description="start from these virtual tokens of the start only (what prune kept): rewinding"
     )
     frozen_tokens: int = Field(default=0, ge=0, description="first tokens of a KV prompt that stay as they began")
@@ -132,6 +135,16 @@ class Config(BaseModel):
 
 
 def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: dict[str, str] | None = None) -> Config:
+    """The settings of a training run, see `resolved`."""
+    return resolved(Config, flags, yaml_path, environment)
+
+
+def resolved(
+    kind: type[Settings],
+    flags: dict[str, Any],
+    yaml_path: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> Settings:
     """The settings of a run: defaults < YAML < environment (`SOFTPROMPT__TRAIN__LR=0.1`) < flags.
 
     Args:
@@ -150,10 +163,10 @@ def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: d
     ]
     for origin, values in given:
         for name, value in values.items():
-            _set(merged, name, value, origin)
+            _set(merged, name, value, origin, known_keys(kind))
             origins[name] = origin
     try:
-        return Config.model_validate(merged)
+        return kind.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -162,10 +175,10 @@ def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: d
         ) from error
 
 
-def known_keys() -> dict[str, str]:
+def known_keys(kind: type[BaseModel] = Config) -> dict[str, str]:
     """Every dotted setting and its description."""
     keys: dict[str, str] = {}
-    for name, field in Config.model_fields.items():
+    for name, field in kind.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             keys |= {f"{name}.{inner}": _meaning(f) for inner, f in section.model_fields.items()}
@@ -180,12 +193,12 @@ def _meaning(field: FieldInfo) -> str:
     return (field.description or "") + (f": {', '.join(choices)}" if choices else "")
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: BaseModel) -> str:
     """The settings as YAML that `resolve` reads back, each under a comment that says what it is."""
     values = _flatten(config.model_dump(mode="json"))
     odd_breaks = any(sign in str(value) for value in values.values() for sign in "\x85\u2028\u2029")
     lines, sections = list[str](), set[str]()
-    for name, meaning in known_keys().items():
+    for name, meaning in known_keys(type(config)).items():
         section, _, leaf = name.rpartition(".")
         nested = {section: {leaf: values[name]}} if section else {leaf: values[name]}
         text = yaml.safe_dump(nested, allow_unicode=not odd_breaks)  # PyYAML folds odd breaks unless escaped
@@ -197,8 +210,7 @@ def to_yaml(config: Config) -> str:
     return "".join(lines)
 
 
-def _set(merged: dict[str, Any], name: str, value: Any, origin: str) -> None:
-    known = known_keys()
+def _set(merged: dict[str, Any], name: str, value: Any, origin: str, known: dict[str, str]) -> None:
     head, _, task = name.partition(".")
     if head in MAPPINGS and task:
         own = merged.get(head)
@@ -210,7 +222,7 @@ def _set(merged: dict[str, Any], name: str, value: Any, origin: str) -> None:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
             key for key in known if key.split(".")[-1] == name.split(".")[-1]
         ]
-        hint = f"did you mean {close[0]}?" if close else "softprompt train --print-config shows them all"
+        hint = f"did you mean {close[0]}?" if close else "--print-config shows them all"
         raise ConfigError(f"unknown setting {name!r}", where=origin, hint=hint)
     *sections, leaf = name.split(".")
     for section in sections:

@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 
 from softprompt.attach import Prefix
 from softprompt.card import Card, Layout
-from softprompt.data.formats import Message, Record
-from softprompt.data.template import Template, bos_ids, end_id, fill, head, joined
-from softprompt.data.tokenizer import render_chat
+from softprompt.data.formats import Record
+from softprompt.data.template import VIRTUAL, Template, bos_ids, end_id, fill, head, joined
+from softprompt.data.tokenizer import writes_system_turn
 from softprompt.errors import DataError
 from softprompt.model import FrozenLM
 from softprompt.prompt import Prompt
 
 APART = "\n\n"  # between instruction, examples and row of a text prompt
-_SYSTEM = "SOFTPROMPTSYSTEMTEXT"  # letters alone: a chat template may trim or escape anything else
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,16 @@ class Subject:
 
 def layout_for(lm: FrozenLM, template: Template, form: str) -> Layout:
     """The layout of a prompt of this form: BOS and nothing else in front of an embedding prompt (or of no prompt),
-    nothing in front of a KV prompt, the template's constant opening behind."""
-    return Layout(bos=form != "kv" and bool(bos_ids(lm.tokenizer)), follow=head(template, lm.tokenizer))
+    nothing in front of a KV prompt, the template's constant opening behind. If virtual tokens stand in the system turn,
+    what opens it is the lead of an embedding prompt, and part of a KV prompt (`opening_ids`)."""
+    lead, _, follow = head(template, lm.tokenizer).rpartition(VIRTUAL)
+    return Layout(bos=form != "kv" and bool(bos_ids(lm.tokenizer)), lead="" if form == "kv" else lead, follow=follow)
+
+
+def opening_ids(lm: FrozenLM, template: Template) -> list[int]:
+    """The ids that a KV prompt begins with: BOS, and what opens the system turn that its virtual tokens stand in."""
+    lead, _, _ = head(template, lm.tokenizer).rpartition(VIRTUAL)
+    return [*bos_ids(lm.tokenizer), *lm.encode(lead)]
 
 
 def layout_ids(lm: FrozenLM, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -61,7 +68,9 @@ def layout_ids(lm: FrozenLM, layout: Layout) -> tuple[tuple[int, ...], tuple[int
 
 
 def base_subject(lm: FrozenLM, template: Template) -> Subject:
-    """The base model with the template alone."""
+    """The base model with the template alone; without the system turn that virtual tokens would stand in."""
+    if template.system == VIRTUAL:
+        template = replace(template, system="")
     return Subject(None, template, layout_for(lm, template, "none"))
 
 
@@ -80,7 +89,7 @@ def text_subject(lm: FrozenLM, template: Template, instruction: str, shots: Sequ
     opening = instruction.strip() + APART if instruction.strip() else ""
     if template.kind != "chat":
         template = replace(template, text=_escape(opening + examples) + template.text)
-    elif template.text and opening and not _has_system_turn(lm):
+    elif template.text and opening and not writes_system_turn(lm.tokenizer):
         template = Template("chat", _escape(opening + examples) + template.text)
     else:
         template = Template("chat", _escape(examples) + template.text if template.text else "", instruction)
@@ -124,15 +133,6 @@ def check_records(lm: FrozenLM, records: Sequence[Record], bodies: Sequence[Sequ
     """`check_context` for records whose texts are these token ids, with `around` tokens around each."""
     rows = [(record.where, len(body), around) for record, body in zip(records, bodies, strict=True)]
     check_context(lm, rows, "leave the row out, ask for fewer new tokens, or give the text prompt fewer --shots")
-
-
-def _has_system_turn(lm: FrozenLM) -> bool:
-    """Whether the chat template writes a system turn, instead of refusing or dropping it."""
-    turns = (Message("system", _SYSTEM), Message("user", "text"))
-    try:
-        return _SYSTEM in render_chat(turns, lm.tokenizer, add_generation_prompt=True)
-    except DataError:
-        return False
 
 
 def _escape(text: str) -> str:

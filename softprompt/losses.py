@@ -1,19 +1,22 @@
 """Losses at supervised positions only, in chunks, through the frozen LM head.
 
-Shapes: N supervised positions, H width, V vocabulary.
+Shapes: N supervised positions, H width, V vocabulary, K tokens that a teacher tells of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from softprompt.data.lesson import Lesson
+
 Head = Callable[[Tensor], Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]  # hidden states [n, H] and what they are judged by -> losses [n]
+Loss = Callable[..., Tensor]  # hidden states [n, H] and what they are judged by, n of each -> losses [n]
+LEAST = 1e-7  # probability of all tokens that a teacher does not tell of: sums in float32 may leave less than none
 CHUNK = 256  # positions; 256 x 49152 logits in float32 are 50 MB
 
 
@@ -24,12 +27,12 @@ class _Chunked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, others: Tensor, loss: Loss, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden_NH: Tensor, others: tuple[Tensor, ...], loss: Loss, chunk: int) -> Tensor:
         losses, grads = [], []
-        for states, other in zip(hidden_NH.split(chunk), others.split(chunk), strict=True):
+        for states, *judges in _split(hidden_NH, others, chunk):
             with torch.enable_grad():
                 leaf = states.detach().requires_grad_(True)
-                loss_n = loss(leaf, other)
+                loss_n = loss(leaf, *judges)
                 grads.append(torch.autograd.grad(loss_n.sum(), leaf)[0])
             losses.append(loss_n.detach())
         ctx.save_for_backward(torch.cat(grads))
@@ -54,7 +57,7 @@ def cross_entropies(hidden_NH: Tensor, targets_N: Tensor, head: Head, *, chunk: 
     def loss(states: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(head(states).float(), targets, reduction="none")
 
-    return _by_chunks(hidden_NH, targets_N, loss, chunk)
+    return _by_chunks(hidden_NH, (targets_N,), loss, chunk)
 
 
 def divergences(hidden_NH: Tensor, teacher_NH: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
@@ -70,12 +73,48 @@ def divergences(hidden_NH: Tensor, teacher_NH: Tensor, head: Head, *, chunk: int
             wanted_nV = torch.log_softmax(head(taught).float(), -1)
         return kl_div(torch.log_softmax(head(states).float(), -1), wanted_nV, reduction="none", log_target=True).sum(-1)
 
-    return _by_chunks(hidden_NH, teacher_NH, loss, chunk)
+    return _by_chunks(hidden_NH, (teacher_NH,), loss, chunk)
 
 
-def _by_chunks(hidden_NH: Tensor, others: Tensor, loss: Loss, chunk: int) -> Tensor:
-    if not len(others):
+def lesson_losses(
+    hidden_NH: Tensor, targets_N: Tensor, lessons: Sequence[Lesson], head: Head, *, chunk: int = CHUNK
+) -> Tensor:
+    """T² · KL(teacher ‖ student) [N] over the teacher's K likeliest next tokens and all others as one, at temperature T
+    (Hinton et al. 2015, https://arxiv.org/abs/1503.02531), plus `hard` · -log p(target); in float32 nats.
+
+    Args:
+        targets_N: token ids.
+        lessons: row after row, together N positions, all with the same K.
+        head: as in `cross_entropies`.
+    """
+    device = hidden_NH.device
+    sizes = torch.tensor([len(lesson.ids) for lesson in lessons])
+    ids_NK = torch.cat([lesson.ids for lesson in lessons]).to(device, torch.long)
+    taught_NK = torch.cat([lesson.logprobs for lesson in lessons]).to(device, torch.float32)
+    facts = torch.tensor([[lesson.temperature, lesson.hard] for lesson in lessons])
+    temperature_N, hard_N = facts.repeat_interleave(sizes, 0).to(device).T
+
+    def loss(states: Tensor, targets: Tensor, ids: Tensor, taught: Tensor, heat: Tensor, hard: Tensor) -> Tensor:
+        logits = head(states).float()
+        answer = cross_entropy(logits, targets, reduction="none") if hard.any() else 0.0
+        logits = logits / heat[:, None]
+        whole = logits.logsumexp(-1, keepdim=True)
+        rest = logits.scatter(1, ids, -torch.inf).logsumexp(-1) - whole[:, 0]
+        share = taught.exp()
+        left = (1 - share.sum(-1)).clamp_min(LEAST)
+        soft = (share * (taught - logits.gather(1, ids) + whole)).sum(-1) + left * (left.log() - rest)
+        return heat.square() * soft + hard * answer
+
+    return _by_chunks(hidden_NH, (targets_N, ids_NK, taught_NK, temperature_N, hard_N), loss, chunk)
+
+
+def _by_chunks(hidden_NH: Tensor, others: tuple[Tensor, ...], loss: Loss, chunk: int) -> Tensor:
+    if not len(others[0]):
         return hidden_NH.float().sum(1)
     if hidden_NH.requires_grad:
         return _Chunked.apply(hidden_NH, others, loss, chunk)  # type: ignore[no-any-return]
-    return torch.cat([loss(*part) for part in zip(hidden_NH.split(chunk), others.split(chunk), strict=True)])
+    return torch.cat([loss(*part) for part in _split(hidden_NH, others, chunk)])
+
+
+def _split(hidden_NH: Tensor, others: tuple[Tensor, ...], chunk: int) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.split(chunk) for tensor in (hidden_NH, *others)), strict=True)

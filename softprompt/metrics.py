@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from rouge_score.rouge_scorer import RougeScorer
 Z = 1.959964  # two-sided 95 %
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")  # kana and Han one by one
 RESAMPLES = 500
+ARTICLES = {"a", "an", "the"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,24 @@ def exact_match(answers: Sequence[str], references: Sequence[Sequence[str]]) -> 
     """An answer counts if it equals one of its references, white space at both ends aside."""
     pairs = zip(answers, references, strict=True)
     return proportion([answer.strip() in {r.strip() for r in right} for answer, right in pairs])
+
+
+def token_f1(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+    """Mean F1 of the words an answer shares with its best reference, in 0…1; case, punctuation and articles aside
+    (Rajpurkar et al.: SQuAD. 2016. https://arxiv.org/abs/1606.05250)."""
+    pairs = zip(answers, references, strict=True)
+    values = np.array([max(_shared(answer, reference) for reference in right) for answer, right in pairs])
+    return bootstrap(len(values), lambda rows: float(values[list(rows)].mean()))
+
+
+def _shared(answer: str, reference: str) -> float:
+    bags = [
+        Counter(word for word in WORD.findall(text.lower()) if word not in ARTICLES) for text in (answer, reference)
+    ]
+    sizes = [bag.total() for bag in bags]
+    if not all(sizes):
+        return float(sizes[0] == sizes[1])
+    return 2 * (bags[0] & bags[1]).total() / sum(sizes)
 
 
 def valid_json(answers: Sequence[str]) -> Score:

@@ -9,19 +9,24 @@ from torch import Tensor
 
 from softprompt.attach import Bank, EncoderDecoderBank, answer_states, hidden
 from softprompt.data.tokenise import Example
-from softprompt.losses import cross_entropies, divergences
+from softprompt.losses import cross_entropies, divergences, lesson_losses
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 
 
 def token_losses(lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None = None) -> Tensor:
-    """-log p of every learned token [N], example after example, in float32, with gradient into the bank.
+    """-log p of every learned token [N], example after example, in float32, with gradient into the bank; the
+    divergence from the teacher instead, where all examples have a lesson.
 
     Args:
         owners: the prefix of each example by its number in the bank; the first for all if None.
     """
-    states, targets = _supervised(lm, bank, examples, owners)
-    return cross_entropies(states, targets, lm.logits)
+    states, targets = supervised(lm, bank, examples, owners)
+    lessons = [example.lesson for example in examples if example.lesson is not None]
+    if not lessons:
+        return cross_entropies(states, targets, lm.logits)
+    assert len(lessons) == len(examples), "all rows have a lesson, or none has"
+    return lesson_losses(states, targets, lessons, lm.logits)
 
 
 def distilled_losses(
@@ -39,9 +44,9 @@ def distilled_losses(
         teachers: prefixes that are not trained.
         taught_by: the teacher of each example by its number.
     """
-    states, targets = _supervised(lm, bank, examples, owners)
+    states, targets = supervised(lm, bank, examples, owners)
     with torch.no_grad():
-        taught, _ = _supervised(lm, teachers, examples, taught_by)
+        taught, _ = supervised(lm, teachers, examples, taught_by)
     return cross_entropies(states, targets, lm.logits) + weight * divergences(states, taught, lm.logits)
 
 
@@ -50,7 +55,7 @@ def learned_tokens(examples: Sequence[Example]) -> int:
     return sum(sum(example.mask) for example in examples)
 
 
-def _supervised(
+def supervised(
     lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
     """Hidden states [N, H] at the tokens before each learned one, and the learned ids [N]."""

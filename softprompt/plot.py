@@ -1,4 +1,4 @@
-"""The picture of a learning curve."""
+"""Pictures: a learning curve, and fidelity by the number of virtual tokens."""
 
 from __future__ import annotations
 
@@ -28,4 +28,25 @@ def learning_curve(
     axes.grid(alpha=0.3)
     if train or validation:
         axes.legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def fidelity_by_size(path: Path, name: str, points: Sequence[tuple[int, float]]) -> None:
+    """Write a PNG of (virtual tokens, share of the text's effect that they recover)."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(*zip(*sorted(points), strict=True), color="#d1495b", marker="o")
+    axes.axhline(1.0, color="#9aa5b1", linewidth=1, linestyle="--", label="the full text")
+    axes.set_xscale("log", base=2)
+    sizes = sorted(size for size, _ in points)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set(
+        xlabel="virtual tokens",
+        ylabel="recovered share of the text's effect",
+        ylim=(min(0.0, *(y for _, y in points)), 1.05),
+    )
+    axes.set_title(name, parse_math=False)
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,20 @@ from softprompt import artifact, router, store
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
 from softprompt.compose import select
-from softprompt.config import Config, Init, to_yaml
+from softprompt.config import Config, Init
 from softprompt.data.load import digest
 from softprompt.errors import ConfigError
-from softprompt.files import writing
 from softprompt.framing import check_context, layout_for, layout_ids
 from softprompt.methods import KV_METHODS, SMoP, Start, build
 from softprompt.model import FrozenLM, load
 from softprompt.preparation import Prepared, PreparedTask, check_free, prepare
 from softprompt.prompt import Prompt, check_fits, size_of
 from softprompt.prompt import digest as prompt_digest
-from softprompt.runlog import RunLog
+from softprompt.recording import Recording, recorded
 from softprompt.starts import start_of
-from softprompt.tracking import Tracking
 from softprompt.train import Event, Result, train, validation_losses
 
-__all__ = ["Outcome", "Prepared", "candidate_of", "fit", "prepare", "recorded"]
+__all__ = ["Outcome", "Prepared", "candidate_of", "fit", "prepare", "recording"]
 
 TRIED: tuple[Init, ...] = ("text", "labels", "vocab", "demonstrations")  # by init "best"
 
@@ -95,13 +92,18 @@ def fit(
     if tried:
         report(Event("init", 0, tried))
     processes = PartialState(cpu=lm.device.type == "cpu")
-    with recorded(prepared, processes.is_main_process, resume, report) as everywhere:
+    with recorded(recording(prepared), processes.is_main_process, resume, report) as everywhere:
         (result,) = train(lm, [candidate], run, resume=resume, report=everywhere)
     if result.interrupted:
         return Outcome(result, run)
     saved = save(prepared, lm, candidate, result, overwrite=overwrite) if processes.is_main_process else []
     processes.wait_for_everyone()
     return Outcome(result, run, tuple(saved), sum(map(size_of, result.prompts)))
+
+
+def recording(prepared: Prepared) -> Recording:
+    """Where the events of a run go."""
+    return Recording(prepared.run, prepared.folder.name, prepared.config, prepared.config.train.track)
 
 
 def save(
@@ -193,46 +195,3 @@ def _task(
     whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
     rows = [replace(row, unseen=unseen[row.where]) if row.where in unseen else row for row in task.train]
     return Task(rows, task.validation, lead, follow, whole, task.name)
-
-
-@contextlib.contextmanager
-def recorded(
-    prepared: Prepared, writes: bool, resume: bool, report: Callable[[Event], None]
-) -> Iterator[Callable[[Event], None]]:
-    """A function that tells `report` of every event, and writes it to metrics.jsonl and to the tracker.
-
-    Args:
-        writes: of several processes one does; the others are silent.
-    """
-    run, config = prepared.run, prepared.config
-    if not writes:
-        yield lambda event: None
-        return
-    with contextlib.ExitStack() as stack:
-        sinks: list[Callable[[Event], None]] = []
-
-        def open_sinks(step: int) -> None:
-            if not resume:
-                shutil.rmtree(run, ignore_errors=True)
-            log = RunLog(run / "metrics.jsonl", step if resume else None)
-            stack.callback(log.close)
-            with writing(run):
-                (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-            tracker = Tracking(config.train.track, prepared.folder.name, run, config.model_dump(mode="json"))
-            stack.callback(tracker.close)
-            sinks.append(lambda event: log.write(_line(event)))
-            sinks.append(lambda event: tracker.write(event.kind, event.step, event.numbers))
-
-        def everywhere(event: Event) -> None:
-            if event.kind == "start":  # nothing before it: a refused --resume leaves the folder as it was
-                open_sinks(event.step)
-            for sink in (*sinks, report):
-                sink(event)
-
-        yield everywhere
-
-
-def _line(event: Event) -> dict[str, Any]:
-    """An event as a line of metrics.jsonl."""
-    of = {"candidate": event.candidate} if event.candidate else {}
-    return {"event": event.kind, "step": event.step, **of, **event.numbers}

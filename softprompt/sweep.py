@@ -24,7 +24,8 @@ from softprompt.errors import ConfigError
 from softprompt.files import write_json, writing
 from softprompt.model import FrozenLM
 from softprompt.preparation import Prepared, check_free
-from softprompt.recipe import candidate_of, recorded, save
+from softprompt.recipe import candidate_of, recording, save
+from softprompt.recording import recorded
 from softprompt.train import Event, Result, train
 
 RUNGS = (0.25, 0.5)  # of the run: there the worse half stops
@@ -103,7 +104,7 @@ def sweep(
     made = {name: candidate_of(cell, lm, name)[:2] for name, cell in cells.items()}
     candidates = [candidate for _, candidate in made.values()]
     processes = PartialState(cpu=lm.device.type == "cpu")
-    with recorded(prepared, processes.is_main_process, resume, report) as everywhere:
+    with recorded(recording(prepared), processes.is_main_process, resume, report) as everywhere:
         results = train(lm, candidates, prepared.run, rungs=rungs, resume=resume, report=everywhere)
     ranked = dict(sorted(zip(cells, results, strict=True), key=lambda pair: _loss(pair[1])))
     if any(result.interrupted for result in results):

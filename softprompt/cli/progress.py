@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -24,6 +24,8 @@ def progress_for(
 ) -> Iterator[Callable[[Event], None]]:
     """A function that shows events."""
     if as_json:
+        from softprompt.recording import line_of
+
         yield lambda event: typer.echo(json.dumps(line_of(event)))
         return
     if not console.is_terminal:
@@ -60,12 +62,6 @@ def progress_for(
             )
 
         yield show
-
-
-def line_of(event: Event) -> dict[str, Any]:
-    """An event as one JSON object."""
-    of = {"candidate": event.candidate} if event.candidate else {}
-    return {"event": event.kind, "step": event.step, **of, **event.numbers}
 
 
 def _plain(event: Event, console: Console) -> None:

@@ -5,8 +5,9 @@
 
 The head is the same for every row, so it is part of the prefix and computed once. Whitespace at its end is
 left to the body, because tokenizers merge a space with the word that follows. Head, body and target are
-tokenised apart and joined as ids; the BOS is in none of them. An encoder–decoder reads head and body in its encoder
-and writes the target, as a text of its own, in its decoder. Knows nothing about masks or files.
+tokenised apart and joined as ids; the BOS is in none of them. A system turn of `VIRTUAL` marks where virtual tokens
+stand for its words. An encoder–decoder reads head and body in its encoder and writes the target, as a text of its own,
+in its decoder. Knows nothing about masks or files.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from softprompt.data.tokenizer import (
 from softprompt.errors import DataError
 
 __all__ = [
+    "VIRTUAL",
     "Template",
     "Tokenizer",
     "answered_apart",
@@ -49,6 +51,7 @@ __all__ = [
 # Stand-ins for the row's text when only the chat template's own text is wanted. Letters alone: a template
 # may trim or escape anything else.
 _USER, _ANSWER = "SOFTPROMPTUSERTEXT", "SOFTPROMPTANSWERTEXT"
+VIRTUAL = "SOFTPROMPTVIRTUALTOKENS"  # as a template's system turn: the virtual tokens are its words
 
 
 @final
@@ -61,7 +64,8 @@ class Template:
             prompt, and the answer is a text of its own (encoder–decoders).
         text: a format string over the record's fields, such as "Review: {text}\\nSentiment:"; `{{` and `}}`
             stand for braces. Empty (chat only): rows of kind "messages", which bring their own turns.
-        system: the system turn (chat only); empty: what the model's own chat template adds, stays.
+        system: the system turn (chat only); empty: what the model's own chat template adds, stays. `VIRTUAL`: the
+            virtual tokens stand in its place.
 
     Raises:
         DataError: an unknown kind, a field with more than a name, or no field at all.
@@ -200,13 +204,14 @@ def unused_fields(template: Template, records: Sequence[Record]) -> list[str]:
 def head(template: Template, tokenizer: Tokenizer) -> str:
     """The constant text in front of what varies per row; never the BOS, never whitespace at its end.
 
-    For chat it is everything up to and into the user's turn. Rows of messages have none.
+    For chat it is everything up to and into the user's turn. Rows of messages have none, or the system turn up to the
+    end of the virtual tokens that stand in it.
 
     Raises:
         DataError: the chat template does not write the user's message exactly once.
     """
     if template.kind == "chat" and not template.text:
-        return ""
+        return _up_to_virtual(template, tokenizer) if template.system == VIRTUAL else ""
     literal = _parse(template.text)[0][0]
     if template.kind != "chat":
         return literal.rstrip()
@@ -218,6 +223,16 @@ def head(template: Template, tokenizer: Tokenizer) -> str:
             hint="use a plain template (--no-chat --template '...')",
         )
     return text[: text.index(_USER)].rstrip()
+
+
+def _up_to_virtual(template: Template, tokenizer: Tokenizer) -> str:
+    text = render_chat(_turns(template, _USER), tokenizer, add_generation_prompt=True)
+    if text.count(VIRTUAL) != 1:
+        raise DataError(
+            "the model's chat template writes no system turn that virtual tokens could stand in",
+            got=f"its words {text.count(VIRTUAL)} times",
+        )
+    return text[: text.index(VIRTUAL) + len(VIRTUAL)]
 
 
 def body(record: Record, template: Template, tokenizer: Tokenizer) -> str:
@@ -266,8 +281,12 @@ def check_fit(record: Record, template: Template) -> None:
 
 
 def with_system(template: Template, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The turns, opened by the template's system turn unless they bring one."""
-    if not template.system or (messages and messages[0].role in ("system", "developer")):
+    """The turns, opened by the template's system turn unless they bring one, which virtual tokens do not allow."""
+    own = bool(messages) and messages[0].role in ("system", "developer")
+    if own and template.system == VIRTUAL:
+        what = "the conversation brings a system turn, and the soft prompt stands in its place"
+        raise DataError(what, got=messages[0].content[:60], hint="leave the system turn out")
+    if not template.system or own:
         return tuple(messages)
     return (Message("system", template.system), *messages)
 

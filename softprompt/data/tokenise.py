@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from softprompt.data.formats import Record
+from softprompt.data.lesson import Lesson
 from softprompt.data.template import (
     Template,
     body_behind,
@@ -41,6 +42,7 @@ class Example:
         where: `file:line`.
         task: number of the task it belongs to, where several are learned together.
         unseen: the virtual tokens [first, last) that this row may not look at: a demonstration made of it.
+        lesson: what the learned tokens are judged by instead of themselves.
     """
 
     ids: tuple[int, ...]
@@ -48,6 +50,7 @@ class Example:
     where: str
     task: int = 0
     unseen: tuple[int, int] = (0, 0)
+    lesson: Lesson | None = None
 
 
 def tokenise(
@@ -179,7 +182,7 @@ def _message_pieces(record: Record, template: Template, tokenizer: Tokenizer) ->
         raise DataError("the conversation does not end with the assistant's turn", where=record.where)
     messages = with_system(template, record.messages)
     context = record.context + len(messages) - len(record.messages)
-    end, done = end_id(template, tokenizer), ""
+    end, done = end_id(template, tokenizer), head(template, tokenizer)
     for i, message in enumerate(messages):
         if message.role != "assistant" or i < context:
             continue

@@ -24,7 +24,10 @@ __all__ = [
     "has_chat_template",
     "is_special",
     "render_chat",
+    "writes_system_turn",
 ]
+
+_SYSTEM = "SOFTPROMPTSYSTEMTEXT"  # letters alone: a chat template may trim or escape anything else
 
 
 class Tokenizer(Protocol):
@@ -130,3 +133,12 @@ def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, add_genera
     assert isinstance(text, str), "tokenize=False gives text"
     bos = bos_ids(tokenizer)
     return text.removeprefix(decode(bos, tokenizer)) if bos else text
+
+
+def writes_system_turn(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template writes a system turn, instead of refusing or dropping it."""
+    turns = (Message("system", _SYSTEM), Message("user", "text"))
+    try:
+        return _SYSTEM in render_chat(turns, tokenizer, add_generation_prompt=True)
+    except DataError:
+        return False

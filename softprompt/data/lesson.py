@@ -1,0 +1,27 @@
+"""What a teacher says about a row: at each learned token the likeliest tokens and how likely they are.
+
+Shapes: N learned tokens, K likeliest tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Distilled from (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+
+    Attributes:
+        ids: [N, K] the likeliest tokens, int32.
+        logprobs: [N, K] their log-probabilities, in nats, at `temperature`.
+        temperature: that the logits of teacher and student are divided by.
+        hard: weight of the row's own tokens (cross entropy) beside the teacher's.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    temperature: float = 1.0
+    hard: float = 0.0

@@ -1,0 +1,8 @@
+"""Long texts into few virtual tokens: the frozen model with the text teaches the same model with a soft prompt."""
+
+from softprompt.distil.fidelity import Fidelity, Measured
+from softprompt.distil.job import Distilled, distil
+from softprompt.distil.settings import DistilConfig, StudyConfig
+from softprompt.distil.source import Prepared, prepare
+
+__all__ = ["DistilConfig", "Distilled", "Fidelity", "Measured", "Prepared", "StudyConfig", "distil", "prepare"]

@@ -1,0 +1,127 @@
+"""What a text is distilled on: inputs with the teacher's answers and what it says at each of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from softprompt.data.batches import permutation
+from softprompt.data.formats import Record
+from softprompt.data.lesson import Lesson
+from softprompt.data.template import Template
+from softprompt.data.tokenise import Example, prompt_ids
+from softprompt.data.tokenizer import Tokenizer
+from softprompt.decode import Sampling
+from softprompt.distil.inputs import Input, as_turns, nearest, record_of, said
+from softprompt.distil.notebook import Notebook
+from softprompt.distil.settings import StudyConfig
+from softprompt.distil.teacher import Teacher
+from softprompt.framing import end_ids
+
+BATCH = 16  # inputs answered at once, and kept at once
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An input with its answer.
+
+    Attributes:
+        chunk: number of the piece of text that the teacher reads.
+        answer: token ids, with the end token if it came to an end.
+    """
+
+    chunk: int
+    record: Record
+    answer: tuple[int, ...] = ()
+    lesson: Lesson | None = None
+
+    def example(self, template: Template, tokenizer: Tokenizer) -> Example:
+        """As a row behind a prefix: the answer is learned."""
+        body = prompt_ids(self.record, template, tokenizer)
+        mask = [False] * len(body) + [True] * len(self.answer)
+        return Example((*body, *self.answer), tuple(mask), self.record.where, lesson=self.lesson)
+
+
+@dataclass(frozen=True)
+class Exercises:
+    """All of them, each in one part.
+
+    Attributes:
+        train: are learned.
+        validation: choose the best prompt.
+        held_out: are for the fidelity report alone.
+    """
+
+    train: list[Exercise]
+    validation: list[Exercise]
+    held_out: list[Exercise]
+
+    @staticmethod
+    def split(exercises: Sequence[Exercise], held_out: int, validation: int, seed: int) -> Exercises:
+        """Drawn by seed; no part takes more than a quarter from training."""
+        quarter = len(exercises) // 4
+        order = permutation(len(exercises), seed).tolist()
+        first, second = min(held_out, quarter), min(validation, quarter)
+        parts = order[:first], order[first : first + second], order[first + second :]
+        held, judged, learned = ([exercises[i] for i in sorted(part)] for part in parts)
+        return Exercises(learned, judged, held)
+
+
+def of_inputs(inputs: Sequence[Input], template: Template) -> list[Exercise]:
+    """Self-written inputs as exercises without answers, those of a piece together."""
+    ordered = sorted(inputs, key=lambda one: one.chunk)
+    return [Exercise(one.chunk, record_of(one.text, template, f"{one.kind}:{i}")) for i, one in enumerate(ordered)]
+
+
+def of_rows(rows: Sequence[Record], chunks: Sequence[str], template: Template) -> list[Exercise]:
+    """The user's rows as exercises without answers, each for the piece that shares most words with it."""
+    found = [Exercise(nearest(said(row), chunks), as_turns(row, template)) for row in rows]
+    return sorted(found, key=lambda exercise: exercise.chunk)
+
+
+def answered(
+    exercises: Sequence[Exercise],
+    teacher: Teacher,
+    study: StudyConfig,
+    notebook: Notebook,
+    seed: int,
+    report: Callable[[float], None],
+) -> list[Exercise]:
+    """The exercises with answers and lessons: from the notebook, or from the teacher and then kept there.
+
+    Args:
+        exercises: those of a piece together.
+        report: is told of the share that is done.
+    """
+    done: list[Exercise] = []
+    for number, batch in enumerate(_batches(exercises)):
+        found = notebook.lessons(number, study.temperature)
+        if found is None:
+            found = _taught(batch, teacher, study, seed + number)
+            notebook.add_lessons(number, found)
+        for exercise, (answer, lesson) in zip(batch, found, strict=True):
+            done.append(replace(exercise, answer=answer, lesson=replace(lesson, hard=study.hard)))
+        report(len(done) / len(exercises))
+    return done
+
+
+def _taught(
+    batch: Sequence[Exercise], teacher: Teacher, study: StudyConfig, seed: int
+) -> list[tuple[tuple[int, ...], Lesson]]:
+    """Answers of the teacher to exercises of one piece, and its lessons on them."""
+    chunk, template, tokenizer = batch[0].chunk, teacher.template, teacher.lm.tokenizer
+    rows = [prompt_ids(exercise.record, template, tokenizer) for exercise in batch]
+    sampling = Sampling(study.answer_tokens, study.answer_temperature, seed=seed * BATCH)
+    answers = teacher.answers(chunk, rows, sampling, end_ids(teacher.lm, template))
+    examples = [replace(one, answer=ids).example(template, tokenizer) for one, ids in zip(batch, answers, strict=True)]
+    return list(zip(answers, teacher.lessons(chunk, examples, study.top_k, study.temperature), strict=True))
+
+
+def _batches(exercises: Sequence[Exercise]) -> list[list[Exercise]]:
+    """At most `BATCH` each, of one piece each."""
+    found: list[list[Exercise]] = []
+    for exercise in exercises:
+        if not found or len(found[-1]) == BATCH or found[-1][0].chunk != exercise.chunk:
+            found.append([])
+        found[-1].append(exercise)
+    return found

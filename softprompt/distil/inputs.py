@@ -1,0 +1,60 @@
+"""What teacher and student are asked: a text of the model's own, or a row of the user's, as a template's record."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from softprompt.data.formats import Message, Record
+from softprompt.data.template import Template, default_text, fill
+
+
+@dataclass(frozen=True)
+class Input:
+    """What is asked of teacher and student.
+
+    Attributes:
+        chunk: number of the piece of text that it is about.
+        kind: "question", "use", …, "continuation", or "rows" for the user's own.
+    """
+
+    chunk: int
+    kind: str
+    text: str
+
+
+def record_of(text: str, template: Template, where: str = "") -> Record:
+    """A text as a row of the template: the user's turn, or its fields."""
+    if template.kind == "chat" and not template.text:
+        return Record({}, None, "messages", messages=(Message("user", text),), where=where)
+    return Record(dict.fromkeys(template.names, text), None, "completion", where=where)
+
+
+def as_turns(row: Record, template: Template) -> Record:
+    """A row for a template of conversations: its text is the user's turn, its answer stays for comparison."""
+    if row.kind == "messages" or template.kind != "chat" or template.text:
+        return row
+    words = fill(Template("text", default_text(row)), row)
+    target = (Message("assistant", row.target),) if row.target is not None else ()
+    return replace(row, kind="messages", messages=(Message("user", words), *target))
+
+
+def said(row: Record) -> str:
+    """All words of an input."""
+    return " ".join([*row.fields.values(), *(message.content for message in row.messages)])
+
+
+def nearest(text: str, chunks: Sequence[str]) -> int:
+    """Number of the piece that shares the rarest words with a text (inverse document frequency)."""
+    bags = [Counter(_words(chunk)) for chunk in chunks]
+    rarity = {w: math.log(1 + len(bags) / sum(w in bag for bag in bags)) for w in set().union(*bags)}
+    asked = set(_words(text))
+    worth = [sum(rarity[word] for word in asked & bag.keys()) for bag in bags]
+    return max(range(len(chunks)), key=worth.__getitem__)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())

@@ -1,0 +1,189 @@
+"""Distillation of a text into virtual tokens: study, answers, training, fidelity report, artifacts.
+
+    outcome = distil(settings)        # prompts/NAME, or NAME.8, NAME.16, … for several sizes
+
+The teacher is the frozen model with the text in front, the student the same model with the soft prompt; the loss is the
+divergence of the student's next-token distribution from the teacher's on the teacher's answers (context distillation:
+Askell et al. 2021, https://arxiv.org/abs/2112.00861; Eyuboglu et al.: Cartridges, https://arxiv.org/abs/2506.06266).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from softprompt.attach import Prefix
+from softprompt.candidate import Candidate, Task
+from softprompt.card import Card
+from softprompt.distil.exercises import Exercise, Exercises, answered, of_inputs, of_rows
+from softprompt.distil.fidelity import Fidelity, fidelity
+from softprompt.distil.keeping import save_all
+from softprompt.distil.notebook import Notebook
+from softprompt.distil.source import Prepared
+from softprompt.distil.study import studied
+from softprompt.distil.teacher import Teacher
+from softprompt.framing import Subject, check_context, layout_for, layout_ids, opening_ids
+from softprompt.methods import KV_METHODS, Start, build
+from softprompt.model import FrozenLM, load
+from softprompt.prompt import Prompt, check_fits
+from softprompt.recording import Recording, recorded
+from softprompt.train import Event, Result, train
+
+HINT = "a shorter text, or --document, which reads it in pieces"
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation left.
+
+    Attributes:
+        results: of training, by size ("" for the only one).
+        saved: folder and card of every soft prompt; none if a signal ended the run (then `resume` goes on).
+        fidelity: None if a signal ended the run.
+    """
+
+    results: dict[str, Result]
+    saved: tuple[tuple[Path, Card], ...] = ()
+    fidelity: Fidelity | None = None
+
+    @property
+    def stopped(self) -> str:
+        """Why training ended."""
+        return next(iter(self.results.values())).stopped
+
+
+def distil(
+    prepared: Prepared,
+    lm: FrozenLM | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    report: Callable[[Event], None] = lambda event: None,
+) -> Distilled:
+    """Distil and write the artifacts.
+
+    What was studied is kept beside the run (`notebook`), so another size, method or rate on the same text begins with
+    training.
+
+    Args:
+        lm: the base model, if it is loaded already.
+        report: is told of every event: "study" and "answers" with their progress, then those of training.
+
+    Raises:
+        DataError: a text that does not fit, or inputs that do not.
+        what `load`, `train` and `store.save` raise.
+    """
+    settings = prepared.settings
+    if lm is None:
+        lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
+    teacher = Teacher(lm, prepared.chunks, prepared.template)
+    exercises = exercises_of(prepared, teacher, report)
+    text = tuple(lm.encode(prepared.text))
+    candidates = {str(size): _candidate(prepared, lm, text, size, exercises) for size in prepared.sizes}
+    where = Recording(prepared.run, prepared.folder.name, settings, settings.train.track)
+    with recorded(where, True, resume, report) as everywhere:
+        found = train(lm, list(candidates.values()), prepared.run, resume=resume, report=everywhere)
+    results = dict(zip(candidates, found, strict=True))
+    if any(result.interrupted for result in found):
+        return Distilled(results)
+    students = {size: student(prepared, lm, result.prompt) for size, result in results.items()}
+    measured = fidelity(teacher, exercises.held_out, students, len(text))
+    saved = save_all(prepared, lm, results, measured, overwrite=overwrite)
+    for checkpoint in prepared.run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return Distilled(results, saved, measured)
+
+
+def exercises_of(prepared: Prepared, teacher: Teacher, report: Callable[[Event], None]) -> Exercises:
+    """Inputs, the teacher's answers and lessons, in three parts; taken from the notebook as far as it goes."""
+    settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
+    _check_room(prepared, teacher)
+    notebook = Notebook(prepared.notebook, _identity(prepared, teacher))
+
+    def progress(kind: str) -> Callable[[float], None]:
+        return lambda done: report(Event("study" if kind == "study" else "answers", 0, {"progress": done}))
+
+    if prepared.rows:
+        bare = of_rows(prepared.rows, prepared.chunks, prepared.template)
+    else:
+        batches = notebook.inputs()
+        new = studied(
+            teacher,
+            study.inputs,
+            batches,
+            longest=study.input_tokens,
+            temperatures=study.temperatures,
+            seed=seed,
+        )
+        for batch in new:
+            notebook.add_inputs(len(batches), batch)
+            batches.append(batch)
+            progress("study")(sum(map(len, batches)) / study.inputs)
+        bare = of_inputs([one for batch in batches for one in batch], prepared.template)
+    done = answered(bare, teacher, study, notebook, seed, progress("answers"))
+    return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
+
+
+def student(prepared: Prepared, lm: FrozenLM, prompt: Prompt) -> Subject:
+    """A soft prompt in the frame that it was distilled in."""
+    return Subject(prompt, prepared.template, layout_for(lm, prepared.template, prompt.form))
+
+
+def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: int, exercises: Exercises) -> Candidate:
+    """The method at its start: the first tokens of the text."""
+    settings = prepared.settings
+    method, kv = settings.method, settings.method.name in KV_METHODS
+    start = Start(
+        n_tokens=size,
+        init=method.init,
+        text=tuple(lm.encode(method.init_text)) if method.init_text else text,
+        lead=tuple(opening_ids(lm, prepared.template)) if kv else (),
+        frozen_tokens=method.frozen_tokens if kv else 0,
+        hidden=method.hidden,
+        rank=method.rank,
+        seed=settings.train.seed,
+    )
+    learner = build(method.name, lm, start)
+    (prompt,) = learner.freeze()
+    check_fits(prompt, lm.geometry)
+    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, prompt.form))
+    facts = [prepared.sha256, prepared.template.to_dict(), settings.study.model_dump(mode="json"), method.model_dump()]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    parts = [_examples(part, prepared, lm) for part in (exercises.train, exercises.validation)]
+    task = Task(parts[0], parts[1], lead, follow, digest)
+    return Candidate(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")
+
+
+def _examples(part: list[Exercise], prepared: Prepared, lm: FrozenLM) -> list:
+    return [exercise.example(prepared.template, lm.tokenizer) for exercise in part]
+
+
+def _check_room(prepared: Prepared, teacher: Teacher) -> None:
+    """DataError if the text, an input and an answer do not fit in the model's context."""
+    study = prepared.settings.study
+    around = study.input_tokens + study.answer_tokens + 64
+    sizes = [len(_ids(teacher.prefix(i))) for i in range(len(teacher.chunks))]
+    check_context(teacher.lm, [(prepared.where, size, around) for size in sizes], HINT)
+
+
+def _ids(prefix: Prefix) -> tuple[int, ...]:
+    return (*prefix.lead, *prefix.follow)
+
+
+def _identity(prepared: Prepared, teacher: Teacher) -> str:
+    """A digest of all that inputs and lessons depend on."""
+    facts: Mapping[str, object] = {
+        "chunks": teacher.chunks,
+        "template": prepared.template.to_dict(),
+        "rows": prepared.rows_sha256,
+        "base": teacher.lm.geometry.fingerprint,
+        "dtype": str(teacher.lm.dtype),
+        "study": prepared.settings.study.model_dump(mode="json", exclude={"hard", "held_out"}),
+        "seed": prepared.settings.train.seed,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

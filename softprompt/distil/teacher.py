@@ -1,0 +1,81 @@
+"""The teacher: the frozen model with the text in front. Its keys and values are computed once for all rows.
+
+Shapes: N learned tokens, K likeliest tokens, H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softprompt.attach import Prefix, bank
+from softprompt.data.lesson import Lesson
+from softprompt.data.template import Template
+from softprompt.data.tokenise import Example
+from softprompt.decode import Sampling, generate
+from softprompt.framing import Subject, layout_for
+from softprompt.losses import CHUNK
+from softprompt.model import FrozenLM
+from softprompt.objective import supervised
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The base model reading a text, piece by piece.
+
+    Attributes:
+        chunks: the pieces; one that holds the whole text, if it fits.
+        template: of the rows behind it; the text stands in a system turn of `VIRTUAL`, else in front of all.
+    """
+
+    lm: FrozenLM
+    chunks: tuple[str, ...]
+    template: Template
+
+    def subject(self, chunk: int) -> Subject:
+        """A piece of the text in its frame."""
+        around = layout_for(self.lm, self.template, "embedding")
+        whole = around.model_copy(update={"lead": around.lead + self.chunks[chunk]})
+        return Subject(None, self.template, whole)
+
+    def prefix(self, chunk: int) -> Prefix:
+        """A piece of the text as it stands in front of rows."""
+        return self.subject(chunk).prefix(self.lm)
+
+    def answers(
+        self, chunk: int, rows: Sequence[Sequence[int]], sampling: Sampling, end_ids: Sequence[int]
+    ) -> list[tuple[int, ...]]:
+        """What it answers to these rows of token ids; with the end token where it came to an end."""
+        found = generate(
+            self.lm,
+            bank(self.lm, [self.prefix(chunk)]),
+            rows,
+            [0] * len(rows),
+            sampling,
+            end_ids=[end_ids] * len(rows),
+        )
+        return [(*answer.ids, end_ids[0]) if answer.finish == "stop" else tuple(answer.ids) for answer in found]
+
+    @torch.no_grad()
+    def lessons(self, chunk: int, examples: Sequence[Example], k: int, temperature: float) -> list[Lesson]:
+        """What it says at each learned token of these rows: the K likeliest tokens."""
+        states, _ = supervised(self.lm, bank(self.lm, [self.prefix(chunk)]), examples, None)
+        ids_NK, logprobs_NK = likeliest(self.lm, states, k, temperature)
+        sizes = [sum(example.mask) for example in examples]
+        pairs = zip(ids_NK.split(sizes), logprobs_NK.split(sizes), strict=True)
+        return [Lesson(ids, logprobs, temperature) for ids, logprobs in pairs]
+
+
+@torch.no_grad()
+def likeliest(lm: FrozenLM, states_NH: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The k likeliest tokens [N, K] behind these hidden states, int32, and their log-probabilities, float32; on CPU."""
+    ids, logprobs = [], []
+    for states in states_NH.split(CHUNK):
+        logprobs_nV = torch.log_softmax(lm.logits(states).float() / temperature, -1)
+        top = logprobs_nV.topk(min(k, logprobs_nV.shape[1] - 1))
+        ids.append(top.indices.int().cpu())
+        logprobs.append(top.values.cpu())
+    return torch.cat(ids), torch.cat(logprobs)
