@@ -68,6 +68,7 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
 
 FEW = 200  # training rows: so few are learned by heart, unless the start is good and the steps are small
 MANY = 20  # classes: so many need room
+STEP_TOKENS = 600  # text tokens of a step, about
 NETWORKS = {"p-tuning", "p-tuning-lstm", "prefix-tuning-mlp", "residual", "residual-separate"}
 DIRECT = {"prefix-tuning", "prompt-tuning"}
 
@@ -101,6 +102,9 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
         ]
     if config.train.minutes is not None:
         choices.append(Choice("train.patience", None, "the schedule fits the time given, and the best prompt is kept"))
+        size = max(2, min(8, round(STEP_TOKENS / facts.tokens)))
+        why = f"rows of {facts.tokens:.0f} tokens: in a given time more steps teach more than more rows a step"
+        choices.append(Choice("train.batch_size", size, why))
     return choices
 
 

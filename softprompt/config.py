@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from softprompt.errors import ConfigError
 
 MAX_YAML_BYTES = 2**20
-Init = Literal["text", "labels", "vocab", "uniform", "normal", "demonstrations", "prompt", "best"]
+Init = Literal["text", "attended", "labels", "vocab", "uniform", "normal", "demonstrations", "prompt", "best"]
 MAPPINGS = ("data", "template")  # one for all, or one for each task: data.TASK
 
 
@@ -51,7 +51,8 @@ class MethodConfig(BaseModel):
     n_tokens: int = Field(default=32, ge=1, le=8192, description="virtual tokens")
     init: Init = Field(
         default="text",
-        description="where virtual tokens start; best tries text, labels, vocab and demonstrations on validation rows",
+        description="where virtual tokens start; attended: those of a long text that rows look at most; best tries "
+        "text, labels, vocab and demonstrations on validation rows",
     )
     init_text: str | None = Field(default=None, description="the text to start from; made from the task if not given")
     init_from: str | None = Field(default=None, description="the soft prompt to start from, with init prompt")

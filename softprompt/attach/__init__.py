@@ -6,13 +6,14 @@ prefix once and keeps its keys and values, with gradient if the prompt has one. 
 behind its own prefix; `Session` does the same for decoding, one token a step. For an encoder–decoder, whose rows are a
 text and an answer to it, the counterparts are `answer_states` and `AnsweringSession`; `session` starts the right one.
 
-`moved` turns the keys of a KV prompt to other positions.
+`attention_mass` tells what rows look at in a prefix. `moved` turns the keys of a KV prompt to other positions.
 
 Exactness: the model sees, for each token, the keys, the mask and the position it would see if prefix and row were
 concatenated. The first `bank` checks that on the loaded model (`verify`) before anything relies on it.
 """
 
 from softprompt.attach.answering import AnsweringSession
+from softprompt.attach.attention import attention_mass
 from softprompt.attach.bank import Bank, Prefix
 from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_states
 from softprompt.attach.rotation import moved
@@ -29,6 +30,7 @@ __all__ = [
     "Prefix",
     "Session",
     "answer_states",
+    "attention_mass",
     "bank",
     "hidden",
     "keys_values",

@@ -30,6 +30,7 @@ def forward(
     cache: Cache,
     ids_GL: Tensor | None = None,
     embeds_GLH: Tensor | None = None,
+    attentions: list[Tensor] | None = None,
 ) -> Tensor:
     """Final hidden states [G, L, H].
 
@@ -39,6 +40,7 @@ def forward(
         visible_GQK: True where a query may look at a key; sliding windows are applied on top.
         cache: shows the prefix; see `cache.py`.
         ids_GL, embeds_GLH: the tokens, one of the two.
+        attentions: gets each layer's attention weights [G, heads, Q, K]; needs the model's eager attention.
     """
     distance_GQK = positions_GL[:, :, None] - key_positions_GK[:, None, :]
     masks = {
@@ -55,7 +57,10 @@ def forward(
         position_ids=positions_GL,
         past_key_values=cache,
         use_cache=True,
+        output_attentions=attentions is not None,
     )
+    if attentions is not None:
+        attentions += out.attentions
     return out.last_hidden_state
 
 

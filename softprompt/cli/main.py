@@ -35,6 +35,7 @@ def _register() -> None:
     from softprompt.cli import (
         compose,
         data,
+        distil,
         doctor,
         evaluate,
         generate,
@@ -49,6 +50,7 @@ def _register() -> None:
 
     options = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", context_settings=options)(train.train_command)
+    app.command("distil", context_settings=options)(distil.distil_command)
     app.command("sweep", context_settings=options)(sweep.sweep_command)
     app.command("eval")(evaluate.eval_command)
     app.command("generate")(generate.generate_command)

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.attach import Prefix
+from softprompt.attended import Reading, most_attended
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
+from softprompt.data.tokenise import Example
 from softprompt.distil.exercises import Exercise, Exercises, answered, of_inputs, of_rows
 from softprompt.distil.fidelity import Fidelity, fidelity
 from softprompt.distil.keeping import save_all
@@ -26,13 +28,15 @@ from softprompt.distil.notebook import Notebook
 from softprompt.distil.source import Prepared
 from softprompt.distil.study import studied
 from softprompt.distil.teacher import Teacher
+from softprompt.errors import UnsupportedModelError
 from softprompt.framing import Subject, check_context, layout_for, layout_ids, opening_ids
 from softprompt.methods import KV_METHODS, Start, build
 from softprompt.model import FrozenLM, load
-from softprompt.prompt import Prompt, check_fits
+from softprompt.prompt import KVPrompt, Prompt, check_fits
 from softprompt.recording import Recording, recorded
 from softprompt.train import Event, Result, train
 
+ASKING = 24  # exercises of a piece that are asked what they look at
 HINT = "a shorter text, or --document, which reads it in pieces"
 
 
@@ -138,9 +142,12 @@ def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: in
     """The method at its start: the first tokens of the text."""
     settings = prepared.settings
     method, kv = settings.method, settings.method.name in KV_METHODS
+    other = method.init != "attended"  # a text that is no longer than the prompt is taken whole
+    attended = None if other or not kv or len(text) <= size else _attended(prepared, lm, size, exercises)
     start = Start(
         n_tokens=size,
-        init=method.init,
+        init="prompt" if attended else method.init if other else "text",
+        prompt=attended,
         text=tuple(lm.encode(method.init_text)) if method.init_text else text,
         lead=tuple(opening_ids(lm, prepared.template)) if kv else (),
         frozen_tokens=method.frozen_tokens if kv else 0,
@@ -159,7 +166,25 @@ def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: in
     return Candidate(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")
 
 
-def _examples(part: list[Exercise], prepared: Prepared, lm: FrozenLM) -> list:
+def _attended(prepared: Prepared, lm: FrozenLM, size: int, exercises: Exercises) -> KVPrompt | None:
+    """The tokens of all pieces that their exercises look at most; None if the model's keys cannot be moved."""
+    opening = opening_ids(lm, prepared.template)
+    _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))
+    rows: dict[int, list[Example]] = {}
+    for exercise in exercises.train:
+        own = rows.setdefault(exercise.chunk, [])
+        if len(own) < ASKING:
+            own.append(exercise.example(prepared.template, lm.tokenizer))
+    readings = [
+        Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, own) for chunk, own in sorted(rows.items())
+    ]
+    try:
+        return most_attended(lm, readings, size)
+    except UnsupportedModelError:
+        return None
+
+
+def _examples(part: list[Exercise], prepared: Prepared, lm: FrozenLM) -> list[Example]:
     return [exercise.example(prepared.template, lm.tokenizer) for exercise in part]
 
 

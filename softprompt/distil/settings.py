@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from softprompt.config import MethodConfig, TrainConfig, names
 
 OWN: dict[str, dict[str, Any]] = {
-    "method": {"frozen_tokens": 1},
+    "method": {"frozen_tokens": 1, "init": "attended"},
     "train": {"steps": 160, "lr": 1e-2, "patience": None, "evals": 4, "eval_rows": 48},
 }
 

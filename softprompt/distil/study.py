@@ -52,7 +52,7 @@ def studied(
     temperatures: Sequence[float],
     seed: int,
 ) -> Iterator[list[Input]]:
-    """Further batches of inputs about the teacher's pieces, `count` in all at most, each text once; a batch may be empty.
+    """Further batches of inputs about the teacher's pieces, `count` in all at most, each text once; one may be empty.
 
     Args:
         done: the batches that are there already. The next ones depend on nothing but these and the seed.

@@ -1,0 +1,88 @@
+"""A KV prompt made of the keys and values of long texts that rows look at most, chosen for each head by itself.
+
+A key/value head of a layer sees only its own keys, so each may keep other tokens: those that rows pay most attention to
+(as Li et al.: SnapKV. 2024. https://arxiv.org/abs/2404.14469 does for one request). The keys are moved together, so
+that the text ends where the virtual tokens end: rotary attention depends on distance alone, so each kept token is seen
+exactly as in the whole text. Training then starts from what the text says, not from how it begins.
+
+Shapes: K key/value heads, T tokens of a text, P virtual tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softprompt.attach import Prefix, attention_mass, bank, keys_values, moved
+from softprompt.data.tokenise import Example
+from softprompt.errors import ConfigError
+from softprompt.model import FrozenLM
+from softprompt.packing import Row
+from softprompt.prompt import KVPrompt
+
+SINK = 1  # first tokens that every head keeps: attention dumps on them what belongs nowhere
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text and the rows that read it.
+
+    Attributes:
+        ids: T token ids, what opens the text with them.
+        follow: token ids between text and rows.
+        rows: their learned tokens ask, from the token before each.
+    """
+
+    ids: tuple[int, ...]
+    follow: tuple[int, ...]
+    rows: Sequence[Example]
+
+
+@torch.no_grad()
+def most_attended(lm: FrozenLM, readings: Sequence[Reading], n_tokens: int) -> KVPrompt:
+    """P virtual tokens out of the tokens of all texts; of several texts, only the first one's first token is a sink.
+
+    Raises:
+        ConfigError: the texts have fewer tokens than P.
+        UnsupportedModelError: the keys of this model cannot be moved.
+    """
+    if (there := sum(len(reading.ids) for reading in readings)) < n_tokens:
+        what, hint = "the text has fewer tokens than virtual tokens are wanted", f"--n-tokens {there} or fewer"
+        raise ConfigError(what, where="method.n_tokens", expected=f"<= {there}", got=n_tokens, hint=hint)
+    parts = [_scored(lm, reading, n_tokens, first=i == 0) for i, reading in enumerate(readings)]
+    layers = []
+    for i in range(len(lm.geometry.layers)):
+        own = [part[i] for part in parts]
+        layers.append(None if own[0] is None else _kept([kv for kv in own if kv is not None], n_tokens))
+    return KVPrompt(tuple(layers))
+
+
+def _scored(
+    lm: FrozenLM, reading: Reading, n_tokens: int, *, first: bool
+) -> list[tuple[Tensor, Tensor, Tensor] | None]:
+    """Per layer keys, values [K, T, D] and the attention [K, T] they get; the keys as far from rows as in the text."""
+    layers = keys_values(lm, Prefix(lead=reading.ids))
+    prompt = KVPrompt(tuple(None if kv is None else (kv[0][0].float(), kv[1][0].float()) for kv in layers))
+    prompt = moved(lm, prompt, [n_tokens - len(reading.ids)] * len(reading.ids))
+    asking = [[*row.mask[1:], False] for row in reading.rows]
+    rows = [Row(row.ids) for row in reading.rows]
+    mass = attention_mass(lm, bank(lm, [Prefix(lead=reading.ids, follow=reading.follow)]), rows, asking)
+    found: list[tuple[Tensor, Tensor, Tensor] | None] = []
+    for kv, own in zip(prompt.layers, mass, strict=True):
+        if kv is None or own is None:
+            found.append(None)
+            continue
+        worth = own[:, : len(reading.ids)].clone()
+        worth[:, :SINK] = torch.inf if first else -torch.inf
+        found.append((kv[0], kv[1], worth))
+    return found
+
+
+def _kept(parts: Sequence[tuple[Tensor, Tensor, Tensor]], n_tokens: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [K, P, D] of the tokens that get most attention, in the order of the texts."""
+    keys, values, worth = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    best = worth.topk(n_tokens, dim=1).indices.sort(dim=1).values[..., None]
+    return keys.gather(1, best.expand(-1, -1, keys.shape[2])), values.gather(1, best.expand(-1, -1, values.shape[2]))

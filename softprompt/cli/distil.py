@@ -1,0 +1,213 @@
+"""`softprompt distil`: a long text into virtual tokens; progress of study, answers and training; a fidelity report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from softprompt.cli.options import AsJson, TrustRemoteCode, unescaped
+from softprompt.cli.train import dotted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from softprompt.distil import Distilled, Fidelity, Prepared
+    from softprompt.train import Event
+
+FLAGS = {
+    "model": "model",
+    "text": "text",
+    "document": "document",
+    "demonstrations": "demonstrations",
+    "shots": "shots",
+    "data": "data",
+    "name": "name",
+    "template": "template",
+    "chat": "chat",
+    "keep_text": "keep_text",
+    "method": "method.name",
+    "init": "method.init",
+    "inputs": "study.inputs",
+    "steps": "train.steps",
+    "minutes": "train.minutes",
+    "batch_size": "train.batch_size",
+    "lr": "train.lr",
+    "seed": "train.seed",
+    "dtype": "dtype",
+    "device": "device",
+}
+PHASES = {"study": "writing inputs", "answers": "answers of the teacher"}
+DEGRADED = 0.9  # of the effect of the text; below it more tokens are proposed
+
+
+def distil_command(
+    context: typer.Context,
+    config: Annotated[str | None, typer.Argument(help="Settings in YAML; flags win over it.")] = None,
+    text: Annotated[str | None, typer.Option(help="File with the text, e.g. a system prompt.")] = None,
+    document: Annotated[str | None, typer.Option(help="File with a text of any length, read in pieces.")] = None,
+    demonstrations: Annotated[str | None, typer.Option(help="Rows with answers, as examples in the context.")] = None,
+    shots: Annotated[int | None, typer.Option(help="How many of them.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Inputs to distil on; the model writes its own if not given.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the soft prompt.")] = None,
+    n_tokens: Annotated[str | None, typer.Option(help="Virtual tokens; several sizes at once: 4,8,16,32.")] = None,
+    template: Annotated[str | None, typer.Option(help=r"Row to text, e.g. 'Question: {prompt}\nAnswer:'.")] = None,
+    chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = None,
+    method: Annotated[str | None, typer.Option(help="prefix-tuning (default), prompt-tuning, …")] = None,
+    init: Annotated[str | None, typer.Option(help="Where tokens start: attended (default), text, …")] = None,
+    inputs: Annotated[int | None, typer.Option(help="Messages to distil on, held-out ones with them.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Training time; the schedule fits itself to it.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    keep_text: Annotated[bool | None, typer.Option("--keep-text", help="Put the text itself into the card.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prompt or run of that name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and stop.")] = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Distil a long text into a few virtual tokens.
+
+    softprompt distil --text policy.md --name policy --n-tokens 32
+
+    The model with the text in front teaches the model with the soft prompt. A text alone is enough: the model writes
+    questions and requests about it (--data gives your own instead). What comes out is compared, on messages that were
+    held out, with no text and with the full text. A distilled prompt holds its source: treat it with the same care.
+    """
+    given = locals()
+    from softprompt.config import resolved, to_yaml
+    from softprompt.distil import DistilConfig, prepare
+
+    extra, yaml_path = dotted([config, *context.args] if config else context.args)
+    given["template"] = None if template is None else unescaped(template)
+    several = n_tokens is not None and "," in n_tokens
+    flags = {setting: given[flag] for flag, setting in FLAGS.items()} | extra
+    flags |= {"sizes" if several else "method.n_tokens": n_tokens}
+    settings = resolved(DistilConfig, flags, yaml_path, dict(os.environ))
+    if print_config:
+        typer.echo(to_yaml(settings), nl=False)
+        return
+    prepared = prepare(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
+    sys.exit(_run(prepared, overwrite=overwrite, resume=resume, as_json=as_json, trust_remote_code=trust_remote_code))
+
+
+def _run(prepared: Prepared, *, overwrite: bool, resume: bool, as_json: bool, trust_remote_code: bool) -> int:
+    """Load, distil, report; the exit code."""
+    from softprompt.distil import distil
+    from softprompt.model import load
+
+    settings = prepared.settings
+    console = Console(stderr=as_json, soft_wrap=True)
+    lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
+    console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
+    pieces = f"in {len(prepared.chunks)} pieces" if len(prepared.chunks) > 1 else "as a whole"
+    console.print(Text(f"text        {prepared.where}, {len(lm.encode(prepared.text))} tokens, read {pieces}"))
+    source = f"{len(prepared.rows)} of {settings.data or settings.demonstrations}" if prepared.rows else "self-study"
+    console.print(Text(f"inputs      {source}"))
+    try:
+        with _Progress(console, settings.train.steps, as_json) as report:
+            found = distil(prepared, lm, overwrite=overwrite, resume=resume, report=report)
+    except KeyboardInterrupt:
+        return _stopped(signal.SIGINT.name)
+    if found.fidelity is None:
+        return _stopped(found.stopped)
+    if as_json:
+        folders = [str(folder) for folder, _ in found.saved]
+        typer.echo(json.dumps({"event": "saved", "folders": folders, "fidelity": found.fidelity.to_dict()}))
+        return 0
+    _show(found, found.fidelity, prepared, Console(soft_wrap=True))
+    return 0
+
+
+def _stopped(reason: str) -> int:
+    loud = Console(stderr=True, soft_wrap=True)
+    loud.print(Text(f"stopped by {reason}; saved.\ngo on with the same command and --resume", style="yellow"))
+    return 130 if reason == signal.SIGINT.name else 0
+
+
+class _Progress:
+    """Shows events: the phases before training with their share and ETA, then training."""
+
+    def __init__(self, console: Console, steps: int | None, as_json: bool) -> None:
+        self.console, self.steps, self.as_json = console, steps, as_json
+        self.begin: dict[str, tuple[float, float]] = {}
+        self.shown: dict[str, float] = {}
+
+    def __enter__(self) -> Callable[[Event], None]:
+        return self.show
+
+    def __exit__(self, *_: object) -> None:
+        self.console.print("", end="")
+
+    def show(self, event: Event) -> None:
+        """One event as a line, at most one every few seconds of each kind."""
+        if self.as_json:
+            from softprompt.recording import line_of
+
+            typer.echo(json.dumps(line_of(event)))
+            return
+        done, now = event.numbers.get("progress", 0.0), time.monotonic()
+        first, since = self.begin.setdefault(event.kind, (done, now))
+        if event.kind in PHASES or event.kind == "step":
+            if done < 1 and now - self.shown.get(event.kind, 0.0) < 5:
+                return
+            self.shown[event.kind] = now
+            left = (now - since) * (1 - done) / (done - first) if done > first else None
+            eta = "" if left is None else f", {left:.0f} s to go"
+            what = PHASES.get(event.kind, f"step {event.step}  loss {event.numbers.get('loss', 0.0):.4f}")
+            self.console.print(Text(f"{what:<28}{done:>5.0%}{eta}"))
+        elif event.kind == "validation":
+            of = f" ({event.candidate} tokens)" if event.candidate else ""
+            line = f"step {event.step}  divergence {event.numbers['validation_loss']:.4f} on validation{of}"
+            self.console.print(Text(line))
+
+
+def _show(found: Distilled, measured: Fidelity, prepared: Prepared, console: Console) -> None:
+    """The fidelity report and what to do next."""
+    table = Table(box=None, pad_edge=False)
+    columns = ("", "tokens", "divergence", "recovered", "agreement", "log-likelihood", "prefill", "KV cache")
+    scored = [name for name in ("exact_match", "f1", "rouge_l") if name in measured.full_text.scores]
+    for column in (*columns, *scored):
+        table.add_column(column, justify="left" if not column else "right")
+    lines = [("no text", measured.no_text, 0.0)]
+    lines += [(f"soft prompt {size}", one, measured.recovered(size)) for size, one in measured.soft.items()]
+    for title, one, share in (*lines, ("full text", measured.full_text, 1.0)):
+        table.add_row(
+            title,
+            str(one.prefix_tokens),
+            f"{one.divergence:.4f}",
+            f"{share:.1%}",
+            f"{one.agreement:.1%}",
+            f"{one.log_likelihood:.3f}",
+            f"{one.prefill_seconds * 1000:.0f} ms",
+            f"{one.kv_bytes / 1024:,.0f} KiB",
+            *(f"{one.scores[name]:.3f}" for name in scored),
+        )
+    console.print(table)
+    console.print(Text(f"on {measured.rows} held-out messages; the text has {measured.tokens} tokens", style="dim"))
+    folders = ", ".join(str(folder) for folder, _ in found.saved)
+    console.print(Text(f"saved       {folders}", style="bold green"))
+    best = max(measured.soft, key=measured.recovered)
+    if measured.recovered(best) < DEGRADED:
+        size = 2 * int(best)
+        hint = f"recovers {measured.recovered(best):.0%} of the text's effect: try --n-tokens {size}, more --steps"
+        console.print(Text(f"note        {hint}, or more --inputs", style="yellow"))
+    name = prepared.folder_of(int(best)).name
+    console.print(Text(f'next        softprompt generate {name} "your text"'))
