@@ -248,6 +248,8 @@ class _Loop:
 
     def validate(self, candidates: Sequence[Candidate]) -> None:
         """Validation losses of these candidates as they are; the best state of each is kept."""
+        if not candidates:
+            return
         begin = time.monotonic()
         for candidate in candidates:
             with _memory_advice(f"validation after step {candidate.record.step}"):

@@ -88,3 +88,10 @@ def test_what_is_chosen(given: dict[str, object], facts: Facts, init: str, n_tok
 def test_a_time_budget_is_used_up() -> None:
     assert choose(resolve({"train.minutes": 3}), FEW)[0].train.patience is None
     assert choose(resolve({}), FEW)[0].train.patience == 4
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(20.0, 8), (75.0, 8), (150.0, 4), (180.0, 3), (900.0, 2)])
+def test_long_rows_make_small_batches_where_minutes_are_given(tokens: float, size: int) -> None:
+    facts = Facts(1, 2000, 2, tokens)
+    assert choose(resolve({"train.minutes": 3}), facts)[0].train.batch_size == size
+    assert choose(resolve({}), facts)[0].train.batch_size == 8

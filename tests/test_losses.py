@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from softprompt.losses import Head, cross_entropies
+from softprompt.data.lesson import Lesson
+from softprompt.losses import Head, cross_entropies, lesson_losses
 from tests.tiny import tiny_lm
 
 WIDTH, VOCAB = 6, 11
@@ -94,3 +95,31 @@ def test_only_a_chunk_of_logits_is_held() -> None:
     states, targets = states_and_targets(10, 6)
     cross_entropies(states.clone().requires_grad_(), targets, watched, chunk=4).sum().backward()
     assert seen == [4, 4, 2], "and not once more in the backward pass"
+
+
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 99), st.floats(0.5, 3), st.floats(0, 2))
+@settings(deadline=None, max_examples=60)
+def test_lessons(count: int, k: int, seed: int, temperature: float, hard: float) -> None:
+    """Value and gradient against the divergence of the lumped distributions, written out."""
+    states, targets = states_and_targets(count, seed)
+    taught, _ = states_and_targets(count, seed + 1000)
+    teacher = torch.log_softmax(head()(taught) / temperature, -1)
+    top = teacher.topk(k)
+    cut = count // 2  # two rows
+    lessons = [
+        Lesson(top.indices[part].int(), top.values[part], temperature, hard)
+        for part in (slice(0, cut), slice(cut, count))
+    ]
+    ours, plain = states.clone().requires_grad_(), states.clone().requires_grad_()
+    value = lesson_losses(ours, targets, lessons, head(), chunk=3)
+    logits = head()(plain)
+    student = torch.log_softmax(logits / temperature, -1)
+    rest = torch.ones_like(student).scatter(1, top.indices, 0.0)
+    p = torch.cat([top.values.exp(), (teacher.exp() * rest).sum(-1, keepdim=True)], 1)
+    q = torch.cat([student.gather(1, top.indices), (student.exp() * rest).sum(-1, keepdim=True).log()], 1)
+    wanted = temperature**2 * (p * (p.log() - q)).sum(-1) + hard * cross_entropy(logits, targets, reduction="none")
+    value.sum().backward()
+    wanted.sum().backward()
+    assert_close(value, wanted, rtol=1e-4, atol=1e-4)
+    assert plain.grad is not None
+    assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,89 @@
+"""A KV prompt of the tokens that rows look at most: all of them are the text, fewer are nearer to it than its start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.attach import Prefix, bank, hidden
+from softprompt.attended import Reading, most_attended
+from softprompt.data.tokenise import Example
+from softprompt.errors import ConfigError, UnsupportedModelError
+from softprompt.model import FrozenLM
+from softprompt.packing import Row
+from softprompt.prompt import KVPrompt, Prompt
+from tests.laws.cases import text_ids
+from tests.tiny import tiny_lm
+
+FOLLOW = (50, 51)
+
+
+def rows(count: int, seed: int = 0) -> list[Example]:
+    found = []
+    for i in range(count):
+        ids = text_ids(6, seed + i)
+        found.append(Example(tuple(ids), (False, False, False, True, True, True), f"f:{i}"))
+    return found
+
+
+@torch.no_grad()
+def states(lm: FrozenLM, prompt: Prompt | None, lead: tuple[int, ...] = ()) -> torch.Tensor:
+    return hidden(lm, bank(lm, [Prefix(prompt, lead, FOLLOW)]), [Row(row.ids) for row in rows(4, 100)])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "gemma2"])
+def test_all_tokens_are_the_text(family: str) -> None:
+    lm, text = tiny_lm(family), tuple(text_ids(9, 1))
+    prompt = most_attended(lm, [Reading(text, FOLLOW, rows(3))], len(text))
+    assert_close(states(lm, prompt), states(lm, None, text), rtol=1e-4, atol=1e-4)
+
+
+def test_every_head_keeps_its_own() -> None:
+    """The kept keys are the text's, moved to the end; each head's are those with most attention, first token apart."""
+    lm, text = tiny_lm("llama"), tuple(text_ids(24, 1))
+    whole = most_attended(lm, [Reading(text, FOLLOW, rows(3))], len(text))
+    part = most_attended(lm, [Reading(text, FOLLOW, rows(3))], 6)
+    chosen = []
+    for some, every in zip(part.layers, whole.layers, strict=True):
+        assert some is not None and every is not None
+        for head in range(some[1].shape[0]):
+            same = (some[1][head][:, None] == every[1][head][None]).all(-1)  # values do not move
+            assert same.sum(1).eq(1).all()
+            places = same.float().argmax(1).tolist()
+            assert places == sorted(places) and places[0] == 0
+            chosen.append(tuple(places))
+    assert len(set(chosen)) > 1, "heads differ"
+
+
+def test_it_is_nearer_to_the_text_than_its_first_tokens() -> None:
+    lm, text = tiny_lm("llama"), tuple(text_ids(40, 1))
+    wanted = states(lm, None, text)
+    attended = states(lm, most_attended(lm, [Reading(text, FOLLOW, rows(8))], 12))
+    first = states(lm, None, text[:12])
+    assert (attended - wanted).norm() < 0.8 * (first - wanted).norm()
+
+
+def test_several_texts_share_one_first_token() -> None:
+    lm, texts = tiny_lm("llama"), [tuple(text_ids(8, seed)) for seed in (1, 2)]
+    readings = [Reading(text, FOLLOW, rows(2, i)) for i, text in enumerate(texts)]
+    prompt = most_attended(lm, readings, 10)
+    sinks = [most_attended(lm, [reading], 8) for reading in readings]
+    for own, first, second in zip(prompt.layers, *(sink.layers for sink in sinks), strict=True):
+        assert own is not None and first is not None and second is not None
+        assert torch.equal(own[1][:, 0], first[1][:, 0])
+        for head in range(own[1].shape[0]):
+            assert not (own[1][head] == second[1][head][0]).all(-1).any()
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)fewer tokens than.*--n-tokens 9"):
+        most_attended(tiny_lm("llama"), [Reading(tuple(text_ids(9, 1)), (), rows(1))], 10)
+    with pytest.raises(UnsupportedModelError):
+        most_attended(tiny_lm("gpt2"), [Reading(tuple(text_ids(9, 1)), (), rows(1))], 4)
+
+
+def test_it_is_a_plain_prompt() -> None:
+    prompt = most_attended(tiny_lm("llama"), [Reading(tuple(text_ids(9, 1)), (), rows(1))], 4)
+    assert isinstance(prompt, KVPrompt) and prompt.n_tokens == 4
+    assert all(kv is not None and not kv[0].requires_grad and kv[0].dtype == torch.float32 for kv in prompt.layers)
