@@ -8,10 +8,20 @@ from torch.testing import assert_close
 
 from softprompt.attach import bank, hidden
 from softprompt.card import Card, Layout
-from softprompt.data.formats import Record
-from softprompt.data.template import Template
+from softprompt.data.formats import Message, Record
+from softprompt.data.template import VIRTUAL, Template
 from softprompt.data.tokenise import prompt_ids
-from softprompt.framing import Subject, base_subject, card_subject, end_ids, layout_for, layout_ids, text_subject
+from softprompt.errors import DataError
+from softprompt.framing import (
+    Subject,
+    base_subject,
+    card_subject,
+    end_ids,
+    layout_for,
+    layout_ids,
+    opening_ids,
+    text_subject,
+)
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from tests.data.rows import one, records
@@ -170,3 +180,31 @@ def test_a_model_without_a_system_turn_gets_the_instruction_in_the_users(refuses
     wanted = f"{USER}Answer in {{one}} word.\n\nReview: Dull\nnegative\n\nReview: I loved it.{END}{ASSISTANT}"
     assert written(lm, subject) == wanted
     assert text_subject(lm, CHAT, "") == base_subject(lm, CHAT)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("text", ["", "Q: {text}"])
+def test_virtual_tokens_in_the_system_turn(bos: bool, text: str) -> None:
+    """Lead, words in place of the virtual tokens, follow and row are the conversation as its template writes it."""
+    lm = tiny_lm("llama", bos=bos)
+    template = Template("chat", text, VIRTUAL)
+    turns = (Message("user", "Hi"), Message("assistant", "Yo"), Message("user", "And?"))
+    row = ROW if text else Record({}, None, "messages", messages=turns)
+    layout = layout_for(lm, template, "embedding")
+    words = layout.model_copy(update={"lead": layout.lead + "Be kind."})
+    asked = f"{USER}Q: I loved it.{END}" if text else f"{USER}Hi{END}{ASSISTANT}Yo{END}{USER}And?{END}"
+    before, body = ids_of(lm, Subject(None, template, words), row)
+    opening = "<s>" if bos else ""
+    assert lm.tokenizer.decode([*before, *body]) == f"{opening}{SYSTEM}Be kind.{END}{asked}{ASSISTANT}"
+    assert layout_for(lm, template, "kv") == Layout(bos=False, lead="", follow=layout.follow)
+    assert lm.tokenizer.decode(opening_ids(lm, template)) == f"{opening}{SYSTEM}"
+    alone = base_subject(lm, template)
+    before, body = ids_of(lm, alone, row)
+    assert lm.tokenizer.decode([*before, *body]) == f"{opening}{asked}{ASSISTANT}"
+
+
+def test_a_conversation_with_a_system_turn_of_its_own_is_refused_where_virtual_tokens_stand_there() -> None:
+    lm, template = tiny_lm("llama"), Template("chat", "", VIRTUAL)
+    row = Record({}, None, "messages", messages=(Message("system", "Be rude."), Message("user", "Hi")))
+    with pytest.raises(DataError, match=r"(?s)brings a system turn.*leave the system turn out"):
+        prompt_ids(row, template, lm.tokenizer)

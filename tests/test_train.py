@@ -170,7 +170,7 @@ def test_patience(patience: int, tmp_path: Path) -> None:
 
 
 def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a minute, a second for every look at the clock: one a step, two a validation. The learning rate falls with the time."""
+    """Half a minute, a second for every look at the clock: one a step, two a validation. The rate falls with time."""
     lm, events = tiny_lm("llama"), list[Event]()
     monkeypatch.setattr(train_module, "time", Clock(1.0))
     result = run(

@@ -39,7 +39,9 @@ SEEDS: dict[str, tuple[str, ...]] = {
 GO_ON = "Go on: {}"
 WORDS = 12  # of a sentence, to go on from
 SHORTEST, LONGEST = 8, 400  # characters of an input
-LABEL = re.compile(r"^\s*(?:[-*•\d.)\s]+|[\"'“‘]+|(?:question|request|message|instruction|user|answer)\s*:\s*)+", re.I)
+LABEL = re.compile(
+    r"^\s*(?:[-*•]\s+|\d+[.)]\s+|[\"'“‘]+|(?:question|request|message|instruction|user|answer)\s*:\s*)+", re.IGNORECASE
+)
 BATCH = 32
 
 
