@@ -11,7 +11,6 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 
-from softprompt.attach import bank
 from softprompt.data.tokenise import prompt_ids
 from softprompt.decode import Sampling, generate
 from softprompt.distil.inputs import Input, record_of
@@ -86,8 +85,9 @@ def _asked(teacher: Teacher, chunk: int, size: int, sampling: Sampling, draw: ra
     seeds = [record_of(draw.choice(SEEDS[kind]), template) for kind in kinds]
     rows = [prompt_ids(seed, template, teacher.lm.tokenizer) for seed in seeds]
     ends = [end_ids(teacher.lm, template)] * size
-    prefixes = bank(teacher.lm, [teacher.prefix(chunk)])
-    answers = generate(teacher.lm, prefixes, rows, [0] * size, sampling, end_ids=ends, stops=[("\n\n",)] * size)
+    answers = generate(
+        teacher.lm, teacher.bank(chunk), rows, [0] * size, sampling, end_ids=ends, stops=[("\n\n",)] * size
+    )
     return [(kind, cleaned(answer.text)) for kind, answer in zip(kinds, answers, strict=True)]
 
 

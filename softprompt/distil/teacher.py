@@ -6,12 +6,12 @@ Shapes: N learned tokens, K likeliest tokens, H width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach import Bank, Prefix, bank
 from softprompt.data.lesson import Lesson
 from softprompt.data.template import Template
 from softprompt.data.tokenise import Example
@@ -34,6 +34,7 @@ class Teacher:
     lm: FrozenLM
     chunks: tuple[str, ...]
     template: Template
+    _ready: dict[int, Bank] = field(default_factory=dict, compare=False, repr=False)
 
     def subject(self, chunk: int) -> Subject:
         """A piece of the text in its frame."""
@@ -45,13 +46,21 @@ class Teacher:
         """A piece of the text as it stands in front of rows."""
         return self.subject(chunk).prefix(self.lm)
 
+    @torch.no_grad()
+    def bank(self, chunk: int) -> Bank:
+        """Its keys and values, computed once for all batches of rows about it; of one piece at a time."""
+        if chunk not in self._ready:
+            self._ready.clear()
+            self._ready[chunk] = bank(self.lm, [self.prefix(chunk)])
+        return self._ready[chunk]
+
     def answers(
         self, chunk: int, rows: Sequence[Sequence[int]], sampling: Sampling, end_ids: Sequence[int]
     ) -> list[tuple[int, ...]]:
         """What it answers to these rows of token ids; with the end token where it came to an end."""
         found = generate(
             self.lm,
-            bank(self.lm, [self.prefix(chunk)]),
+            self.bank(chunk),
             rows,
             [0] * len(rows),
             sampling,
@@ -62,7 +71,7 @@ class Teacher:
     @torch.no_grad()
     def lessons(self, chunk: int, examples: Sequence[Example], k: int, temperature: float) -> list[Lesson]:
         """What it says at each learned token of these rows: the K likeliest tokens."""
-        states, _ = supervised(self.lm, bank(self.lm, [self.prefix(chunk)]), examples, None)
+        states, _ = supervised(self.lm, self.bank(chunk), examples, None)
         ids_NK, logprobs_NK = likeliest(self.lm, states, k, temperature)
         sizes = [sum(example.mask) for example in examples]
         pairs = zip(ids_NK.split(sizes), logprobs_NK.split(sizes), strict=True)

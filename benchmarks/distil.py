@@ -1,0 +1,182 @@
+"""How much of a text a few virtual tokens hold, and what they cost beside it.
+
+    python -m benchmarks.distil instructions [--inputs 160] [--steps 60] [--methods prefix-tuning] [--out F]
+    python -m benchmarks.distil articles --articles 6 --minutes 4 --sizes 32,64,128 --out F
+    python -m benchmarks.distil book --minutes 6 --out F
+
+instructions: the ten texts of benchmarks/instructions behind messages of bank customers (banking77 in $SOFTPROMPT_DATA),
+of which a part is held out. articles: questions about Wikipedia articles (longdoc_xquad), none of them seen in training;
+the model studies the article alone. book: a novel's first part, and the perplexity of what comes next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import facts
+from softprompt import store
+from softprompt.config import resolved
+from softprompt.data.formats import Message, Record
+from softprompt.data.template import end_id
+from softprompt.data.tokenise import target_ids
+from softprompt.distil import DistilConfig, Distilled, Prepared, distil, prepare
+from softprompt.distil.exercises import Exercise
+from softprompt.distil.fidelity import Fidelity, fidelity
+from softprompt.distil.teacher import Teacher
+from softprompt.files import write_json
+from softprompt.framing import card_subject
+from softprompt.model import FrozenLM, load
+from softprompt.train import Event
+
+TEXTS = Path("benchmarks/instructions")
+BOOK_TOKENS, PASSAGE_TOKENS, PASSAGES = 3000, 200, 24
+
+
+def run(lm: FrozenLM, flags: dict[str, Any]) -> tuple[Prepared, Distilled, dict[str, float]]:
+    """Distil as a user would; seconds of the phases."""
+    marks: dict[str, float] = {}
+    prepared = prepare(resolved(DistilConfig, flags | {"name": "benchmark"}), overwrite=True)
+    begin = time.monotonic()
+
+    def mark(event: Event) -> None:
+        marks.setdefault(event.kind, time.monotonic() - begin)
+
+    found = distil(prepared, lm, overwrite=True, report=mark)
+    training = next(iter(found.results.values())).seconds
+    return prepared, found, {"study": round(marks["start"], 1), "training": round(training, 1)}
+
+
+def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Every instruction with every method."""
+    rows = [json.loads(line) for line in (data() / "banking77" / "train.jsonl").open(encoding="utf-8")]
+    random.Random(options.seed).shuffle(rows)  # noqa: S311
+    inputs = scratch / "inputs.jsonl"
+    inputs.write_text("".join(json.dumps({"prompt": row["text"]}) + "\n" for row in rows[: options.inputs]))
+    for path in sorted(TEXTS.glob("*.md"))[: options.texts]:
+        for method in options.methods.split(","):
+            flags = {"text": str(path), "data": str(inputs), "method.name": method, "method.n_tokens": options.tokens}
+            flags |= {"study.inputs": options.inputs, "study.held_out": 40, "train.eval_rows": 24}
+            flags |= {"train.steps": options.steps, "train.seed": options.seed}
+            if method == "prompt-tuning":
+                flags |= {"train.steps": options.embedding_steps}
+            _, found, seconds = run(lm, flags)
+            yield {"text": path.name, "method": method, "seconds": seconds, **measured(found.fidelity)}
+
+
+def articles(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Some articles, drawn by seed, in all sizes at once; scored on their test questions."""
+    folder = data() / "longdoc_xquad"
+    every = [json.loads(line) for line in (folder / "documents.jsonl").open(encoding="utf-8")]
+    asked = [json.loads(line) for line in (folder / "test.jsonl").open(encoding="utf-8")]
+    for article in random.Random(options.seed).sample(every, options.articles):  # noqa: S311
+        path = scratch / "article.txt"
+        path.write_text(f"# {article['title']}\n\n{article['text']}", encoding="utf-8")
+        flags = {"text": str(path), "sizes": options.sizes, "study.inputs": options.inputs, "train.seed": options.seed}
+        flags |= {"train.minutes": options.minutes} if options.minutes else {"train.steps": options.steps}
+        prepared, found, seconds = run(lm, flags)
+        questions = [row for row in asked if row["doc_id"] == article["doc_id"]]
+        exercises = [question(row, prepared, lm) for row in questions]
+        scored = again(lm, prepared, found, exercises)
+        own = {"study": measured(found.fidelity), "questions": measured(scored)}
+        yield {"article": article["doc_id"], "seconds": seconds, "n_questions": len(questions), **own}
+
+
+def book(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """The first part of the book as the text; perplexity of passages that follow it."""
+    line = (data() / "longdoc_book" / "documents.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    ids = lm.encode(json.loads(line)["text"])
+    path = scratch / "book.txt"
+    path.write_text(str(lm.tokenizer.decode(ids[:BOOK_TOKENS])), encoding="utf-8")
+    flags: dict[str, Any] = {"document": str(path), "chat": "false", "study.inputs": options.inputs}
+    flags |= {"sizes": options.sizes, "study.answer_tokens": 64, "study.chunk_tokens": BOOK_TOKENS + 100}
+    flags |= {"train.minutes": options.minutes} if options.minutes else {"train.steps": options.steps}
+    prepared, found, seconds = run(lm, flags)
+    exercises = []
+    for i in range(PASSAGES):
+        part = ids[BOOK_TOKENS + i * PASSAGE_TOKENS :][:PASSAGE_TOKENS]
+        record = Record({"prompt": str(lm.tokenizer.decode(part[:16]))}, None, "completion", where=f"passage {i}")
+        exercises.append(Exercise(0, record, tuple(part[16:])))
+    yield {"seconds": seconds, **measured(again(lm, prepared, found, exercises)), "study": measured(found.fidelity)}
+
+
+def question(row: dict[str, Any], prepared: Prepared, lm: FrozenLM) -> Exercise:
+    """A question with its right answer, in the document's frame."""
+    turns = (Message("user", row["input"]),)
+    record = Record({}, None, "messages", messages=turns, references=tuple(row["references"]), where=row["input"])
+    answer = target_ids(row["target"], prepared.template, lm.tokenizer)
+    return Exercise(0, record, (*answer, end_id(prepared.template, lm.tokenizer)))
+
+
+def again(lm: FrozenLM, prepared: Prepared, found: Distilled, exercises: list[Exercise]) -> Fidelity:
+    """The saved soft prompts on other exercises."""
+    loaded = {str(card.n_tokens): store.load(folder, lm.geometry) for folder, card in found.saved}
+    students = {size: card_subject(prompt, card) for size, (prompt, card) in loaded.items()}
+    return fidelity(Teacher(lm, prepared.chunks, prepared.template), exercises, students, len(lm.encode(prepared.text)))
+
+
+def measured(found: Fidelity | None) -> dict[str, Any]:
+    """A fidelity report, with the share of the log-likelihood gap that each size recovers."""
+    assert found is not None
+    report = found.to_dict()
+    gap = found.full_text.log_likelihood - found.no_text.log_likelihood
+    for size, own in found.soft.items():
+        report["soft"][size]["gap_recovered"] = (own.log_likelihood - found.no_text.log_likelihood) / gap
+    return report
+
+
+def data() -> Path:
+    """The data sets."""
+    return Path(os.environ.get("SOFTPROMPT_DATA") or "../shared/data")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["instructions", "articles", "book"])
+    parser.add_argument("--methods", default="prefix-tuning,prompt-tuning")
+    parser.add_argument("--texts", type=int, help="only the first so many instructions")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--sizes", default="32,64,128")
+    parser.add_argument("--articles", type=int, default=6)
+    parser.add_argument("--inputs", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--embedding-steps", type=int, default=100)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--out", type=Path, help="a JSON file, written anew after every result")
+    options = parser.parse_args()
+    machine = facts()
+    lm = load(options.model)
+    about = {"benchmark": "distil", **{name: str(value) for name, value in vars(options).items() if name != "out"}}
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["SOFTPROMPT_HOME"] = f"{scratch}/prompts"
+        parts = {"instructions": instructions, "articles": articles, "book": book}
+        for result in parts[options.part](lm, options, Path(scratch)):
+            results.append(result)
+            print(told(result), flush=True)
+            if options.out:
+                write_json(options.out, {**about, "dtype": str(lm.dtype), "machine": machine, "results": results})
+
+
+def told(result: dict[str, Any]) -> str:
+    """A result as a line."""
+    report = result.get("questions", result)
+    name = " ".join(str(result[key]) for key in ("text", "method", "article") if key in result)
+    sizes = " ".join(
+        f"{size}: {own['recovered']:.3f} ({own['gap_recovered']:.2f} of the log-likelihood)"
+        for size, own in report["soft"].items()
+    )
+    return f"{name:<40} {sizes} study {result['seconds']['study']:.0f} s training {result['seconds']['training']:.0f} s"
+
+
+if __name__ == "__main__":
+    main()
