@@ -4,9 +4,9 @@
     python -m benchmarks.distil articles --articles 6 --minutes 4 --sizes 32,64,128 --out F
     python -m benchmarks.distil book --minutes 6 --out F
 
-instructions: the ten texts of benchmarks/instructions behind messages of bank customers (banking77 in $SOFTPROMPT_DATA),
-of which a part is held out. articles: questions about Wikipedia articles (longdoc_xquad), none of them seen in training;
-the model studies the article alone. book: a novel's first part, and the perplexity of what comes next.
+instructions: the ten texts of benchmarks/instructions behind messages of bank customers ($SOFTPROMPT_DATA's banking77),
+some of them held out. articles: questions about Wikipedia articles (longdoc_xquad), none of them seen in training; the
+model studies the article alone. book: a novel's first part, and the perplexity of what comes next.
 """
 
 from __future__ import annotations
