@@ -13,7 +13,7 @@ from softprompt.data.load import carve, digest, load_rows, load_splits
 from softprompt.decode import Sampling
 from softprompt.errors import DataError
 from softprompt.evaluation import Evaluation, evaluate
-from softprompt.framing import base_subject, card_subject, text_subject
+from softprompt.framing import as_turns, base_subject, card_subject, text_subject
 from softprompt.model import FrozenLM
 from softprompt.starts import instruction_for
 
@@ -177,6 +177,8 @@ def compare(
     loaded = {name: store.load(store.locate(name), lm.geometry) for name in names}
     soft = {name: card_subject(prompt, card) for name, (prompt, card) in loaded.items()}
     card, template = loaded[names[0]][1], soft[names[0]].template
+    if not template.text:  # conversations
+        rows = [as_turns(row, template) for row in rows]
     if instruction is None:
         written = card.method.get("init_text")
         instruction = str(written) if written else (instruction_for(card.labels) if card.labels else "")

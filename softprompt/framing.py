@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from softprompt.attach import Prefix
 from softprompt.card import Card, Layout
-from softprompt.data.formats import Record
-from softprompt.data.template import VIRTUAL, Template, bos_ids, end_id, fill, head, joined
+from softprompt.data.formats import Message, Record
+from softprompt.data.template import VIRTUAL, Template, bos_ids, default_text, end_id, fill, head, joined
 from softprompt.data.tokenizer import writes_system_turn
 from softprompt.errors import DataError
 from softprompt.model import FrozenLM
@@ -101,6 +101,15 @@ def worked_example(template: Template, record: Record) -> str:
     """A row with its answer, as text."""
     apart = "\n" if template.kind == "chat" else ""  # there the answer is a turn of its own, which nothing joins
     return fill(template, record) + apart + joined(record.target or "", template)
+
+
+def as_turns(row: Record, template: Template) -> Record:
+    """A row for a template of conversations: its text is the user's turn, its answer stays for comparison."""
+    if row.kind == "messages" or template.kind != "chat" or template.text:
+        return row
+    words = fill(Template("text", default_text(row)), row)
+    target = (Message("assistant", row.target),) if row.target is not None else ()
+    return replace(row, kind="messages", messages=(Message("user", words), *target))
 
 
 def end_ids(lm: FrozenLM, template: Template) -> list[int]:

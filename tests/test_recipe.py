@@ -14,9 +14,10 @@ from softprompt import preparation, recipe
 from softprompt.config import Config
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits
-from softprompt.data.template import Template
+from softprompt.data.template import Template, bos_ids
 from softprompt.data.tokenise import target_ids
 from softprompt.errors import ConfigError, DataError, ModelError, StoreError
+from softprompt.methods.inits import harvest
 from softprompt.preparation import PreparedTask
 from softprompt.recipe import prepare
 from softprompt.starts import INIT_ROWS, instruction_for, start_of, start_text
@@ -209,3 +210,26 @@ def test_where_virtual_tokens_start(method: str, base: Path, tmp_path: Path) -> 
     assert start.labels[0] == tuple(target_ids("even", REAL, lm.tokenizer)), "as they follow a row"
     mine, _ = start_of(prepare(settings(base, tmp_path, **changes, method__init_text="Odd or even?")), lm)
     assert mine.text == tuple(lm.encode("Odd or even?"))
+
+
+def test_init_attended_starts_from_what_rows_look_at(base: Path, tmp_path: Path) -> None:
+    """Fewer virtual tokens than the text has; every one of them is one of the text's."""
+    text = "A text of some length, which says a lot."
+
+    def begun(**changes: Any) -> Any:
+        given = {"method__init": "attended", "method__init_text": text, "method__n_tokens": 8}
+        config = settings(base, tmp_path, **(given | changes))
+        return recipe.candidate_of(prepare(config), lm)[1]
+
+    lm = recipe.load(str(base))
+    (prompt,) = begun().learner.freeze()
+    whole = harvest(lm, [*bos_ids(lm.tokenizer), *lm.encode(text)])
+    for some, every in zip(prompt.layers, whole.layers, strict=True):
+        assert every is not None and some[1].shape[1] == 8
+        for head in range(some[1].shape[0]):
+            same = (some[1][head][:, None] - every[1][head][None]).abs().amax(-1) < 1e-6
+            assert same.any(1).all()
+    with pytest.raises(ConfigError, match="fewer tokens"):
+        begun(method__n_tokens=80)
+    with pytest.raises(ConfigError, match=r"(?s)keys and values.*--method prefix-tuning"):
+        begun(method__name="prompt-tuning")

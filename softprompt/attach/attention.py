@@ -83,7 +83,7 @@ def _weights(
 @contextlib.contextmanager
 def _eager(lm: FrozenLM) -> Iterator[None]:
     """The attention that tells its weights, for a while."""
-    before = lm.model.config._attn_implementation
+    before = str(lm.model.config._attn_implementation)
     lm.model.set_attn_implementation("eager")
     try:
         yield

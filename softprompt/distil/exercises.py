@@ -12,11 +12,11 @@ from softprompt.data.template import Template
 from softprompt.data.tokenise import Example, prompt_ids
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.decode import Sampling
-from softprompt.distil.inputs import Input, as_turns, nearest, record_of, said
+from softprompt.distil.inputs import Input, nearest, record_of, said
 from softprompt.distil.notebook import Notebook
 from softprompt.distil.settings import StudyConfig
 from softprompt.distil.teacher import Teacher
-from softprompt.framing import end_ids
+from softprompt.framing import as_turns, end_ids
 
 BATCH = 16  # inputs answered at once, and kept at once
 

@@ -6,10 +6,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from softprompt.data.formats import Message, Record
-from softprompt.data.template import Template, default_text, fill
+from softprompt.data.template import Template
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,6 @@ def record_of(text: str, template: Template, where: str = "") -> Record:
     if template.kind == "chat" and not template.text:
         return Record({}, None, "messages", messages=(Message("user", text),), where=where)
     return Record(dict.fromkeys(template.names, text), None, "completion", where=where)
-
-
-def as_turns(row: Record, template: Template) -> Record:
-    """A row for a template of conversations: its text is the user's turn, its answer stays for comparison."""
-    if row.kind == "messages" or template.kind != "chat" or template.text:
-        return row
-    words = fill(Template("text", default_text(row)), row)
-    target = (Message("assistant", row.target),) if row.target is not None else ()
-    return replace(row, kind="messages", messages=(Message("user", words), *target))
 
 
 def said(row: Record) -> str:

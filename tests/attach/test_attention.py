@@ -21,7 +21,7 @@ def test_it_is_the_models_own(family: str, together: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "NUMBERS", together)
     lm, text = tiny_lm(family), text_ids(9, 1)
     rows, asking = [text_ids(5, 2), text_ids(3, 3)], [[False, True, True, False, True], [True, False, True]]
-    before = lm.model.config._attn_implementation
+    before = str(lm.model.config._attn_implementation)
     found = attention_mass(lm, bank(lm, [Prefix(lead=tuple(text))]), [Row(row) for row in rows], asking)
     assert lm.model.config._attn_implementation == before
     lm.model.set_attn_implementation("eager")

@@ -6,8 +6,9 @@ import pytest
 
 from softprompt.data.formats import Message
 from softprompt.data.template import Template
-from softprompt.distil.inputs import as_turns, nearest, record_of
+from softprompt.distil.inputs import nearest, record_of
 from softprompt.distil.study import cleaned
+from softprompt.framing import as_turns
 from tests.data.rows import one
 
 
