@@ -60,10 +60,11 @@ def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> It
     random.Random(options.seed).shuffle(rows)  # noqa: S311
     inputs = scratch / "inputs.jsonl"
     inputs.write_text("".join(json.dumps({"prompt": row["text"]}) + "\n" for row in rows[: options.inputs]))
-    for path in sorted(TEXTS.glob("*.md"))[: options.texts]:
+    wanted = tuple(options.texts.split(",")) if options.texts else ""
+    for path in sorted(path for path in TEXTS.glob("*.md") if path.name.startswith(wanted)):
         for method in options.methods.split(","):
             flags = {"text": str(path), "data": str(inputs), "method.name": method, "method.n_tokens": options.tokens}
-            flags |= {"study.inputs": options.inputs, "study.held_out": 40, "train.eval_rows": 24}
+            flags |= {"study.inputs": options.inputs, "study.held_out": 36, "train.eval_rows": 16}
             flags |= {"train.steps": options.steps, "train.seed": options.seed}
             if method == "prompt-tuning":
                 flags |= {"train.steps": options.embedding_steps}
@@ -141,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["instructions", "articles", "book"])
     parser.add_argument("--methods", default="prefix-tuning,prompt-tuning")
-    parser.add_argument("--texts", type=int, help="only the first so many instructions")
+    parser.add_argument("--texts", help="only the instructions whose names begin so: 01,02")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)

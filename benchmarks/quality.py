@@ -118,6 +118,7 @@ def ours(setting: Setting, changes: dict[str, Any], minutes: float, seed: int) -
     subject = card_subject(*load_prompt(outcome.folder, setting.lm.geometry))
     chosen = {choice.setting: choice.value for choice in prepared.choices}
     about = {"steps": outcome.result.step, "seconds": round(outcome.result.seconds, 1), "chosen": chosen}
+    about |= {"history": outcome.result.history}
     return scored(setting, prepared, subject) | about
 
 
