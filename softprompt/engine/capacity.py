@@ -13,7 +13,7 @@ from softprompt.model import FrozenLM
 
 PAGE = 16  # tokens of a block; what two prompts share is shared in whole blocks
 MEMORY_SHARE = 0.25  # of the free memory, for the cache
-CONTEXTS = 64  # more full contexts than these are never reserved unasked
+ROW_TOKENS = 512  # of a row on a CPU, on average; elsewhere every row may fill the context
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Capacity:
         rows: jobs in a batch.
         batch_tokens: tokens in a step, of all rows; long texts are read in parts of this size, between which the
             others go on. None: 256 on a CPU, 2,048 elsewhere.
-        cache_tokens: tokens whose keys and values are kept, of all rows and of the prefix cache. None: what fits in a
-            quarter of the free memory, at most 64 full contexts.
+        cache_tokens: tokens whose keys and values are kept, of all rows and of the prefix cache; memory is taken for
+            them at once. None: on a CPU 512 a row, but a full context at least; elsewhere a full context a row; and
+            no more than fits in a quarter of the free memory.
     """
 
     rows: int = 64
@@ -40,7 +41,7 @@ class Capacity:
     def config(self, lm: FrozenLM) -> ContinuousBatchingConfig:
         """For Transformers' manager."""
         batch_tokens = self.batch_tokens or (256 if lm.device.type == "cpu" else 2048)
-        tokens = self.cache_tokens or _default_tokens(lm)
+        tokens = self.cache_tokens or _default_tokens(lm, self.rows)
         return ContinuousBatchingConfig(
             page_size=PAGE,
             num_blocks=max(1, tokens // PAGE),
@@ -82,6 +83,8 @@ def unsupported(lm: FrozenLM, reason: str) -> UnsupportedModelError:
     )
 
 
-def _default_tokens(lm: FrozenLM) -> int:
+def _default_tokens(lm: FrozenLM, rows: int) -> int:
+    context, on_cpu = lm.geometry.max_positions, lm.device.type == "cpu"
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
-    return min(int(free * MEMORY_SHARE) // token_bytes(lm), CONTEXTS * lm.geometry.max_positions)
+    wanted = max(context, rows * ROW_TOKENS) if on_cpu else rows * context
+    return min(int(free * MEMORY_SHARE) // token_bytes(lm), wanted)

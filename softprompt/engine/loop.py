@@ -26,6 +26,7 @@ from transformers.generation.continuous_batching.continuous_api import (
 )
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState
 
+from softprompt.decode import likeliest
 from softprompt.engine.interface import Job, Stats, Token
 from softprompt.engine.paged import NAME, Piece, Step, plan, virtual_spans
 from softprompt.engine.sampler import Sampler
@@ -212,7 +213,7 @@ class Loop(ContinuousBatchingManager):
         rows = [self._rows[request.state.request_id] for request in io.requests_in_batch]
         try:
             logits_RV = self._forward(io, rows).float()
-            likeliest = logits_RV.argmax(-1).tolist()
+            best = likeliest(logits_RV)
         except Exception as error:  # foreign code; what failed is this batch
             self._fail_batch(io, rows, error)
             return
@@ -220,7 +221,7 @@ class Loop(ContinuousBatchingManager):
         sampled = [row for row, request in zip(rows, io.requests_in_batch, strict=True) if request.has_new_token]
         if not all(row.sampler.plain for row in sampled):
             logits_RV = logits_RV.cpu()
-        tokens = [self._choose(row, logits_RV[i], likeliest[i]) for i, row in enumerate(sampled)]
+        tokens = [self._choose(row, logits_RV[i], best[i]) for i, row in enumerate(sampled)]
         io.output_ids[0, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
 
     def _forward(self, io: Any, rows: list[Row]) -> Tensor:
@@ -251,10 +252,10 @@ class Loop(ContinuousBatchingManager):
         count = sum(request.has_new_token for request in io.requests_in_batch)
         return self._lm.logits(states_QH[data["logits_indices"][:count]])
 
-    def _choose(self, row: Row, logits_V: Tensor, likeliest: int) -> int:
+    def _choose(self, row: Row, logits_V: Tensor, best: int) -> int:
         """The next token of a row; whatever goes wrong is that row's failure."""
         try:
-            token = row.sampler.next(logits_V, likeliest)
+            token = row.sampler.next(logits_V, best)
         except Exception as error:
             self._said.append((row, _failed(error)))
             return 0

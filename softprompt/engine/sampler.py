@@ -27,20 +27,20 @@ class Sampler:
         # The likeliest token of the model's own logits will do: no need to look at the others.
         self.plain = job.sampling.temperature < GREEDY and not self._penalised and job.logprobs is None
 
-    def next(self, logits_V: Tensor, likeliest: int) -> Token:
+    def next(self, logits_V: Tensor, best: int) -> Token:
         """The next token.
 
         Args:
             logits_V: float32, on the CPU unless the sampler is plain.
-            likeliest: the token with the largest of them.
+            best: the token with the largest of them.
 
         Raises:
             EngineError: they are no numbers.
         """
-        if not logits_V[likeliest].isfinite():  # a NaN is the largest
+        if not logits_V[best].isfinite():  # a NaN is the largest
             raise EngineError("the model's logits are not finite", where=self._job.prompt or "base model")
         if self.plain:
-            return Token(likeliest, self._finish(likeliest))
+            return Token(best, self._finish(best))
         logits_V = self._less_seen(logits_V) if self._penalised else logits_V
         token = pick(logits_V, self._job.sampling, self._generator)
         finish = self._finish(token)
@@ -48,9 +48,9 @@ class Sampler:
         if self._job.logprobs is None:
             return Token(token, finish)
         logprobs_V = logits_V.log_softmax(-1)
-        best = logprobs_V.topk(min(self._job.logprobs, len(logprobs_V)))
-        likeliest_ones = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return Token(token, finish, logprobs_V[token].item(), tuple(likeliest_ones))
+        likeliest = logprobs_V.topk(min(self._job.logprobs, len(logprobs_V)))
+        pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        return Token(token, finish, logprobs_V[token].item(), tuple(pairs))
 
     def _finish(self, token: int) -> str:
         self._length += 1
