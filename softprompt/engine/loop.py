@@ -134,7 +134,9 @@ class Loop(ContinuousBatchingManager):
         """End the thread, and with it all rows."""
         self.background_thread_status.request_stop(BackgroundThreadStatus.HARD_STOP, 0)
         self._wake_up_loop.set()
-        self.stop(hard_stop=True)
+        if self._generation_thread is not None:
+            self._generation_thread.join()
+        self.batch_processor = None  # and with it the cache
 
     @contextmanager
     def paused(self) -> Iterator[tuple[ContinuousBatchProcessor | None, dict[str, Row]]]:

@@ -21,9 +21,7 @@ NAMES = ("both", "kv", "bare-kv", "embedding", "text", "nothing")  # of mixed_pr
 
 
 @asynccontextmanager
-async def running(
-    lm: FrozenLM, capacity: Capacity = SMALL, *, mixed: bool = True
-) -> AsyncIterator[TransformersEngine]:
+async def running(lm: FrozenLM, capacity: Capacity = SMALL, *, mixed: bool = True) -> AsyncIterator[TransformersEngine]:
     """An engine with `mixed_prefixes`, checked and stopped in the end."""
     engine = TransformersEngine(lm, capacity)
     await engine.start()
