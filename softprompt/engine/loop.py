@@ -225,6 +225,12 @@ class Loop(ContinuousBatchingManager):
             logits_RV = logits_RV.cpu()
         tokens = [self._choose(row, logits_RV[i], best[i]) for i, row in enumerate(sampled)]
         io.output_ids[0, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
+        failed = {row for row, word in self._said if isinstance(word, EngineError)}
+        for row, request in zip(rows, io.requests_in_batch, strict=True):
+            # The manager would not keep the blocks of rows that end with this step: a label of one token is a row.
+            if row not in failed:
+                io.cache.mark_complete_blocks(request.state, request.complete_blocks)
+            request.complete_blocks = {}
 
     def _forward(self, io: Any, rows: list[Row]) -> Tensor:
         """Logits [R, V]."""

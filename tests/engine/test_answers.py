@@ -91,8 +91,10 @@ def test_a_cache_too_small_for_all(family: str) -> None:
         assert answer == generated(lm, prefixes[i % 4], rows[i], Sampling(60, 1.0, seed=i), ()), f"row {i}"
 
 
-def test_a_prefix_is_computed_once() -> None:
-    lm = tiny_lm("llama")
+@pytest.mark.parametrize("new", [12, 1])
+def test_a_prefix_is_computed_once(new: int) -> None:
+    """Also for answers of one token, which end with the step that reads the text."""
+    lm, sampling = tiny_lm("llama"), Sampling(new)
     prefix = Prefix(random_prompt(lm, "kv", 40, 5), (), (9,))
     rows = [text_ids(6, i) for i in range(4)]
 
@@ -101,7 +103,7 @@ def test_a_prefix_is_computed_once() -> None:
             await engine.load("p", prefix)
             assert engine.stats().computed_tokens == 0, "the probe does not count"
             for i, row in enumerate(rows):
-                assert await ids_of(engine, job(str(i), "p", row)) == generated(lm, prefix, row, Sampling(12))
+                assert await ids_of(engine, job(str(i), "p", row, sampling)) == generated(lm, prefix, row, sampling)
             shared = 32 * 3  # of 41 tokens two whole blocks, in all rows but the first
             assert (engine.stats().cached_tokens, engine.stats().computed_tokens) == (shared, 47 * 4 - shared)
 
@@ -122,7 +124,7 @@ Cases = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 40), Samplings
 
 def test_any_sampling_in_any_company() -> None:
     lm = tiny_lm("llama")
-    prefixes = dict(zip(NAMES, mixed_prefixes(lm), strict=True))
+    prefixes: dict[str, Prefix] = dict(zip(NAMES, mixed_prefixes(lm), strict=True))
 
     async def answers(engine: TransformersEngine, cases: Sequence[Case]) -> list[tuple[list[int], str]]:
         jobs = [job(str(i), name, text_ids(n, n), sampling) for i, (name, n, sampling) in enumerate(cases)]
