@@ -114,7 +114,12 @@ class Loop(ContinuousBatchingManager):
 
     def prepare(self) -> None:
         """Make the cache, so that what is wrong with it is raised here and not in the thread."""
-        self.batch_processor = self._create_batch_processor()
+        self.batch_processor = processor = self._create_batch_processor()
+        # The manager reads no more keys in a step than the cache holds, which rows that share a prefix exceed.
+        io: Any = processor.inputs_and_outputs
+        most = self.continuous_batching_config.max_requests_per_batch * self._lm.geometry.max_positions
+        processor.cache.max_tokens_read = most
+        io.read_index_storage = io.read_index_storage.new_zeros(len(processor.cache.cache_allocators), most)
 
     def start(self) -> None:
         # The manager's thread would keep a process alive that ends without `close`.

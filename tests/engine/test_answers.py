@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from softprompt.attach import Prefix
 from softprompt.decode import Sampling
 from softprompt.engine import Capacity, TransformersEngine
+from softprompt.engine.loop import Loop, Row
 from softprompt.errors import UnsupportedModelError
 from tests.engine.running import END, NAMES, generated, ids_of, job, running, said
 from tests.laws.cases import mixed_prefixes, random_prompt, text_ids
@@ -108,6 +112,29 @@ def test_a_prefix_is_computed_once(new: int) -> None:
             assert (engine.stats().cached_tokens, engine.stats().computed_tokens) == (shared, 47 * 4 - shared)
 
     asyncio.run(run())
+
+
+def test_rows_that_share_a_prefix_read_more_than_the_cache_holds() -> None:
+    """Six rows of 150 tokens in a cache of 512, all in one step."""
+    lm, sampling = tiny_lm("llama"), Sampling(12)
+    prefix = Prefix(random_prompt(lm, "kv", 128, 5))
+    rows, steps = [text_ids(8, i) for i in range(6)], list[int]()
+    whole = Loop._forward
+
+    def counted(self: Loop, io: Any, rows: list[Row]) -> Tensor:
+        steps.append(len(rows))
+        return whole(self, io, rows)
+
+    async def run() -> list[tuple[list[int], str]]:
+        async with running(lm, Capacity(rows=8, batch_tokens=160, cache_tokens=512), mixed=False) as engine:
+            await engine.load("p", prefix)
+            await ids_of(engine, job("warm", "p", rows[0], sampling))
+            with patch.object(Loop, "_forward", counted):
+                jobs = [job(str(i), "p", row, sampling, ends=()) for i, row in enumerate(rows)]
+                return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
+
+    assert asyncio.run(run()) == [generated(lm, prefix, row, sampling, ()) for row in rows]
+    assert max(steps) == 6
 
 
 Case = tuple[str, int, Sampling]
