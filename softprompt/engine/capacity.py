@@ -1,0 +1,90 @@
+"""How much an engine takes at once, and which models its cache cannot hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+from transformers import ContinuousBatchingConfig
+
+from softprompt.errors import ConfigError, UnsupportedModelError
+from softprompt.model import FrozenLM
+
+PAGE = 16  # tokens of a block; what two prompts share is shared in whole blocks
+MEMORY_SHARE = 0.25  # of the free memory, for the cache
+ROW_TOKENS = 512  # of a row on a CPU, on average; elsewhere every row may fill the context
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much an engine takes at once.
+
+    Attributes:
+        rows: jobs in a batch.
+        batch_tokens: tokens in a step, of all rows; long texts are read in parts of this size, between which the
+            others go on. None: 256 on a CPU, 2,048 elsewhere.
+        cache_tokens: tokens whose keys and values are kept, of all rows and of the prefix cache; memory is taken for
+            them at once. None: on a CPU 512 a row, but a full context at least; elsewhere a full context a row; and
+            no more than fits in a quarter of the free memory.
+    """
+
+    rows: int = 64
+    batch_tokens: int | None = None
+    cache_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is out of range", where="engine capacity", expected=">= 1", got=value)
+
+    def config(self, lm: FrozenLM) -> ContinuousBatchingConfig:
+        """For Transformers' manager."""
+        batch_tokens = self.batch_tokens or (256 if lm.device.type == "cpu" else 2048)
+        tokens = self.cache_tokens or _default_tokens(lm, self.rows)
+        return ContinuousBatchingConfig(
+            page_size=PAGE,
+            num_blocks=max(1, tokens // PAGE),
+            max_batch_tokens=max(batch_tokens, self.rows),
+            max_requests_per_batch=self.rows,
+            max_blocks_per_request=0,
+            use_async_batching=False,
+            use_cuda_graph=False,
+        )
+
+
+def token_bytes(lm: FrozenLM) -> int:
+    """Bytes of the keys and values of one token."""
+    sizes = [shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in lm.geometry.layers if shape]
+    return sum(sizes) * lm.dtype.itemsize
+
+
+def check_supported(lm: FrozenLM) -> None:
+    """Raises UnsupportedModelError for a model whose keys and values do not all look alike."""
+    shapes = set(lm.geometry.layers)
+    reason = ""
+    if lm.is_encoder_decoder:
+        reason = "it reads and writes apart (encoder-decoder)"
+    elif None in shapes or len(shapes) > 1:
+        reason = "its layers keep keys and values of different shapes, or none"
+    elif any(shape.key_dim != shape.value_dim for shape in shapes if shape):
+        reason = "its keys and values differ in size"
+    if reason:
+        raise unsupported(lm, reason)
+
+
+def unsupported(lm: FrozenLM, reason: str) -> UnsupportedModelError:
+    """The error for a model that the engine cannot run."""
+    return UnsupportedModelError(
+        f"{lm.geometry.architecture} models cannot be batched continuously",
+        where=lm.name,
+        got=reason,
+        hint="softprompt generate runs this model",
+    )
+
+
+def _default_tokens(lm: FrozenLM, rows: int) -> int:
+    context, on_cpu = lm.geometry.max_positions, lm.device.type == "cpu"
+    free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
+    wanted = max(context, rows * ROW_TOKENS) if on_cpu else rows * context
+    return min(int(free * MEMORY_SHARE) // token_bytes(lm), wanted)

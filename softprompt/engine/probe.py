@@ -1,0 +1,62 @@
+"""Proof on the loaded model, before an engine takes jobs, that its logits are those of `softprompt.attach`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import torch
+from torch import Tensor
+
+from softprompt.attach import Prefix, bank, keys_values, session
+from softprompt.attach.verify import HALF_TOLERANCE, TOLERANCE
+from softprompt.decode import Sampling
+from softprompt.engine.capacity import unsupported
+from softprompt.engine.interface import Engine, Job, Token
+from softprompt.errors import EngineError
+from softprompt.model import FrozenLM
+from softprompt.prompt import KVPrompt
+
+NAME = "probe"
+
+
+async def probe(lm: FrozenLM, engine: Engine) -> None:
+    """Six tokens as a text, and their last three behind the keys and values of the first, in one batch.
+
+    Raises UnsupportedModelError if a log-probability of the next two tokens is off.
+    """
+    ids = tuple((7 * i + 3) % lm.geometry.vocab for i in range(6))
+    layers = await asyncio.to_thread(keys_values, lm, Prefix(lead=ids[:3]))
+    await engine.load(NAME, Prefix(KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers))))
+    try:
+        answers = await asyncio.gather(_answer(lm, engine, None, ids), _answer(lm, engine, NAME, ids[3:]))
+    except EngineError as error:
+        raise unsupported(lm, str(error.got or error.what)) from error
+    finally:
+        await engine.unload(NAME)
+    for answer in answers:
+        wanted = await asyncio.to_thread(_wanted, lm, ids, answer[0].id)
+        ours = torch.stack([_logprobs(token, lm.geometry.vocab) for token in answer])
+        off = ((ours - wanted).norm() / wanted.norm()).item()
+        if not off <= TOLERANCE.get(lm.dtype, HALF_TOLERANCE):
+            raise unsupported(lm, f"its log-probabilities in a batch are off by {off:.1%}")
+
+
+async def _answer(lm: FrozenLM, engine: Engine, prompt: str | None, ids: tuple[int, ...]) -> list[Token]:
+    job = Job(f"{NAME} {prompt}", prompt, ids, Sampling(2), frozenset(), logprobs=lm.geometry.vocab)
+    return [token async for token in engine.stream(job)]
+
+
+@torch.no_grad()
+def _wanted(lm: FrozenLM, ids: tuple[int, ...], token: int) -> Tensor:
+    """Log-probabilities [2, V] behind the ids, and behind the token that follows them."""
+    growing = session(lm, bank(lm, [Prefix()]), [ids], [0], 1)
+    first = growing.hidden
+    states = torch.cat([first, growing.step(torch.tensor([token], device=lm.device))])
+    return lm.logits(states).float().log_softmax(-1).cpu()
+
+
+def _logprobs(token: Token, vocab: int) -> Tensor:
+    places, values = zip(*token.likeliest, strict=True)
+    logprobs = torch.empty(vocab)
+    logprobs[list(places)] = torch.tensor(values)
+    return logprobs

@@ -1,0 +1,208 @@
+"""What an engine says is what `generate` says (law 9), whatever else is in the batch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from softprompt.attach import Prefix
+from softprompt.decode import Sampling
+from softprompt.engine import Capacity, TransformersEngine
+from softprompt.engine.loop import Loop, Row
+from softprompt.errors import UnsupportedModelError
+from tests.engine.running import END, NAMES, generated, ids_of, job, running, said
+from tests.laws.cases import mixed_prefixes, random_prompt, text_ids
+from tests.tiny import FAMILIES, SEQ2SEQ_FAMILIES, tiny_lm, tiny_seq2seq
+
+CASES = int(os.environ.get("SOFTPROMPT_CASES", "25"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_batch(family: str) -> None:
+    """Twelve rows, every kind of prefix twice, more tokens than a step takes: rows come in one after another."""
+    lm = tiny_lm(family)
+    rows = [text_ids(1 + 5 * i % 17, i) for i in range(12)]
+
+    async def run() -> list[tuple[list[int], str]]:
+        async with running(lm) as engine:
+            jobs = [job(str(i), NAMES[i % 6], row, Sampling(20)) for i, row in enumerate(rows)]
+            return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
+
+    prefixes = mixed_prefixes(lm)
+    for i, answer in enumerate(asyncio.run(run())):
+        assert answer == generated(lm, prefixes[i % 6], rows[i], Sampling(20)), f"row {i}"
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
+def test_encoder_decoders_are_refused_by_name(family: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"tiny-{family}: .* cannot be batched continuously"):
+        asyncio.run(TransformersEngine(tiny_seq2seq(family)).start())
+
+
+def test_the_model_is_left_alone() -> None:
+    lm = tiny_lm("llama")
+    before, attention = lm.digest(), lm.config._attn_implementation
+
+    async def run() -> None:
+        async with running(lm) as engine:
+            await said(engine, job("a", "kv"))
+
+    asyncio.run(run())
+    assert (lm.digest(), lm.config._attn_implementation) == (before, attention)
+
+
+def test_long_texts_are_read_in_parts() -> None:
+    """Virtual tokens that fall into two parts, and rows that decode meanwhile."""
+    lm = tiny_lm("llama")
+    prefixes = {
+        "long": Prefix(random_prompt(lm, "embedding", 40, 1), (3,), (9, 8)),
+        "long-kv": Prefix(random_prompt(lm, "kv", 37, 2), (), (9,)),
+    }
+    texts = {name: text_ids(30, i) for i, name in enumerate(prefixes)}
+
+    async def run() -> list[tuple[list[int], str]]:
+        async with running(lm, Capacity(rows=4, batch_tokens=7, cache_tokens=1024), mixed=False) as engine:
+            for name, prefix in prefixes.items():
+                await engine.load(name, prefix)
+            return await asyncio.gather(*(ids_of(engine, job(n, n, texts[n], Sampling(30))) for n in prefixes))
+
+    answers = asyncio.run(run())
+    assert answers == [generated(lm, prefixes[name], texts[name], Sampling(30)) for name in prefixes]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_cache_too_small_for_all(family: str) -> None:
+    """Rows lose their blocks, wait, and go on as if nothing had been."""
+    lm = tiny_lm(family)
+    rows = [text_ids(20 + i, i) for i in range(6)]
+
+    async def run() -> list[tuple[list[int], str]]:
+        async with running(lm, Capacity(rows=6, batch_tokens=48, cache_tokens=160)) as engine:
+            jobs = [job(str(i), NAMES[i % 4], row, Sampling(60, 1.0, seed=i), ends=()) for i, row in enumerate(rows)]
+            return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
+
+    prefixes = mixed_prefixes(lm)
+    for i, answer in enumerate(asyncio.run(run())):
+        assert answer == generated(lm, prefixes[i % 4], rows[i], Sampling(60, 1.0, seed=i), ()), f"row {i}"
+
+
+@pytest.mark.parametrize("new", [12, 1])
+def test_a_prefix_is_computed_once(new: int) -> None:
+    """Also for answers of one token, which end with the step that reads the text."""
+    lm, sampling = tiny_lm("llama"), Sampling(new)
+    prefix = Prefix(random_prompt(lm, "kv", 40, 5), (), (9,))
+    rows = [text_ids(6, i) for i in range(4)]
+
+    async def run() -> None:
+        async with running(lm, mixed=False) as engine:
+            await engine.load("p", prefix)
+            assert engine.stats().computed_tokens == 0, "the probe does not count"
+            for i, row in enumerate(rows):
+                assert await ids_of(engine, job(str(i), "p", row, sampling)) == generated(lm, prefix, row, sampling)
+            shared = 32 * 3  # of 41 tokens two whole blocks, in all rows but the first
+            assert (engine.stats().cached_tokens, engine.stats().computed_tokens) == (shared, 47 * 4 - shared)
+
+    asyncio.run(run())
+
+
+def test_rows_that_share_a_prefix_read_more_than_the_cache_holds() -> None:
+    """Six rows of 150 tokens in a cache of 512, all in one step."""
+    lm, sampling = tiny_lm("llama"), Sampling(12)
+    prefix = Prefix(random_prompt(lm, "kv", 128, 5))
+    rows, steps = [text_ids(8, i) for i in range(6)], list[int]()
+    whole = Loop._forward
+
+    def counted(self: Loop, io: Any, rows: list[Row]) -> Tensor:
+        steps.append(len(rows))
+        return whole(self, io, rows)
+
+    async def run() -> list[tuple[list[int], str]]:
+        async with running(lm, Capacity(rows=8, batch_tokens=160, cache_tokens=512), mixed=False) as engine:
+            await engine.load("p", prefix)
+            await ids_of(engine, job("warm", "p", rows[0], sampling))
+            with patch.object(Loop, "_forward", counted):
+                jobs = [job(str(i), "p", row, sampling, ends=()) for i, row in enumerate(rows)]
+                return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
+
+    assert asyncio.run(run()) == [generated(lm, prefix, row, sampling, ()) for row in rows]
+    assert max(steps) == 6
+
+
+Case = tuple[str, int, Sampling]
+Samplings = st.builds(
+    Sampling,
+    max_new_tokens=st.integers(1, 12),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 5, 290, 1000]),
+    top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01]),
+    seed=st.integers(0, 2**32),
+)
+Cases = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 40), Samplings), min_size=1, max_size=8)
+
+
+def test_any_sampling_in_any_company() -> None:
+    lm = tiny_lm("llama")
+    prefixes: dict[str, Prefix] = dict(zip(NAMES, mixed_prefixes(lm), strict=True))
+
+    async def answers(engine: TransformersEngine, cases: Sequence[Case]) -> list[tuple[list[int], str]]:
+        jobs = [job(str(i), name, text_ids(n, n), sampling) for i, (name, n, sampling) in enumerate(cases)]
+        return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
+
+    with asyncio.Runner() as runner:
+        context = running(lm)
+        engine = runner.run(context.__aenter__())
+
+        @settings(max_examples=CASES, deadline=None, database=None)
+        @given(Cases)
+        def check(cases: list[Case]) -> None:
+            for (name, n, sampling), answer in zip(cases, runner.run(answers(engine, cases)), strict=True):
+                assert answer == generated(lm, prefixes[name], text_ids(n, n), sampling)
+            engine.check_integrity()
+
+        try:
+            check()
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+def test_logprobs_are_those_of_the_model() -> None:
+    lm, ids = tiny_lm("llama"), text_ids(5, 1)
+
+    async def run() -> list[int]:
+        async with running(lm) as engine:
+            tokens = await said(engine, job("a", None, ids, Sampling(6, 1.5, top_k=4, seed=3), ends=(), logprobs=3))
+            text = list(ids)
+            for token in tokens:
+                with torch.no_grad():
+                    wanted = lm.model(torch.tensor([text])).logits[0, -1].log_softmax(-1)
+                assert token.logprob == pytest.approx(wanted[token.id].item(), abs=1e-4), "before temperature and top-k"
+                best = wanted.topk(3)
+                assert [i for i, _ in token.likeliest] == best.indices.tolist()
+                assert [p for _, p in token.likeliest] == pytest.approx(best.values.tolist(), abs=1e-4)
+                text.append(token.id)
+            return text
+
+    assert len(asyncio.run(run())) == 11
+
+
+def test_an_end_token_ends() -> None:
+    lm, ids = tiny_lm("llama"), text_ids(5, 1)
+    free, _ = generated(lm, Prefix(), ids, Sampling(8), ())
+
+    async def run() -> None:
+        async with running(lm) as engine:
+            tokens = await said(engine, job("a", None, ids, Sampling(8), ends=(END, free[3])))
+            place = free.index(free[3])
+            assert [token.id for token in tokens] == free[: place + 1]
+            assert tokens[-1].finish == "stop"
+
+    asyncio.run(run())
