@@ -117,7 +117,7 @@ class Loop(ContinuousBatchingManager):
         self.batch_processor = processor = self._create_batch_processor()
         # The manager reads no more keys in a step than the cache holds, which rows that share a prefix exceed.
         io: Any = processor.inputs_and_outputs
-        most = self.continuous_batching_config.max_requests_per_batch * self._lm.geometry.max_positions
+        most = processor.scheduler.max_requests_per_batch * self._lm.geometry.max_positions
         processor.cache.max_tokens_read = most
         io.read_index_storage = io.read_index_storage.new_zeros(len(processor.cache.cache_allocators), most)
 
