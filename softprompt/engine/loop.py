@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -132,7 +132,7 @@ class Loop(ContinuousBatchingManager):
 
     def cancel(self, row: Row) -> None:
         """End a row and free what it holds; nothing for one that has ended."""
-        if not self.ended:
+        with suppress(EngineError):  # with the loop all rows have ended
             self._order(row, False)
 
     def close(self) -> None:
