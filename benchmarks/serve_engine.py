@@ -68,10 +68,10 @@ def soft_prompts(lm: FrozenLM, size: Load) -> dict[str, Prompt]:
     return made
 
 
-def texts(lm: FrozenLM, size: Load) -> list[list[int]]:
-    """Random rows."""
-    draw = torch.Generator().manual_seed(1)
-    lengths = torch.randint(20, 64, (size.requests,), generator=draw).tolist()
+def texts(lm: FrozenLM, size: Load, seed: int) -> list[list[int]]:
+    """Random rows, of the same lengths whatever the seed."""
+    lengths = torch.randint(20, 64, (size.requests,), generator=torch.Generator().manual_seed(1)).tolist()
+    draw = torch.Generator().manual_seed(seed)
     return [torch.randint(5, lm.geometry.vocab, (n,), generator=draw).tolist() for n in lengths]
 
 
@@ -133,28 +133,29 @@ class Peft:
 
 async def throughput(lm: FrozenLM, engine: TransformersEngine, prompts: dict[str, Prompt], size: Load) -> Any:
     """Tokens a second of every system."""
-    rows, known = texts(lm, size), list(prompts)
-    owners = [i % len(known) for i in range(len(rows))]
+    known, turns = list(prompts), count(10)
+    owners = [i % len(known) for i in range(size.requests)]
     names = [known[owner] for owner in owners]
     prefixes = bank(lm, [Prefix(prompt) for prompt in prompts.values()])
     peft = Peft(lm, prompts, size.virtual)
-    systems: dict[str, Callable[[], Awaitable[None]]] = {
-        "many prompts": lambda: engine_run(engine, rows, names, size.new),
-        "one prompt": lambda: engine_run(engine, rows, names[:1] * len(rows), size.new),
-        "no prompt": lambda: engine_run(engine, rows, [None] * len(rows), size.new),
-        "padded generate": lambda: asyncio.to_thread(padded_run, lm, prefixes, rows, owners, size.new),
-        "peft": lambda: asyncio.to_thread(peft.run, rows, names, size.new),
+    systems: dict[str, Callable[[list[list[int]]], Awaitable[None]]] = {
+        "many prompts": lambda rows: engine_run(engine, rows, names, size.new),
+        "one prompt": lambda rows: engine_run(engine, rows, names[:1] * len(rows), size.new),
+        "no prompt": lambda rows: engine_run(engine, rows, [None] * len(rows), size.new),
+        "padded generate": lambda rows: asyncio.to_thread(padded_run, lm, prefixes, rows, owners, size.new),
+        "peft": lambda rows: asyncio.to_thread(peft.run, rows, names, size.new),
     }
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for turn in range(size.rounds + 1):
         for name, system in systems.items():
+            rows = texts(lm, size, next(turns))  # no text is in the cache, only the prompts are
             begin = time.perf_counter()
             with torch.no_grad():
-                await system()
+                await system(rows)
             if turn:  # the first warms up
                 seconds[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    tokens = len(rows) * size.new
+    tokens = size.requests * size.new
     return {
         "tokens_per_second": {name: tokens / value for name, value in medians.items()},
         "many_prompts_faster_than": {name: value / medians["many prompts"] for name, value in medians.items()},
@@ -166,7 +167,7 @@ async def first_tokens(lm: FrozenLM, engine: TransformersEngine, size: Load) -> 
     """Seconds to the first token on an idle engine, and what each request computed and kept."""
     draw = torch.Generator().manual_seed(2)
     instruction = torch.randint(5, lm.geometry.vocab, (size.instruction,), generator=draw).tolist()
-    text = texts(lm, size)[0]
+    text = texts(lm, size, 3)[0]
     fresh = iter(range(5, lm.geometry.vocab))
     cases: dict[str, Callable[[], tuple[str | None, list[int]]]] = {
         "no prompt": lambda: (None, [next(fresh), *text]),

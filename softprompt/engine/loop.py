@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -117,7 +117,7 @@ class Loop(ContinuousBatchingManager):
         self.batch_processor = processor = self._create_batch_processor()
         # The manager reads no more keys in a step than the cache holds, which rows that share a prefix exceed.
         io: Any = processor.inputs_and_outputs
-        most = self.continuous_batching_config.max_requests_per_batch * self._lm.geometry.max_positions
+        most = processor.scheduler.max_requests_per_batch * self._lm.geometry.max_positions
         processor.cache.max_tokens_read = most
         io.read_index_storage = io.read_index_storage.new_zeros(len(processor.cache.cache_allocators), most)
 
@@ -132,7 +132,7 @@ class Loop(ContinuousBatchingManager):
 
     def cancel(self, row: Row) -> None:
         """End a row and free what it holds; nothing for one that has ended."""
-        if not self.ended:
+        with suppress(EngineError):  # with the loop all rows have ended
             self._order(row, False)
 
     def close(self) -> None:
