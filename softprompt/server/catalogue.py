@@ -18,6 +18,7 @@ from softprompt.card import Card
 from softprompt.errors import StoreError
 from softprompt.geometry import Geometry
 
+OTHER_BASE = "it was made for another base model"
 RACY_NS = 2_000_000_000  # a folder that changed this short ago may change again without a newer time
 
 
@@ -96,5 +97,5 @@ class Catalogue:
             card: Card = store.load_card(path)
         except StoreError:
             return Entry(name, created, fault="its card is damaged")
-        fault = "it was made for another base model" if self._geometry.differs(card.geometry) else ""
+        fault = OTHER_BASE if self._geometry.differs(card.geometry) else ""
         return Entry(name, created, card.form, card.n_tokens, card.sha256, fault)

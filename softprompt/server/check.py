@@ -11,6 +11,7 @@ from softprompt.decode import Sampling
 from softprompt.engine.interface import Penalties
 from softprompt.errors import SoftpromptError
 from softprompt.server.ask import Ask
+from softprompt.server.catalogue import OTHER_BASE
 from softprompt.server.frame import Frame, Ids, Reader
 from softprompt.server.service import Service
 
@@ -18,9 +19,14 @@ TEXT = "Where is my parcel?"
 
 
 async def check(service: Service) -> AsyncIterator[tuple[str, str]]:
-    """(model, fault) of the base model and every soft prompt, as they are done; "" is no fault."""
+    """(model, fault) of the base model and every soft prompt, as they are done; "" is no fault.
+
+    The folder may hold soft prompts for other base models: they are left out, unless one is pinned.
+    """
     yield service.name, await _answered(service, service.name)
     for entry in service.catalogue.entries():
+        if entry.fault == OTHER_BASE and entry.name not in service.library.pinned:
+            continue
         yield entry.name, entry.fault or await _answered(service, f"{service.name}:{entry.name}")
 
 
