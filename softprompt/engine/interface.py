@@ -99,6 +99,11 @@ class Engine(Protocol):
         """Why no job can be taken any more; "" while all is well."""
         ...
 
+    @property
+    def context(self) -> int:
+        """Tokens that the prefix, the text and the answer of a job may have together, virtual ones too."""
+        ...
+
     async def load(self, name: str, prefix: Prefix) -> None:
         """Make a soft prompt known. One of this name is replaced: jobs that run keep the old one.
 

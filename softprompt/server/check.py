@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from softprompt.decode import Sampling
@@ -18,7 +18,7 @@ from softprompt.server.service import Service
 TEXT = "Where is my parcel?"
 
 
-async def check(service: Service) -> AsyncIterator[tuple[str, str]]:
+async def check(service: Service) -> AsyncGenerator[tuple[str, str], None]:
     """(model, fault) of the base model and every soft prompt, as they are done; "" is no fault.
 
     The folder may hold soft prompts for other base models: they are left out, unless one is pinned.

@@ -26,13 +26,13 @@ class Ids:
         ids: token ids behind the prefix.
         end_ids: tokens that end the answer.
         text_tokens: tokens of text in prefix and ids together; virtual ones do not count.
-        room: tokens that are left for the answer.
+        taken: tokens of prefix and ids together, virtual ones too.
     """
 
     ids: tuple[int, ...]
     end_ids: frozenset[int]
     text_tokens: int
-    room: int
+    taken: int
 
 
 class Frame:
@@ -48,7 +48,7 @@ class Frame:
     def __init__(self, lm: FrozenLM, subject: Subject, digest: str = "") -> None:
         self.subject, self.digest = subject, digest
         self.prefix: Prefix = subject.prefix(lm)
-        self._tokenizer, self._context = lm.tokenizer, lm.geometry.max_positions
+        self._tokenizer = lm.tokenizer
         self.end_ids = frozenset(end_ids(lm, subject.template))
         self._constant = len(self.prefix.lead) + len(self.prefix.follow)
         self._virtual = subject.prompt.n_tokens if subject.prompt is not None else 0
@@ -66,8 +66,8 @@ class Frame:
         raise invalid("A soft prompt reads texts through its template, not token ids.", "prompt")
 
     def _behind(self, ids: Sequence[int]) -> Ids:
-        room = self._context - self._virtual - self._constant - len(ids)
-        return Ids(self._whole(ids), self.end_ids, self._constant + len(ids), room)
+        text = self._constant + len(ids)
+        return Ids(self._whole(ids), self.end_ids, text, self._virtual + text)
 
     def _whole(self, ids: Sequence[int]) -> tuple[int, ...]:
         """What the job gets: the engine knows the prefix of a soft prompt, and of the base model there is none."""
@@ -98,7 +98,7 @@ class BaseModel:
     digest = ""
 
     def __init__(self, lm: FrozenLM) -> None:
-        self._vocab, self._context = lm.geometry.vocab, lm.geometry.max_positions
+        self._vocab = lm.geometry.vocab
         self._plain = Frame(lm, base_subject(lm, Template("text", "{text}")))
         self._talk = Frame(lm, base_subject(lm, Template("chat"))) if has_chat_template(lm.tokenizer) else None
 
@@ -116,4 +116,4 @@ class BaseModel:
         """A text that comes as token ids, taken as they are. Raises ProblemError for what is no token of the model."""
         if not ids or any(not 0 <= token < self._vocab for token in ids):
             raise invalid(f"Token ids are between 0 and {self._vocab - 1}, one at least.", "prompt")
-        return Ids(tuple(ids), self._plain.end_ids, len(ids), self._context - len(ids))
+        return Ids(tuple(ids), self._plain.end_ids, len(ids), len(ids))

@@ -145,7 +145,8 @@ class Library:
     def _loading(self, name: str) -> asyncio.Task[None]:
         """The one load of this name, begun if there is none."""
         if name not in self._loads:
-            self._loads[name] = asyncio.create_task(self._load(name))
+            task = self._loads[name] = asyncio.create_task(self._load(name))
+            task.add_done_callback(_heard)
         return self._loads[name]
 
     async def _load(self, name: str) -> None:
@@ -165,6 +166,7 @@ class Library:
             self._retire(loaded)
         else:
             self._current[name] = loaded
+            self._freed.set()  # perhaps no one waits for it any more
 
     async def _take_place(self) -> None:
         """Wait for a place, and make one as soon as some soft prompt may give way."""
@@ -201,6 +203,12 @@ class Library:
             await self._engine.unload(loaded.key)
         finally:
             self._give_place()
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    """Everyone who waited for a load may have left: its error is not news to the event loop then."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _told(work: Awaitable[T]) -> T:

@@ -66,5 +66,5 @@ def _row(service: Service, name: str, root: str, parent: str | None, created: in
         "owned_by": "softprompt",
         "root": root,
         "parent": parent,
-        "max_model_len": service.context,
+        "max_model_len": service.engine.context,
     }

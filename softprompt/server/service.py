@@ -76,7 +76,6 @@ class Service:
         self.library = Library(engine, self._read, pinned, places)
         self.metrics = Metrics(engine.stats, self._loads)
         self.started = int(time.time())
-        self.context = lm.geometry.max_positions
         self._lm, self._base, self._fingerprint = lm, BaseModel(lm), lm.geometry.fingerprint
         # One at a time: what text a client sends may hold up other texts, but never the event loop or all threads.
         self._texts = anyio.CapacityLimiter(1)
@@ -174,13 +173,13 @@ class Service:
         return Work(name, jobs, ask.sampling.stop, sum(ids.text_tokens for ids in texts), fingerprint)
 
     def _job(self, ask: Ask, ids: Ids, prompt: str | None, name: str, number: int) -> Job:
-        used = self.context - ids.room
-        most = self.limits.prompt_tokens or self.context
-        if used > most or ids.room < (ask.new_tokens or 1):
-            wanted = f"{used} tokens with the soft prompt and {ask.new_tokens or 1} new ones"
-            what = f"The request is too long: {wanted}, in a context of {self.context} and at most {most} of prompt."
+        context = self.engine.context
+        room, most = context - ids.taken, self.limits.prompt_tokens or context
+        if ids.taken > most or room < (ask.new_tokens or 1):
+            wanted = f"{ids.taken} tokens with the soft prompt and {ask.new_tokens or 1} new ones"
+            what = f"The request is too long: {wanted}, in a context of {context} and at most {most} of prompt."
             raise invalid(what, ask.param, "context_length_exceeded")
-        length = min(ask.new_tokens or ids.room, self.limits.new_tokens)
+        length = min(ask.new_tokens or room, self.limits.new_tokens)
         seed = (ask.sampling.seed + number) % 2**63
         sampling = replace(ask.sampling, max_new_tokens=length, seed=seed, stop=())
         return Job(f"{name}-{number}", prompt, ids.ids, sampling, ids.end_ids, ask.penalties, ask.logprobs)

@@ -6,8 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.server.live import Live, live, save_all
+
+
+@pytest.fixture(scope="session", autouse=True)
+def silent() -> Iterator[None]:
+    """Log lines go nowhere; tests that read them use structlog's `capture_logs`."""
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from softprompt.attach import Bank, Prefix, Session, bank
 from softprompt.decode import pick
-from softprompt.engine.interface import Engine, Job, Penalties, Stats, Token
+from softprompt.engine.interface import Job, Penalties, Stats, Token
 from softprompt.errors import EngineError
 from softprompt.model import FrozenLM
 
 
-class OracleEngine(Engine):
+class OracleEngine:
     """Runs `slots` jobs at a time, the others wait.
 
     Attributes:
@@ -28,9 +28,8 @@ class OracleEngine(Engine):
         started, seen: whether it is started, and every job it was given.
     """
 
-    failure = ""
-
     def __init__(self, lm: FrozenLM, slots: int = 4) -> None:
+        self.failure = ""
         self.lm, self.slots, self.pace, self.broken = lm, slots, 0.0, ""
         self.started, self.seen, self.running, self.waiting = False, list[Job](), 0, 0
         self.banks: dict[str | None, Bank] = {None: bank(lm, [Prefix()])}
@@ -41,6 +40,10 @@ class OracleEngine(Engine):
 
     async def stop(self) -> None:
         self.started = False
+
+    @property
+    def context(self) -> int:
+        return self.lm.geometry.max_positions
 
     async def load(self, name: str, prefix: Prefix) -> None:
         with torch.no_grad():
