@@ -151,7 +151,7 @@ class Library:
 
     async def _load(self, name: str) -> None:
         try:
-            await self._take_place()
+            await self._take_place(name)
             try:
                 loaded = Loaded(name, f"{name}#{next(self._serial)}", await _told(self._read(name)))
                 await _told(self._engine.load(loaded.key, loaded.frame.prefix))
@@ -168,11 +168,12 @@ class Library:
             self._current[name] = loaded
             self._freed.set()  # perhaps no one waits for it any more
 
-    async def _take_place(self) -> None:
-        """Wait for a place, and make one as soon as some soft prompt may give way."""
+    async def _take_place(self, name: str) -> None:
+        """Wait for a place for `name`, and make one as soon as some soft prompt may give way."""
         while self._taken >= self._places:
-            if (idle := next(filter(self._may_go, self._current.values()), None)) is not None:
-                self.evictions += 1
+            idle = next((loaded for loaded in self._current.values() if self._may_go(loaded, name)), None)
+            if idle is not None:
+                self.evictions += idle.name != name
                 del self._current[idle.name]
                 await self._drop(idle)
             else:
@@ -180,8 +181,10 @@ class Library:
                 await self._freed.wait()
         self._taken += 1
 
-    def _may_go(self, loaded: Loaded) -> bool:
-        return not loaded.users and loaded.name not in self.pinned and loaded.name not in self._wanted
+    def _may_go(self, loaded: Loaded, name: str) -> bool:
+        """Whether it may give way to `name`; to a new version of itself also if it is pinned."""
+        kept = loaded.name in self.pinned or loaded.name in self._wanted
+        return not loaded.users and (not kept or loaded.name == name)
 
     def _give_place(self) -> None:
         self._taken -= 1

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from softprompt import store
 from softprompt.card import Card
 from softprompt.data.template import Template
+from softprompt.errors import EngineError
 from softprompt.framing import layout_for
 from softprompt.model import FrozenLM
 from softprompt.server.app import create_app
@@ -161,7 +162,8 @@ def live(
         await service.start()
         loops.append(asyncio.get_running_loop())
         started.set()
-        await serve(service, app, listening)
+        with contextlib.suppress(EngineError):  # a test made it fail
+            await serve(service, app, listening)
         await service.stop()
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))

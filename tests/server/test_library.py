@@ -147,6 +147,23 @@ def test_a_new_version_for_new_requests() -> None:
     run(work)
 
 
+def test_a_new_version_where_there_is_no_place_beside_the_old_one() -> None:
+    """It takes the old one's place as soon as no one holds that, also of one that is pinned."""
+
+    async def work() -> None:
+        shelf = Shelf(places=1, pinned=("p",))
+        await shelf.library.load("p")
+        async with shelf.library.hold("p"):
+            loading = asyncio.create_task(shelf.library.load("p"))
+            await asyncio.sleep(0.02)
+            assert not loading.done()
+        await loading
+        assert await shelf.used("p") == "p2"
+        assert await settled(shelf) == ["p"] and shelf.library.evictions == 0
+
+    run(work)
+
+
 def test_unloaded_is_refused_until_it_is_loaded() -> None:
     async def work() -> None:
         shelf = Shelf(places=2)
