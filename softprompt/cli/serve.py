@@ -91,11 +91,12 @@ def serve_command(
     from softprompt.server.limits import parse_limits
     from softprompt.server.listen import check_address, default_hosts, listen, run
     from softprompt.server.logs import configure
+    from softprompt.server.quota import Quota
     from softprompt.server.service import Service
     from softprompt.server.service import served_name as name_of
 
     keys = Keys(read_keys(USER_ENV, api_keys), read_keys(ADMIN_ENV, admin_keys))
-    limits, pinned = parse_limits(limit or ()), pinned_paths(prompt or ())
+    quota, pinned = Quota(parse_limits(limit or ()), rate), pinned_paths(prompt or ())
     folder = prompts_dir or (None if pinned or not store.home().is_dir() else store.home())
     _check_places(max_loaded, len(pinned), folder)
     check_address(host, keys)
@@ -109,8 +110,7 @@ def serve_command(
         name=served_name or name_of(lm.name),
         places=max_loaded,
         pinned=frozenset(pinned),
-        limits=limits,
-        rate=rate,
+        quota=quota,
     )
     if listening is None:
         raise typer.Exit(asyncio.run(_checked(service)))

@@ -25,6 +25,7 @@ class Quota:
         rate: requests of one key in a time, such as "600/minute"; "" is any number.
 
     Attributes:
+        limits: as given.
         draining: no new request is taken.
         jobs: answers that run or wait.
 
@@ -32,7 +33,7 @@ class Quota:
     """
 
     def __init__(self, limits: Limits, rate: str = "") -> None:
-        self._limits, self._rate = limits, _parsed(rate)
+        self.limits, self._rate = limits, _parsed(rate)
         self._limiter = FixedWindowRateLimiter(MemoryStorage()) if self._rate else None  # it starts a thread
         self.draining, self.jobs, self._requests = False, 0, Counter[str]()
 
@@ -49,7 +50,7 @@ class Quota:
     @contextlib.contextmanager
     def request(self, caller: Caller) -> Iterator[None]:
         """Hold one of the caller's places. Raises ProblemError 429 if there is none left."""
-        if self._requests[caller.id] >= self._limits.key_requests:
+        if self._requests[caller.id] >= self.limits.key_requests:
             raise ProblemError(
                 429, "Too many requests at a time for this key.", "concurrency_exceeded", retry_after_s=1
             )
@@ -62,7 +63,7 @@ class Quota:
     @contextlib.contextmanager
     def answers(self, count: int) -> Iterator[None]:
         """Hold places for this many answers. Raises ProblemError 429 if the queue is full."""
-        if self.jobs + count > self._limits.jobs:
+        if self.jobs + count > self.limits.jobs:
             raise ProblemError(429, "The queue of the server is full.", "queue_full", retry_after_s=1)
         self.jobs += count
         try:

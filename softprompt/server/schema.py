@@ -80,11 +80,16 @@ class TextPart(_Strict):
 
 
 class Turn(_Strict):
-    """One turn of a conversation."""
+    """One turn of a conversation. The last fields are empty in every answer of ours, which clients send back whole."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @property
     def message(self) -> Message:

@@ -56,7 +56,7 @@ class Service:
         name: what requests call the base model.
         places: soft prompts in the engine at a time.
         pinned: those that stay there.
-        rate: see `Quota`.
+        quota: with the limits; by default these are the defaults, and there is no rate.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Service:
         name: str,
         places: int,
         pinned: frozenset[str] = frozenset(),
-        limits: Limits | None = None,
-        rate: str = "",
+        quota: Quota | None = None,
     ) -> None:
-        self.name, self.limits, self.engine, self.catalogue = name, limits or Limits(), engine, catalogue
-        self.quota = Quota(self.limits, rate)
+        self.name, self.engine, self.catalogue = name, engine, catalogue
+        self.quota = quota or Quota(Limits())
+        self.limits = self.quota.limits
         self.library = Library(engine, self._read, pinned, places)
         self.metrics = Metrics(engine.stats, self._loads)
         self.started = int(time.time())

@@ -25,6 +25,7 @@ from softprompt.server.catalogue import Catalogue
 from softprompt.server.keys import Keys
 from softprompt.server.limits import Limits
 from softprompt.server.listen import listen, serve
+from softprompt.server.quota import Quota
 from softprompt.server.service import Service
 from tests.laws.cases import random_prompt
 from tests.server.oracle import OracleEngine
@@ -152,7 +153,7 @@ def live(
     catalogue = Catalogue(lm.geometry, folder, pinned or {})
     names = frozenset(pinned or ())
     service = Service(
-        lm, engine, catalogue, name=BASE, places=places, pinned=names, limits=limits or Limits(drain_s=1), rate=rate
+        lm, engine, catalogue, name=BASE, places=places, pinned=names, quota=Quota(limits or Limits(drain_s=1), rate)
     )
     app = create_app(service, Keys([USER], [ADMIN]) if keys is None else keys, hosts=hosts, log_content=log_content)
     listening, loops = listen("127.0.0.1", 0), list[asyncio.AbstractEventLoop]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import openai
 import pytest
@@ -28,6 +29,18 @@ def test_a_conversation(server: Live) -> None:
     assert made.usage.total_tokens == made.usage.prompt_tokens + 9
     assert made.choices == again.choices and made.id != again.id
     assert made.system_fingerprint == again.system_fingerprint
+
+
+def test_an_answer_is_sent_back_as_it_came(server: Live) -> None:
+    """As clients do it in a conversation."""
+    messages: list[Any] = list(SAY)
+    with client(server) as ai:
+        for turn in range(3):
+            made = ai.chat.completions.create(model="talk", messages=messages, temperature=0, max_tokens=5)
+            assert len(server.engine.seen) == turn + 1
+            messages += [made.choices[0].message, {"role": "user", "content": "And?"}]
+        dumped = [made.choices[0].message.model_dump(), {"role": "user", "content": "And?"}]
+        assert ai.chat.completions.create(model="talk", messages=[*SAY, *dumped], max_tokens=1)  # type: ignore[list-item]
 
 
 def test_a_stream_is_the_whole(server: Live) -> None:

@@ -99,8 +99,9 @@ def test_an_unknown_field_is_refused_with_a_near_name(server: Live) -> None:
     assert refused(server, CHAT, temprature=1) == (400, "unknown_parameter", "temprature")
     reply = server.ask("POST", CHAT, {"model": "talk", "messages": SAY, "temprature": 1})
     assert "Did you mean temperature?" in reply.json["error"]["message"]
-    reply = server.ask("POST", CHAT, {"model": "talk", "messages": [SAY[0] | {"tool_calls": []}]})
-    assert reply.json["error"]["param"] == "messages[0].tool_calls"
+    for field, value in (("tool_call_id", "x"), ("tool_calls", [{}])):
+        reply = server.ask("POST", CHAT, {"model": "talk", "messages": [SAY[0] | {field: value}]})
+        assert (reply.status, reply.json["error"]["param"]) == (400, f"messages[0].{field}")
 
 
 @pytest.mark.parametrize(
