@@ -17,6 +17,7 @@ from softprompt.cli import serve as verb
 from softprompt.errors import ConfigError, StoreError
 from softprompt.model import load
 from softprompt.server import listen as listen_module
+from softprompt.server import logs
 from tests.cli.shell import refused, softprompt
 from tests.server.live import TEMPLATES, save_prompt
 
@@ -35,6 +36,7 @@ run()
 @pytest.fixture
 def shelf(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two soft prompts for the tests' base model, and the tests' engine."""
+    monkeypatch.setattr(logs, "configure", lambda kind: None)  # it would take the tests' own handlers away
     monkeypatch.setattr(verb, "ENGINES", {verb.EngineName.transformers: ("tests.server.oracle", "OracleEngine")})
     lm = load(str(base), dtype="float32", device="cpu")
     for seed, name in enumerate(("one", "two"), 1):
