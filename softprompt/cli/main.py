@@ -33,6 +33,7 @@ def settings(
 def _register() -> None:
     """Verbs import their machinery when called, so that --help stays quick."""
     from softprompt.cli import (
+        chat,
         compose,
         data,
         distil,
@@ -43,6 +44,7 @@ def _register() -> None:
         models,
         prompts,
         prune,
+        serve,
         similar,
         sweep,
         train,
@@ -54,6 +56,8 @@ def _register() -> None:
     app.command("sweep", context_settings=options)(sweep.sweep_command)
     app.command("eval")(evaluate.eval_command)
     app.command("generate")(generate.generate_command)
+    app.command("chat")(chat.chat_command)
+    app.command("serve")(serve.serve_command)
     app.command("compose")(compose.compose_command)
     app.command("prune")(prune.prune_command)
     app.command("similar")(similar.similar_command)

@@ -6,7 +6,7 @@ or files. Virtual tokens have no id outside an engine: no job holds one, and no 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -99,6 +99,11 @@ class Engine(Protocol):
         """Why no job can be taken any more; "" while all is well."""
         ...
 
+    @property
+    def context(self) -> int:
+        """Tokens that the prefix, the text and the answer of a job may have together, virtual ones too."""
+        ...
+
     async def load(self, name: str, prefix: Prefix) -> None:
         """Make a soft prompt known. One of this name is replaced: jobs that run keep the old one.
 
@@ -112,8 +117,8 @@ class Engine(Protocol):
         """Names that jobs can give."""
         ...
 
-    def stream(self, job: Job) -> AsyncIterator[Token]:
-        """Tokens as they come; the last has a finish. Leaving the iterator cancels the job and frees what it held.
+    def stream(self, job: Job) -> AsyncGenerator[Token, None]:
+        """Tokens as they come; the last has a finish. Closing the generator cancels the job and frees what it held.
 
         Raises EngineError for a name that is not loaded, for what does not fit in the context or in the cache, and for
         a job that failed; other jobs go on.

@@ -1,0 +1,79 @@
+"""`softprompt chat`: a conversation with a soft prompt in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.visible import visible
+from softprompt.errors import DataError
+
+if TYPE_CHECKING:
+    from softprompt.cli.talk import Talk
+
+HELP = "/reset forgets what was said, /exit or Ctrl-D ends, Ctrl-C stops an answer"
+
+
+def chat_command(
+    name: Annotated[str, typer.Argument(help="Soft prompt: a name, or a path with a slash.")],
+    model: Model = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Only tokens that make up this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Talk with a soft prompt. One that was trained on plain text answers each line by itself."""
+    from softprompt.cli.loading import load_base
+    from softprompt.cli.talk import Talk
+    from softprompt.decode import Sampling
+    from softprompt.generation import load_subjects
+
+    sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
+    lm = load_base(model, [name], dtype, device, trust_remote_code)
+    talk = Talk(lm, load_subjects(lm, [name])[name], sampling)
+    console = Console(stderr=True)
+    console.print(HELP, style="dim")
+    while (line := _line()) is not None and line != "/exit":
+        if line == "/reset":
+            talk.reset()
+        elif line.startswith("/"):
+            console.print(HELP, style="dim")
+        elif line:
+            _answer(talk, line, console)
+
+
+def _line() -> str | None:
+    """What the user says next; None at the end."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            return input(prompt).strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:  # nothing to stop: a new line
+            _write("\n")
+
+
+def _answer(talk: Talk, line: str, console: Console) -> None:
+    """Stream one answer; a text that does not fit is said, and the conversation goes on without it."""
+    try:
+        talk.say(line, on_text=lambda new: _write(visible(new)))
+    except KeyboardInterrupt:
+        console.print(" (stopped)", style="dim", end="")
+    except DataError as error:
+        console.print(Text(visible(error.render()), "red"))
+        return
+    _write("\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

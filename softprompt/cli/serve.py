@@ -1,0 +1,185 @@
+"""`softprompt serve`: the options of the server, and `--check`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from softprompt import store
+from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.visible import visible
+from softprompt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from softprompt.engine.interface import Engine
+    from softprompt.model import FrozenLM
+    from softprompt.server.service import Service
+
+NEEDED = ("fastapi", "limits", "prometheus_client", "structlog", "uvicorn")  # the extra `serve`
+
+
+class EngineName(StrEnum):
+    """What runs the model."""
+
+    transformers = "transformers"
+
+
+# Loaded when asked for: each needs packages of its own.
+ENGINES = {EngineName.transformers: ("softprompt.engine.transformers_engine", "TransformersEngine")}
+
+
+class Log(StrEnum):
+    """How log lines look."""
+
+    auto = "auto"
+    json = "json"
+    console = "console"
+
+
+def serve_command(
+    model: Model = None,
+    prompts_dir: Annotated[
+        Path | None, typer.Option(help="Folder of soft prompts, loaded on first use. [$SOFTPROMPT_HOME]")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH or NAME: loaded at the start, never gives way; repeatable.")
+    ] = None,
+    max_loaded: Annotated[int, typer.Option(help="Soft prompts in memory at a time.", min=1)] = 64,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine need keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 is any free one.", min=0, max=65535)] = 8000,
+    served_name: Annotated[str | None, typer.Option(help="What requests call the base model.")] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="File of users' keys, one a line. [$SOFTPROMPT_API_KEYS]")
+    ] = None,
+    admin_keys: Annotated[
+        Path | None, typer.Option(help="File of the admin's keys, one a line. [$SOFTPROMPT_ADMIN_KEYS]")
+    ] = None,
+    rate: Annotated[str, typer.Option(help="Requests of one key in a time, such as 600/minute.")] = "",
+    limit: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, see docs/server.md; repeatable.")] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(help="Name in the Host header; repeatable.")] = None,
+    log: Annotated[Log, typer.Option(help="auto: console on a terminal.")] = Log.auto,
+    log_content: Annotated[bool, typer.Option("--log-content", help="Log texts and answers.")] = False,
+    openapi: Annotated[bool, typer.Option("--openapi", help="Serve /openapi.json.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Load everything, answer once with each, and exit.")] = False,
+    engine: Annotated[EngineName, typer.Option(help="What runs the model.")] = EngineName.transformers,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Serve soft prompts under OpenAI's API: the model "tone" is the base model behind the soft prompt tone.
+
+    softprompt serve --model smollm2-135m --prompts-dir prompts
+
+    Loads nothing a request names but soft prompts of that folder. Keys come from files or the environment only.
+    """
+    check_installed()
+    from softprompt.cli.loading import load_base
+    from softprompt.server.app import create_app
+    from softprompt.server.catalogue import Catalogue
+    from softprompt.server.keys import ADMIN_ENV, USER_ENV, Keys, read_keys
+    from softprompt.server.limits import parse_limits
+    from softprompt.server.listen import check_address, default_hosts, listen, run
+    from softprompt.server.logs import configure
+    from softprompt.server.quota import Quota
+    from softprompt.server.service import Service
+    from softprompt.server.service import served_name as name_of
+
+    keys = Keys(read_keys(USER_ENV, api_keys), read_keys(ADMIN_ENV, admin_keys))
+    quota, pinned = Quota(parse_limits(limit or ()), rate), pinned_paths(prompt or ())
+    folder = prompts_dir or (None if pinned or not store.home().is_dir() else store.home())
+    _check_places(max_loaded, len(pinned), folder)
+    check_address(host, keys)
+    configure("json" if log is Log.json or (log is Log.auto and not sys.stderr.isatty()) else "console")
+    listening = None if check else listen(host, port)
+    lm = load_base(model, [] if model else _folders(pinned, folder), dtype, device, trust_remote_code)
+    service = Service(
+        lm,
+        built(engine, lm),
+        Catalogue(lm.geometry, folder, pinned),
+        name=served_name or name_of(lm.name),
+        places=max_loaded,
+        pinned=frozenset(pinned),
+        quota=quota,
+    )
+    if listening is None:
+        raise typer.Exit(asyncio.run(_checked(service)))
+    hosts = frozenset(map(str.lower, allow_host)) if allow_host else default_hosts(host)
+    app = create_app(service, keys, hosts=hosts, log_content=log_content, openapi=openapi)
+    asyncio.run(run(service, app, listening))
+
+
+def check_installed() -> None:
+    """Raises ConfigError if the packages of the server are not there."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        got = f"no {', '.join(missing)}"
+        raise ConfigError("the server needs packages of its own", got=got, hint="pip install softprompt[serve]")
+
+
+def built(engine: EngineName, lm: FrozenLM) -> Engine:
+    """The engine of this name."""
+    module, kind = ENGINES[engine]
+    return getattr(importlib.import_module(module), kind)(lm)
+
+
+def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:
+    """Folders by name, of NAME=PATH or NAME. Raises ConfigError, StoreError for a name that is none."""
+    paths = dict[str, Path]()
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not store.NAME.fullmatch(name):
+            expected = "NAME=PATH or NAME; a name is a-z 0-9 . _ -, not first a dot"
+            raise ConfigError("not a soft prompt's name", where="--prompt", expected=expected, got=text)
+        if name in paths:
+            raise ConfigError("this name is given twice", where="--prompt", got=name)
+        paths[name] = Path(path) if path else store.locate(name)
+        store.load_card(paths[name])
+    return paths
+
+
+def _check_places(places: int, pinned: int, folder: Path | None) -> None:
+    """Refuse a memory that the pinned prompts fill, so that the folder's would wait for ever."""
+    if places < pinned + (folder is not None):
+        expected = f"at least {pinned + (folder is not None)}: {pinned} given by --prompt, and one of the folder's"
+        raise ConfigError("there is no place for the soft prompts", where="--max-loaded", expected=expected, got=places)
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(
+            "no such folder", where="--prompts-dir", got=folder, hint="make it, or name --prompt NAME=PATH"
+        )
+
+
+def _folders(pinned: dict[str, Path], folder: Path | None) -> list[str]:
+    """Soft prompts whose cards name the base model when --model does not."""
+    found = list(pinned.values())
+    if not found and folder is not None:
+        found = [path for path, card in store.list_cards(folder) if not isinstance(card, Exception)]
+    if not found:
+        raise ConfigError("there is no soft prompt whose card names a base model", hint="give --model")
+    return [str(path.resolve()) for path in found]
+
+
+async def _checked(service: Service) -> int:
+    """How many models fail, as exit code: 0 or 1."""
+    from softprompt.server.check import check
+
+    console, failed = Console(soft_wrap=True), 0
+    await service.engine.start()
+    try:
+        async with aclosing(check(service)) as results:
+            async for model, fault in results:
+                failed += bool(fault)
+                style = ("failed", "bold red") if fault else ("ok", "green")
+                console.print(Text.assemble(style, "  ", visible(model), f"  {visible(fault)}" if fault else ""))
+    finally:
+        await service.stop()
+    return int(failed > 0)

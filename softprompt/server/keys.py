@@ -1,0 +1,77 @@
+"""API keys: who calls, and whether as a user or as the admin. Kept and compared as sha256 digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hmac import compare_digest
+from pathlib import Path
+
+from softprompt.errors import ConfigError
+
+USER_ENV, ADMIN_ENV = "SOFTPROMPT_API_KEYS", "SOFTPROMPT_ADMIN_KEYS"
+SHORTEST = 16  # characters; what is shorter is guessed
+MAX_FILE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: `id` is for logs and quotas and tells nothing about the key."""
+
+    id: str
+    admin: bool
+
+
+ANYONE = Caller("anonymous", admin=False)
+
+
+class Keys:
+    """The keys that are let in. Without any, everyone is a user and no one the admin."""
+
+    def __init__(self, users: Iterable[str] = (), admins: Iterable[str] = ()) -> None:
+        self._known = [(_digest(key), False) for key in users] + [(_digest(key), True) for key in admins]
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
+    def caller(self, authorization: str) -> Caller | None:
+        """Who sends this Authorization header; None for a stranger. Takes as long for every key."""
+        if not self._known:
+            return ANYONE
+        scheme, _, key = authorization.partition(" ")
+        digest, found = _digest(key.strip()), None
+        for known, admin in self._known:
+            if compare_digest(known, digest):
+                found = Caller(digest.hex()[:8], admin)
+        return found if scheme.lower() == "bearer" else None
+
+
+def read_keys(env: str, file: Path | None) -> list[str]:
+    """Keys of an environment variable (apart by spaces or commas) and of a file (one a line, # begins a comment).
+
+    Raises ConfigError for a file that cannot be read or a key that is too short; never says a key.
+    """
+    keys = os.environ.get(env, "").replace(",", " ").split()
+    if file is not None:
+        try:
+            if file.stat().st_size > MAX_FILE_BYTES:
+                raise ConfigError("too large for a file of keys", where=file)
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("the file of keys cannot be read", where=file, got=type(error).__name__) from error
+        keys += [key for line in lines if (key := line.partition("#")[0].strip())]
+    for i, key in enumerate(keys, 1):
+        if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(
+                f"key {i} is not usable",
+                where=file or env,
+                expected=f"at least {SHORTEST} letters, digits and signs",
+                hint="openssl rand -hex 32 makes one",
+            )
+    return keys
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

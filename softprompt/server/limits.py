@@ -1,0 +1,72 @@
+"""Everything a request may ask for at most: every list, number and wait has a cap with a default."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+
+from softprompt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps of the server.
+
+    Attributes:
+        body_bytes: of a request's body.
+        json_depth: of brackets in it.
+        messages: turns of a conversation.
+        chars: of all texts of a request together.
+        prompt_tokens: of one text with what stands around it; 0 is the model's context.
+        new_tokens: longest answer.
+        choices: answers of one request: `n` times the number of texts.
+        stops: stop strings.
+        stop_chars: of one stop string.
+        logprobs: likeliest tokens reported for each token.
+        top_k: largest.
+        jobs: answers that run or wait, of all clients together; more get 429.
+        key_requests: requests of one key at a time; more get 429.
+        deadline_s: seconds a request may take, with the wait for its turn.
+        body_s: seconds for its body to arrive.
+        drain_s: seconds that requests have to end in once the server is told to stop.
+    """
+
+    body_bytes: int = 1_048_576
+    json_depth: int = 16
+    messages: int = 256
+    chars: int = 200_000
+    prompt_tokens: int = 0
+    new_tokens: int = 4096
+    choices: int = 16
+    stops: int = 8
+    stop_chars: int = 256
+    logprobs: int = 20
+    top_k: int = 1000
+    jobs: int = 512
+    key_requests: int = 256
+    deadline_s: int = 300
+    body_s: int = 30
+    drain_s: int = 30
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            least = 0 if field.name in {"prompt_tokens", "stops", "logprobs", "drain_s"} else 1
+            if getattr(self, field.name) < least:
+                got = getattr(self, field.name)
+                raise ConfigError("a limit is out of range", where=field.name, expected=f">= {least}", got=got)
+
+
+def parse_limits(texts: Iterable[str]) -> Limits:
+    """Limits with changes such as "new_tokens=512". Raises ConfigError for an unknown name or a value that is none."""
+    names, changes = [field.name for field in fields(Limits)], dict[str, int]()
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else None
+            raise ConfigError("unknown limit", where="--limit", expected=", ".join(names), got=name, hint=hint)
+        if not value.isdecimal() or len(value) > 15:
+            raise ConfigError("a limit is a whole number", where="--limit", expected=f"{name}=NUMBER", got=text)
+        changes[name] = int(value)
+    return replace(Limits(), **changes)

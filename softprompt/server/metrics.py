@@ -1,0 +1,79 @@
+"""Prometheus metrics under vLLM's names with our prefix. Labels come from lists that are part of the code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from softprompt.engine.interface import Stats
+
+PREFIX = "softprompt_"
+# vLLM's buckets, in seconds.
+FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
+BETWEEN = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
+WHOLE = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+
+
+@dataclass(frozen=True)
+class Loads:
+    """What the library counted."""
+
+    loaded: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+class Metrics:
+    """Counts what happens; asks engine and library what they are busy with when it is read."""
+
+    def __init__(self, stats: Callable[[], Stats], loads: Callable[[], Loads]) -> None:
+        self.registry = CollectorRegistry()
+        self.first_token = self._seconds("time_to_first_token_seconds", "From request to first token.", FIRST)
+        self.between_tokens = self._seconds("inter_token_latency_seconds", "From token to token.", BETWEEN)
+        self.whole_request = self._seconds("e2e_request_latency_seconds", "From request to last token.", WHOLE)
+        self.prompt_tokens = self._count("prompt_tokens", "Tokens of texts; virtual ones do not count.")
+        self.generation_tokens = self._count("generation_tokens", "Tokens of answers.")
+        self.success = self._count("request_success", "Answers by how they ended.", "finished_reason")
+        self.http = self._count("http_requests", "Replies by route and status.", "route", "status")
+        self.registry.register(_Busy(stats, loads))
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _count(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, help_text, labels, registry=self.registry)
+
+    def _seconds(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, help_text, buckets=buckets, registry=self.registry)
+
+
+class _Busy(Collector):
+    def __init__(self, stats: Callable[[], Stats], loads: Callable[[], Loads]) -> None:
+        self._stats, self._loads = stats, loads
+
+    def collect(self) -> Iterator[Metric]:
+        stats, loads = self._stats(), self._loads()
+        gauges = {
+            "num_requests_running": ("Answers in the batch.", stats.running),
+            "num_requests_waiting": ("Answers in front of it.", stats.waiting),
+            "kv_cache_usage_perc": ("Share of the cache in use; 1 is all.", stats.kv_usage),
+            "prompts_loaded": ("Soft prompts in the engine.", loads.loaded),
+        }
+        counts = {
+            "prefix_cache_hits": ("Tokens found in the prefix cache.", stats.cached_tokens),
+            "prefix_cache_queries": ("Tokens looked up there.", stats.cached_tokens + stats.computed_tokens),
+            "prompt_cache_hits": ("Requests whose soft prompt was loaded.", loads.hits),
+            "prompt_cache_misses": ("Requests whose soft prompt had to be loaded.", loads.misses),
+            "prompt_cache_evictions": ("Soft prompts that gave way.", loads.evictions),
+        }
+        for name, (help_text, value) in gauges.items():
+            yield GaugeMetricFamily(PREFIX + name, help_text, value=value)
+        for name, (help_text, value) in counts.items():
+            yield CounterMetricFamily(PREFIX + name, help_text, value=value)

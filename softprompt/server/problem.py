@@ -1,0 +1,97 @@
+"""What a client is told when a request cannot be answered: OpenAI's error object and its HTTP status.
+
+The text comes from here or from a typed error about the client's own text; never from a file, a path or a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from typing_extensions import TypedDict  # pydantic reads it, and wants this one before Python 3.12
+
+from softprompt.errors import EngineError, SoftpromptError
+
+SHOWN = 80  # characters of what a client sent that are said back
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+NEAR = 2000  # names that are searched for one that is spelled alike
+
+
+class ErrorFacts(TypedDict):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(TypedDict):
+    """The body of every reply that is not a success."""
+
+    error: ErrorFacts
+
+
+class ProblemError(EngineError):
+    """A request that is not answered.
+
+    Args:
+        status: of HTTP.
+        message: one or two sentences for the client.
+        code: for programs, such as "model_not_found".
+        param: the field of the request that is wrong.
+        retry_after_s: when to try again, for 429 and 503.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> ErrorReply:
+        """As JSON."""
+        kind = TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to it."""
+        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ProblemError:
+    """A request that is wrong in itself."""
+    return ProblemError(400, message, code, param=param)
+
+
+def from_text(error: SoftpromptError, param: str) -> ProblemError:
+    """What a typed error says about the client's own text."""
+    parts = [f"{error.where}: {error.what}" if error.where else error.what]
+    parts += [f"{name}: {value}" for name in ("expected", "got", "hint") if (value := getattr(error, name)) is not None]
+    return invalid(". ".join(parts), param)
+
+
+def unknown_model(name: str, known: Iterable[str]) -> ProblemError:
+    """No model of this name; says which are spelled alike."""
+    near = difflib.get_close_matches(name, [k for _, k in zip(range(NEAR), known, strict=False)], n=3)
+    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near and len(name) <= SHOWN else ""
+    return ProblemError(404, f"The model {shown(name)} does not exist.{meant}", "model_not_found", param="model")
+
+
+def unknown_prompt(name: str) -> ProblemError:
+    """No soft prompt of this name."""
+    return ProblemError(404, f"There is no soft prompt {shown(name)}.", "soft_prompt_not_found", param="name")
+
+
+def internal(request_id: str) -> ProblemError:
+    """A fault of ours; what it was is in the log under the request's id."""
+    return ProblemError(500, f"The server failed. The request id is {request_id}.", "internal_error")
+
+
+def shown(text: str) -> str:
+    """A client's text in a message: quoted and short."""
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")

@@ -1,0 +1,119 @@
+"""`softprompt chat`: lines in, answers out, memory, and a stop in the middle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from softprompt import decode
+from softprompt.cli import chat as verb
+from softprompt.cli.talk import Talk
+from softprompt.data.formats import Message
+from softprompt.decode import Sampling
+from softprompt.errors import DataError
+from softprompt.framing import Subject, layout_for
+from softprompt.generation import Request, answer
+from tests.cli.shell import done
+from tests.laws.cases import random_prompt
+from tests.server.live import TEMPLATES
+from tests.tiny import tiny_lm
+
+OPTIONS = ("--dtype", "float32", "--device", "cpu", "--max-new-tokens", 8)
+
+
+def talk(name: str, tokens: int = 8) -> Talk:
+    lm, (form, template) = tiny_lm("llama", bos=True), TEMPLATES[name]
+    return Talk(lm, Subject(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form)), Sampling(tokens))
+
+
+def said(talk: Talk, text: str) -> str:
+    pieces = list[str]()
+    talk.say(text, pieces.append)
+    return "".join(pieces)
+
+
+def test_lines_are_answered(trained: Path) -> None:
+    result = done("chat", "ok", *OPTIONS, stdin="question 3\n\nquestion 5\n/exit\nquestion 7\n")
+    assert result.stdout == "ok\nok\n"
+
+
+def test_commands_are_no_texts(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, resets = list[str](), list[bool]()
+    monkeypatch.setattr(Talk, "say", lambda self, text, on_text: asked.append(text))
+    monkeypatch.setattr(Talk, "reset", lambda self: resets.append(True))
+    result = done("chat", "ok", *OPTIONS, stdin="question 3\n/reset\n/what\n question 4 \n")
+    assert (asked, resets) == (["question 3", "question 4"], [True])
+    assert result.stderr.count("/reset forgets") == 2
+
+
+def test_a_text_that_does_not_fit_ends_nothing(trained: Path) -> None:
+    result = done("chat", "ok", *OPTIONS, stdin="x" * 300 + "\nquestion 3\n")
+    assert result.stdout == "ok\n"
+    assert "does not fit in the model's context" in result.stderr
+
+
+def test_ctrl_c_stops_an_answer(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said of it is kept, and the next line is answered."""
+    real, hits = verb._write, list[str]()
+
+    def write(text: str) -> None:
+        hits.append(text)
+        if len(hits) == 1:
+            raise KeyboardInterrupt
+        real(text)
+
+    monkeypatch.setattr(verb, "_write", write)
+    result = done("chat", "ok", *OPTIONS, stdin="question 3\nquestion 5\n")
+    assert result.stdout == "\nok\n"
+    assert "(stopped)" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["talk", "kind", "asked", "stern", "review"])
+def test_the_first_answer_is_that_of_generate(name: str) -> None:
+    one = talk(name)
+    (wanted,) = answer(one._lm, {"it": one._subject}, [Request("Hi", "it")], one._sampling)
+    assert said(one, "Hi") == wanted.text
+
+
+def test_what_was_said_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a prompt for conversations, until it is forgotten."""
+    one = talk("talk")
+    first = said(one, "Hi")
+    assert one.said == [Message("user", "Hi"), Message("assistant", first)]
+    assert said(one, "Hi") != first
+    one.reset()
+    assert said(one, "Hi") == first
+    plain = talk("review")
+    assert said(plain, "Hi") == said(plain, "Hi"), "each text by itself"
+
+
+def test_an_interrupted_answer_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, pieces = talk("talk", 40), list[str]()
+
+    def stop(new: str) -> None:
+        pieces.append(new)
+        if len(pieces) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one.say("Hi", stop)
+    assert one.said == [Message("user", "Hi"), Message("assistant", "".join(pieces))]
+
+
+def test_what_does_not_fit_is_not_remembered() -> None:
+    one = talk("talk")
+    said(one, "Hi")
+    before = list(one.said)
+    with pytest.raises(DataError, match="/reset"):
+        one.say("x" * 300, print)
+    assert one.said == before
+
+
+def test_the_prefix_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, sessions = talk("talk"), list[object]()
+    real = decode.session
+    monkeypatch.setattr(decode, "session", lambda lm, bank, *rest: sessions.append(bank) or real(lm, bank, *rest))
+    said(one, "Hi")
+    said(one, "Ho")
+    assert sessions == [one._bank] * 2
