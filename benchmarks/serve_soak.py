@@ -191,6 +191,7 @@ async def soak(plan: Plan) -> Tally:
 
 async def rest(port: int) -> dict[str, float]:
     """The server's own numbers, once nothing runs any more (or after half a minute)."""
+    found: dict[str, float] = {}
     for _ in range(60):
         _, content = await exchange(port, "GET", "/metrics", None, USER, None)
         pairs = [line.rsplit(" ", 1) for line in content.decode().splitlines() if line.startswith("softprompt_")]

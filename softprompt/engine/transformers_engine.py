@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import final
 
@@ -74,6 +74,11 @@ class TransformersEngine:
             await asyncio.sleep(0)  # what the thread said last is heard first
 
     @property
+    def context(self) -> int:
+        """Tokens that one job may have in all: what the model takes, and what the cache holds."""
+        return min(self._lm.geometry.max_positions, self._slots or self._lm.geometry.max_positions)
+
+    @property
     def failure(self) -> str:
         """Why no job can be taken any more; "" while all is well."""
         return "the engine is not started" if self._loop is None else self._loop.ended
@@ -96,7 +101,7 @@ class TransformersEngine:
         """Names that jobs can give."""
         return self._vocabulary.names()
 
-    async def stream(self, job: Job) -> AsyncIterator[Token]:
+    async def stream(self, job: Job) -> AsyncGenerator[Token, None]:
         """Tokens as they come; the last has a finish. Leaving the iterator cancels the job.
 
         Raises, with the first token asked for:

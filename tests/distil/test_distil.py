@@ -77,7 +77,7 @@ def test_the_student_comes_nearer(base: Path, place: Path, method: str) -> None:
     assert measured.full_text.divergence < 1e-6 and measured.full_text.agreement == 1
     assert measured.no_text.divergence > 0.01
     assert measured.recovered("16") > (
-        0.5 if method == "prefix-tuning" else 0.2
+        0.5 if method == "prefix-tuning" else 0.1
     )  # a random model's embeddings say little
     assert measured.rows == 6 and measured.tokens == len(TEXT)
     assert measured.soft["16"].prefix_tokens < measured.full_text.prefix_tokens

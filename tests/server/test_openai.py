@@ -39,6 +39,7 @@ def test_an_answer_is_sent_back_as_it_came(server: Live) -> None:
             made = ai.chat.completions.create(model="talk", messages=messages, temperature=0, max_tokens=5)
             assert len(server.engine.seen) == turn + 1
             messages += [made.choices[0].message, {"role": "user", "content": "And?"}]
+        made = ai.chat.completions.create(model="talk", messages=messages, temperature=0, max_tokens=5)
         dumped = [made.choices[0].message.model_dump(), {"role": "user", "content": "And?"}]
         assert ai.chat.completions.create(model="talk", messages=[*SAY, *dumped], max_tokens=1)  # type: ignore[list-item]
 
