@@ -155,7 +155,8 @@ def _candidates(probabilities_V: Tensor, sampling: Sampling) -> tuple[Tensor, Te
         before = kept.cumsum(0) - kept
         if len(kept) == most or before[-1] >= sampling.top_p:
             break
-    keep = before < sampling.top_p  # the first token is always kept
+    keep = before < sampling.top_p
+    keep[0] = True  # also where top_p is nothing in float32
     return kept[keep], ids[keep]
 
 

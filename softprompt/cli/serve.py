@@ -16,7 +16,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt import store
 from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
 from softprompt.cli.visible import visible
 from softprompt.errors import ConfigError
@@ -83,6 +82,8 @@ def serve_command(
 
     Loads nothing a request names but soft prompts of that folder. Keys come from files or the environment only.
     """
+    from softprompt import store
+
     check_installed()
     from softprompt.cli.loading import load_base
     from softprompt.server.app import create_app
@@ -134,6 +135,8 @@ def built(engine: EngineName, lm: FrozenLM) -> Engine:
 
 def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:
     """Folders by name, of NAME=PATH or NAME. Raises ConfigError, StoreError for a name that is none."""
+    from softprompt import store
+
     paths = dict[str, Path]()
     for text in texts:
         name, _, path = text.partition("=")
@@ -160,6 +163,8 @@ def _check_places(places: int, pinned: int, folder: Path | None) -> None:
 
 def _folders(pinned: dict[str, Path], folder: Path | None) -> list[str]:
     """Soft prompts whose cards name the base model when --model does not."""
+    from softprompt import store
+
     found = list(pinned.values())
     if not found and folder is not None:
         found = [path for path, card in store.list_cards(folder) if not isinstance(card, Exception)]

@@ -6,8 +6,10 @@ Shapes: N learned tokens, K likeliest tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # rows are read, and --help is shown, without waiting for torch
 
 
 @dataclass(frozen=True, eq=False)

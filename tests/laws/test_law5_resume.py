@@ -35,7 +35,7 @@ def final_state(folder: Path) -> tuple[dict[str, Tensor], object]:
     """Everything in the checkpoint of the last step: method, best method, optimiser, random generators."""
     path = folder / f"checkpoint-{STEPS:06d}"
     facts = read_json(path / "state.json")["facts"]
-    del facts["elapsed"], facts["seconds"]  # the only thing that may differ: time
+    del facts["elapsed"], facts["seconds"], facts["judging"]  # the only thing that may differ: time
     return read_tensors(path / "state.safetensors"), facts
 
 
