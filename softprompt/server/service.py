@@ -21,7 +21,7 @@ from softprompt.model import FrozenLM
 from softprompt.server.ask import Ask
 from softprompt.server.catalogue import Catalogue, Entry
 from softprompt.server.frame import BaseModel, Frame, Ids, Reader, read_frame
-from softprompt.server.library import Library
+from softprompt.server.library import Library, Loaded
 from softprompt.server.limits import Limits
 from softprompt.server.metrics import Loads, Metrics
 from softprompt.server.problem import ProblemError, from_text, invalid, unknown_model, unknown_prompt
@@ -106,7 +106,7 @@ class Service:
             if prompt is None:
                 yield await self._work(ask, self._base, None, self._fingerprint)
                 return
-            async with self.library.hold(prompt) as held:
+            async with self._held(prompt, ask.model) as held:
                 fingerprint = f"{self._fingerprint}-{held.frame.digest[:16]}"
                 yield await self._work(ask, held.frame, held.key, fingerprint)
 
@@ -150,6 +150,18 @@ class Service:
     def model_id(self, entry: Entry) -> str:
         """What requests call it: its name, or BASE:NAME where the base model has that name already."""
         return f"{self.name}:{entry.name}" if entry.name == self.name else entry.name
+
+    @contextlib.asynccontextmanager
+    async def _held(self, prompt: str, model: str) -> AsyncIterator[Loaded]:
+        """`Library.hold` in a request's words: one that was unloaded just now is a model that is not there."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                held = await stack.enter_async_context(self.library.hold(prompt))
+            except ProblemError as problem:
+                if problem.status != 404:
+                    raise
+                raise unknown_model(model, ()) from None
+            yield held
 
     async def _prompt_of(self, model: str) -> str | None:
         """The soft prompt that a request means; None for the base model alone."""

@@ -36,6 +36,7 @@ def filled(path: str) -> str:
 
 
 def test_every_route_is_closed_but_the_public_ones(server: Live) -> None:
+    assert {"/livez", "/readyz", "/health"} == PUBLIC, "whoever opens another one says so here, too"
     for method, path in routes(server):
         for key in ("", NO_ONE, USER[:-1], USER + "x"):
             reply = server.ask(method, filled(path), key=key)

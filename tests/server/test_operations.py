@@ -139,7 +139,7 @@ def test_draining(prompts: Path) -> None:
     """Told to stop: new requests get 503, those that run end, then the server goes."""
     with live(prompts, limits=Limits(drain_s=20)) as server:
         server.engine.pace = 0.03
-        running = open_request(server, stream=True, max_tokens=30)
+        running = open_request(server, stream=True, max_tokens=120)  # longer than LAST_S
         until(lambda: server.engine.running == 1)
         server.service.quota.draining = True
         for method, path in (("GET", "/readyz"), ("GET", "/v1/models"), ("POST", "/v1/completions")):

@@ -58,6 +58,17 @@ def test_load_use_replace_unload(tmp_path: Path) -> None:
         server.idle()
 
 
+def test_unloaded_between_the_look_and_the_use(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a model that is not there, as if it had been unloaded before."""
+
+    async def found(model: str) -> str:
+        return model
+
+    monkeypatch.setattr(server.service, "_prompt_of", found)
+    reply = server.ask("POST", "/v1/completions", {"model": "none", "prompt": "A"})
+    assert (reply.status, reply.code, reply.json["error"]["param"]) == (404, "model_not_found", "model")
+
+
 def test_what_cannot_be_loaded(server: Live) -> None:
     for name, code in (("stranger", "wrong_base_model"), ("torn", "unusable_soft_prompt")):
         assert (prompt(server, "PUT", name).status, prompt(server, "PUT", name).code) == (400, code)

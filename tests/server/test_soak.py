@@ -14,9 +14,6 @@ from tests.saved import save_tiny
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a prompt that is being replaced is not there for an instant, then 404 is answered"
-)
 def test_a_small_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     model = save_tiny(tmp_path / "model", bos=True)
