@@ -22,6 +22,7 @@ from softprompt.metrics import (
     mean_loss,
     proportion,
     rouge_l,
+    token_f1,
     valid_json,
 )
 
@@ -193,3 +194,18 @@ def test_rouge_l_knows_every_script() -> None:
     own = RougeScorer(["rougeL"])
     for answer, right in (("The cat_sat on 2 mats", "a CAT sat, on two mats!"), ("x", "x y"), ("", "a")):
         assert rouge_l([answer], [[right]]).value == own.score(right, answer)["rougeL"].fmeasure
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "wanted"),
+    [
+        ("The Saxon Garden!", ["saxon garden"], 1.0),
+        ("in the garden", ["the Saxon garden"], 0.5),  # "in garden" and "saxon garden" share one word of two and two
+        ("garden garden", ["garden"], 2 / 3),  # a word counts as often as it is there
+        ("nothing", ["garden", "nothing at all"], 0.5),  # the best reference
+        ("", ["garden"], 0.0),
+        ("the", ["a"], 1.0),
+    ],
+)
+def test_token_f1(answer: str, references: list[str], wanted: float) -> None:
+    assert token_f1([answer], [references]).value == pytest.approx(wanted)

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach.bank import Bank, causal
-from softprompt.attach.cache import PrefixCache
-from softprompt.attach.forward import check_not_empty, check_room, forward
+from softprompt.attach.bank import Bank, CausalBank, causal
+from softprompt.attach.forward import check_not_empty
+from softprompt.attach.rows import run
 from softprompt.model import FrozenLM
 from softprompt.packing import Row, pack
 
@@ -30,11 +30,12 @@ def attention_mass(
     Args:
         bank: of one prefix.
         asking: for each row which of its tokens count.
+
+    Raises DataError for an empty row, or one that does not fit in the model's context.
     """
     prefixes = causal(bank)
     assert len(prefixes.lengths) == 1, "one prefix"
     check_not_empty(row.ids for row in rows)
-    check_room(lm, prefixes.lengths[0] + max(len(row.ids) for row in rows))
     shapes = lm.geometry.layers
     found: list[Tensor | None] = [
         None if shape is None else torch.zeros(shape.kv_heads, prefixes.slots, device=lm.device) for shape in shapes
@@ -56,28 +57,14 @@ def attention_mass(
 
 
 def _weights(
-    lm: FrozenLM, prefixes: Bank, rows: Sequence[Row], asking: Sequence[Sequence[bool]]
+    lm: FrozenLM, prefixes: CausalBank, rows: Sequence[Row], asking: Sequence[Sequence[bool]]
 ) -> tuple[list[Tensor], Tensor]:
     """Each layer's attention weights [G, heads, L, S + L], and which tokens ask [G, L]; each row is a bin."""
-    bank = causal(prefixes)
-    bins = pack([Row(row.ids) for row in rows], 1)
-    flat = torch.zeros(bins.ids.numel(), dtype=torch.bool)
-    flat[bins.flat] = torch.tensor([on for row in asking for on in row])
-    owners = bins.prefix.to(lm.device)
-    positions_GL = bins.depth.to(lm.device) + bank.lengths[0]
-    prefix_GS = bank.positions[owners]
-    visible_prefix = (prefix_GS >= 0)[:, None, :].expand(-1, positions_GL.shape[1], -1)
-    weights: list[Tensor] = []
-    forward(
-        lm,
-        ids_GL=bins.ids.to(lm.device),
-        positions_GL=positions_GL,
-        key_positions_GK=torch.cat([prefix_GS, positions_GL], dim=1),
-        visible_GQK=torch.cat([visible_prefix, bins.visible.to(lm.device)], dim=2),
-        cache=PrefixCache(bank.past(owners), bank.slots),
-        attentions=weights,
-    )
-    return weights, flat.view(bins.ids.shape).to(lm.device)
+    bins, weights = pack(rows, 1), list[Tensor]()
+    asked = torch.zeros(bins.ids.numel(), dtype=torch.bool)
+    asked[bins.flat] = torch.tensor([on for row in asking for on in row])
+    run(lm, prefixes, bins, weights)
+    return weights, asked.view(bins.ids.shape).to(lm.device)
 
 
 @contextlib.contextmanager

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach.bank import Bank, causal
+from softprompt.attach.bank import Bank, CausalBank, causal
 from softprompt.attach.cache import PrefixCache
 from softprompt.attach.forward import check_not_empty, check_room, forward
 from softprompt.model import FrozenLM
-from softprompt.packing import Row, best_capacity, pack
+from softprompt.packing import Bins, Row, best_capacity, pack
 
 
 def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | None = None) -> Tensor:
@@ -34,21 +34,32 @@ def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | Non
     if capacity is None:
         capacity = best_capacity(rows, bank.slots, *_costs(lm))
     bins = pack(rows, capacity)
+    return run(lm, bank, bins).flatten(0, 1)[bins.flat.to(lm.device)]
+
+
+def run(lm: FrozenLM, bank: CausalBank, bins: Bins, attentions: list[Tensor] | None = None) -> Tensor:
+    """Final hidden states [G, L, H] of packed rows behind their prefixes.
+
+    Args:
+        attentions: as in `forward`.
+
+    Raises DataError for a row that does not fit in the model's context.
+    """
     owners = bins.prefix.to(lm.device)
     starts_G1 = torch.tensor(bank.lengths, device=lm.device)[owners][:, None]
     positions_GL = bins.depth.to(lm.device) + starts_G1
     check_room(lm, int(positions_GL.max()) + 1)
     prefix_GS = bank.positions[owners]
     visible_prefix = (prefix_GS >= 0)[:, None, :].expand(-1, positions_GL.shape[1], -1)
-    states_GLH = forward(
+    return forward(
         lm,
         ids_GL=bins.ids.to(lm.device),
         positions_GL=positions_GL,
         key_positions_GK=torch.cat([prefix_GS, positions_GL], dim=1),
         visible_GQK=torch.cat([visible_prefix, bins.visible.to(lm.device)], dim=2),
         cache=PrefixCache(bank.past(owners), bank.slots),
+        attentions=attentions,
     )
-    return states_GLH.flatten(0, 1)[bins.flat.to(lm.device)]
 
 
 def _costs(lm: FrozenLM) -> tuple[float, float]:

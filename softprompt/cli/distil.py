@@ -46,6 +46,7 @@ FLAGS = {
     "device": "device",
 }
 PHASES = {"study": "writing inputs", "answers": "answers of the teacher"}
+EVERY_S = 5.0
 DEGRADED = 0.9  # of the effect of the text; below it more tokens are proposed
 
 
@@ -122,8 +123,8 @@ def _run(prepared: Prepared, *, overwrite: bool, resume: bool, as_json: bool, tr
     source = f"{len(prepared.rows)} of {settings.data or settings.demonstrations}" if prepared.rows else "self-study"
     console.print(Text(f"inputs      {source}"))
     try:
-        with _Progress(console, settings.train.steps, as_json) as report:
-            found = distil(prepared, lm, overwrite=overwrite, resume=resume, report=report)
+        report = _progress(console, as_json)
+        found = distil(prepared, lm, overwrite=overwrite, resume=resume, report=report)
     except KeyboardInterrupt:
         return _stopped(signal.SIGINT.name)
     if found.fidelity is None:
@@ -142,52 +143,40 @@ def _stopped(reason: str) -> int:
     return 130 if reason == signal.SIGINT.name else 0
 
 
-class _Progress:
-    """Shows events: the phases before training with their share and ETA, then training."""
+def _progress(console: Console, as_json: bool) -> Callable[[Event], None]:
+    """A function that shows events: of the phases before training and of steps a line every few seconds."""
+    if as_json:
+        from softprompt.recording import line_of
 
-    def __init__(self, console: Console, steps: int | None, as_json: bool) -> None:
-        self.console, self.steps, self.as_json = console, steps, as_json
-        self.begin: dict[str, tuple[float, float]] = {}
-        self.shown: dict[str, float] = {}
+        return lambda event: typer.echo(json.dumps(line_of(event)))
+    begun: dict[str, tuple[float, float]] = {}  # share and time of the first event of each kind
+    shown: dict[str, float] = {}
 
-    def __enter__(self) -> Callable[[Event], None]:
-        return self.show
-
-    def __exit__(self, *_: object) -> None:
-        self.console.print("", end="")
-
-    def show(self, event: Event) -> None:
-        """One event as a line, at most one every few seconds of each kind."""
-        if self.as_json:
-            from softprompt.recording import line_of
-
-            typer.echo(json.dumps(line_of(event)))
-            return
-        done, now = event.numbers.get("progress", 0.0), time.monotonic()
-        first, since = self.begin.setdefault(event.kind, (done, now))
-        if event.kind in PHASES or event.kind == "step":
-            if done < 1 and now - self.shown.get(event.kind, 0.0) < 5:
-                return
-            self.shown[event.kind] = now
-            left = (now - since) * (1 - done) / (done - first) if done > first else None
-            eta = "" if left is None else f", {left:.0f} s to go"
-            what = PHASES.get(event.kind, f"step {event.step}  loss {event.numbers.get('loss', 0.0):.4f}")
-            self.console.print(Text(f"{what:<28}{done:>5.0%}{eta}"))
-        elif event.kind == "validation":
+    def show(event: Event) -> None:
+        done, now, loss = event.numbers.get("progress", 0.0), time.monotonic(), event.numbers.get("loss", 0.0)
+        if event.kind == "validation":
             of = f" ({event.candidate} tokens)" if event.candidate else ""
             line = f"step {event.step}  divergence {event.numbers['validation_loss']:.4f} on validation{of}"
-            self.console.print(Text(line))
+            console.print(Text(line))
+        elif event.kind in (*PHASES, "step") and (done >= 1 or now - shown.get(event.kind, 0.0) > EVERY_S):
+            first, since = begun.setdefault(event.kind, (done, now))
+            shown[event.kind] = now
+            left = f", {(now - since) * (1 - done) / (done - first):.0f} s to go" if first < done < 1 else ""
+            what = PHASES.get(event.kind, f"step {event.step}  loss {loss:.4f}")
+            console.print(Text(f"{what:<28}{done:>5.0%}{left}"))
+
+    return show
 
 
 def _show(found: Distilled, measured: Fidelity, prepared: Prepared, console: Console) -> None:
     """The fidelity report and what to do next."""
     table = Table(box=None, pad_edge=False)
-    columns = ("", "tokens", "divergence", "recovered", "agreement", "log-likelihood", "prefill", "KV cache")
+    columns = ("", "tokens", "KL", "recovered", "agreement", "log p", "prefill", "KV cache")
     scored = [name for name in ("exact_match", "f1", "rouge_l") if name in measured.full_text.scores]
     for column in (*columns, *scored):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     lines = [("no text", measured.no_text, 0.0)]
-    lines += [(f"soft prompt {size}", one, measured.recovered(size)) for size, one in measured.soft.items()]
+    lines += [("soft prompt", one, measured.recovered(size)) for size, one in measured.soft.items()]
     for title, one, share in (*lines, ("full text", measured.full_text, 1.0)):
         table.add_row(
             title,
@@ -201,13 +190,14 @@ def _show(found: Distilled, measured: Fidelity, prepared: Prepared, console: Con
             *(f"{one.scores[name]:.3f}" for name in scored),
         )
     console.print(table)
-    console.print(Text(f"on {measured.rows} held-out messages; the text has {measured.tokens} tokens", style="dim"))
+    note = f"on {measured.rows} held-out messages; the text has {measured.tokens} tokens; KL and log p in nats a token"
+    console.print(Text(note, style="dim"))
     folders = ", ".join(str(folder) for folder, _ in found.saved)
     console.print(Text(f"saved       {folders}", style="bold green"))
     best = max(measured.soft, key=measured.recovered)
     if measured.recovered(best) < DEGRADED:
         size = 2 * int(best)
-        hint = f"recovers {measured.recovered(best):.0%} of the text's effect: try --n-tokens {size}, more --steps"
+        hint = f"recovers {measured.recovered(best):.1%} of the text's effect: try --n-tokens {size}, more --steps"
         console.print(Text(f"note        {hint}, or more --inputs", style="yellow"))
     name = prepared.folder_of(int(best)).name
     console.print(Text(f'next        softprompt generate {name} "your text"'))

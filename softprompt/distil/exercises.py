@@ -12,7 +12,7 @@ from softprompt.data.template import Template
 from softprompt.data.tokenise import Example, prompt_ids
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.decode import Sampling
-from softprompt.distil.inputs import Input, nearest, record_of, said
+from softprompt.distil.inputs import Input, finder, record_of, said
 from softprompt.distil.notebook import Notebook
 from softprompt.distil.settings import StudyConfig
 from softprompt.distil.teacher import Teacher
@@ -75,7 +75,8 @@ def of_inputs(inputs: Sequence[Input], template: Template) -> list[Exercise]:
 
 def of_rows(rows: Sequence[Record], chunks: Sequence[str], template: Template) -> list[Exercise]:
     """The user's rows as exercises without answers, each for the piece that shares most words with it."""
-    found = [Exercise(nearest(said(row), chunks), as_turns(row, template)) for row in rows]
+    nearest = finder(chunks)
+    found = [Exercise(nearest(said(row)), as_turns(row, template)) for row in rows]
     return sorted(found, key=lambda exercise: exercise.chunk)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from softprompt.data.formats import Message, Record
@@ -38,13 +38,17 @@ def said(row: Record) -> str:
     return " ".join([*row.fields.values(), *(message.content for message in row.messages)])
 
 
-def nearest(text: str, chunks: Sequence[str]) -> int:
-    """Number of the piece that shares the rarest words with a text (inverse document frequency)."""
-    bags = [Counter(_words(chunk)) for chunk in chunks]
-    rarity = {w: math.log(1 + len(bags) / sum(w in bag for bag in bags)) for w in set().union(*bags)}
-    asked = set(_words(text))
-    worth = [sum(rarity[word] for word in asked & bag.keys()) for bag in bags]
-    return max(range(len(chunks)), key=worth.__getitem__)
+def finder(chunks: Sequence[str]) -> Callable[[str], int]:
+    """What tells the number of the piece that shares the rarest words with a text (inverse document frequency)."""
+    bags = [set(_words(chunk)) for chunk in chunks]
+    counts = Counter(word for bag in bags for word in bag)
+    rarity = {word: math.log(1 + len(bags) / count) for word, count in counts.items()}
+
+    def nearest(text: str) -> int:
+        asked = set(_words(text))
+        return max(range(len(bags)), key=lambda i: sum(rarity[word] for word in asked & bags[i]))
+
+    return nearest
 
 
 def _words(text: str) -> list[str]:

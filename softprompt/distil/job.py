@@ -20,6 +20,7 @@ from softprompt.attach import Prefix
 from softprompt.attended import Reading, most_attended
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
+from softprompt.checkpoint import latest_step
 from softprompt.data.tokenise import Example
 from softprompt.distil.exercises import Exercise, Exercises, answered, of_inputs, of_rows
 from softprompt.distil.fidelity import Fidelity, fidelity
@@ -89,6 +90,8 @@ def distil(
     exercises = exercises_of(prepared, teacher, report)
     text = tuple(lm.encode(prepared.text))
     candidates = {str(size): _candidate(prepared, lm, text, size, exercises) for size in prepared.sizes}
+    # Stopped before its first checkpoint, a run goes on from the notebook alone.
+    resume = resume and latest_step(prepared.run) is not None
     where = Recording(prepared.run, prepared.folder.name, settings, settings.train.track)
     with recorded(where, True, resume, report) as everywhere:
         found = train(lm, list(candidates.values()), prepared.run, resume=resume, report=everywhere)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,12 @@ import torch
 from torch.testing import assert_close
 
 from softprompt import store
-from softprompt.attach import bank
+from softprompt.attach import Prefix, bank, hidden
 from softprompt.config import resolved
+from softprompt.conversation import chat_ids
+from softprompt.data.formats import Message
 from softprompt.data.template import VIRTUAL
+from softprompt.data.tokenizer import render_chat
 from softprompt.decode import Sampling
 from softprompt.distil import DistilConfig, Distilled, distil, exercises, job, prepare
 from softprompt.distil.teacher import Teacher
@@ -25,6 +29,7 @@ from softprompt.generation import Request, answer
 from softprompt.losses import cross_entropies
 from softprompt.model import load
 from softprompt.objective import learned_tokens, supervised, token_losses
+from softprompt.packing import Row
 from softprompt.train import Event
 from tests.cli.conftest import saved_model
 from tests.data.rows import write_jsonl
@@ -91,10 +96,21 @@ def test_the_student_comes_nearer(base: Path, place: Path, method: str) -> None:
     assert {path.name for path in folder.iterdir()} >= {"card.json", "prompt.safetensors", "curve.png", "fidelity.png"}
 
 
-def test_it_answers_in_chat_with_any_form_and_several_turns(base: Path, place: Path) -> None:
-    folder = run(base, place).saved[0][0]
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
+def test_it_stands_in_the_system_turn_of_a_conversation(base: Path, place: Path, method: str) -> None:
+    """Prefix and turns are the conversation as the chat template writes it; the virtual tokens are the text's."""
+    size = len(f"<|im_start|>system\n{TEXT}") - 11 if method == "prefix-tuning" else len(TEXT)  # a control token is one
+    flags = {"method__name": method, "method__n_tokens": size, "train__steps": 1, "train__lr": 1e-30}
+    folder = run(base, place, **flags).saved[0][0]  # a prompt that is the whole text
     lm = load(str(base), dtype="float32")
     subject = card_subject(*store.load(folder, lm.geometry))
+    turns = [Message("user", "Hi"), Message("assistant", "Yo"), Message("user", "And?")]
+    written = render_chat([Message("system", TEXT), *turns], lm.tokenizer, add_generation_prompt=True)
+    with torch.no_grad():
+        rows = [Row(chat_ids(turns, subject, lm.tokenizer))]
+        ours = hidden(lm, bank(lm, [subject.prefix(lm)]), rows)[-1]
+        plain = hidden(lm, bank(lm, [Prefix()]), [Row(lm.encode(written))])[-1]
+    assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     (found,) = answer(lm, {"policy": subject}, [Request("Hi", "policy")], Sampling(4))
     assert found.ids
 
@@ -147,6 +163,24 @@ def test_a_stopped_run_goes_on_to_the_same_prompt(base: Path, place: Path) -> No
     with pytest.raises(StoreError, match=r"--resume to go on"):
         prepare(settings(base, place))
     again = run(base, place, resume=True)
+    assert again.saved[0][1].sha256 == whole.saved[0][1].sha256
+
+
+@pytest.mark.parametrize("phase", ["study", "answers"])
+def test_a_run_that_was_stopped_before_training_goes_on(base: Path, place: Path, phase: str) -> None:
+    """With --resume and without: what was studied is there, and the prompt is that of a run that was not stopped."""
+    (place / "policy.md").write_text("Be kind.", encoding="utf-8")
+    lm, flags = load(str(base), dtype="float32"), {"data": "null", "study__inputs": 40}
+    whole = distil(prepare(settings(base, place, **flags)), lm, report=lambda event: None)
+    shutil.rmtree(place / "prompts")
+
+    def stop(event: Event) -> None:
+        if event.kind == phase:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil(prepare(settings(base, place, **flags)), lm, report=stop)
+    again = distil(prepare(settings(base, place, **flags), resume=True), lm, resume=True)
     assert again.saved[0][1].sha256 == whole.saved[0][1].sha256
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from softprompt.data.formats import Message
 from softprompt.data.template import Template
-from softprompt.distil.inputs import nearest, record_of
+from softprompt.distil.inputs import finder, record_of
 from softprompt.distil.study import cleaned
 from softprompt.framing import as_turns
 from tests.data.rows import one
@@ -44,5 +44,6 @@ def test_a_text_as_a_record() -> None:
 
 def test_the_nearest_piece_shares_the_rarest_words() -> None:
     pieces = ["The card has a fee of the bank.", "The transfer takes the whole day.", "The moon."]
-    assert nearest("the the the transfer?", pieces) == 1
-    assert nearest("What is the fee?", pieces) == 0
+    nearest = finder(pieces)
+    assert nearest("the the the transfer?") == 1
+    assert nearest("What is the fee?") == 0
