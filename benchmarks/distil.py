@@ -24,8 +24,8 @@ from typing import Any
 from benchmarks.machine import facts
 from softprompt import store
 from softprompt.config import resolved
+from softprompt.data.answer import end_id
 from softprompt.data.formats import Message, Record
-from softprompt.data.template import end_id
 from softprompt.data.tokenise import target_ids
 from softprompt.distil import DistilConfig, Distilled, Prepared, distil, prepare
 from softprompt.distil.exercises import Exercise

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 from softprompt.attach import Prefix
 from softprompt.card import Card, Layout
+from softprompt.data.answer import end_id, joined
 from softprompt.data.formats import Message, Record
-from softprompt.data.template import VIRTUAL, Template, bos_ids, default_text, end_id, fill, head, joined
+from softprompt.data.template import VIRTUAL, Template, bos_ids, default_text, fill, head
 from softprompt.data.tokenizer import writes_system_turn
 from softprompt.errors import DataError
 from softprompt.model import FrozenLM

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from softprompt.attach import Bank, bank, hidden, session
+from softprompt.data.answer import end_id
 from softprompt.data.formats import Record
-from softprompt.data.template import end_id
 from softprompt.data.tokenise import prompt_ids, target_ids
 from softprompt.framing import Subject, check_records
 from softprompt.model import FrozenLM

@@ -29,12 +29,13 @@ from softprompt.errors import ConfigError
 from softprompt.framing import check_context, layout_for, layout_ids
 from softprompt.methods import KV_METHODS, SMoP, Start, build
 from softprompt.model import FrozenLM, load
+from softprompt.passes import validation_losses
 from softprompt.preparation import Prepared, PreparedTask, check_free, prepare
 from softprompt.prompt import Prompt, check_fits, size_of
 from softprompt.prompt import digest as prompt_digest
 from softprompt.recording import Recording, recorded
 from softprompt.starts import start_of
-from softprompt.train import Event, Result, train, validation_losses
+from softprompt.train import Event, Result, train
 
 __all__ = ["Outcome", "Prepared", "candidate_of", "fit", "prepare", "recording"]
 

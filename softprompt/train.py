@@ -23,18 +23,16 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from softprompt import checkpoint
-from softprompt.attach import bank
 from softprompt.candidate import Candidate, running
 from softprompt.checkpoint import Checkpoint
-from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError, NonFiniteLossError, TrainError, is_out_of_memory
 from softprompt.interrupt import Interrupt
 from softprompt.model import FrozenLM
-from softprompt.objective import distilled_losses, learned_tokens, token_losses
+from softprompt.objective import learned_tokens
 from softprompt.packing import by_tokens
+from softprompt.passes import losses_of, validation_losses
 from softprompt.prompt import Prompt
 
-EVAL_TOKENS = 4096  # text tokens of validation rows run at once
 JUDGING = 0.1  # share of a run bounded by minutes that validations may have taken before the next one starts
 STEP_TOKENS = 16384  # text tokens of many candidates' rows run at once
 SIGNALS = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
@@ -309,41 +307,6 @@ class _Loop:
         """A digest of all that must be the same for a resumed run to be the same run."""
         facts = [self.lm.geometry.fingerprint, str(self.lm.dtype), *(c.identity() for c in self.candidates)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def losses_of(lm: FrozenLM, shares: Sequence[tuple[Candidate, Sequence[Example]]]) -> list[Tensor]:
-    """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass."""
-    taught = [i for i, (candidate, _) in enumerate(shares) if candidate.teachers and torch.is_grad_enabled()]
-    if taught and len(shares) > 1:  # teachers take a pass of their own
-        return [loss for share in shares for loss in losses_of(lm, [share])]
-    prefixes, owners, rows = [], [], []
-    for candidate, own in shares:
-        found, numbers = candidate.prefixes(own)
-        owners += [len(prefixes) + number for number in numbers]
-        prefixes += found
-        rows += own
-    if taught:
-        candidate = shares[0][0]
-        teachers, weight = bank(lm, candidate.teachers), candidate.settings.distil
-        by_task = [row.task for row in rows]
-        return [distilled_losses(lm, bank(lm, prefixes), teachers, rows, owners, by_task, weight)]
-    values = token_losses(lm, bank(lm, prefixes), rows, owners)
-    return list(values.split([learned_tokens(own) for _, own in shares]))
-
-
-@torch.no_grad()
-def validation_losses(lm: FrozenLM, candidate: Candidate) -> list[float]:
-    """Of each task that has validation rows, the mean loss over their learned tokens."""
-    candidate.learner.eval()
-    means = []
-    for rows in filter(None, candidate.judged):
-        total = 0.0
-        for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
-            (values,) = losses_of(lm, [(candidate, [rows[i] for i in part])])
-            total += values.sum().item()
-        means.append(total / learned_tokens(rows))
-    candidate.learner.train()
-    return means
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from softprompt.data.answer import end_id
 from softprompt.data.formats import Record
-from softprompt.data.template import Template, end_id
+from softprompt.data.template import Template
 from softprompt.data.tokenise import prompt_ids, target_ids
 from softprompt.framing import Subject, base_subject, layout_for
 from softprompt.model import FrozenLM

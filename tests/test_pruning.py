@@ -9,8 +9,9 @@ import torch
 
 from softprompt import pruning
 from softprompt.compose import select
+from softprompt.data.answer import end_id
 from softprompt.data.formats import Record
-from softprompt.data.template import Template, end_id
+from softprompt.data.template import Template
 from softprompt.data.tokenise import prompt_ids, target_ids
 from softprompt.errors import DataError, PromptError, UnsupportedModelError
 from softprompt.framing import Subject

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from softprompt import ranking
-from softprompt.data.template import end_id
+from softprompt.data.answer import end_id
 from softprompt.data.tokenise import target_ids
 from softprompt.ranking import LabelTree, rank
 from tests.labels import LABELS, TEMPLATE, brute_force, labelled, subject

@@ -20,10 +20,10 @@ from softprompt.evaluation import evaluate
 from softprompt.generation import load_subjects
 from softprompt.losses import divergences
 from softprompt.objective import distilled_losses, token_losses
+from softprompt.passes import losses_of
 from softprompt.prompt import EmbeddingPrompt, digest
 from softprompt.recipe import fit, prepare
 from softprompt.runlog import read
-from softprompt.train import losses_of
 from tests.cli.shell import done, refused
 from tests.data.rows import write_jsonl
 from tests.laws.cases import random_prompt

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import softprompt.train as train_module
+from softprompt import passes
 from softprompt.attach import Prefix, bank
 from softprompt.candidate import Task
 from softprompt.config import TrainConfig
@@ -154,7 +155,7 @@ def test_eval_rows_are_a_sample_of_the_validation_rows(tmp_path: Path) -> None:
 
 def test_validation_in_parts_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
-    monkeypatch.setattr(train_module, "EVAL_TOKENS", 12)
+    monkeypatch.setattr(passes, "EVAL_TOKENS", 12)
     result = run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=1)
     wanted = validation_loss(learner(lm, "prompt-tuning").freeze()[0], task().validation)
     assert result.history[0]["validation_loss"] == pytest.approx(wanted, rel=1e-5)
@@ -229,7 +230,7 @@ def test_time_counts_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def poison(monkeypatch: pytest.MonkeyPatch, call: int, kind: str) -> None:
     """Make loss or gradient of one step not finite."""
-    calls, real = [0], train_module.token_losses
+    calls, real = [0], passes.token_losses
 
     def poisoned(*args: Any) -> Tensor:
         loss = real(*args)
@@ -240,7 +241,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, call: int, kind: str) -> None:
             loss.register_hook(lambda grad: grad * math.inf)
         return loss * math.nan if calls[0] == call and kind == "loss" else loss
 
-    monkeypatch.setattr(train_module, "token_losses", poisoned)
+    monkeypatch.setattr(passes, "token_losses", poisoned)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
@@ -273,7 +274,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(kind: str, tmp_path: Path, monk
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
     monkeypatch.setattr(
-        train_module, "token_losses", lambda lm, bank, rows, owners: torch.full((learned_tokens(rows),), math.nan)
+        passes, "token_losses", lambda lm, bank, rows, owners: torch.full((learned_tokens(rows),), math.nan)
     )
     with pytest.raises(NonFiniteLossError, match=r"(?s)step 0: validation loss is not finite"):
         run(lm, learner(lm, "prompt-tuning"), tmp_path)
@@ -346,7 +347,7 @@ def no_room_elsewhere() -> None:
 def test_out_of_memory(fail: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
     monkeypatch.setattr(
-        train_module, "token_losses", lambda *_: fail() if torch.is_grad_enabled() else torch.ones(len(_[2]) * 4)
+        passes, "token_losses", lambda *_: fail() if torch.is_grad_enabled() else torch.ones(len(_[2]) * 4)
     )
     with pytest.raises(TrainError, match=r"(?s)step 1: out of memory.*memory.*--train.accumulate"):
         run(lm, learner(lm, "prompt-tuning"), tmp_path)
@@ -354,7 +355,7 @@ def test_out_of_memory(fail: Callable[[], None], tmp_path: Path, monkeypatch: py
 
 def test_other_failures_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
-    monkeypatch.setattr(train_module, "token_losses", lambda *_: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr(passes, "token_losses", lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         run(lm, learner(lm, "prompt-tuning"), tmp_path)
 

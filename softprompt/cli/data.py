@@ -23,6 +23,7 @@ from rich.text import Text
 from softprompt.cli.options import unescaped
 from softprompt.cli.visible import visible
 from softprompt.config import Config
+from softprompt.data.answer import end_id, target_text
 from softprompt.data.formats import Record
 from softprompt.data.load import digest, inputs_of, load_rows, load_splits
 from softprompt.data.template import (
@@ -31,10 +32,8 @@ from softprompt.data.template import (
     check_fit,
     default_template,
     default_text,
-    end_id,
     fill,
     head,
-    target_text,
     unused_fields,
 )
 from softprompt.data.tokenise import tokenise

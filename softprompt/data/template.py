@@ -23,10 +23,7 @@ from softprompt.data.formats import Message, Record
 from softprompt.data.tokenizer import (
     Tokenizer,
     bos_ids,
-    encode,
-    eos_id,
     has_chat_template,
-    is_special,
     render_chat,
 )
 from softprompt.errors import DataError
@@ -40,17 +37,15 @@ __all__ = [
     "bos_ids",
     "default_template",
     "default_text",
-    "end_id",
     "fill",
     "head",
-    "joined",
-    "target_text",
+    "turns",
     "unused_fields",
 ]
 
-# Stand-ins for the row's text when only the chat template's own text is wanted. Letters alone: a template
-# may trim or escape anything else.
-_USER, _ANSWER = "SOFTPROMPTUSERTEXT", "SOFTPROMPTANSWERTEXT"
+# Stands in for the row's text when only the chat template's own text is wanted. Letters alone: a template may trim or
+# escape anything else.
+USER = "SOFTPROMPTUSERTEXT"
 VIRTUAL = "SOFTPROMPTVIRTUALTOKENS"  # as a template's system turn: the virtual tokens are its words
 
 
@@ -215,18 +210,18 @@ def head(template: Template, tokenizer: Tokenizer) -> str:
     literal = _parse(template.text)[0][0]
     if template.kind != "chat":
         return literal.rstrip()
-    text = render_chat(_turns(template, literal + _USER), tokenizer, add_generation_prompt=True)
-    if text.count(_USER) != 1:
+    text = render_chat(turns(template, literal + USER), tokenizer, add_generation_prompt=True)
+    if text.count(USER) != 1:
         raise DataError(
             "the model's chat template does not write the user's message exactly once",
-            got=f"{text.count(_USER)} times",
+            got=f"{text.count(USER)} times",
             hint="use a plain template (--no-chat --template '...')",
         )
-    return text[: text.index(_USER)].rstrip()
+    return text[: text.index(USER)].rstrip()
 
 
 def _up_to_virtual(template: Template, tokenizer: Tokenizer) -> str:
-    text = render_chat(_turns(template, _USER), tokenizer, add_generation_prompt=True)
+    text = render_chat(turns(template, USER), tokenizer, add_generation_prompt=True)
     if text.count(VIRTUAL) != 1:
         raise DataError(
             "the model's chat template writes no system turn that virtual tokens could stand in",
@@ -256,7 +251,7 @@ def body_behind(opening: str, record: Record, template: Template, tokenizer: Tok
     else:
         text = fill(template, record)
         if template.kind == "chat":
-            text = render_chat(_turns(template, text), tokenizer, add_generation_prompt=True)
+            text = render_chat(turns(template, text), tokenizer, add_generation_prompt=True)
     if not text.startswith(opening):
         raise DataError(
             "the model's chat template writes this row with another opening than the other rows",
@@ -291,49 +286,7 @@ def with_system(template: Template, messages: Sequence[Message]) -> tuple[Messag
     return (Message("system", template.system), *messages)
 
 
-def target_text(target: str, template: Template) -> str:
-    """The target as the model writes it: as `joined` to the body, or as a text of its own (encoder–decoders)."""
-    return target if template.kind == "seq2seq" else joined(target, template)
-
-
-def joined(target: str, template: Template) -> str:
-    """The target as it stands behind the body in one text: behind one space, unless there is whitespace."""
-    apart = template.kind == "chat" or template.text[-1:].isspace() or target[:1].isspace()
-    return target if apart else " " + target
-
-
-def end_id(template: Template, tokenizer: Tokenizer) -> int:
-    """The token that ends an answer, which the model must learn.
-
-    Plain text: EOS. Chat: the control token that the chat template writes behind the assistant's words.
-
-    Raises:
-        DataError: there is no such token, so the model would never learn to stop.
-    """
-    eos = eos_id(tokenizer)
-    if template.kind == "chat":
-        turns = (*_turns(template, _USER), Message("assistant", _ANSWER))
-        tail = render_chat(turns, tokenizer, add_generation_prompt=False).rpartition(_ANSWER)[2]
-        ids = encode(tail, tokenizer)
-        if ids and is_special(ids[0], tokenizer):
-            return ids[0]
-        if eos is not None and eos in ids:
-            return eos
-        got = f"the chat template writes {tail!r} behind the answer"
-        hint = "mend the chat template (it must close the turn with a control token), or use --no-chat"
-    else:
-        if eos is not None:
-            return eos
-        got, hint = "no eos_token", "set tokenizer.eos_token, or use --chat if the model has a chat template"
-    raise DataError(
-        "no token ends an answer: the model would never learn to stop",
-        expected="a control token behind the answer",
-        got=got,
-        hint=hint,
-    )
-
-
-def _turns(template: Template, user: str) -> tuple[Message, ...]:
+def turns(template: Template, user: str) -> tuple[Message, ...]:
     """The conversation of one question."""
     return with_system(template, (Message("user", user),))
 

@@ -14,17 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
+from softprompt.data.answer import end_id, target_text
 from softprompt.data.formats import Record
 from softprompt.data.lesson import Lesson
-from softprompt.data.template import (
-    Template,
-    body_behind,
-    check_fit,
-    end_id,
-    head,
-    target_text,
-    with_system,
-)
+from softprompt.data.template import Template, body_behind, check_fit, head, with_system
 from softprompt.data.tokenizer import Tokenizer, decode, encode, render_chat
 from softprompt.errors import DataError
 

@@ -9,17 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softprompt.data.answer import end_id, joined, target_text
 from softprompt.data.template import (
     Template,
     answered_apart,
     body,
     bos_ids,
     default_template,
-    end_id,
     fill,
     head,
-    joined,
-    target_text,
     unused_fields,
 )
 from softprompt.data.tokenizer import closing_ids, encode

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softprompt.data.answer import end_id
 from softprompt.data.formats import Record
-from softprompt.data.template import Template, body, default_template, end_id, head
+from softprompt.data.template import Template, body, default_template, head
 from softprompt.data.tokenise import Example, prompt_ids, target_ids, tokenise
 from softprompt.data.tokenizer import encode
 from softprompt.errors import DataError

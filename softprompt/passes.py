@@ -1,0 +1,52 @@
+"""Forward passes of candidates: losses of many on their own rows at once, and of one on its validation rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt.attach import bank
+from softprompt.candidate import Candidate
+from softprompt.data.tokenise import Example
+from softprompt.model import FrozenLM
+from softprompt.objective import distilled_losses, learned_tokens, token_losses
+from softprompt.packing import by_tokens
+
+EVAL_TOKENS = 4096  # text tokens of validation rows run at once
+
+
+def losses_of(lm: FrozenLM, shares: Sequence[tuple[Candidate, Sequence[Example]]]) -> list[Tensor]:
+    """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass."""
+    taught = [i for i, (candidate, _) in enumerate(shares) if candidate.teachers and torch.is_grad_enabled()]
+    if taught and len(shares) > 1:  # teachers take a pass of their own
+        return [loss for share in shares for loss in losses_of(lm, [share])]
+    prefixes, owners, rows = [], [], []
+    for candidate, own in shares:
+        found, numbers = candidate.prefixes(own)
+        owners += [len(prefixes) + number for number in numbers]
+        prefixes += found
+        rows += own
+    if taught:
+        candidate = shares[0][0]
+        teachers, weight = bank(lm, candidate.teachers), candidate.settings.distil
+        by_task = [row.task for row in rows]
+        return [distilled_losses(lm, bank(lm, prefixes), teachers, rows, owners, by_task, weight)]
+    values = token_losses(lm, bank(lm, prefixes), rows, owners)
+    return list(values.split([learned_tokens(own) for _, own in shares]))
+
+
+@torch.no_grad()
+def validation_losses(lm: FrozenLM, candidate: Candidate) -> list[float]:
+    """Of each task that has validation rows, the mean loss over their learned tokens."""
+    candidate.learner.eval()
+    means = []
+    for rows in filter(None, candidate.judged):
+        total = 0.0
+        for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
+            (values,) = losses_of(lm, [(candidate, [rows[i] for i in part])])
+            total += values.sum().item()
+        means.append(total / learned_tokens(rows))
+    candidate.learner.train()
+    return means
