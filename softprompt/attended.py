@@ -3,7 +3,8 @@
 A key/value head of a layer sees only its own keys, so each may keep other tokens: those that rows pay most attention to
 (as Li et al.: SnapKV. 2024. https://arxiv.org/abs/2404.14469 does for one request). The keys are moved together, so
 that the text ends where the virtual tokens end: rotary attention depends on distance alone, so each kept token is seen
-exactly as in the whole text. Training then starts from what the text says, not from how it begins.
+exactly as in the whole text. (Where positions are learned, keys stay as they are.) Training then starts from what the
+text says, not from how it begins.
 
 Shapes: K key/value heads, T tokens of a text, P virtual tokens, D head size.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, attention_mass, bank, keys_values, moved
+from softprompt.attach import Prefix, attention_mass, bank, keys_values, moved, turns_keys
 from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
@@ -47,7 +48,7 @@ def most_attended(lm: FrozenLM, readings: Sequence[Reading], n_tokens: int) -> K
 
     Raises:
         ConfigError: the texts have fewer tokens than P.
-        UnsupportedModelError: the keys of this model cannot be moved.
+        UnsupportedModelError: the keys of this model turn with their position, but not as any that is known.
     """
     if (there := sum(len(reading.ids) for reading in readings)) < n_tokens:
         what, hint = "the text has fewer tokens than virtual tokens are wanted", f"--n-tokens {there} or fewer"
@@ -64,18 +65,20 @@ def _scored(
     lm: FrozenLM, reading: Reading, n_tokens: int, *, first: bool
 ) -> list[tuple[Tensor, Tensor, Tensor] | None]:
     """Per layer keys, values [K, T, D] and the attention [K, T] they get; the keys as far from rows as in the text."""
-    layers = keys_values(lm, Prefix(lead=reading.ids))
-    prompt = KVPrompt(tuple(None if kv is None else (kv[0][0].float(), kv[1][0].float()) for kv in layers))
-    prompt = moved(lm, prompt, [n_tokens - len(reading.ids)] * len(reading.ids))
+    layers = keys_values(lm, Prefix(lead=reading.ids, follow=reading.follow))
+    whole = KVPrompt(tuple(None if kv is None else (kv[0][0], kv[1][0]) for kv in layers))
     asking = [[*row.mask[1:], False] for row in reading.rows]
-    rows = [Row(row.ids) for row in reading.rows]
-    mass = attention_mass(lm, bank(lm, [Prefix(lead=reading.ids, follow=reading.follow)]), rows, asking)
+    mass = attention_mass(lm, bank(lm, [Prefix(whole)]), [Row(row.ids) for row in reading.rows], asking)
+    own = slice(len(reading.ids))
+    prompt = KVPrompt(tuple(kv and (kv[0][:, own].float(), kv[1][:, own].float()) for kv in whole.layers))
+    if turns_keys(lm):
+        prompt = moved(lm, prompt, [n_tokens - len(reading.ids)] * len(reading.ids))
     found: list[tuple[Tensor, Tensor, Tensor] | None] = []
-    for kv, own in zip(prompt.layers, mass, strict=True):
-        if kv is None or own is None:
+    for kv, of_layer in zip(prompt.layers, mass, strict=True):
+        if kv is None or of_layer is None:
             found.append(None)
             continue
-        worth = own[:, : len(reading.ids)].clone()
+        worth = of_layer[:, own].clone()
         worth[:, :SINK] = torch.inf if first else -torch.inf
         found.append((kv[0], kv[1], worth))
     return found

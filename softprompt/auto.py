@@ -34,8 +34,7 @@ class Facts:
         rows: training rows of all tasks.
         classes: labels of the task with most; 0 if no task is one of classification.
         tokens: mean length of a training row.
-        room: virtual tokens that demonstrations may take; none in an encoder-decoder, which cannot hide one from its
-            own row.
+        room: tokens that demonstrations may take; none in an encoder-decoder, which cannot hide one from its own row.
     """
 
     tasks: int
@@ -68,6 +67,7 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
 
 FEW = 200  # training rows: so few are learned by heart, unless the start is good and the steps are small
 MANY = 20  # classes: so many need room
+SHOWN = 1024  # tokens of demonstrations that a start is chosen from
 STEP_TOKENS = 600  # text tokens of a step, about
 NETWORKS = {"p-tuning", "p-tuning-lstm", "prefix-tuning-mlp", "residual", "residual-separate"}
 DIRECT = {"prefix-tuning", "prompt-tuning"}
@@ -77,12 +77,12 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
     """Every choice, whether or not the user made it."""
     method, rows = config.method, f"{facts.rows} rows"
     choices = [Choice("method.name", "prefix-tuning", "keys and values in every layer learn most in a given time")]
-    asked = {"init", "init_text", "init_from", "n_tokens"}
-    starts_freely = facts.room >= _wanted(facts) and facts.tasks == 1 and not method.model_fields_set & asked
+    begun = {"init", "init_text", "init_from"} & method.model_fields_set
+    shows = facts.room >= _wanted(facts) and facts.tasks == 1 and not begun
     few = facts.rows < FEW and method.name in DIRECT
     if method.name in NETWORKS:
         choices.append(Choice("train.lr", 1e-3, "the weights of a network take small steps"))
-    elif few and starts_freely:
+    elif few and shows and "n_tokens" not in method.model_fields_set:
         choices += [
             Choice("method.init", "demonstrations", f"{rows}: in-context learning is the best start"),
             Choice("method.n_tokens", _wanted(facts), f"{rows}: as many of them as demonstrations as fit"),
@@ -90,14 +90,11 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
         ]
     elif few:
         choices.append(Choice("train.lr", 5e-3, f"{rows}: larger steps learn them by heart"))
-    elif facts.classes > MANY and method.name == "prefix-tuning":
-        choices += [
-            Choice("method.n_tokens", 128, f"{facts.classes} classes need room"),
-            Choice("train.lr", 5e-2, f"{facts.classes} classes take large steps well"),
-        ]
+    elif method.name == "prefix-tuning":
+        choices += _prefix(facts, shows and method.n_tokens <= SHOWN // 4)
     else:
         choices += [
-            Choice("method.n_tokens", 32, "longer prompts cost time and learn this kind of task no better"),
+            Choice("method.n_tokens", 32, "longer prompts cost time and learn no better"),
             Choice("train.lr", 2e-2, "higher rates are noisy, lower ones slow"),
         ]
     if config.train.minutes is not None:
@@ -106,6 +103,24 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
         why = f"rows of {facts.tokens:.0f} tokens: in a given time more steps teach more than more rows a step"
         choices.append(Choice("train.batch_size", size, why))
     return choices
+
+
+def _prefix(facts: Facts, shows: bool) -> list[Choice]:
+    """Of prefix tuning on many rows; `shows` says whether there is room for demonstrations."""
+    if facts.classes > MANY:
+        return [
+            Choice("method.n_tokens", 128, f"{facts.classes} classes need room"),
+            Choice("train.lr", 5e-2, f"{facts.classes} classes take large steps well"),
+        ]
+    length = Choice("method.n_tokens", 32, "longer prompts cost time and learn this kind of task no better")
+    if not shows:
+        return [length, Choice("train.lr", 1e-2, "higher rates are luck in a short run, lower ones slow")]
+    return [
+        length,
+        Choice("method.init", "attended", "what rows look at in demonstrations is the best start for so few tokens"),
+        Choice("method.text_tokens", min(SHOWN, facts.room), "as many demonstrations as are read in a moment"),
+        Choice("train.lr", 5e-3, "higher rates lose what the start knows"),
+    ]
 
 
 def _wanted(facts: Facts) -> int:

@@ -54,6 +54,11 @@ class MethodConfig(BaseModel):
         description="where virtual tokens start; attended: those of a long text that rows look at most; best tries "
         "text, labels, vocab and demonstrations on validation rows",
     )
+    text_tokens: int = Field(
+        default=1024,
+        ge=1,
+        description="without init_text, init attended chooses from so many tokens of demonstrations, or half a context",
+    )
     init_text: str | None = Field(default=None, description="the text to start from; made from the task if not given")
     init_from: str | None = Field(default=None, description="the soft prompt to start from, with init prompt")
     sources: Annotated[tuple[str, ...], BeforeValidator(names)] = Field(

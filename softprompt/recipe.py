@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any
 from accelerate import PartialState
 
 from softprompt import artifact, router, store
-from softprompt.attended import Reading, most_attended
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
 from softprompt.compose import select
@@ -39,8 +39,7 @@ from softprompt.train import Event, Result, train
 
 __all__ = ["Outcome", "Prepared", "candidate_of", "fit", "prepare", "recording"]
 
-ASKING = 24  # training rows that are asked what they look at
-TRIED: tuple[Init, ...] = ("text", "labels", "vocab", "demonstrations")  # by init "best"
+TRIED: tuple[Init, ...] = ("text", "attended", "labels", "vocab", "demonstrations")  # by init "best"
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,9 @@ def fit(
     if lm is None:
         lm = load(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
     check_free(prepared, overwrite)
+    begin = time.monotonic()
     prepared, candidate, tried = candidate_of(prepared, lm)
+    candidate.horizon = candidate.horizon.after(time.monotonic() - begin)
     if tried:
         report(Event("init", 0, tried))
     processes = PartialState(cpu=lm.device.type == "cpu")
@@ -160,8 +161,6 @@ def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
     named = [config.method.init_from] if config.method.init_from else []
     loaded = {n: store.load(n, lm.geometry)[0] for n in (*named, *config.method.sources, *config.method.teachers)}
     start, unseen = start_of(prepared, lm, loaded)
-    if config.method.init == "attended":
-        start = _attended(prepared, lm, start)
     if config.method.kept:
         start, unseen = _rewound(config, lm, start), {}
     method = build(config.method.name, lm, start)
@@ -176,17 +175,6 @@ def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
             "each task needs a teacher", where="method.teachers", expected=f"{len(tasks)} names", got=len(teachers)
         )
     return Candidate(method, tasks, config.train, lm.device, name, teachers)
-
-
-def _attended(prepared: Prepared, lm: FrozenLM, start: Start) -> Start:
-    """The start with the virtual tokens of its text that the training rows look at most."""
-    task = prepared.tasks[0]
-    if prepared.config.method.name not in KV_METHODS or lm.is_encoder_decoder:
-        what, hint = "init attended chooses keys and values of a causal model", "--method prefix-tuning"
-        raise ConfigError(what, where="method.init", got=prepared.config.method.name, hint=hint)
-    _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
-    reading = Reading((*start.lead, *start.text), follow, task.train[:ASKING])
-    return replace(start, init="prompt", prompt=most_attended(lm, [reading], start.n_tokens))
 
 
 def _rewound(config: Config, lm: FrozenLM, start: Start) -> Start:

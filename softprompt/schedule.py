@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 FLOOR = 0.02  # the rate never falls to zero: the last steps would be wasted
@@ -22,6 +22,10 @@ class Horizon:
         by_steps = step / self.steps if self.steps else 0.0
         by_time = elapsed / self.seconds if self.seconds else 0.0
         return min(1.0, max(by_steps, by_time))
+
+    def after(self, spent: float) -> Horizon:
+        """What is left of it when the start of a run took `spent` seconds: of the time at least a tenth."""
+        return replace(self, seconds=max(self.seconds - spent, self.seconds / 10)) if self.seconds else self
 
 
 def default_steps(rows: int, batch_size: int) -> int:

@@ -2,7 +2,8 @@
 
 Demonstrations are worked examples drawn from the training rows: training then starts from in-context learning and
 improves it by gradient. A row that is one of them does not see itself (as in Lu et al.: Context Tuning for In-Context
-Optimization. 2025. https://arxiv.org/abs/2507.04221).
+Optimization. 2025. https://arxiv.org/abs/2507.04221). With init "attended" a few virtual tokens begin as what rows look
+at most in many demonstrations, or in a long text (`attended`).
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from softprompt.config import MethodConfig
+from softprompt.attended import Reading, most_attended
 from softprompt.data.batches import permutation
 from softprompt.data.formats import Message, Record
 from softprompt.data.template import Template, bos_ids, fill
 from softprompt.data.tokenise import target_ids
 from softprompt.data.tokenizer import render_chat
 from softprompt.errors import ConfigError
-from softprompt.framing import APART, worked_example
+from softprompt.framing import APART, layout_for, layout_ids, worked_example
 from softprompt.methods import KV_METHODS, Start
 from softprompt.model import FrozenLM
 from softprompt.preparation import Prepared, PreparedTask
-from softprompt.prompt import Prompt
+from softprompt.prompt import KVPrompt, Prompt
 
 FULL = 0.9  # demonstrations that fill so much of the room are enough: no search for one that still fits
+ASKING = 16  # training rows that are asked what they look at
 INIT_ROWS = 8  # training rows that a made-up start text is drawn from
 
 
@@ -53,14 +55,15 @@ def start_of(
     text, n_tokens = tuple(lm.encode(config.init_text or start_text(task))), config.n_tokens
     lead, unseen = tuple(bos_ids(lm.tokenizer)) if kv else (), dict[str, tuple[int, int]]()
     if config.init == "demonstrations":
-        found = demonstrations(task, lm, config, len(lead), prepared.config.train.seed)
-        text, unseen, n_tokens = found.ids, found.spans, len(lead) + len(found.ids)
+        found = demonstrations(task, lm, config.init_text, n_tokens - len(lead), prepared.config.train.seed)
+        text, n_tokens = found.ids, len(lead) + len(found.ids)
+        unseen = {where: (len(lead) + first, len(lead) + last) for where, (first, last) in found.spans.items()}
     start = Start(
         n_tokens=n_tokens,
-        init=config.init,
+        init="prompt" if config.init == "attended" else config.init,
         text=text,
         labels=tuple(tuple(target_ids(label, task.template, lm.tokenizer)) for label in task.classes),
-        prompt=known.get(config.init_from or ""),
+        prompt=_attended(prepared, lm) if config.init == "attended" else known.get(config.init_from or ""),
         lead=lead,
         frozen_tokens=config.frozen_tokens if kv else 0,
         hidden=config.hidden,
@@ -72,6 +75,23 @@ def start_of(
         seed=prepared.config.train.seed,
     )
     return start, unseen
+
+
+def _attended(prepared: Prepared, lm: FrozenLM) -> KVPrompt:
+    """The virtual tokens of the text, or of demonstrations, that rows look at most: rows that are not shown in it."""
+    config, task = prepared.config.method, prepared.tasks[0]
+    if config.name not in KV_METHODS or lm.is_encoder_decoder:
+        what, hint = "init attended chooses keys and values of a causal model", "--method prefix-tuning"
+        raise ConfigError(what, where="method.init", got=config.name, hint=hint)
+    ids, shown = lm.encode(config.init_text or ""), set[str]()
+    if not config.init_text:
+        room = min(config.text_tokens, lm.geometry.max_positions // 2)
+        found = demonstrations(task, lm, None, room, prepared.config.train.seed)
+        ids, shown = list(found.ids), set(found.spans)
+    asking = [row for row in task.train if row.where not in shown] or task.train
+    _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
+    reading = Reading((*bos_ids(lm.tokenizer), *ids), follow, asking[:ASKING])
+    return most_attended(lm, [reading], config.n_tokens)
 
 
 def instruction_for(labels: Sequence[str]) -> str:
@@ -89,36 +109,34 @@ def start_text(task: PreparedTask) -> str:
     return "\n\n".join(worked_example(task.template, row) for row in rows)
 
 
-def demonstrations(task: PreparedTask, lm: FrozenLM, config: MethodConfig, lead: int, seed: int) -> Demonstrations:
-    """As many worked examples as fit in `n_tokens` virtual tokens, drawn by seed, every label in turn.
-
-    They stand behind the instruction, if there is one.
+def demonstrations(task: PreparedTask, lm: FrozenLM, opening: str | None, room: int, seed: int) -> Demonstrations:
+    """As many worked examples as fit in `room` tokens, drawn by seed, every label in turn.
 
     Args:
-        lead: virtual tokens in front of them all.
+        opening: what stands in front of them; by default the instruction, if there is one.
 
     Raises ConfigError if not one fits.
     """
-    opening = config.init_text or (instruction_for(task.classes) if task.classes else "")
+    opening = opening or (instruction_for(task.classes) if task.classes else "")
     ids = lm.encode(opening + APART) if opening else []
     spans: dict[str, tuple[int, int]] = {}
     before, turns = "", list[Message]()
     for record in in_turn(task.splits.train, seed):
         text, more = _written(task.template, record, turns, before, lm)
         own = lm.encode(text)
-        if lead + len(ids) + len(own) > config.n_tokens:
-            if len(spans) >= 1 and lead + len(ids) > config.n_tokens * FULL:
+        if len(ids) + len(own) > room:
+            if len(spans) >= 1 and len(ids) > room * FULL:
                 break
             continue
-        spans[record.where] = (lead + len(ids), lead + len(ids) + len(own))
+        spans[record.where] = (len(ids), len(ids) + len(own))
         ids += own
         turns, before = [*turns, *more], before + text
     if not spans:
         raise ConfigError(
-            "not one demonstration fits in the virtual tokens",
-            where="method.n_tokens",
-            got=config.n_tokens,
-            hint="more --n-tokens, or another --init",
+            "not one demonstration fits",
+            where="method",
+            got=f"{room} tokens",
+            hint="more --n-tokens (with --init attended: --method.text-tokens), or another --init",
         )
     return Demonstrations(tuple(ids), spans)
 

@@ -10,6 +10,7 @@ learn alone, up to the order of floating-point sums.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,8 +102,11 @@ def sweep(
     cells = {name: replace(prepared, config=auto.choose(config, prepared.facts)[0]) for name, config in configs.items()}
     for cell in cells.values():
         check_free(cell, overwrite)
+    begin = time.monotonic()
     made = {name: candidate_of(cell, lm, name)[:2] for name, cell in cells.items()}
     candidates = [candidate for _, candidate in made.values()]
+    for candidate in candidates:
+        candidate.horizon = candidate.horizon.after(time.monotonic() - begin)
     processes = PartialState(cpu=lm.device.type == "cpu")
     with recorded(recording(prepared), processes.is_main_process, resume, report) as everywhere:
         results = train(lm, candidates, prepared.run, rungs=rungs, resume=resume, report=everywhere)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix, bank, hidden
+from softprompt.attach import Prefix, bank, hidden, keys_values
 from softprompt.attended import Reading, most_attended
 from softprompt.data.tokenise import Example
-from softprompt.errors import ConfigError, UnsupportedModelError
+from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.prompt import KVPrompt, Prompt
@@ -32,7 +32,7 @@ def states(lm: FrozenLM, prompt: Prompt | None, lead: tuple[int, ...] = ()) -> t
     return hidden(lm, bank(lm, [Prefix(prompt, lead, FOLLOW)]), [Row(row.ids) for row in rows(4, 100)])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "gemma2", "gpt2"])
 def test_all_tokens_are_the_text(family: str) -> None:
     lm, text = tiny_lm(family), tuple(text_ids(9, 1))
     prompt = most_attended(lm, [Reading(text, FOLLOW, rows(3))], len(text))
@@ -79,8 +79,16 @@ def test_several_texts_share_one_first_token() -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"(?s)fewer tokens than.*--n-tokens 9"):
         most_attended(tiny_lm("llama"), [Reading(tuple(text_ids(9, 1)), (), rows(1))], 10)
-    with pytest.raises(UnsupportedModelError):
-        most_attended(tiny_lm("gpt2"), [Reading(tuple(text_ids(9, 1)), (), rows(1))], 4)
+
+
+def test_where_positions_are_learned_keys_stay_as_they_are() -> None:
+    lm, text = tiny_lm("gpt2"), tuple(text_ids(12, 1))
+    part = most_attended(lm, [Reading(text, FOLLOW, rows(3))], 4)
+    for some, (keys, values) in zip(part.layers, keys_values(lm, Prefix(lead=text)), strict=True):
+        assert some is not None
+        for mine, every in ((some[0], keys[0]), (some[1], values[0])):
+            for head in range(mine.shape[0]):
+                assert (mine[head][:, None] == every[head][None]).all(-1).sum(1).eq(1).all()
 
 
 def test_it_is_a_plain_prompt() -> None:

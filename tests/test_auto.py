@@ -10,7 +10,7 @@ from softprompt.data.tokenise import Example
 
 FACTS = {
     "few rows, two classes": Facts(1, 32, 2, 30.0, 2048),
-    "many rows, two classes": Facts(1, 7000, 2, 30.0),
+    "many rows, two classes": Facts(1, 7000, 2, 30.0, 2048),
     "many classes": Facts(1, 8000, 77, 20.0),
     "long rows": Facts(1, 1800, 2, 180.0),
     "generation": Facts(1, 8000, 0, 70.0),
@@ -62,6 +62,7 @@ def test_the_facts() -> None:
 
 
 FEW = FACTS["few rows, two classes"]
+MANY_ROWS = Facts(1, 7000, 2, 30.0, 2048)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,13 @@ FEW = FACTS["few rows, two classes"]
         ({"method.name": "p-tuning"}, FEW, "text", 32, 1e-3),
         ({}, FACTS["many classes"], "text", 128, 5e-2),
         ({"method.name": "prompt-tuning"}, FACTS["many classes"], "text", 32, 2e-2),
-        ({}, FACTS["generation"], "text", 32, 2e-2),
+        ({"method.name": "prompt-tuning"}, MANY_ROWS, "text", 32, 2e-2),
+        ({}, FACTS["generation"], "text", 32, 1e-2),
+        ({}, MANY_ROWS, "attended", 32, 5e-3),
+        ({"method.n_tokens": 16}, MANY_ROWS, "attended", 16, 5e-3),
+        ({"method.n_tokens": 300}, MANY_ROWS, "text", 300, 1e-2),
+        ({"method.init_text": "Be kind."}, MANY_ROWS, "text", 32, 1e-2),
+        ({}, Facts(2, 7000, 2, 30.0, 2048), "text", 32, 1e-2),
     ],
 )
 def test_what_is_chosen(given: dict[str, object], facts: Facts, init: str, n_tokens: int, lr: float) -> None:
@@ -95,3 +102,8 @@ def test_long_rows_make_small_batches_where_minutes_are_given(tokens: float, siz
     facts = Facts(1, 2000, 2, tokens)
     assert choose(resolve({"train.minutes": 3}), facts)[0].train.batch_size == size
     assert choose(resolve({}), facts)[0].train.batch_size == 8
+
+
+def test_demonstrations_take_no_more_than_their_room() -> None:
+    assert choose(resolve({}), MANY_ROWS)[0].method.text_tokens == 1024
+    assert choose(resolve({}), Facts(1, 7000, 2, 30.0, 512))[0].method.text_tokens == 512

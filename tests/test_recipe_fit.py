@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import itertools
 import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ import softprompt.model as model_module
 from softprompt import recipe, store
 from softprompt.artifact import curves
 from softprompt.attach import bank
+from softprompt.candidate import Candidate
 from softprompt.card import Layout
 from softprompt.config import resolve
 from softprompt.data.load import digest, load_splits
@@ -365,3 +368,18 @@ def test_a_disk_that_fills_up_is_a_typed_error(base: Path, tmp_path: Path, monke
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(StoreError, match="cannot write: No space left on device"):
         fit(prepared)
+
+
+def test_the_start_takes_from_the_minutes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that took fifteen seconds leaves forty-five of a minute."""
+    seen, now = list[float | None](), itertools.count(0, 15)
+
+    def begun(lm: FrozenLM, candidates: list[Candidate], folder: Path, **options: Any) -> NoReturn:
+        seen.extend(candidate.horizon.seconds for candidate in candidates)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(recipe, "train", begun)
+    with pytest.raises(KeyboardInterrupt):
+        fit(prepare(settings(base, tmp_path, train__minutes=1)), tiny_lm("llama", bos=True))
+    assert seen == [45.0]

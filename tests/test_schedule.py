@@ -94,3 +94,9 @@ def test_progress_never_goes_back(steps: int | None, seconds: float | None, data
     times = sorted(data.draw(st.lists(st.floats(0, 100), min_size=2, max_size=20)))
     made = [Horizon(steps, seconds).progress(step, elapsed) for step, elapsed in enumerate(times)]
     assert all(0.0 <= one <= two <= 1.0 for one, two in itertools.pairwise(made))
+
+
+def test_a_start_takes_from_the_minutes_and_never_from_the_steps() -> None:
+    assert Horizon(50, 60.0).after(15.0) == Horizon(50, 45.0)
+    assert Horizon(50, 60.0).after(90.0) == Horizon(50, 6.0)
+    assert Horizon(50, None).after(90.0) == Horizon(50, None)

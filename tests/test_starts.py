@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt import store
+from softprompt import starts, store
 from softprompt.attach import Prefix, bank, hidden
+from softprompt.attended import Reading
 from softprompt.compose import select
-from softprompt.config import MethodConfig, resolve
+from softprompt.config import resolve
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits
 from softprompt.data.template import Template
@@ -21,6 +22,7 @@ from softprompt.framing import APART
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.preparation import PreparedTask, prepare
+from softprompt.prompt import KVPrompt
 from softprompt.recipe import candidate_of, fit
 from softprompt.starts import demonstrations, in_turn, instruction_for
 from tests.data.rows import records
@@ -48,9 +50,8 @@ def task(template: Template, found: list[Record]) -> PreparedTask:
     return PreparedTask("", Splits(found, found[:1], []), template, [], [], 0)
 
 
-def made(template: Template, found: list[Record], n_tokens: int, lead: int = 0, **method: Any) -> Any:
-    config = MethodConfig(n_tokens=n_tokens, **method)
-    return demonstrations(task(template, found), tiny_lm(), config, lead, 0)
+def made(template: Template, found: list[Record], room: int, opening: str | None = None) -> Any:
+    return demonstrations(task(template, found), tiny_lm(), opening, room, 0)
 
 
 def test_labels_take_turns() -> None:
@@ -62,7 +63,7 @@ def test_labels_take_turns() -> None:
 
 def test_they_are_whole_rows_behind_the_instruction() -> None:
     lm, own = tiny_lm(), rows()
-    found = made(PLAIN, own, 150, lead=1)
+    found = made(PLAIN, own, 150)
     text = lm.tokenizer.decode(list(found.ids))
     assert isinstance(text, str)
     opening = instruction_for(("even", "odd")) + APART
@@ -70,15 +71,15 @@ def test_they_are_whole_rows_behind_the_instruction() -> None:
     shown = [part for part in text.removeprefix(opening).split(APART) if part]
     by_text = {f"Row: {r.fields['text']}\nLabel: {r.target}": r for r in own}
     assert len(shown) >= 3 and all(part in by_text for part in shown)
-    assert len(found.ids) + 1 <= 150
+    assert len(found.ids) <= 150
     for part in shown:
         first, last = found.spans[by_text[part].where]
-        assert lm.tokenizer.decode(list(found.ids[first - 1 : last - 1])) == part + APART, "one lead token in front"
+        assert lm.tokenizer.decode(list(found.ids[first:last])) == part + APART
 
 
 def test_in_chat_they_are_turns() -> None:
     lm = tiny_lm()
-    found = made(CHAT, rows(), 200, init_text="Odd?")
+    found = made(CHAT, rows(), 200, "Odd?")
     text = lm.tokenizer.decode(list(found.ids))
     turn = "<|im_start|>user\nrow {}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
     every = [turn.format(i, "odd" if i % 3 else "even") for i in range(9)]
@@ -106,7 +107,8 @@ def test_training_starts_from_in_context_learning(method: str, base: Path, tmp_p
     prefixes, numbers = candidate.prefixes([shown[0], others[0], shown[1], others[1]])
     assert [prefixes[n].unseen for n in numbers] == [shown[0].unseen, (0, 0), shown[1].unseen, (0, 0)]
     assert len(prefixes) == 3, "rows that see all share one prefix"
-    found = demonstrations(task_of(config), lm, config.method, int(method == "prefix-tuning"), 0)
+    lead = int(method == "prefix-tuning")
+    found = demonstrations(task_of(config), lm, None, 170 - lead, 0)
     ids = [*([3] if method == "prefix-tuning" else own.lead), *found.ids, *own.follow]
     check_text(lm, prefixes[numbers[1]], ids, list(others[0].ids))
     hidden_text = [
@@ -140,7 +142,7 @@ def test_best_takes_the_start_with_the_lowest_validation_loss(base: Path, tmp_pa
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__init="best", method__n_tokens=170)
     chosen, candidate, tried = candidate_of(prepare(config), lm)
-    assert set(tried) == {"text", "labels", "vocab", "demonstrations"}
+    assert set(tried) == {"text", "labels", "vocab", "demonstrations"}, "attended: fewer tokens are there than wanted"
     best = min(tried, key=tried.__getitem__)
     assert chosen.config.method.init == best, "what the card will say"
     _, alone, none = candidate_of(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
@@ -148,7 +150,7 @@ def test_best_takes_the_start_with_the_lowest_validation_loss(base: Path, tmp_pa
     for name, tensor in alone.learner.state_dict().items():
         assert torch.equal(tensor, candidate.learner.state_dict()[name])
     _, few, tried = candidate_of(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
-    assert "demonstrations" not in tried, "there was no room for one"
+    assert set(tried) == {"text", "attended", "labels", "vocab"}, "there was no room for a demonstration"
     assert few.learner.freeze()[0].n_tokens == 6
 
 
@@ -185,3 +187,26 @@ def test_a_prompt_to_start_from_says_how_long(recipe: str, base: Path, tmp_path:
             assert_close(start.tensors(), old.tensors())
     with pytest.raises(ConfigError, match="another number of virtual tokens"):
         candidate_of(prepare(resolve(flags | {"method.name": "prompt-tuning", "method.n_tokens": 7})), lm)
+
+
+def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, asked = tiny_lm("llama", bos=True), list[Reading]()
+    real = starts.most_attended
+
+    def spy(lm: FrozenLM, readings: list[Reading], n_tokens: int) -> KVPrompt:
+        asked.extend(readings)
+        return real(lm, readings, n_tokens)
+
+    monkeypatch.setattr(starts, "most_attended", spy)
+    config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, method__n_tokens=9)
+    _, candidate, _ = candidate_of(prepare(config), lm)
+    (prompt,) = candidate.learner.freeze()
+    assert prompt.n_tokens == 9
+    found = demonstrations(task_of(config), lm, None, 110, 0)
+    assert len(found.spans) >= 1
+    (reading,) = asked
+    assert reading.ids == (3, *found.ids)
+    assert reading.rows and not {row.where for row in reading.rows} & found.spans.keys()
+    assert all(row.unseen == (0, 0) for row in candidate.tasks[0].train)

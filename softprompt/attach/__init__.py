@@ -16,7 +16,7 @@ from softprompt.attach.answering import AnsweringSession
 from softprompt.attach.attention import attention_mass
 from softprompt.attach.bank import Bank, Prefix
 from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_states
-from softprompt.attach.rotation import moved
+from softprompt.attach.rotation import moved, turns_keys
 from softprompt.attach.rows import hidden
 from softprompt.attach.session import Session
 from softprompt.attach.start import session
@@ -36,5 +36,6 @@ __all__ = [
     "keys_values",
     "moved",
     "session",
+    "turns_keys",
     "verify",
 ]

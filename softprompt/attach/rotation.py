@@ -64,6 +64,11 @@ def moved(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVPrompt:
     return KVPrompt(tuple(layers))
 
 
+def turns_keys(lm: FrozenLM) -> bool:
+    """Whether the model turns keys by their position; in another a key is the same wherever rows stand behind it."""
+    return _rotary(lm) is not None
+
+
 def _layouts_of(lm: FrozenLM) -> tuple[Layout | None, ...]:
     """Of each layer with keys the layout that turns the keys of a text at 0 into those of the same text further on."""
     if lm in _layouts:
