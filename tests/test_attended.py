@@ -84,9 +84,9 @@ def test_what_is_refused() -> None:
 def test_where_positions_are_learned_keys_stay_as_they_are() -> None:
     lm, text = tiny_lm("gpt2"), tuple(text_ids(12, 1))
     part = most_attended(lm, [Reading(text, FOLLOW, rows(3))], 4)
-    for some, (keys, values) in zip(part.layers, keys_values(lm, Prefix(lead=text)), strict=True):
-        assert some is not None
-        for mine, every in ((some[0], keys[0]), (some[1], values[0])):
+    for some, whole in zip(part.layers, keys_values(lm, Prefix(lead=text)), strict=True):
+        assert some is not None and whole is not None
+        for mine, every in ((some[0], whole[0][0]), (some[1], whole[1][0])):
             for head in range(mine.shape[0]):
                 assert (mine[head][:, None] == every[head][None]).all(-1).sum(1).eq(1).all()
 
