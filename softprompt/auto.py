@@ -107,19 +107,17 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
 
 def _prefix(facts: Facts, shows: bool) -> list[Choice]:
     """Of prefix tuning on many rows; `shows` says whether there is room for demonstrations."""
-    if facts.classes > MANY:
-        return [
-            Choice("method.n_tokens", 128, f"{facts.classes} classes need room"),
-            Choice("train.lr", 5e-2, f"{facts.classes} classes take large steps well"),
-        ]
-    length = Choice("method.n_tokens", 32, "longer prompts cost time and learn this kind of task no better")
+    many = facts.classes > MANY
+    told = f"{facts.classes} classes" if many else "few classes" if facts.classes else "free text"
+    length = Choice("method.n_tokens", 128 if many else 32, f"{told}: fewer have no room, more cost time")
     if not shows:
-        return [length, Choice("train.lr", 1e-2, "higher rates are luck in a short run, lower ones slow")]
+        return [length, Choice("train.lr", 5e-2 if many else 1e-2, f"{told}: higher is luck in a short run")]
+    tokens = min(2 * SHOWN if many else SHOWN, facts.room)
     return [
         length,
-        Choice("method.init", "attended", "what rows look at in demonstrations is the best start for so few tokens"),
-        Choice("method.text_tokens", min(SHOWN, facts.room), "as many demonstrations as are read in a moment"),
-        Choice("train.lr", 5e-3, "higher rates lose what the start knows"),
+        Choice("method.init", "attended", "what rows look at in demonstrations is the best start for few tokens"),
+        Choice("method.text_tokens", tokens, f"{told}: so many show what there is to see"),
+        Choice("train.lr", 2e-2 if many else 5e-3, f"{told}: higher loses what the start knows"),
     ]
 
 

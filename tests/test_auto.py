@@ -77,6 +77,7 @@ MANY_ROWS = Facts(1, 7000, 2, 30.0, 2048)
         ({}, Facts(1, 32, 2, 30.0, room=255), "text", 32, 5e-3),
         ({"method.name": "p-tuning"}, FEW, "text", 32, 1e-3),
         ({}, FACTS["many classes"], "text", 128, 5e-2),
+        ({}, Facts(1, 8000, 77, 20.0, 2048), "attended", 128, 2e-2),
         ({"method.name": "prompt-tuning"}, FACTS["many classes"], "text", 32, 2e-2),
         ({"method.name": "prompt-tuning"}, MANY_ROWS, "text", 32, 2e-2),
         ({}, FACTS["generation"], "text", 32, 1e-2),
@@ -107,3 +108,4 @@ def test_long_rows_make_small_batches_where_minutes_are_given(tokens: float, siz
 def test_demonstrations_take_no_more_than_their_room() -> None:
     assert choose(resolve({}), MANY_ROWS)[0].method.text_tokens == 1024
     assert choose(resolve({}), Facts(1, 7000, 2, 30.0, 512))[0].method.text_tokens == 512
+    assert choose(resolve({}), Facts(1, 8000, 77, 20.0, 2048))[0].method.text_tokens == 2048
