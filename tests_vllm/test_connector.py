@@ -1,76 +1,18 @@
-"""What vLLM says behind a compiled prefix is what `generate` says, however vLLM schedules and caches."""
+"""What vLLM says behind a compiled prefix is what `generate` says, and what cannot be right fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from vllm import LLM, SamplingParams
-from vllm.distributed import cleanup_dist_env_and_memory
+from vllm import LLM
 
 from softprompt.model import FrozenLM
 from softprompt.vllm.compiled import compile_prefix, write
-from softprompt.vllm.connector import request_params, transfer_config
-from tests.laws.cases import text_ids
-from tests_vllm.tiny import BLOCK, CONTEXT, generated, prefixes, tiny
-
-NEW = 24
-
-
-@pytest.fixture(scope="module")
-def lm(base: Path) -> FrozenLM:
-    return tiny(base)
-
-
-class Shelf:
-    """The eight prefixes, compiled, with a text for each."""
-
-    def __init__(self, lm: FrozenLM, folder: Path) -> None:
-        self.folder, self.prefixes = folder, prefixes(lm)
-        self.kvs = [compile_prefix(lm, p) if p.prompt else torch.zeros(0, 2, 0, 0, 0) for p in self.prefixes]
-        self.names = [write(folder, kv) if len(kv) else None for kv in self.kvs]
-        self.texts = [text_ids(3 + 11 * i, i) for i in range(8)]
-        self.wanted = [generated(lm, p, ids, NEW) for p, ids in zip(self.prefixes, self.texts, strict=True)]
-
-    def ids(self, i: int, placeholder: int = 0) -> list[int]:
-        return [placeholder] * self.kvs[i].shape[2] + self.texts[i]
-
-
-@pytest.fixture(scope="module")
-def shelf(lm: FrozenLM, tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(lm, tmp_path_factory.mktemp("shelf"))
-
-
-@contextmanager
-def running(base: Path, shelf: Shelf, **settings: Any) -> Iterator[LLM]:
-    """vLLM in this process."""
-    common: dict[str, Any] = {"dtype": "float32", "max_model_len": CONTEXT, "max_num_seqs": 16, "enforce_eager": True}
-    common |= {"block_size": BLOCK, "skip_tokenizer_init": True, "kv_transfer_config": transfer_config(shelf.folder)}
-    llm = LLM(model=str(base), **(common | settings))
-    yield llm
-    del llm
-    cleanup_dist_env_and_memory()
-
-
-def params(name: str | None, **settings: Any) -> SamplingParams:
-    extra = {"kv_transfer_params": request_params(name)} if name else None
-    common = {"temperature": 0.0, "max_tokens": NEW, "ignore_eos": True, "detokenize": False, "extra_args": extra}
-    return SamplingParams(**(common | settings))
-
-
-def said(llm: LLM, rows: list[list[int]], sampling: list[SamplingParams]) -> list[Any]:
-    return llm.generate([{"prompt_token_ids": ids} for ids in rows], sampling, use_tqdm=False)
-
-
-def check_all(llm: LLM, shelf: Shelf) -> list[Any]:
-    """All eight in one batch."""
-    outputs = said(llm, [shelf.ids(i) for i in range(8)], [params(name) for name in shelf.names])
-    assert [list(o.outputs[0].token_ids) for o in outputs] == shelf.wanted
-    return outputs
+from tests_vllm.shelf import NEW, Shelf, check_all, params, running, said
+from tests_vllm.tiny import BLOCK, generated
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +34,40 @@ def test_a_mixed_batch_then_from_the_prefix_cache(llm: LLM, shelf: Shelf) -> Non
     cached = [o.num_cached_tokens for o in check_all(llm, shelf)]
     assert all(n % BLOCK == 0 or n >= kv.shape[2] for n, kv in zip(cached, shelf.kvs, strict=True))
     assert cached[5] >= 3 * BLOCK
+
+
+def test_repetition_penalty_counts_no_placeholder_that_is_in_the_text(llm: LLM, shelf: Shelf) -> None:
+    """What `engine` relies on: with the text's first token as placeholder the penalty sees the text alone."""
+    i, penalty = 1, {"repetition_penalty": 1.5, "max_tokens": 8}
+    rows = [shelf.ids(i, placeholder) for placeholder in (shelf.texts[i][0], 299)]
+    first, never = said(llm, rows, [params(shelf.names[i], **penalty)] * 2)
+    assert list(first.outputs[0].token_ids) == list(never.outputs[0].token_ids), "299 is a token that no answer has"
+
+
+@pytest.mark.parametrize("case", ["unknown", "no id", "too short", "prompt log-probabilities"])
+def test_a_request_that_cannot_be_right_fails_alone(llm: LLM, shelf: Shelf, case: str) -> None:
+    """And the others in its batch are answered, the engine lives."""
+    name, ids, more = shelf.names[5], shelf.ids(5), dict[str, Any]()
+    if case == "unknown":
+        name = "0" * 32
+    elif case == "no id":
+        name = "../" + str(name)
+    elif case == "too short":
+        ids = ids[: 3 * BLOCK]
+    else:
+        more = {"prompt_logprobs": 1}
+    rows, sampling = [ids, shelf.ids(1)], [params(name, **more), params(shelf.names[1])]
+    bad, good = said(llm, rows, sampling)
+    assert bad.outputs[0].finish_reason == "error"
+    assert list(good.outputs[0].token_ids) == shelf.wanted[1]
+    check_all(llm, shelf)
+
+
+def test_another_prompt_of_the_same_length_meets_no_cached_block(llm: LLM, shelf: Shelf, lm: FrozenLM) -> None:
+    """The same placeholders and the same text, other keys and values."""
+    name = write(shelf.folder, -compile_prefix(lm, shelf.prefixes[5]))
+    (output,) = said(llm, [shelf.ids(5)], [params(name)])
+    assert list(output.outputs[0].token_ids) != shelf.wanted[5]
+    (plain,) = said(llm, [shelf.ids(5)], [params(None)])
+    assert list(plain.outputs[0].token_ids) != shelf.wanted[5], "placeholders are plain text without a soft prompt"
+    check_all(llm, shelf)

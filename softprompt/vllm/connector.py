@@ -11,11 +11,13 @@ quantisation and tensor parallelism are right. Then they are blocks like any oth
 that is the prefix's own, because the placeholders of all prefixes look alike.
 
 An exception in here ends vLLM. So nothing raises: what is wrong with a request fails that request, and whoever lets
-requests in should have refused it before. Without SupportsHMA vLLM keeps all layers in one group of blocks; with several
-groups it could not fail a request by its blocks.
+requests in should have refused it before. Without SupportsHMA vLLM keeps all layers in one group of blocks; with
+several groups it could not fail a request by its blocks.
 
 Shapes: L layers of this process, T tokens of a prefix, K key/value heads of this process, D head size.
 """
+
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
@@ -83,6 +85,8 @@ class SoftPromptConnector(KVConnectorBase_V1):
 
     def on_new_request(self, request: Request) -> None:
         """Give the request its prefix's part of the prefix cache, whatever salt it came with."""
+        if not isinstance(request.kv_transfer_params, dict):
+            request.kv_transfer_params = None  # vLLM's scheduler expects no more than it can ask for a key
         name = self._name(request)
         if name is None:
             return
@@ -91,7 +95,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
             request.skip_reading_prefix_cache = False
             if request.sampling_params is not None:
                 request.sampling_params.prompt_logprobs = None
-            request.kv_transfer_params = {PARAM: REFUSED}
+            request.kv_transfer_params, name = {PARAM: REFUSED}, f"{REFUSED} {request.request_id}"
         request.cache_salt = f"{PARAM}:{name}:{request.cache_salt or ''}"
         request.block_hashes.clear()
         request.update_block_hashes()
@@ -122,8 +126,8 @@ class SoftPromptConnector(KVConnectorBase_V1):
 
     def _name(self, request: Request) -> str | None:
         """The prefix that a request names; None for one that names none."""
-        params = request.kv_transfer_params
-        if not isinstance(params, dict) or PARAM not in params:
+        params = request.kv_transfer_params or {}
+        if PARAM not in params:
             return None
         name = params[PARAM]
         return name if isinstance(name, str) and compiled.ID.fullmatch(name) else REFUSED
@@ -141,6 +145,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
     def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
         """Find the attention layers of this process, by their numbers in the whole model."""
         modules = self._vllm_config.compilation_config.static_forward_context
+        self._layers = []
         for name in kv_caches:
             numbers = _LAYER.search(name)
             if numbers is None or not hasattr(getattr(modules[name], "impl", None), "do_kv_cache_update"):
@@ -176,7 +181,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
             layer.impl.do_kv_cache_update(layer, keys_TKD, values_TKD, layer.kv_cache, slots)
 
     def _prefix(self, name: str) -> Tensor:
-        """[L, 2, T, K, D], in main memory: a load copies what it needs to the device, and often that is a few tokens."""
+        """[L, 2, T, K, D], in main memory: a load copies what it needs to the device, often a few tokens."""
         if name not in self._held:
             self._held[name] = self._read(name)
             held = sum(states.nbytes for states in self._held.values())
