@@ -114,6 +114,7 @@ def serve_command(
     listening = None if check else listen(host, port)
     if engine is EngineName.vllm:
         dtype, device = _beside_vllm(dtype, device)
+        options |= {"trust_remote_code": True} if trust_remote_code else {}
     lm = load_base(model, [] if model else _folders(pinned, folder), dtype, device, trust_remote_code)
     service = Service(
         lm,

@@ -41,7 +41,7 @@ from softprompt.vllm.connector import request_params, transfer_config
 from softprompt.vllm.counters import Counters
 
 PLACEHOLDER = 0
-OURS = ("model", "tokenizer", "dtype", "skip_tokenizer_init", "kv_transfer_config", "max_logprobs", "trust_remote_code")
+OURS = ("model", "tokenizer", "dtype", "skip_tokenizer_init", "kv_transfer_config", "max_logprobs")
 
 
 @dataclass(eq=False)
@@ -146,8 +146,6 @@ class VllmEngine:
             loaded = await asyncio.to_thread(self._compiled, prefix)
         finally:
             self._compiling -= 1
-        if name in self._listed:
-            await self.unload(name)
         self._listed[name] = loaded
         self._sweep()
 
@@ -211,7 +209,6 @@ class VllmEngine:
         own = {"model": find(self._lm.name).path, "skip_tokenizer_init": True, "max_logprobs": -1}
         own |= {"dtype": str(self._lm.dtype).removeprefix("torch."), "generation_config": "vllm"}
         own |= {"kv_transfer_config": transfer_config(self._folder), "disable_log_stats": True}
-        own |= {"max_model_len": min(self._lm.geometry.max_positions, 2**31)}
         return AsyncEngineArgs(**(own | self._options))
 
     def _check_running(self) -> AsyncLLM:
