@@ -1,5 +1,7 @@
 """Compiled prefixes, a running vLLM in this process, and what both must say."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

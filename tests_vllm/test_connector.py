@@ -1,5 +1,7 @@
 """What vLLM says behind a compiled prefix is what `generate` says, and what cannot be right fails."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """The server's engine over vLLM, beside the tests' plain one: the same jobs, the same tokens; and the server on top."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import asyncio
@@ -7,7 +9,6 @@ import json
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -24,7 +25,7 @@ from softprompt.vllm.engine import VllmEngine
 from tests.laws.cases import text_ids
 from tests.server.live import TEMPLATES, save_prompt
 from tests.server.oracle import OracleEngine
-from tests_vllm.tiny import BLOCK, CONTEXT, END, generated, prefixes
+from tests_vllm.tiny import BLOCK, CONTEXT, generated, prefixes
 
 OPTIONS = {"enforce_eager": True, "block_size": BLOCK, "max_num_seqs": 16, "max_num_batched_tokens": 64}
 
@@ -53,8 +54,17 @@ def engine(lm: FrozenLM, runner: asyncio.Runner) -> Iterator[VllmEngine]:
     assert not engine._folder.exists()
 
 
-def job(name: str, prompt: str | None, ids: list[int], sampling: Sampling, **more: Any) -> Job:
-    return Job(name, prompt, tuple(ids), sampling, **({"end_ids": frozenset({END})} | more))
+def job(
+    name: str,
+    prompt: str | None,
+    ids: list[int],
+    sampling: Sampling,
+    *,
+    ends: tuple[int, ...] = (),
+    penalties: Penalties | None = None,
+    logprobs: int | None = None,
+) -> Job:
+    return Job(name, prompt, tuple(ids), sampling, frozenset(ends), penalties or Penalties(), logprobs)
 
 
 async def said(engine: Engine, one: Job) -> list[Token]:
@@ -66,8 +76,8 @@ def test_a_mixed_batch(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Runner)
     rows = [text_ids(2 + 9 * i, i) for i in range(8)]
 
     async def run() -> list[list[Token]]:
-        jobs = [job(str(i), str(i), row, Sampling(20), end_ids=frozenset()) for i, row in enumerate(rows)]
-        jobs.append(job("base", None, rows[0], Sampling(20), end_ids=frozenset()))
+        jobs = [job(str(i), str(i), row, Sampling(20)) for i, row in enumerate(rows)]
+        jobs.append(job("base", None, rows[0], Sampling(20)))
         return await asyncio.gather(*(said(engine, one) for one in jobs))
 
     answers = [[token.id for token in answer] for answer in runner.run(run())]
@@ -90,8 +100,8 @@ def test_penalties_and_ends(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Ru
     async def run(engine: Engine) -> list[tuple[int, str]]:
         found = []
         for prompt in ("0", "7", None):
-            ends = frozenset({free[5]})
-            one = job(f"{prompt}", prompt, ids, Sampling(12), penalties=penalties, end_ids=ends)
+            ends = (free[5],)
+            one = job(f"{prompt}", prompt, ids, Sampling(12), penalties=penalties, ends=ends)
             found += [(token.id, token.finish) for token in await said(engine, one)]
         return found
 
@@ -103,7 +113,7 @@ def test_penalties_and_ends(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Ru
 def test_logprobs(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Runner) -> None:
     ids, plain = text_ids(6, 3), OracleEngine(lm)
     runner.run(plain.load("1", prefixes(lm)[1]))
-    one = job("a", "1", ids, Sampling(5), logprobs=3, end_ids=frozenset())
+    one = job("a", "1", ids, Sampling(5), logprobs=3)
     ours, wanted = runner.run(said(engine, one)), runner.run(said(plain, one))
     for token, other in zip(ours, wanted, strict=True):
         assert token.logprob == pytest.approx(other.logprob, abs=1e-3)
@@ -113,7 +123,7 @@ def test_logprobs(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Runner) -> N
 
 def test_a_seed_repeats(engine: VllmEngine, runner: asyncio.Runner) -> None:
     def answer(seed: int) -> list[int]:
-        one = job("a", "3", text_ids(5, 1), Sampling(16, 1.5, top_k=50, top_p=0.95, seed=seed), end_ids=frozenset())
+        one = job("a", "3", text_ids(5, 1), Sampling(16, 1.5, top_k=50, top_p=0.95, seed=seed))
         return [token.id for token in runner.run(said(engine, one))]
 
     assert answer(1) == answer(1) != answer(2)
@@ -143,7 +153,7 @@ def test_replaced_and_unloaded_in_use(engine: VllmEngine, lm: FrozenLM, runner: 
 
     async def run() -> None:
         await engine.load("x", one)
-        jobs = [job(str(i), "x", ids, Sampling(200), end_ids=frozenset()) for i in range(2)]
+        jobs = [job(str(i), "x", ids, Sampling(200)) for i in range(2)]
         async with aclosing(engine.stream(jobs[0])) as tokens:
             first = [(await anext(tokens)).id]
             await engine.load("x", two)
@@ -159,11 +169,11 @@ def test_replaced_and_unloaded_in_use(engine: VllmEngine, lm: FrozenLM, runner: 
 
 def test_a_job_that_is_left(engine: VllmEngine, runner: asyncio.Runner) -> None:
     async def run() -> None:
-        async with aclosing(engine.stream(job("left", "3", [5, 6], Sampling(400), end_ids=frozenset()))) as tokens:
+        async with aclosing(engine.stream(job("left", "3", [5, 6], Sampling(400)))) as tokens:
             await anext(tokens)
         engine.check_integrity()
         assert engine.stats().running == 0
-        assert len(await said(engine, job("left", "3", [5, 6], Sampling(3), end_ids=frozenset()))) == 3
+        assert len(await said(engine, job("left", "3", [5, 6], Sampling(3)))) == 3
 
     runner.run(run())
 

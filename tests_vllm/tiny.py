@@ -13,9 +13,8 @@ from softprompt.attach import Prefix, bank
 from softprompt.decode import Sampling, generate
 from softprompt.model import FrozenLM, load
 from tests.laws.cases import random_prompt
-from tests.tiny import SPECIAL, VOCAB, tiny_tokenizer
+from tests.tiny import VOCAB, tiny_tokenizer
 
-END = SPECIAL.index("<|im_end|>")
 BLOCK = 32  # tokens; the smallest that the CPU kernels have
 CONTEXT = 512
 

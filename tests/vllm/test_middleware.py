@@ -34,11 +34,7 @@ async def echo(request: Request) -> Response:
 
 
 async def stream(request: Request) -> Response:
-    async def parts() -> Any:
-        for part in (b"one ", b"two"):
-            yield part
-
-    return StreamingResponse(parts())
+    return StreamingResponse(iter([b"one ", b"two"]))
 
 
 async def models(request: Request) -> Response:
