@@ -46,7 +46,7 @@ def test_repetition_penalty_counts_no_placeholder_that_is_in_the_text(llm: LLM, 
     assert list(first.outputs[0].token_ids) == list(never.outputs[0].token_ids), "299 is a token that no answer has"
 
 
-@pytest.mark.parametrize("case", ["unknown", "no id", "too short", "prompt log-probabilities"])
+@pytest.mark.parametrize("case", ["unknown", "no id", "too short", "too short and cached", "prompt log-probabilities"])
 def test_a_request_that_cannot_be_right_fails_alone(llm: LLM, shelf: Shelf, case: str) -> None:
     """And the others in its batch are answered, the engine lives."""
     name, ids, more = shelf.names[5], shelf.ids(5), dict[str, Any]()
@@ -56,6 +56,8 @@ def test_a_request_that_cannot_be_right_fails_alone(llm: LLM, shelf: Shelf, case
         name = "../" + str(name)
     elif case == "too short":
         ids = ids[: 3 * BLOCK]
+    elif case == "too short and cached":
+        name, ids = shelf.names[4], shelf.ids(4)[: BLOCK + 1]
     else:
         more = {"prompt_logprobs": 1}
     rows, sampling = [ids, shelf.ids(1)], [params(name, **more), params(shelf.names[1])]

@@ -90,8 +90,9 @@ class SoftPromptConnector(KVConnectorBase_V1):
         name = self._name(request)
         if name is None:
             return
-        if request.skip_reading_prefix_cache or self._length(name) is None:
-            # For log-probabilities of the prompt vLLM computes every token itself: placeholders as if they were text.
+        length = self._length(name)
+        # For log-probabilities of the prompt vLLM computes every token itself: placeholders as if they were text.
+        if length is None or length >= request.num_tokens or request.skip_reading_prefix_cache:
             request.skip_reading_prefix_cache = False
             if request.sampling_params is not None:
                 request.sampling_params.prompt_logprobs = None
@@ -105,19 +106,17 @@ class SoftPromptConnector(KVConnectorBase_V1):
         name = self._name(request)
         if name is None:
             return 0, False
-        length = self._length(name)
-        most = request.num_tokens - 1  # the last token is computed, for it is asked what comes next
-        return max(0, min(1 if length is None else length, most) - num_computed_tokens), False
+        # A request of one token cannot fail so, for vLLM computes the last one; only placeholders are as short.
+        length = min(1, request.num_tokens - 1) if name == REFUSED else self._length(name) or 0
+        return max(0, length - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """Remember what to load into the blocks that the request has got."""
         name = self._name(request)
         if name is None or not num_external_tokens:
             return
-        length = self._length(name)
-        if length is None or length >= request.num_tokens:
-            name, length = REFUSED, num_external_tokens
-        self._loads.append(Load(name, length - num_external_tokens, length, blocks.get_block_ids()[0]))
+        end = self._length(name) or num_external_tokens
+        self._loads.append(Load(name, end - num_external_tokens, end, blocks.get_block_ids()[0]))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Loads:
         """The loads of this step."""

@@ -63,6 +63,8 @@ class Loaded:
 class VllmEngine:
     """Runs jobs on one causal model; see `Engine` for what its methods promise.
 
+    Log-probabilities are the model's own: unlike what `Token` says, penalties are not in them.
+
     Args:
         lm: the same model, by which prefixes are compiled.
         options: vLLM's engine arguments, by their names in Python.
