@@ -28,6 +28,7 @@ from tests.server.oracle import OracleEngine
 from tests_vllm.tiny import BLOCK, CONTEXT, generated, prefixes
 
 OPTIONS = {"enforce_eager": True, "block_size": BLOCK, "max_num_seqs": 16, "max_num_batched_tokens": 64}
+OPTIONS |= {"distributed_executor_backend": "uni"}
 
 
 @pytest.fixture(scope="module")

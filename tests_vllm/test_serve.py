@@ -17,7 +17,13 @@ from tests_vllm.tiny import BLOCK
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = "import sys; sys.argv[0] = 'softprompt'; from softprompt.cli.main import run; run()"
-OPTIONS = ("enforce_eager=true", f"block_size={BLOCK}", "max_num_seqs=8", "max_model_len=256")
+OPTIONS = (
+    "enforce_eager=true",
+    f"block_size={BLOCK}",
+    "max_num_seqs=8",
+    "max_model_len=256",
+    "distributed_executor_backend=uni",
+)
 
 
 def started(base: Path, shelf: Path, *more: str) -> subprocess.Popen[str]:
