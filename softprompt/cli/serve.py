@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,10 +34,14 @@ class EngineName(StrEnum):
     """What runs the model."""
 
     transformers = "transformers"
+    vllm = "vllm"
 
 
 # Loaded when asked for: each needs packages of its own.
-ENGINES = {EngineName.transformers: ("softprompt.engine.transformers_engine", "TransformersEngine")}
+ENGINES = {
+    EngineName.transformers: ("softprompt.engine.transformers_engine", "TransformersEngine"),
+    EngineName.vllm: ("softprompt.vllm.engine", "VllmEngine"),
+}
 
 
 class Log(StrEnum):
@@ -72,6 +78,9 @@ def serve_command(
     openapi: Annotated[bool, typer.Option("--openapi", help="Serve /openapi.json.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Load everything, answer once with each, and exit.")] = False,
     engine: Annotated[EngineName, typer.Option(help="What runs the model.")] = EngineName.transformers,
+    engine_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE: one of vLLM's engine arguments; repeatable.")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -84,7 +93,8 @@ def serve_command(
     """
     from softprompt import store
 
-    check_installed()
+    options = engine_options(engine, engine_option or ())
+    check_installed(engine)
     from softprompt.cli.loading import load_base
     from softprompt.server.app import create_app
     from softprompt.server.catalogue import Catalogue
@@ -103,10 +113,13 @@ def serve_command(
     check_address(host, keys)
     configure("json" if log is Log.json or (log is Log.auto and not sys.stderr.isatty()) else "console")
     listening = None if check else listen(host, port)
+    if engine is EngineName.vllm:
+        dtype, device = _beside_vllm(dtype, device)
+        options |= {"trust_remote_code": True} if trust_remote_code else {}
     lm = load_base(model, [] if model else _folders(pinned, folder), dtype, device, trust_remote_code)
     service = Service(
         lm,
-        built(engine, lm),
+        built(engine, lm, options),
         Catalogue(lm.geometry, folder, pinned),
         name=served_name or name_of(lm.name),
         places=max_loaded,
@@ -120,17 +133,50 @@ def serve_command(
     asyncio.run(run(service, app, listening))
 
 
-def check_installed() -> None:
-    """Raises ConfigError if the packages of the server are not there."""
+def check_installed(engine: EngineName) -> None:
+    """Raises ConfigError if the packages of the server or of its engine are not there."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         got = f"no {', '.join(missing)}"
         raise ConfigError("the server needs packages of its own", got=got, hint="pip install softprompt[serve]")
+    if engine is EngineName.vllm and importlib.util.find_spec("vllm") is None:
+        hint = "in an environment with vLLM: pip install softprompt[vllm]; see docs/server.md"
+        raise ConfigError("vLLM is not installed here", where="--engine vllm", hint=hint)
 
 
-def built(engine: EngineName, lm: FrozenLM) -> Engine:
-    """The engine of this name."""
+def engine_options(engine: EngineName, texts: Sequence[str]) -> dict[str, Any]:
+    """Options of an engine by name; a value is JSON, or else a text. Raises ConfigError."""
+    if texts and engine is not EngineName.vllm:
+        raise ConfigError("only vLLM takes options", where="--engine-option", got=texts[0], hint="--engine vllm")
+    options = dict[str, Any]()
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier() or name in options:
+            expected = "NAME=VALUE, each name once, such as tensor_parallel_size=2"
+            raise ConfigError("not an option of an engine", where="--engine-option", expected=expected, got=text)
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def built(engine: EngineName, lm: FrozenLM, options: dict[str, Any]) -> Engine:
+    """The engine of this name. Raises ConfigError for an option that it does not have."""
     module, kind = ENGINES[engine]
-    return getattr(importlib.import_module(module), kind)(lm)
+    made = getattr(importlib.import_module(module), kind)
+    return made(lm, options) if options else made(lm)
+
+
+def _beside_vllm(dtype: str, device: str) -> tuple[str, str]:
+    """Dtype and device of the library's own copy of the model, which compiles soft prompts: vLLM's dtype, and unless it
+    was asked for no memory of vLLM's device. And vLLM's lines, which it decides when it is imported, go to stderr."""
+    from softprompt.model import pick_device, pick_dtype
+
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    if device != "auto":
+        return dtype, device
+    fastest, _ = pick_device("auto")
+    return str(pick_dtype(dtype, fastest)[0]).removeprefix("torch."), "cpu"
 
 
 def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:

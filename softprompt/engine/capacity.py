@@ -1,4 +1,4 @@
-"""How much an engine takes at once, and which models its cache cannot hold."""
+"""How much the Transformers engine takes at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 import torch
 from transformers import ContinuousBatchingConfig
 
-from softprompt.errors import ConfigError, UnsupportedModelError
+from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
 
 PAGE = 16  # tokens of a block; what two prompts share is shared in whole blocks
@@ -57,30 +57,6 @@ def token_bytes(lm: FrozenLM) -> int:
     """Bytes of the keys and values of one token."""
     sizes = [shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in lm.geometry.layers if shape]
     return sum(sizes) * lm.dtype.itemsize
-
-
-def check_supported(lm: FrozenLM) -> None:
-    """Raises UnsupportedModelError for a model whose keys and values do not all look alike."""
-    shapes = set(lm.geometry.layers)
-    reason = ""
-    if lm.is_encoder_decoder:
-        reason = "it reads and writes apart (encoder-decoder)"
-    elif None in shapes or len(shapes) > 1:
-        reason = "its layers keep keys and values of different shapes, or none"
-    elif any(shape.key_dim != shape.value_dim for shape in shapes if shape):
-        reason = "its keys and values differ in size"
-    if reason:
-        raise unsupported(lm, reason)
-
-
-def unsupported(lm: FrozenLM, reason: str) -> UnsupportedModelError:
-    """The error for a model that the engine cannot run."""
-    return UnsupportedModelError(
-        f"{lm.geometry.architecture} models cannot be batched continuously",
-        where=lm.name,
-        got=reason,
-        hint="softprompt generate runs this model",
-    )
 
 
 def _default_tokens(lm: FrozenLM, rows: int) -> int:

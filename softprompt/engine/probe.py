@@ -10,7 +10,7 @@ from torch import Tensor
 from softprompt.attach import Prefix, bank, keys_values, session
 from softprompt.attach.verify import HALF_TOLERANCE, TOLERANCE
 from softprompt.decode import Sampling
-from softprompt.engine.capacity import unsupported
+from softprompt.engine.fitting import unsupported
 from softprompt.engine.interface import Engine, Job, Token
 from softprompt.errors import EngineError
 from softprompt.model import FrozenLM

@@ -17,17 +17,15 @@ from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 
 from softprompt.attach import Prefix
-from softprompt.engine.capacity import Capacity, check_supported, unsupported
+from softprompt.engine.capacity import Capacity
+from softprompt.engine.fitting import check_job, check_prefix, check_room, check_supported, unsupported
 from softprompt.engine.integrity import check_blocks
 from softprompt.engine.interface import Job, Stats, Token
 from softprompt.engine.loop import Loop, News, Row
 from softprompt.engine.probe import probe
 from softprompt.engine.virtual import Vocabulary
-from softprompt.errors import EngineError, GeometryError
+from softprompt.errors import EngineError
 from softprompt.model import FrozenLM
-from softprompt.prompt import KVPrompt, check_fits
-
-SEEDS = 2**63
 
 
 @final
@@ -90,7 +88,7 @@ class TransformersEngine:
             EngineError: it does not fit the model, the context or the cache.
         """
         self._check_running()
-        await asyncio.to_thread(self._check_prefix, name, prefix)
+        await asyncio.to_thread(check_prefix, self._lm, name, prefix, self._rooms)
         self._vocabulary.load(name, prefix, self._lm.device, self._lm.dtype)
 
     async def unload(self, name: str) -> None:
@@ -162,63 +160,24 @@ class TransformersEngine:
         self._slots = infer_max_single_request_tokens(loop.batch_processor.cache)
         return loop
 
+    @property
+    def _rooms(self) -> dict[str, int]:
+        return {"context": self._lm.geometry.max_positions, "cache": self._slots}
+
     def _check_running(self) -> Loop:
         if self._loop is None or self._loop.ended:
             raise EngineError(self.failure, where=self._lm.name)
         return self._loop
 
-    def _check_prefix(self, name: str, prefix: Prefix) -> None:
-        if prefix.unseen[0] < prefix.unseen[1]:
-            raise EngineError("an engine shows all virtual tokens", where=name, hint="drop the unseen ones: prune")
-        if isinstance(prefix.prompt, KVPrompt) and prefix.lead:
-            raise EngineError("a KV prompt starts at position 0, so no lead can stand before it", where=name)
-        self._check_ids(name, (*prefix.lead, *prefix.follow))
-        try:
-            if prefix.prompt is not None:
-                check_fits(prefix.prompt, self._lm.geometry)
-        except GeometryError as error:
-            raise EngineError(
-                f"the soft prompt does not fit the model: {error.what}",
-                where=name,
-                expected=error.expected,
-                got=error.got,
-            ) from error
-        size = prefix.prompt.n_tokens if prefix.prompt else 0
-        self._check_room(name, len(prefix.lead) + size + len(prefix.follow), 2, "fewer virtual tokens")
-
-    def _check_ids(self, where: str, ids: tuple[int, ...]) -> None:
-        vocab = self._lm.geometry.vocab
-        if strange := [i for i in ids if not 0 <= i < vocab]:
-            raise EngineError(
-                "an id is no token of the model", where=where, expected=f"0 to {vocab - 1}", got=strange[0]
-            )
-
-    def _check_room(self, where: str, before: int, new: int, hint: str) -> None:
-        for room, name in ((self._lm.geometry.max_positions, "context"), (self._slots, "cache")):
-            if before + new > room:
-                raise EngineError(
-                    f"it does not fit in the {name}",
-                    where=where,
-                    expected=f"at most {room} tokens",
-                    got=f"{before} and {new} new ones",
-                    hint=hint,
-                )
-
     def _admit(self, job: Job, heard: asyncio.Queue[Token | EngineError]) -> Row:
         """The job as a row that holds its prefix."""
         if job.id in self._rows:
             raise EngineError("a job of this id runs already", where=job.id)
-        if not job.ids:
-            raise EngineError("a job has no tokens", where=job.id, hint="give at least one token of text")
-        if not 0 <= job.sampling.seed < SEEDS:
-            raise EngineError(
-                "the seed is out of range", where=job.id, expected=f"0 to {SEEDS - 1}", got=job.sampling.seed
-            )
-        self._check_ids(job.id, job.ids)
+        check_job(self._lm, job)
         loaded = self._vocabulary.take(job.prompt)
         try:
             before, new = len(loaded.ids) + len(job.ids), job.sampling.max_new_tokens
-            self._check_room(job.id, before, new, "shorten the text or ask for fewer new tokens")
+            check_room(job.id, before, new, self._rooms, "shorten the text or ask for fewer new tokens")
         except EngineError:
             self._vocabulary.release(loaded)
             raise

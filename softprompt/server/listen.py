@@ -80,9 +80,10 @@ async def serve(service: Service, app: ASGIApp, listening: socket.socket) -> Non
     )
     host, port = listening.getsockname()[:2]
     log.info("listening", host=host, port=port, model=service.name)
-    await Draining(config, service).serve(sockets=[listening])
+    server = Draining(config, service)
+    await server.serve(sockets=[listening])
     log.info("stopped")
-    if service.engine.failure:
+    if service.engine.failure and not server.told:  # Ctrl-C also ends an engine's own processes
         raise EngineError("the engine has failed", got=service.engine.failure)
 
 
@@ -91,10 +92,11 @@ class Draining(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._service, self._until = service, float("inf")
+        self._service, self._until, self.told = service, float("inf"), False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT."""
+        self.told = True
         if self._service.quota.draining:
             self.should_exit = True
             self.force_exit = sig == signal.SIGINT

@@ -106,6 +106,28 @@ def test_without_the_servers_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--prompts-dir" in softprompt("serve", "--help").stdout
 
 
+def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is loaded before it is said."""
+    monkeypatch.setattr(verb.importlib.util, "find_spec", lambda name: None if name == "vllm" else name)
+    error = refused("serve", "--model", "none", "--engine", "vllm", "--engine-option", "tensor_parallel_size=2")
+    assert isinstance(error, ConfigError) and error.what == "vLLM is not installed here"
+    assert error.hint is not None and "pip install softprompt[vllm]" in error.hint
+
+
+def test_options_of_an_engine() -> None:
+    texts = ("tensor_parallel_size=2", "quantization=fp8", "enforce_eager=true", 'hf_overrides={"a": 1}', "revision=")
+    options = {"tensor_parallel_size": 2, "quantization": "fp8", "enforce_eager": True, "hf_overrides": {"a": 1}}
+    assert verb.engine_options(verb.EngineName.vllm, texts) == options | {"revision": ""}
+    assert verb.engine_options(verb.EngineName.transformers, ()) == {}
+    for wrong in ("seed", "--seed=1", "=1"):
+        with pytest.raises(ConfigError, match="not an option"):
+            verb.engine_options(verb.EngineName.vllm, (wrong,))
+    with pytest.raises(ConfigError, match="not an option"):
+        verb.engine_options(verb.EngineName.vllm, ("seed=1", "seed=2"))
+    with pytest.raises(ConfigError, match="only vLLM takes options"):
+        verb.engine_options(verb.EngineName.transformers, ("rows=2",))
+
+
 def test_help_imports_none_of_them() -> None:
     heavy = "fastapi, uvicorn, structlog, torch"
     code = f"import softprompt.cli.main, sys; print(sorted(set('{heavy}'.split(', ')) & set(sys.modules)))"
