@@ -8,6 +8,7 @@ import psutil
 import torch
 from transformers import ContinuousBatchingConfig
 
+from softprompt.engine.eviction import NAME as SCHEDULER
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.model import FrozenLM
 
@@ -50,6 +51,7 @@ class Capacity:
             max_blocks_per_request=0,
             use_async_batching=False,
             use_cuda_graph=False,
+            scheduler_type=SCHEDULER,
         )
 
 

@@ -15,7 +15,7 @@ import anyio
 import structlog
 from anyio.to_thread import run_sync
 
-from softprompt.engine.interface import Engine, Job
+from softprompt.engine.interface import Engine, Job, Token
 from softprompt.errors import DataError, EngineError
 from softprompt.model import FrozenLM
 from softprompt.server.ask import Ask
@@ -194,7 +194,8 @@ class Service:
         length = min(ask.new_tokens or room, self.limits.new_tokens)
         seed = (ask.sampling.seed + number) % 2**63
         sampling = replace(ask.sampling, max_new_tokens=length, seed=seed, stop=())
-        return Job(f"{name}-{number}", prompt, ids.ids, sampling, ids.end_ids, ask.penalties, ask.logprobs)
+        facts = (ids.ids, sampling, ids.end_ids, ask.penalties, ask.logprobs, ask.tenant)
+        return Job(f"{name}-{number}", prompt, *facts)
 
     async def _read(self, name: str) -> Frame:
         path = await run_sync(self.catalogue.path, name)
@@ -208,13 +209,15 @@ class Service:
 
 
 class _Clock:
-    """Measures the time to an answer's first token and between its tokens."""
+    """Measures the time that an answer waits, the time to its first token and between its tokens."""
 
     def __init__(self, metrics: Metrics, begun: float) -> None:
         self._metrics, self._last, self._first = metrics, begun, True
 
-    def tick(self) -> None:
+    def tick(self, token: Token) -> None:
         now = time.monotonic()
+        if token.queue_s is not None:
+            self._metrics.queue.observe(token.queue_s)
         histogram = self._metrics.first_token if self._first else self._metrics.between_tokens
         histogram.observe(now - self._last)
         self._last, self._first = now, False

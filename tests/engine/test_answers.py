@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -112,6 +113,27 @@ def test_a_prefix_is_computed_once(new: int) -> None:
             assert (engine.stats().cached_tokens, engine.stats().computed_tokens) == (shared, 47 * 4 - shared)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("prompt", ["kv", None])
+def test_tenants_share_soft_prompts_and_no_texts(prompt: str | None) -> None:
+    lm, ids, sampling = tiny_lm("llama"), text_ids(40, 1), Sampling(20)
+    prefix = Prefix(random_prompt(lm, "kv", 40, 5), (), (9,))
+    wanted = generated(lm, prefix if prompt else Prefix(), ids, sampling)
+    found = []
+
+    async def run() -> None:
+        async with running(lm, mixed=False) as engine:
+            await engine.load("kv", prefix)
+            for tenant in ("a", "b", "", "b"):
+                before = engine.stats().cached_tokens
+                one = replace(job(tenant, prompt, ids, sampling), tenant=tenant)
+                assert await ids_of(engine, one) == wanted
+                found.append(engine.stats().cached_tokens - before)
+
+    asyncio.run(run())
+    shared, whole = (32, 80) if prompt else (0, 32)  # blocks of 16 of the soft prompt alone, and of all 81 or 40 tokens
+    assert found == [0, shared, shared, whole]
 
 
 def test_rows_that_share_a_prefix_read_more_than_the_cache_holds() -> None:
