@@ -1,7 +1,7 @@
 """Which cached blocks give way: those used longest ago, and no more than are needed.
 
-Transformers' scheduler drops every cached block as soon as the cache is 85 % full, and with them the keys and values of all
-soft prompts that no row uses at that moment.
+Transformers' scheduler drops every cached block as soon as the cache is 85 % full, and with them the keys and values of
+all soft prompts that no row uses at that moment.
 """
 
 from __future__ import annotations

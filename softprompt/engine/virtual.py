@@ -3,8 +3,8 @@
 A prefix cache tells tokens apart by their ids alone, so an id stands for one virtual token for ever: every load takes
 new ids, and none is given twice. An id holds no memory; a prompt's tensors go with the last job that uses them.
 
-By the same ids a tenant has an alphabet of its own, V ids from `SALTED` on: the first token of a text is written in it, and
-since a block's hash holds that of the block before, no block of the text is found by another tenant.
+A tenant has an alphabet of its own, as many ids as the base model has, from `SALTED` on. The first token of a text is
+written in it, and since a block's hash holds that of the block before, no other tenant finds a block of the text.
 
 Shapes: P virtual tokens, K key/value heads, D head size, H width.
 """

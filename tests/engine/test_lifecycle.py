@@ -166,7 +166,8 @@ def test_the_others_come_in_after_a_row_that_was_put_back_is_cancelled() -> None
 
 def test_the_first_token_says_how_long_the_job_waited() -> None:
     async def run() -> None:
-        async with running(tiny_lm("llama"), Capacity(rows=1, batch_tokens=16, cache_tokens=1024), mixed=False) as engine:
+        alone = Capacity(rows=1, batch_tokens=16, cache_tokens=1024)
+        async with running(tiny_lm("llama"), alone, mixed=False) as engine:
             begun = time.monotonic()
             tokens, later = await asyncio.gather(said(engine, job("a", sampling=LONG)), said(engine, job("b")))
             whole = time.monotonic() - begun
