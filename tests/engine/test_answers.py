@@ -17,11 +17,12 @@ from torch import Tensor
 
 from softprompt.attach import Prefix
 from softprompt.decode import Sampling
-from softprompt.engine import Capacity, TransformersEngine
+from softprompt.engine import Capacity, Job, Penalties, Token, TransformersEngine
 from softprompt.engine.loop import Loop, Row
 from softprompt.errors import UnsupportedModelError
 from tests.engine.running import END, NAMES, generated, ids_of, job, running, said
 from tests.laws.cases import mixed_prefixes, random_prompt, text_ids
+from tests.server.oracle import OracleEngine
 from tests.tiny import FAMILIES, SEQ2SEQ_FAMILIES, tiny_lm, tiny_seq2seq
 
 CASES = int(os.environ.get("SOFTPROMPT_CASES", "25"))
@@ -159,7 +160,8 @@ def test_rows_that_share_a_prefix_read_more_than_the_cache_holds() -> None:
     assert max(steps) == 6
 
 
-Case = tuple[str, int, Sampling]
+LENGTHS = (1, 8, 20, 33)  # virtual tokens, beside those of `mixed_prefixes`
+OTHERS = [f"{form} {size}" for form in ("embedding", "kv") for size in LENGTHS]
 Samplings = st.builds(
     Sampling,
     max_new_tokens=st.integers(1, 12),
@@ -168,26 +170,60 @@ Samplings = st.builds(
     top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01]),
     seed=st.integers(0, 2**32),
 )
-Cases = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 40), Samplings), min_size=1, max_size=8)
+Knobs = st.builds(
+    Penalties,
+    repetition=st.sampled_from([1.0, 1.0, 0.5, 1.7]),
+    presence=st.sampled_from([0.0, 0.0, -2.0, 1.5]),
+    frequency=st.sampled_from([0.0, 0.0, 0.7, -1.0]),
+)
+Jobs = st.builds(
+    Job,
+    id=st.uuids().map(str),
+    prompt=st.sampled_from([*NAMES, *OTHERS, None]),
+    ids=st.integers(1, 40).map(lambda length: tuple(text_ids(length, length))),
+    sampling=Samplings,
+    end_ids=st.sampled_from([frozenset(), frozenset([END])]),
+    penalties=Knobs,
+    logprobs=st.sampled_from([None, 0, 3]),
+    tenant=st.sampled_from(["", "a", "b"]),
+)
 
 
 def test_any_sampling_in_any_company() -> None:
+    """Both forms, any length, every knob: as the plainest engine answers each job alone."""
     lm = tiny_lm("llama")
-    prefixes: dict[str, Prefix] = dict(zip(NAMES, mixed_prefixes(lm), strict=True))
 
-    async def answers(engine: TransformersEngine, cases: Sequence[Case]) -> list[tuple[list[int], str]]:
-        jobs = [job(str(i), name, text_ids(n, n), sampling) for i, (name, n, sampling) in enumerate(cases)]
-        return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
+    async def loaded(engine: TransformersEngine | OracleEngine) -> None:
+        for name in OTHERS:
+            form, size = name.split()
+            await engine.load(name, Prefix(random_prompt(lm, form, int(size), int(size))))
+
+    async def alone() -> OracleEngine:
+        oracle = OracleEngine(lm)
+        for name, prefix in zip(NAMES, mixed_prefixes(lm), strict=True):
+            await oracle.load(name, prefix)
+        return oracle
+
+    async def together(engine: TransformersEngine, jobs: Sequence[Job]) -> list[list[Token]]:
+        return await asyncio.gather(*(said(engine, one) for one in jobs))
 
     with asyncio.Runner() as runner:
         context = running(lm)
-        engine = runner.run(context.__aenter__())
+        engine, oracle = runner.run(context.__aenter__()), runner.run(alone())
+        for one in (engine, oracle):
+            runner.run(loaded(one))
 
         @settings(max_examples=CASES, deadline=None, database=None)
-        @given(Cases)
-        def check(cases: list[Case]) -> None:
-            for (name, n, sampling), answer in zip(cases, runner.run(answers(engine, cases)), strict=True):
-                assert answer == generated(lm, prefixes[name], text_ids(n, n), sampling)
+        @given(st.lists(Jobs, min_size=1, max_size=8, unique_by=lambda one: one.id))
+        def check(jobs: list[Job]) -> None:
+            for one, answer in zip(jobs, runner.run(together(engine, jobs)), strict=True):
+                with torch.no_grad():
+                    wanted = runner.run(said(oracle, one))
+                assert [(token.id, token.finish) for token in answer] == [(token.id, token.finish) for token in wanted]
+                for ours, theirs in zip(answer, wanted, strict=True):
+                    if ours.finish != "stop":  # which the oracle does not score
+                        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+                        assert len(ours.likeliest) == (one.logprobs or 0)
             engine.check_integrity()
 
         try:
