@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softprompt.attach import Prefix
 from softprompt.decode import Sampling
-from softprompt.engine import Capacity, Job, Penalties, Token, TransformersEngine
+from softprompt.engine import Capacity, Job, Penalties, Token, TransformersEngine, paged
 from softprompt.engine.loop import Loop, Row
 from softprompt.errors import UnsupportedModelError
 from tests.engine.running import END, NAMES, generated, ids_of, job, running, said
@@ -42,6 +42,34 @@ def test_a_mixed_batch(family: str) -> None:
     prefixes = mixed_prefixes(lm)
     for i, answer in enumerate(asyncio.run(run())):
         assert answer == generated(lm, prefixes[i % 6], rows[i], Sampling(20)), f"row {i}"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_keys_are_gathered_for_a_few_rows_at_a_time(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve rows of many lengths, three or four at a time; a sliding cache (Gemma 2 has both) is read at once."""
+    lm, rows, groups = tiny_lm(family), [text_ids(1 + 5 * i % 37, i) for i in range(12)], list[list[int]]()
+    shape = lm.geometry.layers[0]
+    assert shape is not None
+    monkeypatch.setattr(paged, "CORE_BYTES", 4 * 70 * 2 * shape.kv_heads * shape.key_dim * 4)
+
+    def planned(*given: Any) -> paged.Plan:
+        found = paged.plan(*given)
+        padded = [part for read in found.reads for part in read.parts if isinstance(part, paged.Padded)]
+        if len(found.reads) > 1:
+            groups.append([part.queries.stop - part.queries.start for part in padded])
+        return found
+
+    async def run() -> list[tuple[list[int], str]]:
+        async with running(lm) as engine:
+            jobs = [job(str(i), NAMES[i % 6], row, Sampling(20), ends=()) for i, row in enumerate(rows)]
+            return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
+
+    with patch("softprompt.engine.loop.plan", planned):
+        answers = asyncio.run(run())
+    prefixes = mixed_prefixes(lm)
+    assert answers == [generated(lm, prefixes[i % 6], row, Sampling(20), ()) for i, row in enumerate(rows)]
+    assert max(map(sum, groups)) == 12 and max(map(len, groups)) >= 3, groups
+    assert max(max(group, default=0) for group in groups) < 12
 
 
 @pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
