@@ -18,6 +18,7 @@ from torch import Tensor
 from softprompt.attach import Prefix
 from softprompt.decode import Sampling
 from softprompt.engine import Capacity, Job, Penalties, Token, TransformersEngine, paged
+from softprompt.engine.capacity import CPU_PAGE
 from softprompt.engine.loop import Loop, Row
 from softprompt.errors import UnsupportedModelError
 from tests.engine.running import END, NAMES, generated, ids_of, job, running, said
@@ -138,7 +139,7 @@ def test_a_prefix_is_computed_once(new: int) -> None:
             assert engine.stats().computed_tokens == 0, "the probe does not count"
             for i, row in enumerate(rows):
                 assert await ids_of(engine, job(str(i), "p", row, sampling)) == generated(lm, prefix, row, sampling)
-            shared = 32 * 3  # of 41 tokens two whole blocks, in all rows but the first
+            shared = 41 // CPU_PAGE * CPU_PAGE * 3  # whole blocks, in all rows but the first
             assert (engine.stats().cached_tokens, engine.stats().computed_tokens) == (shared, 47 * 4 - shared)
 
     asyncio.run(run())
@@ -161,7 +162,8 @@ def test_tenants_share_soft_prompts_and_no_texts(prompt: str | None) -> None:
                 found.append(engine.stats().cached_tokens - before)
 
     asyncio.run(run())
-    shared, whole = (32, 80) if prompt else (0, 32)  # blocks of 16 of the soft prompt alone, and of all 81 or 40 tokens
+    own, all_but_one = (41, 80) if prompt else (0, 39)  # tokens of the soft prompt; the last is always computed
+    shared, whole = (n // CPU_PAGE * CPU_PAGE for n in (own, all_but_one))
     assert found == [0, shared, shared, whole]
 
 
