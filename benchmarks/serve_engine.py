@@ -138,6 +138,7 @@ async def throughput(lm: FrozenLM, engine: TransformersEngine, prompts: dict[str
     names = [known[owner] for owner in owners]
     prefixes = bank(lm, [Prefix(prompt) for prompt in prompts.values()])
     peft = Peft(lm, prompts, size.virtual)
+    few = size.requests // 2
     systems: dict[str, Callable[[list[list[int]]], Awaitable[None]]] = {
         "many prompts": lambda rows: engine_run(engine, rows, names, size.new),
         "one prompt": lambda rows: engine_run(engine, rows, names[:1] * len(rows), size.new),
@@ -145,17 +146,27 @@ async def throughput(lm: FrozenLM, engine: TransformersEngine, prompts: dict[str
         "padded generate": lambda rows: asyncio.to_thread(padded_run, lm, prefixes, rows, owners, size.new),
         "peft": lambda rows: asyncio.to_thread(peft.run, rows, names, size.new),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    halves = {
+        "many prompts": lambda rows: engine_run(engine, rows[:few], names[:few], size.new),
+        "padded generate": lambda rows: asyncio.to_thread(padded_run, lm, prefixes, rows[:few], owners[:few], size.new),
+    }
+    taken = [{name: list[float]() for name in group} for group in (systems, halves)]
     for turn in range(size.rounds + 1):
-        for name, system in systems.items():
-            rows = texts(lm, size, next(turns))  # no text is in the cache, only the prompts are
-            begin = time.perf_counter()
-            with torch.no_grad():
-                await system(rows)
-            if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - begin)
+        for group, seconds in zip((systems, halves), taken, strict=True):
+            for name, system in group.items():
+                rows = texts(lm, size, next(turns))  # no text is in the cache, only the prompts are
+                begin = time.perf_counter()
+                with torch.no_grad():
+                    await system(rows)
+                if turn:  # the first warms up
+                    seconds[name].append(time.perf_counter() - begin)
+    found = [compared(seconds, n * size.new) for seconds, n in zip(taken, (size.requests, few), strict=True)]
+    return found[0] | {f"{few}_requests": found[1]}
+
+
+def compared(seconds: dict[str, list[float]], tokens: int) -> dict[str, Any]:
+    """Tokens a second of systems that made so many tokens in each round, and the first one's gain on the others."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    tokens = size.requests * size.new
     return {
         "tokens_per_second": {name: tokens / value for name, value in medians.items()},
         "many_prompts_faster_than": {name: value / medians["many prompts"] for name, value in medians.items()},

@@ -36,7 +36,8 @@ from softprompt.model import FrozenLM, load
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
 
 USER, ADMIN = "user-key-of-the-soak", "admin-key-of-the-soak"
-WARM = 0.2  # of the requests
+SAMPLES = 10  # of the memory, and one at the end
+WARM = 2  # the sample that is behind the warm-up
 KINDS = {"good": 0.72, "leave": 0.12, "bad": 0.12, "admin": 0.04}
 SERVER = (sys.executable, "-m", "softprompt.cli.main")
 BAD: tuple[tuple[int, Any], ...] = (
@@ -87,7 +88,7 @@ class Tally:
     failures: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     tokens: int = 0
-    warm_bytes: int = 0
+    memory: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,8 @@ async def soak(plan: Plan) -> Tally:
             except (OSError, ValueError, IndexError) as error:
                 tally.failures.append(f"{kind}: {type(error).__name__} {error}")
             tally.done[kind] += 1
-            if number == int(plan.requests * WARM):
-                tally.warm_bytes = memory(plan.pid)
+            if number % (plan.requests // SAMPLES) == 0:
+                tally.memory.append(memory(plan.pid))
 
     await asyncio.gather(*(client() for _ in range(plan.clients)))
     return tally
@@ -243,7 +244,8 @@ def run(options: argparse.Namespace, folder: Path, command: Sequence[str] = SERV
         begun = time.perf_counter()
         tally = asyncio.run(soak(Plan(port, process.pid, options.prompts, options.requests, options.clients)))
         seconds = time.perf_counter() - begun
-        server, end_bytes = asyncio.run(rest(port)), memory(process.pid)
+        server = asyncio.run(rest(port))
+        megabytes = [n // 2**20 for n in (*tally.memory, memory(process.pid))]
         process.send_signal(signal.SIGTERM)
         code = process.wait(60)
     finally:
@@ -259,7 +261,7 @@ def run(options: argparse.Namespace, folder: Path, command: Sequence[str] = SERV
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tally.tokens / seconds, 1),
         "latency_s": {str(share): round(waits[int(share * (len(waits) - 1))], 3) for share in (0.5, 0.9, 0.99)},
-        "memory_mb": {"warm": round(tally.warm_bytes / 2**20), "end": round(end_bytes / 2**20)},
+        "memory_mb": {"warm": megabytes[WARM], "end": megabytes[-1], "samples": megabytes},
         "server": server,
         "exit_code": code,
     }
@@ -282,7 +284,8 @@ def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory() as folder:
         result = run(options, Path(folder))
-    asked = {name: getattr(options, name) for name in ("model", "requests", "clients", "prompts", "places")}
+    asked = {name: getattr(options, name) for name in ("requests", "clients", "prompts", "places")}
+    asked |= {"model": Path(options.model).name}
     text = json.dumps({"machine": facts(), "asked": asked, **result}, indent=2)
     print(text)
     if options.out:

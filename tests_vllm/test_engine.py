@@ -64,8 +64,9 @@ def job(
     ends: tuple[int, ...] = (),
     penalties: Penalties | None = None,
     logprobs: int | None = None,
+    tenant: str = "",
 ) -> Job:
-    return Job(name, prompt, tuple(ids), sampling, frozenset(ends), penalties or Penalties(), logprobs)
+    return Job(name, prompt, tuple(ids), sampling, frozenset(ends), penalties or Penalties(), logprobs, tenant)
 
 
 async def said(engine: Engine, one: Job) -> list[Token]:
@@ -128,6 +129,21 @@ def test_a_seed_repeats(engine: VllmEngine, runner: asyncio.Runner) -> None:
         return [token.id for token in runner.run(said(engine, one))]
 
     assert answer(1) == answer(1) != answer(2)
+
+
+@pytest.mark.parametrize("prompt", [None, "5"])
+def test_a_tenant_meets_only_its_own_texts_in_the_prefix_cache(
+    engine: VllmEngine, runner: asyncio.Runner, prompt: str | None
+) -> None:
+    ids = text_ids(4 * BLOCK, 77)
+
+    def cached(tenant: str) -> int:
+        before = engine.stats().cached_tokens
+        runner.run(said(engine, job("a", prompt, ids, Sampling(1), tenant=tenant)))
+        return engine.stats().cached_tokens - before
+
+    assert [cached("one"), cached("two")] == [0, 0]
+    assert min(cached("one"), cached("two")) >= 3 * BLOCK
 
 
 def test_what_cannot_run(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Runner) -> None:

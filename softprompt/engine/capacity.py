@@ -8,10 +8,12 @@ import psutil
 import torch
 from transformers import ContinuousBatchingConfig
 
+from softprompt.engine.eviction import NAME as SCHEDULER
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
 
-PAGE = 16  # tokens of a block; what two prompts share is shared in whole blocks
+# Tokens of a block. Rows share whole blocks, so small ones share more of a short soft prompt (docs/log.md).
+PAGE, CPU_PAGE = 16, 4
 MEMORY_SHARE = 0.25  # of the free memory, for the cache
 ROW_TOKENS = 512  # of a row on a CPU, on average; elsewhere every row may fill the context
 
@@ -40,16 +42,18 @@ class Capacity:
 
     def config(self, lm: FrozenLM) -> ContinuousBatchingConfig:
         """For Transformers' manager."""
-        batch_tokens = self.batch_tokens or (256 if lm.device.type == "cpu" else 2048)
+        on_cpu = lm.device.type == "cpu"
+        batch_tokens, page = self.batch_tokens or (256 if on_cpu else 2048), CPU_PAGE if on_cpu else PAGE
         tokens = self.cache_tokens or _default_tokens(lm, self.rows)
         return ContinuousBatchingConfig(
-            page_size=PAGE,
-            num_blocks=max(1, tokens // PAGE),
+            page_size=page,
+            num_blocks=max(1, tokens // page),
             max_batch_tokens=max(batch_tokens, self.rows),
             max_requests_per_batch=self.rows,
             max_blocks_per_request=0,
             use_async_batching=False,
             use_cuda_graph=False,
+            scheduler_type=SCHEDULER,
         )
 
 

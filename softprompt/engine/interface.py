@@ -40,6 +40,8 @@ class Job:
         sampling: its stop strings are the caller's business; `seed` makes the answer repeatable.
         end_ids: tokens that end the answer.
         logprobs: for each token how many of the likeliest to report besides it; None reports nothing.
+        tenant: jobs of different tenants share no keys and values of texts, only those of soft prompts: nobody can
+            tell from the time of an answer what another has sent.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Job:
     end_ids: frozenset[int]
     penalties: Penalties = field(default_factory=Penalties)
     logprobs: int | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,15 @@ class Token:
         finish: "stop" with an end token, which is not part of the answer; "length" with the last that fits; or "".
         logprob: natural logarithm of its probability, before temperature, top-k and top-p, after penalties.
         likeliest: (token, log-probability), the likeliest first.
+        queue_s: with the first token, the seconds that the job stood in front of the batch, if the engine tells; else
+            None.
     """
 
     id: int
     finish: str = ""
     logprob: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()
+    queue_s: float | None = None
 
 
 @dataclass(frozen=True)

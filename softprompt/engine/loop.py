@@ -10,10 +10,11 @@ Shapes: Q tokens of a batch, H width, R rows that get a token, V vocabulary.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -30,7 +31,7 @@ from softprompt.decode import likeliest
 from softprompt.engine.interface import Job, Stats, Token
 from softprompt.engine.paged import NAME, Piece, Step, plan, virtual_spans
 from softprompt.engine.sampler import Sampler
-from softprompt.engine.virtual import Loaded
+from softprompt.engine.virtual import Loaded, text_ids
 from softprompt.errors import EngineError
 from softprompt.measure import first_line
 from softprompt.model import FrozenLM
@@ -44,19 +45,30 @@ class Row:
 
     Attributes:
         key: never used by another row, unlike the job's id.
+        opening: the id of the text's first token, in its tenant's alphabet.
         hear: takes each token and, at last, an error; called by whom the news is reported to.
-        met: it has been in a batch.
+        queue_s: seconds from here to the first batch it is in; None before.
     """
 
     key: str
     job: Job
     loaded: Loaded
+    opening: int
     hear: Callable[[Token | EngineError], None]
-    met: bool = False
+    queue_s: float | None = None
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.job)
-        self.ids = [*self.loaded.ids, *self.job.ids]
+        self.sampler, self.made = Sampler(self.job), time.monotonic()
+        self.ids = [*self.loaded.ids, self.opening, *self.job.ids[1:]]
+
+    def meet(self) -> None:
+        """It is in a batch for the first time."""
+        self.queue_s = time.monotonic() - self.made
+
+    def next(self, logits_V: Tensor, best: int) -> Token:
+        """See `Sampler.next`; with the first token comes the time in the queue. Raises EngineError."""
+        token = self.sampler.next(logits_V, best)
+        return token if self.sampler.length > 1 else replace(token, queue_s=self.queue_s)
 
 
 @dataclass(frozen=True)
@@ -244,14 +256,14 @@ class Loop(ContinuousBatchingManager):
         for row, request in zip(rows, io.requests_in_batch, strict=True):
             past = request.state.position_offset - request.query_length
             pieces.append(Piece(past, request.query_length, row.loaded))
-            if not row.met:
-                row.met = True
+            if row.queue_s is None:
+                row.meet()
                 self._cached, self._computed = self._cached + past, self._computed + len(row.ids) - past
         spans = virtual_spans(pieces)
         slots = zip(cache.cache_allocators.values(), data["read_index"], data["write_index"], strict=True)
         plans = [plan(allocator, pieces, read, write, self._lm.dtype) for allocator, read, write in slots]
         ids_Q = data["input_ids"][0]
-        embeds_QH = self._lm.embed(ids_Q.where(ids_Q < self._lm.geometry.vocab, 0))
+        embeds_QH = self._lm.embed(text_ids(ids_Q, self._lm.geometry.vocab))
         for span in spans:
             if span.loaded.embeddings is not None:
                 embeds_QH[span.start : span.stop] = span.loaded.embeddings[span.begin : span.end]
@@ -268,7 +280,7 @@ class Loop(ContinuousBatchingManager):
     def _choose(self, row: Row, logits_V: Tensor, best: int) -> int:
         """The next token of a row; whatever goes wrong is that row's failure."""
         try:
-            token = row.sampler.next(logits_V, best)
+            token = row.next(logits_V, best)
         except Exception as error:
             self._said.append((row, _failed(error)))
             return 0

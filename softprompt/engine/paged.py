@@ -2,16 +2,16 @@
 
 Transformers' own attention for a paged cache multiplies the queries of all rows with the keys of all rows and masks
 what is not theirs. Here a row meets its own keys only, and the virtual tokens of KV prompts get their trained keys and
-values on the way into the cache.
+values on the way into the cache. On a CPU a few rows' keys are gathered at a time, and used while they are at hand.
 
-Shapes: Q queries of the batch, N rows that decode, C cache slots read, L keys of the longest of them, A query heads,
+Shapes: Q queries of the batch, n rows that decode, C cache slots read, L keys of the longest of them, A query heads,
 K key/value heads, D head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from softprompt.engine.virtual import Loaded
 from softprompt.errors import UnsupportedModelError
 
 NAME = "softprompt_paged"  # of the attention implementation
+CORE_BYTES = 2**20  # keys and values that stay in the cache of a CPU's core
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,36 @@ def virtual_spans(pieces: Sequence[Piece]) -> list[Span]:
 
 
 @dataclass(frozen=True)
+class Padded:
+    """Rows of one query each in a step; their keys are padded to one length.
+
+    Attributes:
+        queries, keys: where they are in the batch, and among the keys read with them.
+        mask: additive [n, 1, 1, L]; None if all rows have L keys.
+    """
+
+    queries: slice
+    keys: slice
+    mask: Tensor | None
+
+    def find(
+        self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scale: float, cap: float | None
+    ) -> Tensor:
+        """What the queries find among the keys, [n, A, D]."""
+        n, (heads, size) = self.queries.stop - self.queries.start, keys_CKD.shape[1:]
+        # Heads that share keys are queries of one row, so that no key is copied for them.
+        grouped_NKGD = queries_AQD[:, self.queries].transpose(0, 1).reshape(n, heads, -1, size)
+        keys_NKLD, values_NKLD = (x[self.keys].unflatten(0, (n, -1)).transpose(1, 2) for x in (keys_CKD, values_CKD))
+        found = attention(grouped_NKGD, keys_NKLD, values_NKLD, self.mask, False, scale, cap)
+        return found.reshape(n, -1, values_CKD.shape[2])
+
+
+@dataclass(frozen=True)
 class Long:
     """A row of several queries in a step.
 
     Attributes:
-        queries, keys: where they are in the batch, and among the keys read.
+        queries, keys: where they are in the batch, and among the keys read with them.
         mask: additive [q, k]; None is plainly causal.
     """
 
@@ -73,26 +99,42 @@ class Long:
     keys: slice
     mask: Tensor | None
 
+    def find(
+        self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scale: float, cap: float | None
+    ) -> Tensor:
+        """What the queries find among the keys, [q, A, D]."""
+        keys_KLD, values_KLD = keys_CKD[self.keys].transpose(0, 1), values_CKD[self.keys].transpose(0, 1)
+        queries = queries_AQD[None, :, self.queries]
+        found = attention(queries, keys_KLD[None], values_KLD[None], self.mask, self.mask is None, scale, cap)
+        return found[0].transpose(0, 1)
+
+
+Part = Padded | Long
+
+
+@dataclass(frozen=True)
+class Read:
+    """Keys and values that are read at once, and who looks at them.
+
+    Attributes:
+        index: [C] cache slots; empty where nothing of the past is looked at.
+    """
+
+    index: Tensor
+    parts: tuple[Part, ...]
+
 
 @dataclass(frozen=True)
 class Plan:
     """What all layers of one kind of attention read and write in a step.
 
     Attributes:
-        read: [C] cache slots in the order they are wanted: N times L of the rows that decode, then the others' own;
-            empty where nothing of the past is looked at.
         write: [Q] cache slots of the new tokens.
-        decoding: N.
-        padded: N times L.
-        mask: additive [N, 1, 1, L]; None if all N rows have L keys.
+        reads: one after the other; their parts are in the order of the batch.
     """
 
-    read: Tensor
     write: Tensor
-    decoding: int
-    padded: int
-    mask: Tensor | None
-    longs: tuple[Long, ...]
+    reads: tuple[Read, ...]
 
 
 def plan(allocator: CacheAllocator, pieces: Sequence[Piece], flat: Tensor, write: Tensor, dtype: torch.dtype) -> Plan:
@@ -104,23 +146,50 @@ def plan(allocator: CacheAllocator, pieces: Sequence[Piece], flat: Tensor, write
     """
     window: int | None = getattr(allocator, "sliding_window", None)
     sizes = [allocator.get_seqlen_k(piece.past, piece.length) for piece in pieces]
-    # A sliding cache finds the new tokens' places in the order of the queries, so only leading rows are padded.
+    # A sliding cache finds the new tokens' places in the order of the queries, so only leading rows are padded, and
+    # everything is read at once.
+    whole = window is not None or not len(flat) or flat.device.type != "cpu"
     decoding = next((i for i, piece in enumerate(pieces) if piece.length > 1), len(pieces)) if len(flat) else 0
-    used, longest, mask = sum(sizes[:decoding]), max(sizes[:decoding], default=0), None
-    read = flat
-    if used < decoding * longest:
-        there_NL = torch.arange(longest)[None] < torch.tensor(sizes[:decoding])[:, None]
-        there_NL = there_NL.to(flat.device)
-        slots_NL = flat.new_full(there_NL.shape, allocator.read_trash_index)
-        slots_NL[there_NL] = flat[:used]
-        read = torch.cat([slots_NL.flatten(), flat[used:]])
-        mask = additive(there_NL[:, None], dtype)
-    longs, query, key = [], decoding, decoding * longest
+    rows = decoding if whole else _rows_at_once(allocator, max(sizes[:decoding], default=0), dtype)
+    reads, slot, query = list[Read](), 0, 0
+    for first in range(0, decoding, rows or 1):
+        own = sizes[first : min(first + rows, decoding)]
+        index, mask = _padded(flat[slot : slot + sum(own)], own, allocator.read_trash_index, dtype)
+        slot, query = slot + sum(own), query + len(own)
+        reads.append(Read(index, (Padded(slice(first, query), slice(0, len(index)), mask),)))
     for piece, size in zip(pieces[decoding:], sizes[decoding:], strict=True):
-        queries, keys = slice(query, query + piece.length), slice(key, key + size)
-        longs.append(Long(queries, keys, _causal(piece.length, size, window, dtype, flat.device)))
-        query, key = queries.stop, keys.stop
-    return Plan(read, write, decoding, decoding * longest, mask, tuple(longs))
+        queries, mask = slice(query, query + piece.length), _causal(piece.length, size, window, dtype, flat.device)
+        reads.append(Read(flat[slot : slot + size], (Long(queries, slice(0, size), mask),)))
+        slot, query = slot + size, queries.stop
+    return Plan(write, (_joined(reads),) if whole else tuple(reads))
+
+
+def _rows_at_once(allocator: CacheAllocator, longest: int, dtype: torch.dtype) -> int:
+    """Rows whose keys and values stay in a core's own cache between being gathered and being used."""
+    any_allocator: Any = allocator
+    numbers = 2 * any_allocator.num_key_value_heads * any_allocator.head_dim * longest
+    return max(1, CORE_BYTES // max(1, numbers * dtype.itemsize))
+
+
+def _padded(flat: Tensor, sizes: Sequence[int], filler: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Slots of rows of these sizes, padded to the longest, and the mask of what is there; None if nothing is padded."""
+    longest = max(sizes)
+    if len(flat) == len(sizes) * longest:
+        return flat, None
+    there_NL = (torch.arange(longest)[None] < torch.tensor(sizes)[:, None]).to(flat.device)
+    slots_NL = flat.new_full(there_NL.shape, filler)
+    slots_NL[there_NL] = flat
+    return slots_NL.flatten(), additive(there_NL[:, None], dtype)
+
+
+def _joined(reads: Sequence[Read]) -> Read:
+    """All in one."""
+    parts, key = list[Part](), 0
+    for read in reads:
+        for part in read.parts:
+            parts.append(replace(part, keys=slice(key, key + part.keys.stop)))
+            key += part.keys.stop
+    return Read(torch.cat([read.index for read in reads]), tuple(parts))
 
 
 class Step:
@@ -148,22 +217,12 @@ class Step:
                 keys_PKD, values_PKD = span.loaded.layers[layer]
                 keys_QKD[span.start : span.stop] = keys_PKD[span.begin : span.end]
                 values_QKD[span.start : span.stop] = values_PKD[span.begin : span.end]
-        keys_CKD, values_CKD = allocator.update(keys_QKD, values_QKD, layer, plan.read, plan.write)
-        parts: list[Tensor] = []
-        if n := plan.decoding:
-            heads, size = keys_CKD.shape[1:]
-            # Heads that share keys are queries of one row, so that no key is copied for them.
-            grouped_NKGD = queries_AQD[:, :n].transpose(0, 1).reshape(n, heads, -1, size)
-            keys_NKLD, values_NKLD = (
-                x[: plan.padded].unflatten(0, (n, -1)).transpose(1, 2) for x in (keys_CKD, values_CKD)
-            )
-            found = attention(grouped_NKGD, keys_NKLD, values_NKLD, plan.mask, False, scale, cap)
-            parts.append(found.reshape(n, -1, values_CKD.shape[2]))
-        for long in plan.longs:
-            keys_KLD, values_KLD = keys_CKD[long.keys].transpose(0, 1), values_CKD[long.keys].transpose(0, 1)
-            queries = queries_AQD[None, :, long.queries]
-            found = attention(queries, keys_KLD[None], values_KLD[None], long.mask, long.mask is None, scale, cap)
-            parts.append(found[0].transpose(0, 1))
+        parts, new = list[Tensor](), slice(None)
+        for read in plan.reads:
+            told = (keys_QKD[new], values_QKD[new], layer, read.index, plan.write[new])
+            keys_CKD, values_CKD = allocator.update(*told)
+            parts += [part.find(queries_AQD, keys_CKD, values_CKD, scale, cap) for part in read.parts]
+            new = slice(0)  # the new ones are in the cache
         return torch.cat(parts)
 
 

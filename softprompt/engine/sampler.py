@@ -16,15 +16,19 @@ from softprompt.errors import EngineError
 
 
 class Sampler:
-    """Chooses the tokens of one job's answer, as `softprompt.decode.generate` does for a row of the same seed."""
+    """Chooses the tokens of one job's answer, as `softprompt.decode.generate` does for a row of the same seed.
+
+    Attributes:
+        length: tokens chosen so far.
+        plain: the likeliest token of the model's own logits will do: no need to look at the others.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job, self._answer = job, Counter[int]()
         self._generator = torch.Generator().manual_seed(job.sampling.seed)
-        self._length = 0
+        self.length = 0
         penalties = job.penalties
         self._penalised = (penalties.repetition, penalties.presence, penalties.frequency) != (1, 0, 0)
-        # The likeliest token of the model's own logits will do: no need to look at the others.
         self.plain = job.sampling.temperature < GREEDY and not self._penalised and job.logprobs is None
 
     def next(self, logits_V: Tensor, best: int) -> Token:
@@ -53,10 +57,10 @@ class Sampler:
         return Token(token, finish, logprobs_V[token].item(), tuple(pairs))
 
     def _finish(self, token: int) -> str:
-        self._length += 1
+        self.length += 1
         if token in self._job.end_ids:
             return "stop"
-        return "length" if self._length >= self._job.sampling.max_new_tokens else ""
+        return "length" if self.length >= self._job.sampling.max_new_tokens else ""
 
     def _less_seen(self, logits_V: Tensor) -> Tensor:
         penalties, logits_V = self._job.penalties, logits_V.clone()

@@ -178,11 +178,12 @@ class TransformersEngine:
         try:
             before, new = len(loaded.ids) + len(job.ids), job.sampling.max_new_tokens
             check_room(job.id, before, new, self._rooms, "shorten the text or ask for fewer new tokens")
+            opening = self._vocabulary.salted(job.ids[0], job.tenant)
         except EngineError:
             self._vocabulary.release(loaded)
             raise
         self._keys += 1
-        row = self._rows[job.id] = Row(str(self._keys), job, loaded, heard.put_nowait)
+        row = self._rows[job.id] = Row(str(self._keys), job, loaded, opening, heard.put_nowait)
         return row
 
     def _forget(self, row: Row) -> None:

@@ -3,6 +3,9 @@
 A prefix cache tells tokens apart by their ids alone, so an id stands for one virtual token for ever: every load takes
 new ids, and none is given twice. An id holds no memory; a prompt's tensors go with the last job that uses them.
 
+A tenant has an alphabet of its own, as many ids as the base model has, from `SALTED` on. The first token of a text is
+written in it, and since a block's hash holds that of the block before, no other tenant finds a block of the text.
+
 Shapes: P virtual tokens, K key/value heads, D head size, H width.
 """
 
@@ -18,6 +21,7 @@ from softprompt.errors import EngineError
 from softprompt.prompt import EmbeddingPrompt, KVPrompt
 
 IDS = 2**31  # an engine hashes and stores ids as int32
+SALTED = 2**30  # below are virtual ids, above the tenants' alphabets
 
 
 @dataclass(eq=False)
@@ -59,6 +63,18 @@ class Vocabulary:
         self.first = self._next = first
         self._listed: dict[str, Loaded] = {}
         self._held: set[Loaded] = set()
+        self._tenants: dict[str, int] = {"": 0}
+
+    def salted(self, token: int, tenant: str) -> int:
+        """The token in the alphabet of a tenant; "" has that of the base model.
+
+        Raises EngineError when there are more tenants than alphabets.
+        """
+        number = self._tenants.setdefault(tenant, len(self._tenants))
+        if SALTED + number * self.first > IDS:
+            del self._tenants[tenant]
+            raise EngineError("there are too many tenants", expected=f"at most {len(self._tenants)}", got=tenant)
+        return token if number == 0 else SALTED + (number - 1) * self.first + token
 
     def names(self) -> tuple[str, ...]:
         """Names that `take` knows."""
@@ -70,7 +86,7 @@ class Vocabulary:
         Raises EngineError when the ids are used up.
         """
         size = prefix.prompt.n_tokens if prefix.prompt else 0
-        if self._next + size > IDS:
+        if self._next + size > SALTED:
             raise EngineError("no virtual ids are left", where=name, hint="restart the engine")
         ids = (*prefix.lead, *range(self._next, self._next + size), *prefix.follow)
         loaded = Loaded(name, ids, len(prefix.lead), size)
@@ -126,6 +142,11 @@ class Vocabulary:
     def _free(self, loaded: Loaded) -> None:
         if not loaded.users and not loaded.listed:
             loaded.embeddings, loaded.layers = None, ()
+
+
+def text_ids(ids_Q: Tensor, vocab: int) -> Tensor:
+    """The ids of text tokens in the base vocabulary, of whatever alphabet; those of virtual tokens become 0."""
+    return torch.where(ids_Q < SALTED, ids_Q.where(ids_Q < vocab, 0), (ids_Q - SALTED) % vocab)
 
 
 def _stored(states_KPD: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -32,6 +32,7 @@ class Ask:
         sampling: of each text's first answer; the others count its seed on. `max_new_tokens` is the server's cap.
         new_tokens: longest answer; None: as long as there is room.
         logprobs: likeliest tokens to report for each token; None reports nothing.
+        tenant: who asks: an engine shares what it keeps of their texts with nobody else.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Ask:
     new_tokens: int | None
     penalties: Penalties
     logprobs: int | None
+    tenant: str = ""
 
 
 def ask_chat(request: ChatRequest, limits: Limits) -> Ask:

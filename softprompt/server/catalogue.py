@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt import store
+from softprompt import router, store
 from softprompt.card import Card
-from softprompt.errors import StoreError
+from softprompt.errors import StoreError, WrongBaseError
 from softprompt.geometry import Geometry
 
 OTHER_BASE = "it was made for another base model"
@@ -27,8 +27,9 @@ class Entry:
     """What a list says of a soft prompt without loading it.
 
     Attributes:
-        fault: why it cannot be served; "" if it can, as far as its card tells.
         created: seconds since 1970.
+        form: "embedding", "kv", or "router", which chooses one of several soft prompts for each text.
+        fault: why it cannot be served; "" if it can, as far as its card tells.
     """
 
     name: str
@@ -56,12 +57,21 @@ class Catalogue:
 
     def path(self, name: str) -> Path | None:
         """The folder of a soft prompt of this name; None if there is none. Links are not followed."""
-        if name in self._given:
-            return self._given[name]
+        return self._given.get(name) or self._inside(name, store.CARD)
+
+    def router(self, name: str) -> Path | None:
+        """The folder of a router of this name; None if there is none, or a soft prompt."""
+        return None if self.path(name) else self._inside(name, store.ROUTER)
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a soft prompt or a router of this name."""
+        return self.path(name) is not None or self.router(name) is not None
+
+    def _inside(self, name: str, facts: str) -> Path | None:
         if self._folder is None or not store.NAME.fullmatch(name):
             return None
         path = self._folder / name
-        return path if not path.is_symlink() and (path / store.CARD).is_file() else None
+        return path if not path.is_symlink() and (path / facts).is_file() else None
 
     def entries(self) -> tuple[Entry, ...]:
         """All of them, by name. Reads the folder again when it has changed, and only cards that are new in it."""
@@ -79,16 +89,19 @@ class Catalogue:
             names |= {found.name for found in os.scandir(self._folder) if store.NAME.fullmatch(found.name)}
         before, self._cards = self._cards, {}
         for name in sorted(names):
-            path = self.path(name)
-            if path is None:
+            if (path := self.path(name)) is not None:
+                read, file = self._read, path / store.CARD
+            elif (path := self.router(name)) is not None:
+                read, file = self._read_router, path / store.ROUTER
+            else:
                 continue
             try:
-                facts = (path / store.CARD).stat()
+                facts = file.stat()
             except OSError:
                 continue
             stamp = (facts.st_mtime_ns, facts.st_ino)
             known = before.get(name)
-            entry = known[1] if known and known[0] == stamp else self._read(name, path, int(facts.st_mtime))
+            entry = known[1] if known and known[0] == stamp else read(name, path, int(facts.st_mtime))
             self._cards[name] = (stamp, entry)
             yield entry
 
@@ -99,3 +112,12 @@ class Catalogue:
             return Entry(name, created, fault="its card is damaged")
         fault = OTHER_BASE if self._geometry.differs(card.geometry) else ""
         return Entry(name, created, card.form, card.n_tokens, card.sha256, fault)
+
+    def _read_router(self, name: str, path: Path, created: int) -> Entry:
+        try:
+            router.load(path, self._geometry)
+        except WrongBaseError:
+            return Entry(name, created, "router", fault=OTHER_BASE)
+        except StoreError:
+            return Entry(name, created, "router", fault="its files are damaged")
+        return Entry(name, created, "router")

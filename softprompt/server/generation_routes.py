@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -60,7 +61,7 @@ class _Answering:
         deadline = asyncio.get_running_loop().time() + limits.deadline_s
         body = await read_object(self._request, limits)
         asked = parse(kind, body)
-        ask = ask_of(asked, limits)
+        ask = replace(ask_of(asked, limits), tenant=self._request.state.caller.id)
         if self._log_content:
             self._facts["content"] = body
         chat = kind is ChatRequest

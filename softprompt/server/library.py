@@ -83,8 +83,12 @@ class Library:
         if name in self._loads:  # that one may have read older files
             with contextlib.suppress(Exception):
                 await asyncio.shield(self._loads[name])
-        self._closed.discard(name)
+        self.reopen(name)
         await asyncio.shield(self._loading(name))
+
+    def reopen(self, name: str) -> None:
+        """Take back `unload`; it is loaded on first use."""
+        self._closed.discard(name)
 
     def unload(self, name: str) -> None:
         """Refuse it from now on, until `load`. Requests that hold it end in peace."""
@@ -153,8 +157,8 @@ class Library:
         try:
             await self._take_place(name)
             try:
-                loaded = Loaded(name, f"{name}#{next(self._serial)}", await _told(self._read(name)))
-                await _told(self._engine.load(loaded.key, loaded.frame.prefix))
+                loaded = Loaded(name, f"{name}#{next(self._serial)}", await told(self._read(name)))
+                await told(self._engine.load(loaded.key, loaded.frame.prefix))
             except BaseException:
                 self._give_place()
                 raise
@@ -214,7 +218,7 @@ def _heard(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-async def _told(work: Awaitable[T]) -> T:
+async def told(work: Awaitable[T]) -> T:
     """The result of a step of loading, or what a client may know of its error."""
     try:
         return await work

@@ -36,6 +36,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.first_token = self._seconds("time_to_first_token_seconds", "From request to first token.", FIRST)
         self.between_tokens = self._seconds("inter_token_latency_seconds", "From token to token.", BETWEEN)
+        self.queue = self._seconds("request_queue_time_seconds", "From request to batch, in the engine.", WHOLE)
         self.whole_request = self._seconds("e2e_request_latency_seconds", "From request to last token.", WHOLE)
         self.prompt_tokens = self._count("prompt_tokens", "Tokens of texts; virtual ones do not count.")
         self.generation_tokens = self._count("generation_tokens", "Tokens of answers.")

@@ -23,8 +23,9 @@ State = Literal["loaded", "on_disk", "unloaded", "unusable"]
 class SoftPrompt(TypedDict):
     """A soft prompt.
 
-    `state`: "unloaded" was so by hand and is refused until it is put back; "unusable" has a `fault`. `in_use` counts
-    requests that hold it.
+    `form` is "embedding", "kv", or "router", which chooses one of several soft prompts for each text. `state`:
+    "unloaded" was so by hand and is refused until it is put back; "unusable" has a `fault`. `in_use` counts requests
+    that hold it.
     """
 
     id: str
@@ -68,7 +69,7 @@ def add_prompts(app: FastAPI, service: Service) -> None:
             raise invalid("This takes no body: soft prompts come from the server's own folder.")
         entry = await service.entry(name)
         deadline = asyncio.get_running_loop().time() + service.limits.deadline_s
-        await attended(request.receive, deadline, service.library.load(name))
+        await attended(request.receive, deadline, service.load(name))
         return JSONResponse(_row(service, entry))
 
     @app.delete("/v1/soft_prompts/{name}", responses=replies_of(SoftPrompt))

@@ -15,13 +15,14 @@ import anyio
 import structlog
 from anyio.to_thread import run_sync
 
-from softprompt.engine.interface import Engine, Job
+from softprompt import router
+from softprompt.engine.interface import Engine, Job, Token
 from softprompt.errors import DataError, EngineError
 from softprompt.model import FrozenLM
 from softprompt.server.ask import Ask
 from softprompt.server.catalogue import Catalogue, Entry
 from softprompt.server.frame import BaseModel, Frame, Ids, Reader, read_frame
-from softprompt.server.library import Library, Loaded
+from softprompt.server.library import Library, Loaded, told
 from softprompt.server.limits import Limits
 from softprompt.server.metrics import Loads, Metrics
 from softprompt.server.problem import ProblemError, from_text, invalid, unknown_model, unknown_prompt
@@ -101,7 +102,7 @@ class Service:
         """Hold what an ask needs, its places and its soft prompt, while it is answered. Raises ProblemError."""
         if self.engine.failure:
             raise ProblemError(503, "The engine has failed.", "engine_failed", retry_after_s=5)
-        prompt = await self._prompt_of(ask.model)
+        prompt = await self._routed(ask, await self._prompt_of(ask.model))
         with self.quota.answers(len(ask.texts) * ask.n):
             if prompt is None:
                 yield await self._work(ask, self._base, None, self._fingerprint)
@@ -134,6 +135,13 @@ class Service:
             if self.engine.failure:
                 raise ProblemError(503, "The engine has failed.", "engine_failed", retry_after_s=5) from error
             raise ProblemError(500, "The engine could not run this request.", "engine_error") from error
+
+    async def load(self, name: str) -> None:
+        """Read a soft prompt from disk now; a router is read for each request. Raises ProblemError."""
+        if await run_sync(self.catalogue.router, name) is None:
+            await self.library.load(name)
+        else:
+            self.library.reopen(name)
 
     async def models(self) -> list[Entry]:
         """The soft prompts that requests can name."""
@@ -168,18 +176,34 @@ class Service:
         if model == self.name:
             return None
         prompt = model.removeprefix(f"{self.name}:")
-        there = self.library.users(prompt) is not None or await run_sync(self.catalogue.path, prompt) is not None
+        there = self.library.users(prompt) is not None or await run_sync(self.catalogue.knows, prompt)
         if there and not self.library.is_closed(prompt):
             return prompt
         raise unknown_model(model, [self.name, *map(self.model_id, await self.models())])
 
-    async def _work(self, ask: Ask, reader: Reader, prompt: str | None, fingerprint: str) -> Work:
+    async def _routed(self, ask: Ask, prompt: str | None) -> str | None:
+        """The soft prompt that a router chooses for the request's text; any other is as given. Raises ProblemError."""
+        path = None if prompt is None else await run_sync(self.catalogue.router, prompt)
+        if path is None:
+            return prompt
+        if len(ask.texts) > 1:  # each might need another soft prompt: requests hold one at a time
+            raise invalid("A router takes one text a request.", ask.param)
+        own = await told(run_sync(router.load, path, self._lm.geometry))
+        async with self._held(own.names[0], ask.model) as held:
+            (ids,) = await self._read_texts(ask, held.frame)
+        return own.names[await run_sync(own.choose, self._lm, ids.ids)]
+
+    async def _read_texts(self, ask: Ask, reader: Reader) -> list[Ids]:
+        """The request's texts as the model reads them. Raises ProblemError."""
         try:
-            texts = await run_sync(
+            return await run_sync(
                 lambda: [text(reader) for text in ask.texts], limiter=self._texts, abandon_on_cancel=True
             )
         except DataError as error:
             raise from_text(error, ask.param) from error
+
+    async def _work(self, ask: Ask, reader: Reader, prompt: str | None, fingerprint: str) -> Work:
+        texts = await self._read_texts(ask, reader)
         name, number = uuid.uuid4().hex, itertools.count()
         jobs = tuple(self._job(ask, ids, prompt, name, next(number)) for ids in texts for _ in range(ask.n))
         return Work(name, jobs, ask.sampling.stop, sum(ids.text_tokens for ids in texts), fingerprint)
@@ -194,7 +218,8 @@ class Service:
         length = min(ask.new_tokens or room, self.limits.new_tokens)
         seed = (ask.sampling.seed + number) % 2**63
         sampling = replace(ask.sampling, max_new_tokens=length, seed=seed, stop=())
-        return Job(f"{name}-{number}", prompt, ids.ids, sampling, ids.end_ids, ask.penalties, ask.logprobs)
+        facts = (ids.ids, sampling, ids.end_ids, ask.penalties, ask.logprobs, ask.tenant)
+        return Job(f"{name}-{number}", prompt, *facts)
 
     async def _read(self, name: str) -> Frame:
         path = await run_sync(self.catalogue.path, name)
@@ -208,13 +233,15 @@ class Service:
 
 
 class _Clock:
-    """Measures the time to an answer's first token and between its tokens."""
+    """Measures the time that an answer waits, the time to its first token and between its tokens."""
 
     def __init__(self, metrics: Metrics, begun: float) -> None:
         self._metrics, self._last, self._first = metrics, begun, True
 
-    def tick(self) -> None:
+    def tick(self, token: Token) -> None:
         now = time.monotonic()
+        if token.queue_s is not None:
+            self._metrics.queue.observe(token.queue_s)
         histogram = self._metrics.first_token if self._first else self._metrics.between_tokens
         histogram.observe(now - self._last)
         self._last, self._first = now, False

@@ -50,7 +50,7 @@ class Piece:
 
 
 async def write(
-    engine: Engine, job: Job, choice: int, tokenizer: Tokenizer, stops: Sequence[str], on_token: Callable[[], None]
+    engine: Engine, job: Job, choice: int, tokenizer: Tokenizer, stops: Sequence[str], on_token: Callable[[Token], None]
 ) -> AsyncGenerator[Piece, None]:
     """One answer as it comes; leaving the iterator ends its job.
 
@@ -61,7 +61,7 @@ async def write(
     transcript, waiting, told = Transcript(tokenizer, stops), deque[Scored](), 0
     async with aclosing(engine.stream(job)) as tokens:
         async for token in tokens:
-            on_token()
+            on_token(token)
             ended = token.finish == "stop"
             if not ended:
                 start = len(transcript.text)

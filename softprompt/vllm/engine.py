@@ -172,7 +172,9 @@ class VllmEngine:
         try:
             ids = [job.ids[0] if job.penalties.repetition != 1 else PLACEHOLDER] * loaded.size + list(job.ids)
             self._keys += 1
-            outputs = llm.generate(tokens_input(ids), sampling_params(job, loaded.id), f"job-{self._keys}")
+            outputs = llm.generate(
+                tokens_input(ids, cache_salt=job.tenant or None), sampling_params(job, loaded.id), f"job-{self._keys}"
+            )
             async with aclosing(outputs):
                 async for output in outputs:
                     for token in tokens_of(job, output.outputs[0]):

@@ -10,7 +10,7 @@ import torch
 
 from softprompt.attach import Prefix, bank
 from softprompt.decode import Sampling, generate
-from softprompt.engine import Capacity, Job, Penalties, Token, TransformersEngine
+from softprompt.engine import Capacity, Engine, Job, Penalties, Token, TransformersEngine
 from softprompt.model import FrozenLM
 from tests.laws.cases import mixed_prefixes, text_ids
 from tests.tiny import SPECIAL
@@ -51,9 +51,9 @@ def job(
     return Job(name, prompt, tuple(ids), sampling, frozenset(ends), penalties, logprobs)
 
 
-async def said(engine: TransformersEngine, one: Job) -> list[Token]:
+async def said(engine: Engine, one: Job) -> list[Token]:
     """All tokens of a job."""
-    async with aclosing(engine.stream(one)) as tokens:  # type: ignore[type-var]
+    async with aclosing(engine.stream(one)) as tokens:
         return [token async for token in tokens]
 
 

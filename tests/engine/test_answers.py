@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from softprompt.attach import Prefix
 from softprompt.decode import Sampling
-from softprompt.engine import Capacity, TransformersEngine
+from softprompt.engine import Capacity, Job, Penalties, Token, TransformersEngine, paged
+from softprompt.engine.capacity import CPU_PAGE
 from softprompt.engine.loop import Loop, Row
 from softprompt.errors import UnsupportedModelError
 from tests.engine.running import END, NAMES, generated, ids_of, job, running, said
 from tests.laws.cases import mixed_prefixes, random_prompt, text_ids
+from tests.server.oracle import OracleEngine
 from tests.tiny import FAMILIES, SEQ2SEQ_FAMILIES, tiny_lm, tiny_seq2seq
 
 CASES = int(os.environ.get("SOFTPROMPT_CASES", "25"))
@@ -40,6 +43,34 @@ def test_a_mixed_batch(family: str) -> None:
     prefixes = mixed_prefixes(lm)
     for i, answer in enumerate(asyncio.run(run())):
         assert answer == generated(lm, prefixes[i % 6], rows[i], Sampling(20)), f"row {i}"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_keys_are_gathered_for_a_few_rows_at_a_time(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve rows of many lengths, three or four at a time; a sliding cache (Gemma 2 has both) is read at once."""
+    lm, rows, groups = tiny_lm(family), [text_ids(1 + 5 * i % 37, i) for i in range(12)], list[list[int]]()
+    shape = lm.geometry.layers[0]
+    assert shape is not None
+    monkeypatch.setattr(paged, "CORE_BYTES", 4 * 70 * 2 * shape.kv_heads * shape.key_dim * 4)
+
+    def planned(*given: Any) -> paged.Plan:
+        found = paged.plan(*given)
+        padded = [part for read in found.reads for part in read.parts if isinstance(part, paged.Padded)]
+        if len(found.reads) > 1:
+            groups.append([part.queries.stop - part.queries.start for part in padded])
+        return found
+
+    async def run() -> list[tuple[list[int], str]]:
+        async with running(lm) as engine:
+            jobs = [job(str(i), NAMES[i % 6], row, Sampling(20), ends=()) for i, row in enumerate(rows)]
+            return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
+
+    with patch("softprompt.engine.loop.plan", planned):
+        answers = asyncio.run(run())
+    prefixes = mixed_prefixes(lm)
+    assert answers == [generated(lm, prefixes[i % 6], row, Sampling(20), ()) for i, row in enumerate(rows)]
+    assert max(map(sum, groups)) == 12 and max(map(len, groups)) >= 3, groups
+    assert max(max(group, default=0) for group in groups) < 12
 
 
 @pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
@@ -108,10 +139,32 @@ def test_a_prefix_is_computed_once(new: int) -> None:
             assert engine.stats().computed_tokens == 0, "the probe does not count"
             for i, row in enumerate(rows):
                 assert await ids_of(engine, job(str(i), "p", row, sampling)) == generated(lm, prefix, row, sampling)
-            shared = 32 * 3  # of 41 tokens two whole blocks, in all rows but the first
+            shared = 41 // CPU_PAGE * CPU_PAGE * 3  # whole blocks, in all rows but the first
             assert (engine.stats().cached_tokens, engine.stats().computed_tokens) == (shared, 47 * 4 - shared)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("prompt", ["kv", None])
+def test_tenants_share_soft_prompts_and_no_texts(prompt: str | None) -> None:
+    lm, ids, sampling = tiny_lm("llama"), text_ids(40, 1), Sampling(20)
+    prefix = Prefix(random_prompt(lm, "kv", 40, 5), (), (9,))
+    wanted = generated(lm, prefix if prompt else Prefix(), ids, sampling)
+    found = []
+
+    async def run() -> None:
+        async with running(lm, mixed=False) as engine:
+            await engine.load("kv", prefix)
+            for tenant in ("a", "b", "", "b"):
+                before = engine.stats().cached_tokens
+                one = replace(job(tenant, prompt, ids, sampling), tenant=tenant)
+                assert await ids_of(engine, one) == wanted
+                found.append(engine.stats().cached_tokens - before)
+
+    asyncio.run(run())
+    own, all_but_one = (41, 80) if prompt else (0, 39)  # tokens of the soft prompt; the last is always computed
+    shared, whole = (n // CPU_PAGE * CPU_PAGE for n in (own, all_but_one))
+    assert found == [0, shared, shared, whole]
 
 
 def test_rows_that_share_a_prefix_read_more_than_the_cache_holds() -> None:
@@ -137,7 +190,8 @@ def test_rows_that_share_a_prefix_read_more_than_the_cache_holds() -> None:
     assert max(steps) == 6
 
 
-Case = tuple[str, int, Sampling]
+LENGTHS = (1, 8, 20, 33)  # virtual tokens, beside those of `mixed_prefixes`
+OTHERS = [f"{form} {size}" for form in ("embedding", "kv") for size in LENGTHS]
 Samplings = st.builds(
     Sampling,
     max_new_tokens=st.integers(1, 12),
@@ -146,26 +200,60 @@ Samplings = st.builds(
     top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01]),
     seed=st.integers(0, 2**32),
 )
-Cases = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 40), Samplings), min_size=1, max_size=8)
+Knobs = st.builds(
+    Penalties,
+    repetition=st.sampled_from([1.0, 1.0, 0.5, 1.7]),
+    presence=st.sampled_from([0.0, 0.0, -2.0, 1.5]),
+    frequency=st.sampled_from([0.0, 0.0, 0.7, -1.0]),
+)
+Jobs = st.builds(
+    Job,
+    id=st.uuids().map(str),
+    prompt=st.sampled_from([*NAMES, *OTHERS, None]),
+    ids=st.integers(1, 40).map(lambda length: tuple(text_ids(length, length))),
+    sampling=Samplings,
+    end_ids=st.sampled_from([frozenset(), frozenset([END])]),
+    penalties=Knobs,
+    logprobs=st.sampled_from([None, 0, 3]),
+    tenant=st.sampled_from(["", "a", "b"]),
+)
 
 
 def test_any_sampling_in_any_company() -> None:
+    """Both forms, any length, every knob: as the plainest engine answers each job alone."""
     lm = tiny_lm("llama")
-    prefixes: dict[str, Prefix] = dict(zip(NAMES, mixed_prefixes(lm), strict=True))
 
-    async def answers(engine: TransformersEngine, cases: Sequence[Case]) -> list[tuple[list[int], str]]:
-        jobs = [job(str(i), name, text_ids(n, n), sampling) for i, (name, n, sampling) in enumerate(cases)]
-        return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
+    async def loaded(engine: TransformersEngine | OracleEngine) -> None:
+        for name in OTHERS:
+            form, size = name.split()
+            await engine.load(name, Prefix(random_prompt(lm, form, int(size), int(size))))
+
+    async def alone() -> OracleEngine:
+        oracle = OracleEngine(lm)
+        for name, prefix in zip(NAMES, mixed_prefixes(lm), strict=True):
+            await oracle.load(name, prefix)
+        return oracle
+
+    async def together(engine: TransformersEngine, jobs: Sequence[Job]) -> list[list[Token]]:
+        return await asyncio.gather(*(said(engine, one) for one in jobs))
 
     with asyncio.Runner() as runner:
         context = running(lm)
-        engine = runner.run(context.__aenter__())
+        engine, oracle = runner.run(context.__aenter__()), runner.run(alone())
+        for one in (engine, oracle):
+            runner.run(loaded(one))
 
         @settings(max_examples=CASES, deadline=None, database=None)
-        @given(Cases)
-        def check(cases: list[Case]) -> None:
-            for (name, n, sampling), answer in zip(cases, runner.run(answers(engine, cases)), strict=True):
-                assert answer == generated(lm, prefixes[name], text_ids(n, n), sampling)
+        @given(st.lists(Jobs, min_size=1, max_size=8, unique_by=lambda one: one.id))
+        def check(jobs: list[Job]) -> None:
+            for one, answer in zip(jobs, runner.run(together(engine, jobs)), strict=True):
+                with torch.no_grad():
+                    wanted = runner.run(said(oracle, one))
+                assert [(token.id, token.finish) for token in answer] == [(token.id, token.finish) for token in wanted]
+                for ours, theirs in zip(answer, wanted, strict=True):
+                    if ours.finish != "stop":  # which the oracle does not score
+                        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+                        assert len(ours.likeliest) == (one.logprobs or 0)
             engine.check_integrity()
 
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -159,6 +160,20 @@ def test_the_others_come_in_after_a_row_that_was_put_back_is_cancelled() -> None
             for task in tasks:
                 task.cancel()
             await asyncio.wait_for(said(engine, job("after")), 5)
+
+    asyncio.run(run())
+
+
+def test_the_first_token_says_how_long_the_job_waited() -> None:
+    async def run() -> None:
+        alone = Capacity(rows=1, batch_tokens=16, cache_tokens=1024)
+        async with running(tiny_lm("llama"), alone, mixed=False) as engine:
+            begun = time.monotonic()
+            tokens, later = await asyncio.gather(said(engine, job("a", sampling=LONG)), said(engine, job("b")))
+            whole = time.monotonic() - begun
+            assert tokens[0].queue_s is not None and later[0].queue_s is not None
+            assert 0 <= tokens[0].queue_s < whole / 2 < later[0].queue_s < whole
+            assert all(token.queue_s is None for token in (*tokens[1:], *later[1:]))
 
     asyncio.run(run())
 

@@ -7,7 +7,7 @@ import torch
 
 from softprompt.attach import Prefix
 from softprompt.engine import virtual
-from softprompt.engine.virtual import Vocabulary
+from softprompt.engine.virtual import Vocabulary, text_ids
 from softprompt.errors import EngineError
 from softprompt.prompt import EmbeddingPrompt, KVPrompt
 from tests.laws.cases import random_prompt
@@ -39,12 +39,30 @@ def test_an_id_is_given_once() -> None:
 
 
 def test_no_ids_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(virtual, "IDS", 110)
+    monkeypatch.setattr(virtual, "SALTED", 110)
     vocabulary = Vocabulary(100)
     vocabulary.load("a", Prefix(prompt(10)), CPU, torch.float32)
     with pytest.raises(EngineError, match="no virtual ids are left"):
         vocabulary.load("a", Prefix(prompt(1)), CPU, torch.float32)
     assert vocabulary.take("a").ids == tuple(range(100, 110)), "what is loaded stays"
+
+
+def test_every_tenant_has_an_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None has an id of another's, or of a virtual token; read back, all are the tokens of the base model."""
+    vocabulary = Vocabulary(100)
+    one = loaded(vocabulary, "a", Prefix(prompt(10)))
+    names = ["", "x", "y", ""]
+    ids = [[vocabulary.salted(token, name) for token in range(100)] for name in names]
+    assert ids[0] == ids[3] == list(range(100))
+    everything = [*ids[0], *ids[1], *ids[2], *one.ids]
+    assert len(set(everything)) == 310
+    row = torch.tensor(everything, dtype=torch.int32)
+    assert text_ids(row, 100).tolist() == [*range(100)] * 3 + [0] * 10
+    monkeypatch.setattr(virtual, "IDS", virtual.SALTED + 250)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="too many tenants"):
+            vocabulary.salted(1, "z")
+    assert vocabulary.salted(1, "y") == ids[2][1]
 
 
 def test_tensors_go_with_the_last_user() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -59,15 +61,16 @@ class OracleEngine:
         self.seen.append(job)
         if job.prompt not in self.banks:
             raise EngineError("not loaded", got=job.prompt)
-        self.waiting += 1
+        self.waiting, came = self.waiting + 1, time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self._free)
             finally:
                 self.waiting -= 1
-            self.running += 1
+            self.running, queue_s = self.running + 1, time.monotonic() - came
             stack.callback(self._end)
             tokens = await stack.enter_async_context(aclosing(self._decoded(job, self.banks[job.prompt])))
+            yield replace(await anext(tokens), queue_s=queue_s)
             async for token in tokens:
                 yield token
 

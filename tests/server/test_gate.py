@@ -57,6 +57,20 @@ def test_the_admins_routes_are_closed_to_users(server: Live) -> None:
     assert server.ask("GET", "/v1/soft_prompts", key=ADMIN).status == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_key_is_a_tenant(path: str, stream: bool, server: Live) -> None:
+    """So that the engine does not let one find what another has sent."""
+    text = {"prompt": "A"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "A"}]}
+    tenants = list[str]()
+    for key in (USER, ADMIN, USER):
+        body = {"model": "talk", "max_tokens": 1, "n": 2, "stream": stream} | text
+        assert server.ask("POST", path, body, key).status == 200
+        tenants += {job.tenant for job in server.engine.seen[-2:]}
+    assert len(tenants) == 3 and tenants[0] == tenants[2] != tenants[1] and all(tenants)
+    assert USER not in tenants
+
+
 def test_a_stranger_sends_no_body(server: Live) -> None:
     """The key is looked at first."""
     assert server.ask("POST", "/v1/completions", b"x" * 2**21, key=NO_ONE).status == 401

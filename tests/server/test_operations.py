@@ -59,6 +59,7 @@ def test_metrics(prompts: Path) -> None:
             "generation_tokens_total": 30,
             "request_success_total,finished_reason=length": 6,
             "time_to_first_token_seconds_count": 6,
+            "request_queue_time_seconds_count": 6,
             "inter_token_latency_seconds_count": 24,
             "e2e_request_latency_seconds_count": 6,
             "http_requests_total,route=/v1/completions,status=200": 3,
@@ -67,15 +68,18 @@ def test_metrics(prompts: Path) -> None:
         assert {name: found.get(name) for name in wanted} == wanted
         assert found["prompt_tokens_total"] > 3 * len(SECRET)
         server.engine.pace = 0.02
-        held = [open_request(server, stream=True) for _ in range(server.engine.slots + 1)]
+        held = [open_request(server, stream=True, max_tokens=20) for _ in range(server.engine.slots + 1)]
         until(lambda: server.engine.waiting == 1)
         busy = metrics(server)
         assert (busy["num_requests_running"], busy["num_requests_waiting"]) == (4, 1)
         assert busy["kv_cache_usage_perc"] == 1
+        server.idle()
+        later = metrics(server)
+        assert later["request_queue_time_seconds_count"] == 11
+        waited = [one["request_queue_time_seconds_sum"] for one in (found, later)]
+        assert waited[0] < 0.1 < waited[1], "one stood behind twenty tokens of another"
         for connection in held:
             connection.close()
-        server.engine.pace = 0
-        server.idle()
 
 
 def test_labels_do_not_grow_with_what_clients_send(server: Live) -> None:

@@ -1,0 +1,44 @@
+"""Which cached blocks give way: those used longest ago, and no more than are needed.
+
+Transformers' scheduler drops every cached block as soon as the cache is 85 % full, and with them the keys and values of
+all soft prompts that no row uses at that moment.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from math import ceil
+from typing import final
+
+from transformers.generation.continuous_batching.cache_allocators import CacheAllocator
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+
+NAME = "softprompt_fifo"  # of the scheduler
+
+
+@final
+class Scheduler(FIFOScheduler):
+    """First in, first out, as Transformers' own; see above for what differs."""
+
+    def _try_to_meet_safety_margin(self) -> bool:
+        cache = self.cache
+        cache.pool.try_to_free_sectors()
+        for allocator in cache.cache_allocators.values():
+            wanted = self.safety_margin * cache.num_sectors * cache.bytes_per_sector
+            missing = wanted - cache.compute_free_capacity(relative=False)
+            if missing > 0:
+                _evict(allocator, ceil(missing / allocator.bytes_per_block))
+        return super()._try_to_meet_safety_margin()
+
+
+def _evict(allocator: CacheAllocator, count: int) -> None:
+    """Give back up to `count` cached blocks: they stand in the order in which they were last let go."""
+    ledger = allocator.ledger
+    blocks = list(islice(ledger.cached_blocks, count))
+    for block in blocks:
+        del ledger.cached_blocks[block]
+        del ledger.hash_to_block[ledger.block_to_hash.pop(block)]
+    allocator.pool.free_blocks(allocator.index, blocks)
+
+
+SCHEDULER_MAPPING[NAME] = Scheduler
