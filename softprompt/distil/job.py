@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from softprompt.checkpoint import latest_step
 from softprompt.data.tokenise import Example
 from softprompt.distil.exercises import Exercise, Exercises, answered, of_inputs, of_rows
 from softprompt.distil.fidelity import Fidelity, fidelity
+from softprompt.distil.inputs import Input
 from softprompt.distil.keeping import save_all
 from softprompt.distil.notebook import Notebook
 from softprompt.distil.source import Prepared
@@ -33,6 +34,7 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.framing import Subject, check_context, layout_for, layout_ids, opening_ids
 from softprompt.methods import KV_METHODS, Start, build
 from softprompt.model import FrozenLM, load
+from softprompt.own_metrics import Metric
 from softprompt.prompt import KVPrompt, Prompt, check_fits
 from softprompt.recording import Recording, recorded
 from softprompt.train import Event, Result, train
@@ -68,6 +70,7 @@ def distil(
     overwrite: bool = False,
     resume: bool = False,
     trust_remote_code: bool = False,
+    own: Mapping[str, Metric] | None = None,
     report: Callable[[Event], None] = lambda event: None,
 ) -> Distilled:
     """Distil and write the artifacts.
@@ -77,6 +80,7 @@ def distil(
 
     Args:
         lm: the base model, if it is loaded already.
+        own: further metrics of the fidelity report.
         report: is told of every event: "study" and "answers" with their progress, then those of training.
 
     Raises:
@@ -99,7 +103,7 @@ def distil(
     if any(result.interrupted for result in found):
         return Distilled(results)
     students = {size: student(prepared, lm, result.prompt) for size, result in results.items()}
-    measured = fidelity(teacher, exercises.held_out, students, len(text))
+    measured = fidelity(teacher, exercises.held_out, students, len(text), own)
     saved = save_all(prepared, lm, results, measured, overwrite=overwrite)
     for checkpoint in prepared.run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -110,15 +114,13 @@ def exercises_of(prepared: Prepared, teacher: Teacher, report: Callable[[Event],
     """Inputs, the teacher's answers and lessons, in three parts; taken from the notebook as far as it goes."""
     settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
     _check_room(prepared, teacher)
-    notebook = Notebook(prepared.notebook, _identity(prepared, teacher))
+    notebook = Notebook.begun(prepared.notebook, _identity(prepared, teacher))
 
     def progress(kind: str) -> Callable[[float], None]:
         return lambda done: report(Event("study" if kind == "study" else "answers", 0, {"progress": done}))
 
-    if prepared.rows:
-        bare = of_rows(prepared.rows, prepared.chunks, prepared.template)
-    else:
-        batches = notebook.inputs()
+    batches = notebook.inputs()
+    if not prepared.rows:
         new = studied(
             teacher,
             study.inputs,
@@ -131,14 +133,30 @@ def exercises_of(prepared: Prepared, teacher: Teacher, report: Callable[[Event],
             notebook.add_inputs(len(batches), batch)
             batches.append(batch)
             progress("study")(sum(map(len, batches)) / study.inputs)
-        bare = of_inputs([one for batch in batches for one in batch], prepared.template)
+    bare = _bare(prepared, batches)
     done = answered(bare, teacher, study, notebook, seed, progress("answers"))
+    return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
+
+
+def kept_exercises(prepared: Prepared, teacher: Teacher) -> Exercises:
+    """Those of a finished run, from its notebook. Raises StoreError if they are not there."""
+    settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
+    notebook = Notebook.kept(prepared.notebook, _identity(prepared, teacher))
+    bare = _bare(prepared, notebook.inputs())
+    done = answered(bare, teacher, study, notebook, seed, lambda done: None)
     return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
 
 
 def student(prepared: Prepared, lm: FrozenLM, prompt: Prompt) -> Subject:
     """A soft prompt in the frame that it was distilled in."""
     return Subject(prompt, prepared.template, layout_for(lm, prepared.template, prompt.form))
+
+
+def _bare(prepared: Prepared, batches: Sequence[Sequence[Input]]) -> list[Exercise]:
+    """The user's rows, or these inputs, as exercises without answers."""
+    if prepared.rows:
+        return of_rows(prepared.rows, prepared.chunks, prepared.template)
+    return of_inputs([one for batch in batches for one in batch], prepared.template)
 
 
 def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: int, exercises: Exercises) -> Candidate:
