@@ -27,7 +27,7 @@ from softprompt.distil.fidelity import Fidelity, fidelity
 from softprompt.distil.inputs import Input
 from softprompt.distil.keeping import save_all
 from softprompt.distil.notebook import Notebook
-from softprompt.distil.source import Prepared
+from softprompt.distil.source import Prepared, longest_input
 from softprompt.distil.study import studied
 from softprompt.distil.teacher import Teacher
 from softprompt.errors import UnsupportedModelError
@@ -39,7 +39,8 @@ from softprompt.prompt import KVPrompt, Prompt, check_fits
 from softprompt.recording import Recording, recorded
 from softprompt.train import Event, Result, train
 
-ASKING = 24  # exercises of a piece that are asked what they look at
+ASKING = 768  # tokens of answers about a piece that are asked what they look at
+DOCUMENT_DETAILS, TEXT_DETAILS = 0.75, 0.25
 HINT = "a shorter text, or --document, which reads it in pieces"
 
 
@@ -121,19 +122,11 @@ def exercises_of(prepared: Prepared, teacher: Teacher, report: Callable[[Event],
 
     batches = notebook.inputs()
     if not prepared.rows:
-        new = studied(
-            teacher,
-            study.inputs,
-            batches,
-            longest=study.input_tokens,
-            temperatures=study.temperatures,
-            seed=seed,
-        )
-        for batch in new:
+        for batch in studied(teacher, study, details_of(prepared), batches, seed=seed):
             notebook.add_inputs(len(batches), batch)
             batches.append(batch)
             progress("study")(sum(map(len, batches)) / study.inputs)
-    bare = _bare(prepared, batches)
+    bare = _bare(prepared, teacher.lm, batches)
     done = answered(bare, teacher, study, notebook, seed, progress("answers"))
     return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
 
@@ -142,7 +135,7 @@ def kept_exercises(prepared: Prepared, teacher: Teacher) -> Exercises:
     """Those of a finished run, from its notebook. Raises StoreError if they are not there."""
     settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
     notebook = Notebook.kept(prepared.notebook, _identity(prepared, teacher))
-    bare = _bare(prepared, notebook.inputs())
+    bare = _bare(prepared, teacher.lm, notebook.inputs())
     done = answered(bare, teacher, study, notebook, seed, lambda done: None)
     return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
 
@@ -152,11 +145,19 @@ def student(prepared: Prepared, lm: FrozenLM, prompt: Prompt) -> Subject:
     return Subject(prompt, prepared.template, layout_for(lm, prepared.template, prompt.form))
 
 
-def _bare(prepared: Prepared, batches: Sequence[Sequence[Input]]) -> list[Exercise]:
+def details_of(prepared: Prepared) -> float:
+    """Share of self-study that is about details: a document is asked for facts, a text is followed."""
+    wanted = prepared.settings.study.details
+    if wanted is not None:
+        return wanted
+    return DOCUMENT_DETAILS if prepared.settings.document else TEXT_DETAILS
+
+
+def _bare(prepared: Prepared, lm: FrozenLM, batches: Sequence[Sequence[Input]]) -> list[Exercise]:
     """The user's rows, or these inputs, as exercises without answers."""
     if prepared.rows:
         return of_rows(prepared.rows, prepared.chunks, prepared.template)
-    return of_inputs([one for batch in batches for one in batch], prepared.template)
+    return of_inputs([one for batch in batches for one in batch], prepared.template, lm.tokenizer)
 
 
 def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: int, exercises: Exercises) -> Candidate:
@@ -192,10 +193,11 @@ def _attended(prepared: Prepared, lm: FrozenLM, size: int, exercises: Exercises)
     opening = opening_ids(lm, prepared.template)
     _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))
     rows: dict[int, list[Example]] = {}
+    asking = dict[int, int]()
     for exercise in exercises.train:
-        own = rows.setdefault(exercise.chunk, [])
-        if len(own) < ASKING:
-            own.append(exercise.example(prepared.template, lm.tokenizer))
+        if asking.get(exercise.chunk, 0) < ASKING:
+            asking[exercise.chunk] = asking.get(exercise.chunk, 0) + len(exercise.answer)
+            rows.setdefault(exercise.chunk, []).append(exercise.example(prepared.template, lm.tokenizer))
     readings = [
         Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, own) for chunk, own in sorted(rows.items())
     ]
@@ -212,7 +214,7 @@ def _examples(part: list[Exercise], prepared: Prepared, lm: FrozenLM) -> list[Ex
 def _check_room(prepared: Prepared, teacher: Teacher) -> None:
     """DataError if the text, an input and an answer do not fit in the model's context."""
     study = prepared.settings.study
-    around = study.input_tokens + study.answer_tokens + 64
+    around = longest_input(prepared.settings) + study.answer_tokens + 64
     sizes = [len(_ids(teacher.prefix(i))) for i in range(len(teacher.chunks))]
     check_context(teacher.lm, [(prepared.where, size, around) for size in sizes], HINT)
 
