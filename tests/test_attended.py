@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.attach import Prefix, bank, hidden, keys_values
-from softprompt.attended import Reading, most_attended
+from softprompt.attended import RUN, Reading, _worth, most_attended, most_attended_ids
 from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
@@ -95,3 +95,23 @@ def test_it_is_a_plain_prompt() -> None:
     prompt = most_attended(tiny_lm("llama"), [Reading(tuple(text_ids(9, 1)), (), rows(1))], 4)
     assert isinstance(prompt, KVPrompt) and prompt.n_tokens == 4
     assert all(kv is not None and not kv[0].requires_grad and kv[0].dtype == torch.float32 for kv in prompt.layers)
+
+
+def test_an_embedding_prompt_keeps_the_runs_that_get_most_attention() -> None:
+    lm, lead, text = tiny_lm("llama"), tuple(text_ids(2, 5)), tuple(text_ids(30, 1))
+    reading = Reading((*lead, *text), FOLLOW, rows(3), opening=2)
+    worth = _worth(lm, reading)
+    assert worth.shape == (30,) and worth.min() > 0
+    chosen = most_attended_ids(lm, [reading], 8)
+    places = [start for start in range(30) for other in range(30) if _runs(text, start, other) == chosen]
+    assert places, "two runs of four neighbours, in the order of the text"
+    best = max((a for a in range(27)), key=lambda a: float(worth[a : a + RUN].sum()))
+    assert chosen[: len(chosen)].count(text[best]) and tuple(text[best : best + RUN]) in (chosen[:4], chosen[4:])
+    assert most_attended_ids(lm, [reading], 30) == text
+    assert len(most_attended_ids(lm, [reading, reading], 31)) == 31
+    with pytest.raises(ConfigError, match="fewer tokens than virtual tokens"):
+        most_attended_ids(lm, [reading], 31)
+
+
+def _runs(text: tuple[int, ...], first: int, second: int) -> tuple[int, ...]:
+    return (*text[first : first + RUN], *text[second : second + RUN]) if second >= first + RUN else ()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.attach import Prefix
-from softprompt.attended import Reading, most_attended
+from softprompt.attended import Reading, most_attended, most_attended_ids
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
 from softprompt.checkpoint import latest_step
@@ -164,8 +164,11 @@ def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: in
     """The method at its start: the first tokens of the text."""
     settings = prepared.settings
     method, kv = settings.method, settings.method.name in KV_METHODS
-    other = method.init != "attended"  # a text that is no longer than the prompt is taken whole
-    attended = None if other or not kv or len(text) <= size else _attended(prepared, lm, size, exercises)
+    other = method.init != "attended"
+    readings = [] if other or len(text) <= size else _readings(prepared, lm, exercises)  # a short text is taken whole
+    attended = _attended(lm, readings, size) if readings and kv else None
+    if readings and not kv:
+        text = most_attended_ids(lm, readings, size)
     start = Start(
         n_tokens=size,
         init="prompt" if attended else method.init if other else "text",
@@ -188,8 +191,8 @@ def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: in
     return Candidate(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")
 
 
-def _attended(prepared: Prepared, lm: FrozenLM, size: int, exercises: Exercises) -> KVPrompt | None:
-    """The tokens of all pieces that their exercises look at most; None if the model's keys cannot be moved."""
+def _readings(prepared: Prepared, lm: FrozenLM, exercises: Exercises) -> list[Reading]:
+    """All pieces, each with the exercises that ask what of it they look at."""
     opening = opening_ids(lm, prepared.template)
     _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))
     rows: dict[int, list[Example]] = {}
@@ -198,9 +201,14 @@ def _attended(prepared: Prepared, lm: FrozenLM, size: int, exercises: Exercises)
         if asking.get(exercise.chunk, 0) < ASKING:
             asking[exercise.chunk] = asking.get(exercise.chunk, 0) + len(exercise.answer)
             rows.setdefault(exercise.chunk, []).append(exercise.example(prepared.template, lm.tokenizer))
-    readings = [
-        Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, own) for chunk, own in sorted(rows.items())
+    return [
+        Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, own, len(opening))
+        for chunk, own in sorted(rows.items())
     ]
+
+
+def _attended(lm: FrozenLM, readings: Sequence[Reading], size: int) -> KVPrompt | None:
+    """The tokens of all pieces that their exercises look at most; None if the model's keys cannot be moved."""
     try:
         return most_attended(lm, readings, size)
     except UnsupportedModelError:
