@@ -42,7 +42,7 @@ SHORTEST, LONGEST = 8, 400  # characters of an input
 LABEL = re.compile(
     r"^\s*(?:[-*•]\s+|\d+[.)]\s+|[\"'“‘]+|(?:question|request|message|instruction|user|answer)\s*:\s*)+", re.IGNORECASE
 )
-BATCH = 32
+BATCH, FEWEST = 32, 4  # inputs asked for at once
 
 
 def studied(
@@ -59,9 +59,10 @@ def studied(
     """
     seen = {_key(one.text) for batch in done for one in batch}
     made, idle, number, pieces = sum(map(len, done)), 0, len(done), len(teacher.chunks)
-    size = min(BATCH, max(4, -(-study.inputs // pieces)))
+    most = min(BATCH, max(FEWEST, -(-study.inputs // pieces)))
     while made < study.inputs and idle <= 2 * pieces + 4:
         draw = random.Random(f"{seed}.{number}")  # noqa: S311
+        size = min(most, max(FEWEST, study.inputs - made))
         chunk, turn = number % pieces, number // pieces  # every piece is asked in the same ways
         heat = study.temperatures[turn % len(study.temperatures)]
         sampling = Sampling(study.input_tokens, heat, top_p=0.95, seed=draw.getrandbits(31))
