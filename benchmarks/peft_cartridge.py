@@ -1,9 +1,9 @@
 """PEFT's cartridge example recipe on our exercises, for a given processor time.
 
-As `examples/cartridge_self_study/train_distill.py` of https://github.com/huggingface/peft does it: one row a step, AdamW
-at 1e-3 with the Trainer's linear decay and clipping, one frozen token, the teacher's 20 likeliest tokens as soft targets
-(sparse cross entropy, the rest left out) at every token of the row, the teacher run again in every step; started from
-the first tokens of the text (`arxiv_train.py`). Rows, frame and what measures the result are ours.
+As `examples/cartridge_self_study/train_distill.py` of https://github.com/huggingface/peft does it: one row a step,
+AdamW at 1e-3 with the Trainer's linear decay and clipping, one frozen token, the teacher's 20 likeliest tokens as soft
+targets (sparse cross entropy, the rest left out) at every token of the row, the teacher run again in every step;
+started from the first tokens of the text (`arxiv_train.py`). Rows, frame and what measures the result are ours.
 """
 
 from __future__ import annotations
