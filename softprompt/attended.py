@@ -8,8 +8,8 @@ that the text ends where the virtual tokens end: rotary attention depends on dis
 exactly as in the whole text. (Where positions are learned, keys stay as they are.) Training then starts from what the
 text says, not from how it begins.
 
-An embedding prompt is made of real tokens, the same for all heads, and these read each other: runs of neighbours that
-make sense together are a better start than the single tokens (docs/log.md).
+An embedding prompt is made of real tokens, the same for all heads, and these read each other, so neighbours are kept
+together. How many depends on the text (docs/log.md): several lengths of run are to be tried.
 
 Shapes: K key/value heads, T tokens of a text, P virtual tokens, D head size.
 """
@@ -29,7 +29,6 @@ from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.prompt import KVPrompt
 
-RUN = 4  # neighbours that an embedding prompt keeps together
 SINK = 1  # first tokens that every head keeps: attention dumps on them what belongs nowhere
 
 
@@ -51,24 +50,29 @@ class Reading:
 
 
 @torch.no_grad()
-def most_attended_ids(lm: FrozenLM, readings: Sequence[Reading], n_tokens: int) -> tuple[int, ...]:
-    """P token ids of all texts, in their order: of runs of `RUN` neighbours those that get most attention, all layers
-    and heads together.
+def most_attended_ids(
+    lm: FrozenLM, readings: Sequence[Reading], n_tokens: int, runs: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """P token ids of all texts, in their order, for each length of run: of runs of so many neighbours those that get
+    most attention, all layers and heads together.
 
     Raises ConfigError if the texts have fewer tokens than P.
     """
     ids = [token for reading in readings for token in reading.ids[reading.opening :]]
     _check_enough(len(ids), n_tokens)
     worth = torch.cat([_worth(lm, reading) for reading in readings])
-    runs = worth.unfold(0, min(RUN, n_tokens), 1).sum(1)
+    return [tuple(ids[i] for i in _places(worth, n_tokens, min(run, n_tokens))) for run in runs]
+
+
+def _places(worth_T: Tensor, n_tokens: int, run: int) -> list[int]:
+    """P places in order, those of the runs that are worth most."""
     kept: dict[int, None] = {}  # in the order of their runs' worth
-    for start in runs.argsort(descending=True, stable=True).tolist():
-        own = range(start, start + min(RUN, n_tokens))
+    for start in worth_T.unfold(0, run, 1).sum(1).argsort(descending=True, stable=True).tolist():
+        own = range(start, start + run)
         if not any(i in kept for i in own):
             kept |= dict.fromkeys(own)
-    single = worth.argsort(descending=True, stable=True).tolist()  # what no whole run has room for
-    chosen = list(kept | dict.fromkeys(single))[:n_tokens]
-    return tuple(ids[i] for i in sorted(chosen))
+    single = worth_T.argsort(descending=True, stable=True).tolist()  # what no whole run has room for
+    return sorted(list(kept | dict.fromkeys(single))[:n_tokens])
 
 
 def _worth(lm: FrozenLM, reading: Reading) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.attach import Prefix, bank, hidden, keys_values
-from softprompt.attended import RUN, Reading, _worth, most_attended, most_attended_ids
+from softprompt.attended import Reading, _places, _worth, most_attended, most_attended_ids
 from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
@@ -102,16 +102,21 @@ def test_an_embedding_prompt_keeps_the_runs_that_get_most_attention() -> None:
     reading = Reading((*lead, *text), FOLLOW, rows(3), opening=2)
     worth = _worth(lm, reading)
     assert worth.shape == (30,) and worth.min() > 0
-    chosen = most_attended_ids(lm, [reading], 8)
-    places = [start for start in range(30) for other in range(30) if _runs(text, start, other) == chosen]
-    assert places, "two runs of four neighbours, in the order of the text"
-    best = max((a for a in range(27)), key=lambda a: float(worth[a : a + RUN].sum()))
-    assert chosen[: len(chosen)].count(text[best]) and tuple(text[best : best + RUN]) in (chosen[:4], chosen[4:])
-    assert most_attended_ids(lm, [reading], 30) == text
-    assert len(most_attended_ids(lm, [reading, reading], 31)) == 31
+    single, fours = most_attended_ids(lm, [reading], 8, (1, 4))
+    assert single == tuple(text[i] for i in sorted(worth.topk(8).indices.tolist()))
+    best = max(range(27), key=lambda start: float(worth[start : start + 4].sum()))
+    assert tuple(text[best : best + 4]) in (fours[:4], fours[4:])
+    (whole,) = most_attended_ids(lm, [reading], 30, (4,))
+    assert whole == text
+    (longer,) = most_attended_ids(lm, [reading, reading], 31, (64,))
+    assert longer in [(*text, *text)[start : start + 31] for start in range(30)]
     with pytest.raises(ConfigError, match="fewer tokens than virtual tokens"):
-        most_attended_ids(lm, [reading], 31)
+        most_attended_ids(lm, [reading], 31, (1,))
 
 
-def _runs(text: tuple[int, ...], first: int, second: int) -> tuple[int, ...]:
-    return (*text[first : first + RUN], *text[second : second + RUN]) if second >= first + RUN else ()
+@pytest.mark.parametrize(
+    ("run", "wanted"), [(1, [0, 3, 8, 9]), (2, [2, 3, 8, 9]), (4, [6, 7, 8, 9]), (3, [3, 7, 8, 9])]
+)
+def test_runs_are_whole_and_never_overlap(run: int, wanted: list[int]) -> None:
+    worth = torch.tensor([4.0, 0, 2, 5, 0, 3, 0, 0, 4, 9])
+    assert _places(worth, 4, run) == wanted

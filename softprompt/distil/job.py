@@ -16,7 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt.attach import Prefix
+import torch
+
+from softprompt.attach import Prefix, bank
 from softprompt.attended import Reading, most_attended, most_attended_ids
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
@@ -34,12 +36,15 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.framing import Subject, check_context, layout_for, layout_ids, opening_ids
 from softprompt.methods import KV_METHODS, Start, build
 from softprompt.model import FrozenLM, load
+from softprompt.objective import token_losses
 from softprompt.own_metrics import Metric
 from softprompt.prompt import KVPrompt, Prompt, check_fits
 from softprompt.recording import Recording, recorded
 from softprompt.train import Event, Result, train
 
 ASKING = 768  # tokens of answers about a piece that are asked what they look at
+ASKING_ROWS = 16  # where there are no validation rows
+RUNS = (1, 4, 8, 16)  # lengths of neighbours that an embedding prompt may start from
 DOCUMENT_DETAILS, TEXT_DETAILS = 0.75, 0.25
 HINT = "a shorter text, or --document, which reads it in pieces"
 
@@ -168,7 +173,7 @@ def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: in
     readings = [] if other or len(text) <= size else _readings(prepared, lm, exercises)  # a short text is taken whole
     attended = _attended(lm, readings, size) if readings and kv else None
     if readings and not kv:
-        text = most_attended_ids(lm, readings, size)
+        text = _best_ids(prepared, lm, [text[:size], *most_attended_ids(lm, readings, size, RUNS)], exercises)
     start = Start(
         n_tokens=size,
         init="prompt" if attended else method.init if other else "text",
@@ -213,6 +218,20 @@ def _attended(lm: FrozenLM, readings: Sequence[Reading], size: int) -> KVPrompt 
         return most_attended(lm, readings, size)
     except UnsupportedModelError:
         return None
+
+
+def _best_ids(
+    prepared: Prepared, lm: FrozenLM, starts: Sequence[tuple[int, ...]], exercises: Exercises
+) -> tuple[int, ...]:
+    """Of these starts of an embedding prompt, which are real tokens, the nearest to the teacher on validation rows."""
+    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
+    rows = _examples(exercises.validation or exercises.train[:ASKING_ROWS], prepared, lm)
+
+    @torch.no_grad()
+    def loss(ids: tuple[int, ...]) -> float:
+        return token_losses(lm, bank(lm, [Prefix(lead=(*lead, *ids), follow=follow)]), rows).mean().item()
+
+    return min(dict.fromkeys(starts), key=loss)
 
 
 def _examples(part: list[Exercise], prepared: Prepared, lm: FrozenLM) -> list[Example]:
