@@ -258,7 +258,8 @@ def _identity(prepared: Prepared, teacher: Teacher) -> str:
         "rows": prepared.rows_sha256,
         "base": teacher.lm.geometry.fingerprint,
         "dtype": str(teacher.lm.dtype),
-        "study": prepared.settings.study.model_dump(mode="json", exclude={"hard", "held_out"}),
+        "study": prepared.settings.study.model_dump(mode="json", exclude={"hard", "held_out", "details"}),
+        "details": None if prepared.rows else details_of(prepared),
         "seed": prepared.settings.train.seed,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
