@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from softprompt.data.answer import end_id
 from softprompt.data.batches import permutation
 from softprompt.data.formats import Record
 from softprompt.data.lesson import Lesson
-from softprompt.data.template import Template, end_id
+from softprompt.data.template import Template
 from softprompt.data.tokenise import Example, prompt_ids, target_ids
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.decode import Sampling
