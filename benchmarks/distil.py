@@ -1,12 +1,14 @@
 """How much of a text a few virtual tokens hold, and what they cost beside it.
 
     python -m benchmarks.distil instructions [--inputs 160] [--steps 60] [--methods prefix-tuning] [--out F]
-    python -m benchmarks.distil articles --articles 6 --minutes 4 --sizes 32,64,128 --out F
+    python -m benchmarks.distil compose --texts 02,07 --sizes 32,64 --inputs 140 --out F
+    python -m benchmarks.distil articles --inputs 144 --steps 36 --sizes 32,64,128 [--cartridge] --out F
     python -m benchmarks.distil book --minutes 6 --out F
 
 instructions: the ten texts of benchmarks/instructions behind messages of bank customers ($SOFTPROMPT_DATA's banking77),
-some of them held out. articles: questions about Wikipedia articles (longdoc_xquad), none of them seen in training; the
-model studies the article alone. book: a novel's first part, and the perplexity of what comes next.
+some of them held out. compose: two of them distilled apart and joined. articles: questions about Wikipedia articles
+(longdoc_xquad), none of them seen in training; the model studies the article alone. book: a novel's first part, and the
+perplexity of what comes next.
 """
 
 from __future__ import annotations
@@ -17,59 +19,89 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import facts
+from benchmarks.peft_cartridge import train_cartridge
 from softprompt import store
+from softprompt.compose import compose
 from softprompt.config import resolved
 from softprompt.data.answer import end_id
 from softprompt.data.formats import Message, Record
 from softprompt.data.tokenise import target_ids
-from softprompt.distil import DistilConfig, Distilled, Prepared, distil, prepare
+from softprompt.distil import DistilConfig, Distilled, Prepared, distil, measure, prepare, studied
 from softprompt.distil.exercises import Exercise
 from softprompt.distil.fidelity import Fidelity, fidelity
+from softprompt.distil.job import kept_exercises, student
 from softprompt.distil.teacher import Teacher
 from softprompt.files import write_json
-from softprompt.framing import card_subject
+from softprompt.framing import Subject, card_subject
 from softprompt.model import FrozenLM, load
 from softprompt.train import Event
 
 TEXTS = Path("benchmarks/instructions")
+WHOLE = 4096  # tokens of an article at most: it is read in one piece
 BOOK_TOKENS, PASSAGE_TOKENS, PASSAGES = 3000, 200, 24
 
 
 def run(lm: FrozenLM, flags: dict[str, Any]) -> tuple[Prepared, Distilled, dict[str, float]]:
-    """Distil as a user would; seconds of the phases."""
+    """Distil as a user would; processor seconds of the phases (neighbours on the machine make others longer)."""
     marks: dict[str, float] = {}
-    prepared = prepare(resolved(DistilConfig, flags | {"name": "benchmark"}), overwrite=True)
-    begin = time.monotonic()
+    prepared = prepare(resolved(DistilConfig, {"name": "benchmark"} | flags), overwrite=True)
+    begin = time.process_time()
 
     def mark(event: Event) -> None:
-        marks.setdefault(event.kind, time.monotonic() - begin)
+        marks[event.kind] = time.process_time() - begin
 
     found = distil(prepared, lm, overwrite=True, report=mark)
-    training = next(iter(found.results.values())).seconds
-    return prepared, found, {"study": round(marks["start"], 1), "training": round(training, 1)}
+    return prepared, found, {"study": round(marks["start"], 1), "training": round(marks["end"] - marks["start"], 1)}
 
 
 def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     """Every instruction with every method."""
-    rows = [json.loads(line) for line in (data() / "banking77" / "train.jsonl").open(encoding="utf-8")]
-    random.Random(options.seed).shuffle(rows)  # noqa: S311
-    inputs = scratch / "inputs.jsonl"
-    inputs.write_text("".join(json.dumps({"prompt": row["text"]}) + "\n" for row in rows[: options.inputs]))
+    inputs = messages(options, scratch)
     wanted = tuple(options.texts.split(",")) if options.texts else ""
     for path in sorted(path for path in TEXTS.glob("*.md") if path.name.startswith(wanted)):
         for method in options.methods.split(","):
-            flags = {"text": str(path), "data": str(inputs), "method.name": method, "method.n_tokens": options.tokens}
-            flags |= {"study.inputs": options.inputs, "study.held_out": 36, "train.eval_rows": 16}
-            flags |= {"train.steps": options.steps, "train.seed": options.seed}
+            flags = instruction(path, inputs, options) | {"method.name": method, "method.n_tokens": options.tokens}
             if method == "prompt-tuning":
                 flags |= {"train.steps": options.embedding_steps}
             _, found, seconds = run(lm, flags)
             yield {"text": path.name, "method": method, "seconds": seconds, **measured(found.fidelity)}
+
+
+def messages(options: argparse.Namespace, scratch: Path) -> Path:
+    """A file with messages of bank customers."""
+    rows = [json.loads(line) for line in (data() / "banking77" / "train.jsonl").open(encoding="utf-8")]
+    random.Random(options.seed).shuffle(rows)  # noqa: S311
+    inputs = scratch / "inputs.jsonl"
+    inputs.write_text("".join(json.dumps({"prompt": row["text"]}) + "\n" for row in rows[: options.inputs]))
+    return inputs
+
+
+def instruction(path: Path, inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Settings of an instruction's distillation on these messages."""
+    flags = {"text": str(path), "data": str(inputs), "study.inputs": options.inputs, "study.held_out": 36}
+    return flags | {"train.eval_rows": 16, "train.steps": options.steps, "train.seed": options.seed}
+
+
+def composed(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Two of the instructions distilled apart, joined, and measured on the held-out messages of both."""
+    inputs = messages(options, scratch)
+    names = options.texts.split(",")
+    seconds = {}
+    for name in names:
+        (path,) = TEXTS.glob(f"{name}-*.md")
+        _, _, seconds[name] = run(lm, instruction(path, inputs, options) | {"name": f"t{name}", "sizes": options.sizes})
+    for size in options.sizes.split(","):
+        sources = [f"t{name}.{size}" if "," in options.sizes else f"t{name}" for name in names]
+        loaded = {source: store.load(source, lm.geometry) for source in sources}
+        store.save("both", *compose(" | ".join(sources), loaded, "both", lm=lm), overwrite=True)
+        for kept in measure(lm, "both", {source: studied(source) for source in sources}):
+            lost = {"lost": kept.lost, "lost_by_texts": kept.lost_by_texts}
+            yield {"text": kept.source, "method": size, "seconds": seconds[names[0]], **lost, **measured(kept.report)}
 
 
 def articles(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -77,15 +109,18 @@ def articles(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterat
     folder = data() / "longdoc_xquad"
     every = [json.loads(line) for line in (folder / "documents.jsonl").open(encoding="utf-8")]
     asked = [json.loads(line) for line in (folder / "test.jsonl").open(encoding="utf-8")]
-    for article in random.Random(options.seed).sample(every, options.articles):  # noqa: S311
+    drawn = random.Random(options.seed).sample(every, options.articles)  # noqa: S311
+    for article in drawn[options.first :][: options.limit]:
         path = scratch / "article.txt"
         path.write_text(f"# {article['title']}\n\n{article['text']}", encoding="utf-8")
-        flags = {"text": str(path), "sizes": options.sizes, "study.inputs": options.inputs, "train.seed": options.seed}
+        flags = {"document": str(path), "study.chunk_tokens": WHOLE, "study.inputs": options.inputs}
+        flags |= {"sizes": options.sizes, "study.held_out": 16, "train.eval_rows": 16, "train.seed": options.seed}
         flags |= {"train.minutes": options.minutes} if options.minutes else {"train.steps": options.steps}
         prepared, found, seconds = run(lm, flags)
         questions = [row for row in asked if row["doc_id"] == article["doc_id"]]
         exercises = [question(row, prepared, lm) for row in questions]
-        scored = again(lm, prepared, found, exercises)
+        others = cartridge(lm, prepared, seconds["training"], options) if options.cartridge else {}
+        scored = again(lm, prepared, found, exercises, others)
         own = {"study": measured(found.fidelity), "questions": measured(scored)}
         yield {"article": article["doc_id"], "seconds": seconds, "n_questions": len(questions), **own}
 
@@ -105,7 +140,7 @@ def book(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[d
         part = ids[BOOK_TOKENS + i * PASSAGE_TOKENS :][:PASSAGE_TOKENS]
         record = Record({"prompt": str(lm.tokenizer.decode(part[:16]))}, None, "completion", where=f"passage {i}")
         exercises.append(Exercise(0, record, tuple(part[16:])))
-    yield {"seconds": seconds, **measured(again(lm, prepared, found, exercises)), "study": measured(found.fidelity)}
+    yield {"seconds": seconds, **measured(again(lm, prepared, found, exercises, {})), "study": measured(found.fidelity)}
 
 
 def question(row: dict[str, Any], prepared: Prepared, lm: FrozenLM) -> Exercise:
@@ -116,10 +151,21 @@ def question(row: dict[str, Any], prepared: Prepared, lm: FrozenLM) -> Exercise:
     return Exercise(0, record, (*answer, end_id(prepared.template, lm.tokenizer)))
 
 
-def again(lm: FrozenLM, prepared: Prepared, found: Distilled, exercises: list[Exercise]) -> Fidelity:
-    """The saved soft prompts on other exercises."""
+def cartridge(lm: FrozenLM, prepared: Prepared, seconds: float, options: argparse.Namespace) -> dict[str, Subject]:
+    """PEFT's recipe on the same exercises, with as much time as our training had."""
+    teacher = Teacher(lm, prepared.chunks, prepared.template)
+    rows = [one.example(prepared.template, lm.tokenizer) for one in kept_exercises(prepared, teacher).train]
+    size = int(options.sizes.split(",")[-1])
+    prompt, steps = train_cartridge(lm, prepared, rows, size, seconds, options.seed)
+    return {f"PEFT cartridge, {size} tokens, {steps} steps": student(prepared, lm, prompt)}
+
+
+def again(
+    lm: FrozenLM, prepared: Prepared, found: Distilled, exercises: list[Exercise], others: Mapping[str, Subject]
+) -> Fidelity:
+    """The saved soft prompts, and others, on other exercises."""
     loaded = {str(card.n_tokens): store.load(folder, lm.geometry) for folder, card in found.saved}
-    students = {size: card_subject(prompt, card) for size, (prompt, card) in loaded.items()}
+    students = {size: card_subject(prompt, card) for size, (prompt, card) in loaded.items()} | dict(others)
     return fidelity(Teacher(lm, prepared.chunks, prepared.template), exercises, students, len(lm.encode(prepared.text)))
 
 
@@ -140,12 +186,15 @@ def data() -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["instructions", "articles", "book"])
+    parser.add_argument("part", choices=["instructions", "compose", "articles", "book"])
     parser.add_argument("--methods", default="prefix-tuning,prompt-tuning")
     parser.add_argument("--texts", help="only the instructions whose names begin so: 01,02")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)
+    parser.add_argument("--cartridge", action="store_true", help="articles: PEFT's cartridge recipe beside ours")
+    parser.add_argument("--first", type=int, default=0, help="of the articles: the first one to run")
+    parser.add_argument("--limit", type=int, help="of the articles: how many to run")
     parser.add_argument("--inputs", type=int, default=160)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--embedding-steps", type=int, default=100)
@@ -160,7 +209,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["SOFTPROMPT_HOME"] = f"{scratch}/prompts"
-        parts = {"instructions": instructions, "articles": articles, "book": book}
+        parts = {"instructions": instructions, "compose": composed, "articles": articles, "book": book}
         for result in parts[options.part](lm, options, Path(scratch)):
             results.append(result)
             print(told(result), flush=True)

@@ -1,10 +1,15 @@
-"""A KV prompt made of the keys and values of long texts that rows look at most, chosen for each head by itself.
+"""Virtual tokens made of those tokens of long texts that rows look at most.
+
+A KV prompt is made of keys and values, chosen for each head by itself.
 
 A key/value head of a layer sees only its own keys, so each may keep other tokens: those that rows pay most attention to
 (as Li et al.: SnapKV. 2024. https://arxiv.org/abs/2404.14469 does for one request). The keys are moved together, so
 that the text ends where the virtual tokens end: rotary attention depends on distance alone, so each kept token is seen
 exactly as in the whole text. (Where positions are learned, keys stay as they are.) Training then starts from what the
 text says, not from how it begins.
+
+An embedding prompt is made of real tokens, the same for all heads, and these read each other, so neighbours are kept
+together. How many depends on the text (docs/log.md): several lengths of run are to be tried.
 
 Shapes: K key/value heads, T tokens of a text, P virtual tokens, D head size.
 """
@@ -35,11 +40,46 @@ class Reading:
         ids: T token ids, what opens the text with them.
         follow: token ids between text and rows.
         rows: their learned tokens ask, from the token before each.
+        opening: how many of `ids` open the text and are not part of it.
     """
 
     ids: tuple[int, ...]
     follow: tuple[int, ...]
     rows: Sequence[Example]
+    opening: int = 0
+
+
+@torch.no_grad()
+def most_attended_ids(
+    lm: FrozenLM, readings: Sequence[Reading], n_tokens: int, runs: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """P token ids of all texts, in their order, for each length of run: of runs of so many neighbours those that get
+    most attention, all layers and heads together.
+
+    Raises ConfigError if the texts have fewer tokens than P.
+    """
+    ids = [token for reading in readings for token in reading.ids[reading.opening :]]
+    _check_enough(len(ids), n_tokens)
+    worth = torch.cat([_worth(lm, reading) for reading in readings])
+    return [tuple(ids[i] for i in _places(worth, n_tokens, min(run, n_tokens))) for run in runs]
+
+
+def _places(worth_T: Tensor, n_tokens: int, run: int) -> list[int]:
+    """P places in order, those of the runs that are worth most."""
+    kept: dict[int, None] = {}  # in the order of their runs' worth
+    for start in worth_T.unfold(0, run, 1).sum(1).argsort(descending=True, stable=True).tolist():
+        own = range(start, start + run)
+        if not any(i in kept for i in own):
+            kept |= dict.fromkeys(own)
+    single = worth_T.argsort(descending=True, stable=True).tolist()  # what no whole run has room for
+    return sorted(list(kept | dict.fromkeys(single))[:n_tokens])
+
+
+def _worth(lm: FrozenLM, reading: Reading) -> Tensor:
+    """The attention [T] that each token of the text itself gets, all layers and heads together."""
+    prefix = Prefix(lead=reading.ids, follow=reading.follow)
+    layers = [own.sum(0) for own in _mass(lm, prefix, reading.rows) if own is not None]
+    return torch.stack(layers).sum(0)[reading.opening : len(reading.ids)]
 
 
 @torch.no_grad()
@@ -50,9 +90,7 @@ def most_attended(lm: FrozenLM, readings: Sequence[Reading], n_tokens: int) -> K
         ConfigError: the texts have fewer tokens than P.
         UnsupportedModelError: the keys of this model turn with their position, but not as any that is known.
     """
-    if (there := sum(len(reading.ids) for reading in readings)) < n_tokens:
-        what, hint = "the text has fewer tokens than virtual tokens are wanted", f"--n-tokens {there} or fewer"
-        raise ConfigError(what, where="method.n_tokens", expected=f"<= {there}", got=n_tokens, hint=hint)
+    _check_enough(sum(len(reading.ids) for reading in readings), n_tokens)
     parts = [_scored(lm, reading, n_tokens, first=i == 0) for i, reading in enumerate(readings)]
     layers = []
     for i in range(len(lm.geometry.layers)):
@@ -67,8 +105,7 @@ def _scored(
     """Per layer keys, values [K, T, D] and the attention [K, T] they get; the keys as far from rows as in the text."""
     layers = keys_values(lm, Prefix(lead=reading.ids, follow=reading.follow))
     whole = KVPrompt(tuple(None if kv is None else (kv[0][0], kv[1][0]) for kv in layers))
-    asking = [[*row.mask[1:], False] for row in reading.rows]
-    mass = attention_mass(lm, bank(lm, [Prefix(whole)]), [Row(row.ids) for row in reading.rows], asking)
+    mass = _mass(lm, Prefix(whole), reading.rows)
     own = slice(len(reading.ids))
     prompt = KVPrompt(tuple(kv and (kv[0][:, own].float(), kv[1][:, own].float()) for kv in whole.layers))
     if turns_keys(lm):
@@ -82,6 +119,18 @@ def _scored(
         worth[:, :SINK] = torch.inf if first else -torch.inf
         found.append((kv[0], kv[1], worth))
     return found
+
+
+def _mass(lm: FrozenLM, prefix: Prefix, rows: Sequence[Example]) -> list[Tensor | None]:
+    """Per layer the attention [K, S] that rows behind a prefix pay to its slots."""
+    asking = [[*row.mask[1:], False] for row in rows]
+    return attention_mass(lm, bank(lm, [prefix]), [Row(row.ids) for row in rows], asking)
+
+
+def _check_enough(there: int, n_tokens: int) -> None:
+    if there < n_tokens:
+        what, hint = "the text has fewer tokens than virtual tokens are wanted", f"--n-tokens {there} or fewer"
+        raise ConfigError(what, where="method.n_tokens", expected=f"<= {there}", got=n_tokens, hint=hint)
 
 
 def _kept(parts: Sequence[tuple[Tensor, Tensor, Tensor]], n_tokens: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from softprompt.errors import DataError
 from softprompt.evaluation import Evaluation, evaluate
 from softprompt.framing import as_turns, base_subject, card_subject, text_subject
 from softprompt.model import FrozenLM
+from softprompt.own_metrics import Metric
 from softprompt.starts import instruction_for
 
 EMPTY = "the text prompt is empty, so it is the base model again: --text-prompt or --shots-data gives it words"
@@ -159,6 +160,7 @@ def compare(
     instruction: str | None = None,
     shots: Sequence[Record] = (),
     sampling: Sampling | None = None,
+    own: Mapping[str, Metric] | None = None,
 ) -> Comparison:
     """Evaluate base model, text prompt and the soft prompts `names` (one or several) on `rows`.
 
@@ -168,6 +170,7 @@ def compare(
         instruction: of the text prompt; the text the first soft prompt started from, or one made from the class
             labels, if None.
         shots: worked examples in the text prompt.
+        own: further metrics, as in `evaluate`.
 
     Raises:
         StoreError, WrongBaseError: a soft prompt cannot be used.
@@ -186,9 +189,11 @@ def compare(
     notes = [EMPTY] if text == base else []
     if any(subject.template != template for subject in soft.values()):
         notes.append(f"the soft prompts have different templates; base model and text prompt have that of {names[0]}")
-    base_scores, text_scores = (evaluate(lm, s, rows, labels=card.labels, sampling=sampling) for s in (base, text))
+    base_scores, text_scores = (
+        evaluate(lm, s, rows, labels=card.labels, sampling=sampling, own=own) for s in (base, text)
+    )
     scores = {
-        name: evaluate(lm, subject, rows, labels=loaded[name][1].labels, sampling=sampling)
+        name: evaluate(lm, subject, rows, labels=loaded[name][1].labels, sampling=sampling, own=own)
         for name, subject in soft.items()
     }
     return Comparison(base_scores, text_scores, scores, tuple(notes))

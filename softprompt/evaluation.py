@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,11 +18,12 @@ from softprompt.attach import bank
 from softprompt.data.formats import Record
 from softprompt.data.tokenise import prompt_ids, tokenise
 from softprompt.decode import Answer, Sampling, generate
-from softprompt.errors import DataError
+from softprompt.errors import ConfigError, DataError
 from softprompt.framing import Subject, check_context, check_records, end_ids
 from softprompt.metrics import Score
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_losses
+from softprompt.own_metrics import Metric, scores_of
 from softprompt.packing import by_tokens
 from softprompt.ranking import rank
 
@@ -59,28 +60,36 @@ def evaluate(
     *,
     labels: Sequence[str] = (),
     sampling: Sampling | None = None,
+    own: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
     """Scores by the kind of the rows: classification, generation, or loss of plain text.
 
     Args:
         labels: all classes; those in the rows if empty. Classification only.
         sampling: for generation; greedy by default.
+        own: further metrics, of the answers (of a classification the likeliest labels).
 
     Raises:
         DataError: no rows, rows without answers, labels that are not among the classes.
+        ConfigError: further metrics for plain text, which has no answers; or one of them fails.
     """
     if not records:
         raise DataError("there are no rows to evaluate")
     if records[0].kind == "label":
-        return classification(lm, subject, records, labels)
+        found = classification(lm, subject, records, labels)
+        further = scores_of(own or {}, found.answers, [record.references for record in records])
+        return replace(found, scores=found.scores | further)
     if records[0].kind == "text":
+        if own:
+            raise ConfigError("plain text has no answers to score", where="--metric", got=", ".join(own))
         return loss(lm, subject, records)
     for record in records:
         if not record.references:
             raise DataError("the row has no answer to compare with", where=record.where)
     answers = [answer.text for answer in answer_all(lm, subject, records, sampling or Sampling())]
     references = [record.references for record in records]
-    return Evaluation(metrics.generation_scores(answers, references), len(records), tuple(answers))
+    scores = metrics.generation_scores(answers, references) | scores_of(own or {}, answers, references)
+    return Evaluation(scores, len(records), tuple(answers))
 
 
 def classification(lm: FrozenLM, subject: Subject, records: Sequence[Record], labels: Sequence[str]) -> Evaluation:

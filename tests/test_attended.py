@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.attach import Prefix, bank, hidden, keys_values
-from softprompt.attended import Reading, most_attended
+from softprompt.attended import Reading, _places, _worth, most_attended, most_attended_ids
 from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
@@ -95,3 +95,28 @@ def test_it_is_a_plain_prompt() -> None:
     prompt = most_attended(tiny_lm("llama"), [Reading(tuple(text_ids(9, 1)), (), rows(1))], 4)
     assert isinstance(prompt, KVPrompt) and prompt.n_tokens == 4
     assert all(kv is not None and not kv[0].requires_grad and kv[0].dtype == torch.float32 for kv in prompt.layers)
+
+
+def test_an_embedding_prompt_keeps_the_runs_that_get_most_attention() -> None:
+    lm, lead, text = tiny_lm("llama"), tuple(text_ids(2, 5)), tuple(text_ids(30, 1))
+    reading = Reading((*lead, *text), FOLLOW, rows(3), opening=2)
+    worth = _worth(lm, reading)
+    assert worth.shape == (30,) and worth.min() > 0
+    single, fours = most_attended_ids(lm, [reading], 8, (1, 4))
+    assert single == tuple(text[i] for i in sorted(worth.topk(8).indices.tolist()))
+    best = max(range(27), key=lambda start: float(worth[start : start + 4].sum()))
+    assert tuple(text[best : best + 4]) in (fours[:4], fours[4:])
+    (whole,) = most_attended_ids(lm, [reading], 30, (4,))
+    assert whole == text
+    (longer,) = most_attended_ids(lm, [reading, reading], 31, (64,))
+    assert longer in [(*text, *text)[start : start + 31] for start in range(30)]
+    with pytest.raises(ConfigError, match="fewer tokens than virtual tokens"):
+        most_attended_ids(lm, [reading], 31, (1,))
+
+
+@pytest.mark.parametrize(
+    ("run", "wanted"), [(1, [0, 3, 8, 9]), (2, [2, 3, 8, 9]), (4, [6, 7, 8, 9]), (3, [3, 7, 8, 9])]
+)
+def test_runs_are_whole_and_never_overlap(run: int, wanted: list[int]) -> None:
+    worth = torch.tensor([4.0, 0, 2, 5, 0, 3, 0, 0, 4, 9])
+    assert _places(worth, 4, run) == wanted

@@ -65,6 +65,6 @@ def compose_command(
     console.print(
         Text(visible(f"saved       {folder}  ({card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB)"))
     )
-    console.print(
-        Text(visible(f"next        softprompt eval {name} --data FILE   (nothing was trained: see what it is worth)"))
-    )
+    distilled = all("text_sha256" in own.data for own in cards.values())
+    see = f"softprompt fidelity {name}" if distilled else f"softprompt eval {name} --data FILE"
+    console.print(Text(visible(f"next        {see}   (nothing was trained: see what it is worth)")))

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.options import AsJson, TrustRemoteCode, unescaped
+from softprompt.cli.options import AsJson, Metrics, TrustRemoteCode, unescaped
+from softprompt.cli.report import print_fidelity
 from softprompt.cli.train import dotted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from softprompt.distil import Distilled, Fidelity, Prepared
+    from softprompt.own_metrics import Metric
     from softprompt.train import Event
 
 FLAGS = {
@@ -81,6 +82,7 @@ def distil_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prompt or run of that name.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and stop.")] = False,
+    metric: Metrics = None,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -95,6 +97,7 @@ def distil_command(
     given = locals()
     from softprompt.config import resolved, to_yaml
     from softprompt.distil import DistilConfig, prepare
+    from softprompt.own_metrics import metrics_of
 
     extra, yaml_path = dotted([config, *context.args] if config else context.args)
     given["template"] = None if template is None else unescaped(template)
@@ -105,18 +108,21 @@ def distil_command(
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
         return
+    own = metrics_of(metric or [])
     prepared = prepare(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
-    sys.exit(_run(prepared, overwrite=overwrite, resume=resume, as_json=as_json, trust_remote_code=trust_remote_code))
+    sys.exit(_run(prepared, own, overwrite=overwrite, resume=resume, as_json=as_json, trust=trust_remote_code))
 
 
-def _run(prepared: Prepared, *, overwrite: bool, resume: bool, as_json: bool, trust_remote_code: bool) -> int:
+def _run(
+    prepared: Prepared, own: Mapping[str, Metric], *, overwrite: bool, resume: bool, as_json: bool, trust: bool
+) -> int:
     """Load, distil, report; the exit code."""
     from softprompt.distil import distil
     from softprompt.model import load
 
     settings = prepared.settings
     console = Console(stderr=as_json, soft_wrap=True)
-    lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
+    lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     pieces = f"in {len(prepared.chunks)} pieces" if len(prepared.chunks) > 1 else "as a whole"
     console.print(Text(f"text        {prepared.where}, {len(lm.encode(prepared.text))} tokens, read {pieces}"))
@@ -124,7 +130,7 @@ def _run(prepared: Prepared, *, overwrite: bool, resume: bool, as_json: bool, tr
     console.print(Text(f"inputs      {source}"))
     try:
         report = _progress(console, as_json)
-        found = distil(prepared, lm, overwrite=overwrite, resume=resume, report=report)
+        found = distil(prepared, lm, overwrite=overwrite, resume=resume, own=own, report=report)
     except KeyboardInterrupt:
         return _stopped(signal.SIGINT.name)
     if found.fidelity is None:
@@ -170,28 +176,7 @@ def _progress(console: Console, as_json: bool) -> Callable[[Event], None]:
 
 def _show(found: Distilled, measured: Fidelity, prepared: Prepared, console: Console) -> None:
     """The fidelity report and what to do next."""
-    table = Table(box=None, pad_edge=False)
-    columns = ("", "tokens", "KL", "recovered", "agreement", "log p", "prefill", "KV cache")
-    scored = [name for name in ("exact_match", "f1", "rouge_l") if name in measured.full_text.scores]
-    for column in (*columns, *scored):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    lines = [("no text", measured.no_text, 0.0)]
-    lines += [("soft prompt", one, measured.recovered(size)) for size, one in measured.soft.items()]
-    for title, one, share in (*lines, ("full text", measured.full_text, 1.0)):
-        table.add_row(
-            title,
-            str(one.prefix_tokens),
-            f"{one.divergence:.4f}",
-            f"{share:.1%}",
-            f"{one.agreement:.1%}",
-            f"{one.log_likelihood:.3f}",
-            f"{one.prefill_seconds * 1000:.0f} ms",
-            f"{one.kv_bytes / 1024:,.0f} KiB",
-            *(f"{one.scores[name]:.3f}" for name in scored),
-        )
-    console.print(table)
-    note = f"on {measured.rows} held-out messages; the text has {measured.tokens} tokens; KL and log p in nats a token"
-    console.print(Text(note, style="dim"))
+    print_fidelity(measured, dict.fromkeys(measured.soft, "soft prompt"), console)
     folders = ", ".join(str(folder) for folder, _ in found.saved)
     console.print(Text(f"saved       {folders}", style="bold green"))
     best = max(measured.soft, key=measured.recovered)

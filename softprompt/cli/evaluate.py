@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, named, unescaped
+from softprompt.cli.options import AsJson, Device, Dtype, Metrics, Model, TrustRemoteCode, named, unescaped
 from softprompt.cli.visible import visible
 
 BASELINES = ("base", "text_prompt")
@@ -32,6 +32,7 @@ def eval_command(
     vote: Annotated[bool, typer.Option("--vote", help="Score the majority of the soft prompts too.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
+    metric: Metrics = None,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -46,10 +47,12 @@ def eval_command(
     from softprompt.comparison import EMPTY, compare, evaluation_rows
     from softprompt.decode import Sampling
     from softprompt.framing import card_subject
+    from softprompt.own_metrics import metrics_of
     from softprompt.routing import expanded, routed, routers_of
     from softprompt.voting import check_vote
     from softprompt.voting import vote as majority
 
+    own = metrics_of(metric or [])
     routers = routers_of(named(names))
     chosen = expanded(named(names), routers)
     cards = {name: store.load_card(store.locate(name)) for name in chosen}
@@ -64,7 +67,7 @@ def eval_command(
     instruction = None if text_prompt is None else unescaped(text_prompt)
     with console.status("evaluating"):
         comparison = compare(
-            lm, chosen, rows, instruction=instruction, shots=found.shots, sampling=Sampling(max_new_tokens)
+            lm, chosen, rows, instruction=instruction, shots=found.shots, sampling=Sampling(max_new_tokens), own=own
         )
     results = comparison.to_dict()
     for router, experts in routers.items():

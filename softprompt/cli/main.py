@@ -39,6 +39,7 @@ def _register() -> None:
         distil,
         doctor,
         evaluate,
+        fidelity,
         generate,
         interchange,
         models,
@@ -53,6 +54,7 @@ def _register() -> None:
     options = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", context_settings=options)(train.train_command)
     app.command("distil", context_settings=options)(distil.distil_command)
+    app.command("fidelity")(fidelity.fidelity_command)
     app.command("sweep", context_settings=options)(sweep.sweep_command)
     app.command("eval")(evaluate.eval_command)
     app.command("generate")(generate.generate_command)

@@ -29,4 +29,11 @@ def named(names: str) -> list[str]:
     return chosen
 
 
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        help="Score answers with this too: f1, …, or FILE.py:function of yours (answer, references); may be repeated.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

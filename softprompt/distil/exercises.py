@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from softprompt.data.answer import end_id
 from softprompt.data.batches import permutation
 from softprompt.data.formats import Record
 from softprompt.data.lesson import Lesson
 from softprompt.data.template import Template
-from softprompt.data.tokenise import Example, prompt_ids
+from softprompt.data.tokenise import Example, prompt_ids, target_ids
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.decode import Sampling
 from softprompt.distil.inputs import Input, finder, record_of, said
@@ -67,10 +68,16 @@ class Exercises:
         return Exercises(learned, judged, held)
 
 
-def of_inputs(inputs: Sequence[Input], template: Template) -> list[Exercise]:
-    """Self-written inputs as exercises without answers, those of a piece together."""
-    ordered = sorted(inputs, key=lambda one: one.chunk)
-    return [Exercise(one.chunk, record_of(one.text, template, f"{one.kind}:{i}")) for i, one in enumerate(ordered)]
+def of_inputs(inputs: Sequence[Input], template: Template, tokenizer: Tokenizer) -> list[Exercise]:
+    """Self-written inputs as exercises, those of a piece together; without answers but where the text has them."""
+
+    def answer(text: str) -> tuple[int, ...]:
+        return (*target_ids(text, template, tokenizer), end_id(template, tokenizer)) if text else ()
+
+    ordered = enumerate(sorted(inputs, key=lambda one: one.chunk))
+    return [
+        Exercise(one.chunk, record_of(one.text, template, f"{one.kind}:{i}"), answer(one.answer)) for i, one in ordered
+    ]
 
 
 def of_rows(rows: Sequence[Record], chunks: Sequence[str], template: Template) -> list[Exercise]:
@@ -109,11 +116,15 @@ def answered(
 def _taught(
     batch: Sequence[Exercise], teacher: Teacher, study: StudyConfig, seed: int
 ) -> list[tuple[tuple[int, ...], Lesson]]:
-    """Answers of the teacher to exercises of one piece, and its lessons on them."""
+    """Answers of the teacher to exercises of one piece that have none, and its lessons on all."""
     chunk, template, tokenizer = batch[0].chunk, teacher.template, teacher.lm.tokenizer
-    rows = [prompt_ids(exercise.record, template, tokenizer) for exercise in batch]
+    asking = [i for i, exercise in enumerate(batch) if not exercise.answer]
+    rows = [prompt_ids(batch[i].record, template, tokenizer) for i in asking]
     sampling = Sampling(study.answer_tokens, study.answer_temperature, seed=seed * BATCH)
-    answers = teacher.answers(chunk, rows, sampling, end_ids(teacher.lm, template))
+    written = teacher.answers(chunk, rows, sampling, end_ids(teacher.lm, template)) if rows else []
+    answers = [exercise.answer for exercise in batch]
+    for i, answer in zip(asking, written, strict=True):
+        answers[i] = answer
     examples = [replace(one, answer=ids).example(template, tokenizer) for one, ids in zip(batch, answers, strict=True)]
     return list(zip(answers, teacher.lessons(chunk, examples, study.top_k, study.temperature), strict=True))
 

@@ -6,7 +6,7 @@ Shapes: N answer tokens, H width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -24,6 +24,7 @@ from softprompt.losses import CHUNK, cross_entropies, divergences
 from softprompt.metrics import generation_scores, token_f1
 from softprompt.model import FrozenLM
 from softprompt.objective import supervised
+from softprompt.own_metrics import Metric, scores_of
 from softprompt.packing import by_tokens
 
 TOKENS = 4096  # text tokens run at once
@@ -38,7 +39,7 @@ class Measured:
         divergence: KL(teacher ‖ it) of the next token, nats per token of the teacher's answers.
         agreement: share of these tokens at which its likeliest next token is the teacher's.
         log_likelihood: of the teacher's answers, nats per token.
-        scores: exact match, F1 and so on of its greedy answers, where the rows have answers.
+        scores: exact match, F1 and so on of its greedy answers, where the rows have answers; the user's metrics.
         prefix_tokens: in front of every row.
         prefill_seconds: to compute them once, the median of three.
         kv_bytes: that their keys and values take in a request's cache, in the model's dtype.
@@ -81,12 +82,19 @@ class Fidelity:
 
 
 @torch.no_grad()
-def fidelity(teacher: Teacher, exercises: Sequence[Exercise], students: dict[str, Subject], tokens: int) -> Fidelity:
+def fidelity(
+    teacher: Teacher,
+    exercises: Sequence[Exercise],
+    students: Mapping[str, Subject],
+    tokens: int,
+    own: Mapping[str, Metric] | None = None,
+) -> Fidelity:
     """Measure all on the same held-out exercises.
 
     Args:
         students: soft prompts in their frames.
         tokens: of the whole text.
+        own: further metrics of the greedy answers.
     """
     lm = teacher.lm
     chunks = {exercise.chunk: teacher.subject(exercise.chunk) for exercise in exercises}
@@ -95,13 +103,20 @@ def fidelity(teacher: Teacher, exercises: Sequence[Exercise], students: dict[str
     taught, _ = _states(lm, full, exercises)
 
     def measured(subjects: Sequence[Subject]) -> Measured:
-        return _measured(lm, subjects, exercises, taught)
+        scores = _scores(lm, subjects, exercises, own or {})
+        return _measured(lm, subjects, exercises, taught, scores)
 
     soft = {name: measured([one] * len(exercises)) for name, one in students.items()}
     return Fidelity(measured([alone] * len(exercises)), measured(full), soft, tokens, len(exercises))
 
 
-def _measured(lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exercise], taught_NH: Tensor) -> Measured:
+def _measured(
+    lm: FrozenLM,
+    subjects: Sequence[Subject],
+    exercises: Sequence[Exercise],
+    taught_NH: Tensor,
+    scores: dict[str, float],
+) -> Measured:
     """One way to answer, each exercise with its own subject, against the teacher's states and answers."""
     states_NH, targets_N = _states(lm, subjects, exercises)
     pairs = zip(states_NH.split(CHUNK), taught_NH.split(CHUNK), strict=True)
@@ -112,7 +127,7 @@ def _measured(lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exe
         divergence=divergences(states_NH, taught_NH, lm.logits).mean().item(),
         agreement=torch.cat(agreed).float().mean().item(),
         log_likelihood=-cross_entropies(states_NH, targets_N, lm.logits).mean().item(),
-        scores=_scores(lm, subjects, exercises),
+        scores=scores,
         prefix_tokens=_length(prefix),
         prefill_seconds=_seconds(lambda: bank(lm, [prefix])) if _length(prefix) else 0.0,
         kv_bytes=_length(prefix) * kv_bytes_per_token(lm),
@@ -133,12 +148,16 @@ def _states(lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exerc
     return torch.cat([states for states, _ in parts]), torch.cat([targets for _, targets in parts])
 
 
-def _scores(lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exercise]) -> dict[str, float]:
-    """Scores of greedy answers; none if the rows have no answers."""
+def _scores(
+    lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exercise], further: Mapping[str, Metric]
+) -> dict[str, float]:
+    """Scores of greedy answers: those that need references where all rows have some, and the user's own."""
     references = [exercise.record.references for exercise in exercises]
-    if not all(references):
+    compared = all(references)
+    if not compared and not further:
         return {}
-    sampling = Sampling(2 * max(len(lm.encode(text)) for right in references for text in right) + 8)
+    right = [len(lm.encode(text)) for texts in references for text in texts]
+    sampling = Sampling(2 * max(right or [len(exercise.answer) for exercise in exercises]) + 8)
     answers = [""] * len(exercises)
     for prefixes, subject, own in _by_subject(subjects, lm):
         rows, ends = (
@@ -148,7 +167,8 @@ def _scores(lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exerc
         found = generate(lm, prefixes, rows, [0] * len(own), sampling, end_ids=[ends] * len(own))
         for i, answer in zip(own, found, strict=True):
             answers[i] = answer.text
-    scores = generation_scores(answers, references) | {"f1": token_f1(answers, references)}
+    usual = generation_scores(answers, references) | {"f1": token_f1(answers, references)} if compared else {}
+    scores = usual | scores_of(further, answers, references)
     return {name: score.value for name, score in scores.items()}
 
 

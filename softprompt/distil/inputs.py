@@ -18,12 +18,14 @@ class Input:
 
     Attributes:
         chunk: number of the piece of text that it is about.
-        kind: "question", "use", …, "continuation", or "rows" for the user's own.
+        answer: what stands in the text; "" if the teacher writes it.
+        kind: "question", "use", …, "continuation", "detail", or "rows" for the user's own.
     """
 
     chunk: int
     kind: str
     text: str
+    answer: str = ""
 
 
 def record_of(text: str, template: Template, where: str = "") -> Record:

@@ -12,32 +12,40 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt.attach import Prefix
-from softprompt.attended import Reading, most_attended
+import torch
+
+from softprompt.attach import Prefix, bank
+from softprompt.attended import Reading, most_attended, most_attended_ids
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
 from softprompt.checkpoint import latest_step
 from softprompt.data.tokenise import Example
 from softprompt.distil.exercises import Exercise, Exercises, answered, of_inputs, of_rows
 from softprompt.distil.fidelity import Fidelity, fidelity
+from softprompt.distil.inputs import Input
 from softprompt.distil.keeping import save_all
 from softprompt.distil.notebook import Notebook
-from softprompt.distil.source import Prepared
+from softprompt.distil.source import Prepared, longest_input
 from softprompt.distil.study import studied
 from softprompt.distil.teacher import Teacher
 from softprompt.errors import UnsupportedModelError
 from softprompt.framing import Subject, check_context, layout_for, layout_ids, opening_ids
 from softprompt.methods import KV_METHODS, Start, build
 from softprompt.model import FrozenLM, load
+from softprompt.objective import token_losses
+from softprompt.own_metrics import Metric
 from softprompt.prompt import KVPrompt, Prompt, check_fits
 from softprompt.recording import Recording, recorded
 from softprompt.train import Event, Result, train
 
-ASKING = 24  # exercises of a piece that are asked what they look at
+ASKING = 768  # tokens of answers about a piece that are asked what they look at
+ASKING_ROWS = 16  # where there are no validation rows
+RUNS = (1, 4, 8, 16)  # lengths of neighbours that an embedding prompt may start from
+DOCUMENT_DETAILS, TEXT_DETAILS = 0.75, 0.25
 HINT = "a shorter text, or --document, which reads it in pieces"
 
 
@@ -68,6 +76,7 @@ def distil(
     overwrite: bool = False,
     resume: bool = False,
     trust_remote_code: bool = False,
+    own: Mapping[str, Metric] | None = None,
     report: Callable[[Event], None] = lambda event: None,
 ) -> Distilled:
     """Distil and write the artifacts.
@@ -77,6 +86,7 @@ def distil(
 
     Args:
         lm: the base model, if it is loaded already.
+        own: further metrics of the fidelity report.
         report: is told of every event: "study" and "answers" with their progress, then those of training.
 
     Raises:
@@ -99,7 +109,7 @@ def distil(
     if any(result.interrupted for result in found):
         return Distilled(results)
     students = {size: student(prepared, lm, result.prompt) for size, result in results.items()}
-    measured = fidelity(teacher, exercises.held_out, students, len(text))
+    measured = fidelity(teacher, exercises.held_out, students, len(text), own)
     saved = save_all(prepared, lm, results, measured, overwrite=overwrite)
     for checkpoint in prepared.run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -110,29 +120,28 @@ def exercises_of(prepared: Prepared, teacher: Teacher, report: Callable[[Event],
     """Inputs, the teacher's answers and lessons, in three parts; taken from the notebook as far as it goes."""
     settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
     _check_room(prepared, teacher)
-    notebook = Notebook(prepared.notebook, _identity(prepared, teacher))
+    notebook = Notebook.begun(prepared.notebook, _identity(prepared, teacher))
 
     def progress(kind: str) -> Callable[[float], None]:
         return lambda done: report(Event("study" if kind == "study" else "answers", 0, {"progress": done}))
 
-    if prepared.rows:
-        bare = of_rows(prepared.rows, prepared.chunks, prepared.template)
-    else:
-        batches = notebook.inputs()
-        new = studied(
-            teacher,
-            study.inputs,
-            batches,
-            longest=study.input_tokens,
-            temperatures=study.temperatures,
-            seed=seed,
-        )
-        for batch in new:
+    batches = notebook.inputs()
+    if not prepared.rows:
+        for batch in studied(teacher, study, details_of(prepared), batches, seed=seed):
             notebook.add_inputs(len(batches), batch)
             batches.append(batch)
             progress("study")(sum(map(len, batches)) / study.inputs)
-        bare = of_inputs([one for batch in batches for one in batch], prepared.template)
+    bare = _bare(prepared, teacher.lm, batches)
     done = answered(bare, teacher, study, notebook, seed, progress("answers"))
+    return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
+
+
+def kept_exercises(prepared: Prepared, teacher: Teacher) -> Exercises:
+    """Those of a finished run, from its notebook. Raises StoreError if they are not there."""
+    settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
+    notebook = Notebook.kept(prepared.notebook, _identity(prepared, teacher))
+    bare = _bare(prepared, teacher.lm, notebook.inputs())
+    done = answered(bare, teacher, study, notebook, seed, lambda done: None)
     return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
 
 
@@ -141,12 +150,30 @@ def student(prepared: Prepared, lm: FrozenLM, prompt: Prompt) -> Subject:
     return Subject(prompt, prepared.template, layout_for(lm, prepared.template, prompt.form))
 
 
+def details_of(prepared: Prepared) -> float:
+    """Share of self-study that is about details: a document is asked for facts, a text is followed."""
+    wanted = prepared.settings.study.details
+    if wanted is not None:
+        return wanted
+    return DOCUMENT_DETAILS if prepared.settings.document else TEXT_DETAILS
+
+
+def _bare(prepared: Prepared, lm: FrozenLM, batches: Sequence[Sequence[Input]]) -> list[Exercise]:
+    """The user's rows, or these inputs, as exercises without answers."""
+    if prepared.rows:
+        return of_rows(prepared.rows, prepared.chunks, prepared.template)
+    return of_inputs([one for batch in batches for one in batch], prepared.template, lm.tokenizer)
+
+
 def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: int, exercises: Exercises) -> Candidate:
     """The method at its start: the first tokens of the text."""
     settings = prepared.settings
     method, kv = settings.method, settings.method.name in KV_METHODS
-    other = method.init != "attended"  # a text that is no longer than the prompt is taken whole
-    attended = None if other or not kv or len(text) <= size else _attended(prepared, lm, size, exercises)
+    other = method.init != "attended"
+    readings = [] if other or len(text) <= size else _readings(prepared, lm, exercises)  # a short text is taken whole
+    attended = _attended(lm, readings, size) if readings and kv else None
+    if readings and not kv:
+        text = _best_ids(prepared, lm, [text[:size], *most_attended_ids(lm, readings, size, RUNS)], exercises)
     start = Start(
         n_tokens=size,
         init="prompt" if attended else method.init if other else "text",
@@ -169,22 +196,42 @@ def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: in
     return Candidate(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")
 
 
-def _attended(prepared: Prepared, lm: FrozenLM, size: int, exercises: Exercises) -> KVPrompt | None:
-    """The tokens of all pieces that their exercises look at most; None if the model's keys cannot be moved."""
+def _readings(prepared: Prepared, lm: FrozenLM, exercises: Exercises) -> list[Reading]:
+    """All pieces, each with the exercises that ask what of it they look at."""
     opening = opening_ids(lm, prepared.template)
     _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))
     rows: dict[int, list[Example]] = {}
+    asking = dict[int, int]()
     for exercise in exercises.train:
-        own = rows.setdefault(exercise.chunk, [])
-        if len(own) < ASKING:
-            own.append(exercise.example(prepared.template, lm.tokenizer))
-    readings = [
-        Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, own) for chunk, own in sorted(rows.items())
+        if asking.get(exercise.chunk, 0) < ASKING:
+            asking[exercise.chunk] = asking.get(exercise.chunk, 0) + len(exercise.answer)
+            rows.setdefault(exercise.chunk, []).append(exercise.example(prepared.template, lm.tokenizer))
+    return [
+        Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, own, len(opening))
+        for chunk, own in sorted(rows.items())
     ]
+
+
+def _attended(lm: FrozenLM, readings: Sequence[Reading], size: int) -> KVPrompt | None:
+    """The tokens of all pieces that their exercises look at most; None if the model's keys cannot be moved."""
     try:
         return most_attended(lm, readings, size)
     except UnsupportedModelError:
         return None
+
+
+def _best_ids(
+    prepared: Prepared, lm: FrozenLM, starts: Sequence[tuple[int, ...]], exercises: Exercises
+) -> tuple[int, ...]:
+    """Of these starts of an embedding prompt, which are real tokens, the nearest to the teacher on validation rows."""
+    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
+    rows = _examples(exercises.validation or exercises.train[:ASKING_ROWS], prepared, lm)
+
+    @torch.no_grad()
+    def loss(ids: tuple[int, ...]) -> float:
+        return token_losses(lm, bank(lm, [Prefix(lead=(*lead, *ids), follow=follow)]), rows).mean().item()
+
+    return min(dict.fromkeys(starts), key=loss)
 
 
 def _examples(part: list[Exercise], prepared: Prepared, lm: FrozenLM) -> list[Example]:
@@ -194,7 +241,7 @@ def _examples(part: list[Exercise], prepared: Prepared, lm: FrozenLM) -> list[Ex
 def _check_room(prepared: Prepared, teacher: Teacher) -> None:
     """DataError if the text, an input and an answer do not fit in the model's context."""
     study = prepared.settings.study
-    around = study.input_tokens + study.answer_tokens + 64
+    around = longest_input(prepared.settings) + study.answer_tokens + 64
     sizes = [len(_ids(teacher.prefix(i))) for i in range(len(teacher.chunks))]
     check_context(teacher.lm, [(prepared.where, size, around) for size in sizes], HINT)
 
@@ -211,7 +258,8 @@ def _identity(prepared: Prepared, teacher: Teacher) -> str:
         "rows": prepared.rows_sha256,
         "base": teacher.lm.geometry.fingerprint,
         "dtype": str(teacher.lm.dtype),
-        "study": prepared.settings.study.model_dump(mode="json", exclude={"hard", "held_out"}),
+        "study": prepared.settings.study.model_dump(mode="json", exclude={"hard", "held_out", "details"}),
+        "details": None if prepared.rows else details_of(prepared),
         "seed": prepared.settings.train.seed,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -20,27 +20,42 @@ from safetensors.torch import save_file
 
 from softprompt.data.lesson import Lesson
 from softprompt.distil.inputs import Input
+from softprompt.errors import StoreError
 from softprompt.files import read_json, read_tensors, write_json, writing
 
+ABOUT = "notebook.json"
 Answered = tuple[tuple[int, ...], Lesson]  # token ids of an answer, and the lesson on them
 
 
 class Notebook:
-    """Inputs and lessons of one text and one teacher.
+    """Inputs and lessons of one text and one teacher, in a folder that is there."""
 
-    Args:
-        folder: is made; what an earlier run of the same identity wrote is kept, anything else removed.
-        identity: a digest of all that inputs and lessons depend on.
-    """
-
-    def __init__(self, folder: Path, identity: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        about = folder / "notebook.json"
+
+    @staticmethod
+    def begun(folder: Path, identity: str) -> Notebook:
+        """One to write in: what an earlier run of the same identity wrote is kept, anything else removed.
+
+        Args:
+            identity: a digest of all that inputs and lessons depend on.
+        """
+        about = folder / ABOUT
         with writing(folder):
             if not about.exists() or read_json(about) != {"identity": identity}:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 write_json(about, {"identity": identity})
+        return Notebook(folder)
+
+    @staticmethod
+    def kept(folder: Path, identity: str) -> Notebook:
+        """One to read. Raises StoreError if there is none of this identity."""
+        about = folder / ABOUT
+        if not about.exists() or read_json(about) != {"identity": identity}:
+            what = "what was studied is not there, or is of another base model, dtype or text"
+            raise StoreError(what, where=folder, hint="the same --model and --dtype as in distil, or distil it again")
+        return Notebook(folder)
 
     def inputs(self) -> list[list[Input]]:
         """All batches of inputs so far."""

@@ -23,6 +23,13 @@ class StudyConfig(BaseModel):
     held_out: int = Field(default=48, ge=4, description="of them for the fidelity report alone")
     input_tokens: int = Field(default=48, ge=4, description="longest message that the model writes itself")
     answer_tokens: int = Field(default=32, ge=1, description="longest answer of the teacher")
+    details: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of them that are about details and answered by the text itself: questions, gaps, passages "
+        "to go on with (default: 0.75 of a document's, 0.25 of a text's)",
+    )
     temperatures: Annotated[tuple[float, ...], BeforeValidator(names)] = Field(
         default=(0.7, 1.0), min_length=1, description="that messages are drawn at, in turn"
     )

@@ -14,6 +14,7 @@ from softprompt.data.load import digest, load_rows, load_splits
 from softprompt.data.template import VIRTUAL, Template, default_template, default_text
 from softprompt.data.tokenizer import Tokenizer, has_chat_template, writes_system_turn
 from softprompt.distil.chunks import chunks
+from softprompt.distil.details import LONGEST
 from softprompt.distil.settings import DistilConfig
 from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError
 from softprompt.files import check_writable
@@ -121,8 +122,14 @@ def _check_run(run: Path, overwrite: bool, resume: bool) -> None:
 
 def _most(settings: DistilConfig, context: int) -> int:
     """Tokens of a piece of text: what the context has room for beside input and answer."""
-    room = context - settings.study.input_tokens - settings.study.answer_tokens - 96
+    room = context - longest_input(settings) - settings.study.answer_tokens - 96
     return min(settings.study.chunk_tokens, room) if settings.document else room
+
+
+def longest_input(settings: DistilConfig) -> int:
+    """Tokens of the longest input that the context needs room for."""
+    self_study = settings.data is None and settings.demonstrations is None
+    return max(settings.study.input_tokens, LONGEST) if self_study else settings.study.input_tokens
 
 
 def _rows(settings: DistilConfig) -> tuple[list[Record], list[Record]]:

@@ -2,7 +2,7 @@
 
 It reads a piece of the text and is asked for messages that a user might send; five generic kinds, as in
 Eyuboglu et al.: Cartridges. 2025. https://arxiv.org/abs/2506.06266 (structuring, summarisation, question, use case,
-creative), and the text's own sentences to go on from.
+creative), and `details` of the text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Iterator, Sequence
 
 from softprompt.data.tokenise import prompt_ids
 from softprompt.decode import Sampling, generate
+from softprompt.distil.details import Detail
+from softprompt.distil.details import details as detailed
 from softprompt.distil.inputs import Input, record_of
+from softprompt.distil.settings import StudyConfig
 from softprompt.distil.teacher import Teacher
 from softprompt.framing import end_ids
 
@@ -35,51 +38,45 @@ SEEDS: dict[str, tuple[str, ...]] = {
     ),
     "creative": ("Write one unusual request that the text above helps to answer. Write only the request.",),
 }
-GO_ON = "Go on: {}"
-WORDS = 12  # of a sentence, to go on from
 SHORTEST, LONGEST = 8, 400  # characters of an input
 LABEL = re.compile(
     r"^\s*(?:[-*•]\s+|\d+[.)]\s+|[\"'“‘]+|(?:question|request|message|instruction|user|answer)\s*:\s*)+", re.IGNORECASE
 )
-BATCH = 32
+BATCH, FEWEST = 32, 4  # inputs asked for at once
 
 
 def studied(
-    teacher: Teacher,
-    count: int,
-    done: Sequence[Sequence[Input]] = (),
-    *,
-    longest: int,
-    temperatures: Sequence[float],
-    seed: int,
+    teacher: Teacher, study: StudyConfig, details: float, done: Sequence[Sequence[Input]] = (), *, seed: int
 ) -> Iterator[list[Input]]:
-    """Further batches of inputs about the teacher's pieces, `count` in all at most, each text once; one may be empty.
+    """Further batches of inputs about the teacher's pieces, `study.inputs` in all at most, each text once; one may be
+    empty.
 
     Args:
+        details: share of the batches that are about details.
         done: the batches that are there already. The next ones depend on nothing but these and the seed.
-        longest: tokens of an input.
-        temperatures: that they are drawn at, in turn.
 
     Fewer come if the model keeps repeating itself.
     """
     seen = {_key(one.text) for batch in done for one in batch}
-    made, idle, number = sum(map(len, done)), 0, len(done)
-    size = min(BATCH, max(4, -(-count // len(teacher.chunks))))
-    while made < count and idle <= 2 * len(teacher.chunks) + 4:
+    made, idle, number, pieces = sum(map(len, done)), 0, len(done), len(teacher.chunks)
+    most = min(BATCH, max(FEWEST, -(-study.inputs // pieces)))
+    while made < study.inputs and idle <= 2 * pieces + 4:
         draw = random.Random(f"{seed}.{number}")  # noqa: S311
-        chunk = number % len(teacher.chunks)
-        if number % 4 == 3:
-            new = [("continuation", GO_ON.format(opening)) for opening in _openings(teacher.chunks[chunk], size, draw)]
+        size = min(most, max(FEWEST, study.inputs - made))
+        chunk, turn = number % pieces, number // pieces  # every piece is asked in the same ways
+        heat = study.temperatures[turn % len(study.temperatures)]
+        sampling = Sampling(study.input_tokens, heat, top_p=0.95, seed=draw.getrandbits(31))
+        if int((turn + 1) * details) > int(turn * details):
+            new = detailed(teacher.lm, teacher.chunks[chunk], size, sampling, study.answer_tokens, draw)
         else:
-            heat = temperatures[number // 4 % len(temperatures)]
-            new = _asked(teacher, chunk, size, Sampling(longest, heat, top_p=0.95, seed=draw.getrandbits(31)), draw)
-        fresh = [Input(chunk, kind, text) for kind, text in new if _is_new(text, seen)][: count - made]
+            new = _asked(teacher, chunk, size, sampling, draw)
+        fresh = [Input(chunk, *one) for one in new if _is_new(one[1], seen)][: study.inputs - made]
         made, idle, number = made + len(fresh), 0 if fresh else idle + 1, number + 1
         yield fresh
 
 
-def _asked(teacher: Teacher, chunk: int, size: int, sampling: Sampling, draw: random.Random) -> list[tuple[str, str]]:
-    """Inputs (kind, text) that the model writes about a piece."""
+def _asked(teacher: Teacher, chunk: int, size: int, sampling: Sampling, draw: random.Random) -> list[Detail]:
+    """Inputs that the model writes about a piece; it will answer them."""
     template = teacher.template
     kinds = [draw.choice(list(SEEDS)) for _ in range(size)]
     seeds = [record_of(draw.choice(SEEDS[kind]), template) for kind in kinds]
@@ -88,7 +85,7 @@ def _asked(teacher: Teacher, chunk: int, size: int, sampling: Sampling, draw: ra
     answers = generate(
         teacher.lm, teacher.bank(chunk), rows, [0] * size, sampling, end_ids=ends, stops=[("\n\n",)] * size
     )
-    return [(kind, cleaned(answer.text)) for kind, answer in zip(kinds, answers, strict=True)]
+    return [(kind, cleaned(answer.text), "") for kind, answer in zip(kinds, answers, strict=True)]
 
 
 def cleaned(text: str) -> str:
@@ -108,10 +105,3 @@ def _is_new(text: str, seen: set[str]) -> bool:
 
 def _key(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
-
-
-def _openings(text: str, size: int, draw: random.Random) -> list[str]:
-    """First words of sentences of a text."""
-    sentences = [s.split() for s in re.split(r"(?<=[.!?])\s+|\n+", text) if len(s.split()) > WORDS // 2]
-    picked = [draw.choice(sentences) for _ in range(size)] if sentences else []
-    return [" ".join(words[: draw.randint(3, WORDS)]) for words in picked]

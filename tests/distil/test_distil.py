@@ -17,6 +17,7 @@ from softprompt import store
 from softprompt.attach import Prefix, bank, hidden
 from softprompt.config import resolved
 from softprompt.conversation import chat_ids
+from softprompt.data.answer import end_id
 from softprompt.data.formats import Message
 from softprompt.data.template import VIRTUAL
 from softprompt.data.tokenizer import render_chat
@@ -126,6 +127,40 @@ def test_self_study_makes_inputs_of_its_own(base: Path, place: Path) -> None:
     batches = [json.loads(path.read_text()) for path in sorted(prepared.notebook.glob("inputs-*.json"))]
     texts = [one["text"] for batch in batches for one in batch]
     assert len(texts) == len(set(texts)) <= 16
+
+
+def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
+    """The teacher writes no answer, and has a lesson on every token of the text's."""
+    text = "Ann Lee opened the old bank in 1932 by the sea."
+    (place / "policy.md").write_text(text, encoding="utf-8")
+    prepared = prepare(settings(base, place, data="null", study__inputs=12, study__details=1))
+    lm = load(str(base), dtype="float32")
+    teacher = Teacher(lm, prepared.chunks, prepared.template)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Teacher, "answers", lambda *args: pytest.fail("the teacher was asked to answer"))
+        parts = job.exercises_of(prepared, teacher, lambda event: None)
+    found = [*parts.train, *parts.validation, *parts.held_out]
+    assert len(found) >= 6 and {one.record.where.partition(":")[0] for one in found} >= {"gap", "continuation"}
+    for one in found:
+        assert str(lm.tokenizer.decode(one.answer, skip_special_tokens=True)) in text
+        assert one.answer[-1] == end_id(prepared.template, lm.tokenizer)
+        assert one.lesson is not None and len(one.lesson.ids) == len(one.answer)
+
+
+def test_a_document_has_more_details_than_a_text(base: Path, place: Path) -> None:
+    text = prepare(settings(base, place))
+    document = prepare(settings(base, place, text="null", document=str(place / "policy.md")))
+    chosen = prepare(settings(base, place, study__details=0.1))
+    assert [job.details_of(one) for one in (text, document, chosen)] == [0.25, 0.75, 0.1]
+
+
+def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) -> None:
+    """Of several real texts in its place the one that is the teacher's own."""
+    prepared, lm = prepare(settings(base, place, method__name="prompt-tuning")), load(str(base), dtype="float32")
+    parts = job.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+    own = tuple(lm.encode(TEXT))
+    starts = [own[:8], own, tuple(reversed(own))]
+    assert job._best_ids(prepared, lm, starts, parts) == own
 
 
 def test_another_size_begins_with_training(base: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""`softprompt fidelity`: how much of the texts that it was distilled from a soft prompt holds, composed ones too."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from softprompt.cli.options import AsJson, Device, Metrics, Model, TrustRemoteCode, named
+from softprompt.cli.visible import visible
+
+if TYPE_CHECKING:
+    from softprompt.distil import Kept
+
+
+def fidelity_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A distilled or composed soft prompt.")],
+    on: Annotated[
+        str | None, typer.Option(help="On the held-out messages of these: a,b. What it was composed of, if not given.")
+    ] = None,
+    metric: Metrics = None,
+    model: Model = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="That of the distillation, if not given.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure a soft prompt on the held-out messages of the texts that it stands for.
+
+    softprompt compose "a | b" --name both && softprompt fidelity both
+
+    Beside it: no text, the soft prompt of that text alone, all texts one behind the other, the full text. It needs the
+    runs of the distillations (in .runs beside the prompts), and their texts and rows unchanged.
+    """
+    from softprompt import store
+    from softprompt.cli.loading import load_base
+    from softprompt.distil import measure, sources_of, studied
+    from softprompt.own_metrics import metrics_of
+
+    own = metrics_of(metric or [])
+    card = store.load_card(store.locate(name))
+    names = sources_of(name, card, named(on) if on else ())
+    sources = {source: studied(source, trust_remote_code=trust_remote_code) for source in names}
+    dtype = dtype or next(iter(sources.values())).settings.dtype
+    lm = load_base(model, [name, *names], dtype, device, trust_remote_code)
+    found = measure(lm, name, sources, own)
+    if as_json:
+        facts = [
+            {"source": one.source, "lost": one.lost, "lost_by_texts": one.lost_by_texts, **one.report.to_dict()}
+            for one in found
+        ]
+        typer.echo(json.dumps({"name": name, "on": facts}))
+        return
+    _show(found, Console(soft_wrap=True))
+
+
+def _show(found: list[Kept], console: Console) -> None:
+    """A table for each text, and whether composing cost something."""
+    from softprompt.cli.report import print_fidelity
+
+    for one in found:
+        console.print(Text(visible(f"held-out messages of {one.source}"), style="bold"))
+        print_fidelity(one.report, {}, console)
+        if one.source != one.name:
+            console.print(_verdict(one))
+        console.print()
+
+
+def _verdict(one: Kept) -> Text:
+    """Whether the soft prompt in question holds less of the text than the one of this text alone."""
+    from softprompt.distil import WORSE
+
+    by_texts = "" if one.lost_by_texts is None else f"; all texts together lose {max(0.0, one.lost_by_texts):.1%}"
+    if one.lost > WORSE:
+        return Text(visible(f"degrades    {one.name} lacks {one.lost:.1%} that {one.source} has{by_texts}"), "yellow")
+    return Text(visible(f"holds       {one.name} is within {WORSE:.0%} of {one.source}{by_texts}"), "green")
