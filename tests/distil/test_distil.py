@@ -142,7 +142,7 @@ def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
     found = [*parts.train, *parts.validation, *parts.held_out]
     assert len(found) >= 6 and {one.record.where.partition(":")[0] for one in found} >= {"gap", "continuation"}
     for one in found:
-        assert str(lm.tokenizer.decode(one.answer, skip_special_tokens=True)) in text
+        assert str(lm.tokenizer.decode(list(one.answer), skip_special_tokens=True)) in text
         assert one.answer[-1] == end_id(prepared.template, lm.tokenizer)
         assert one.lesson is not None and len(one.lesson.ids) == len(one.answer)
 
