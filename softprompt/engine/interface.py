@@ -40,7 +40,7 @@ class Job:
         sampling: its stop strings are the caller's business; `seed` makes the answer repeatable.
         end_ids: tokens that end the answer.
         logprobs: for each token how many of the likeliest to report besides it; None reports nothing.
-        tenant: jobs of different tenants share no keys and values of texts, only those of soft prompts: nobody can
+        tenant: jobs of different tenants share no keys and values of texts, at most those of soft prompts: nobody can
             tell from the time of an answer what another has sent.
     """
 
