@@ -14,7 +14,7 @@ from tests.cli.shell import done, softprompt
 
 VERBS = (
     *("train", "eval", "generate", "list", "show", "import", "export", "sweep", "compose", "prune", "similar"),
-    *("data", "data check", "data preview", "models", "doctor", "distil", "serve", "chat"),
+    *("data", "data check", "data preview", "models", "doctor", "distil", "fidelity", "serve", "chat"),
 )
 
 
