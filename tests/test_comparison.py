@@ -150,7 +150,7 @@ def test_all_get_the_same_rows_labels_and_sampling(monkeypatch: pytest.MonkeyPat
         "3",
     ]
     assert all(given is rows for _, given, _ in seen)
-    assert [options for *_, options in seen] == [{"labels": LABELS, "sampling": Sampling(7)}] * 3
+    assert [options for *_, options in seen] == [{"labels": LABELS, "sampling": Sampling(7), "own": None}] * 3
     base, text, last = (subject for subject, *_ in seen)
     assert base.prompt is None and text.prompt is None and last.prompt is not None and soft.prompt is not None
     assert digest(last.prompt) == digest(soft.prompt)
