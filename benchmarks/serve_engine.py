@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import time
 import warnings
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import facts
+from benchmarks.output import put
 from softprompt.attach import Bank, Prefix, bank, keys_values
 from softprompt.decode import Sampling, generate
 from softprompt.engine import Capacity, Job, TransformersEngine
@@ -239,11 +239,7 @@ def main() -> None:
     about = {"benchmark": "serve_engine", "model": options.model, "dtype": str(lm.dtype), "load": asdict(size)}
     with torch.no_grad():
         found = about | {"machine": facts()} | asyncio.run(measure(lm, size))
-    text = json.dumps(found, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    put(found, options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import facts
+from benchmarks.output import put
 from benchmarks.serve_engine import QUICK, Load, soft_prompts, texts
 from softprompt.attach import Prefix, bank
 from softprompt.decode import Sampling, generate
@@ -91,11 +91,7 @@ def main() -> None:
     about = {"benchmark": "serve_vllm", "model": Path(options.model).name, "dtype": str(lm.dtype), "load": asdict(size)}
     with torch.no_grad():
         found = about | {"machine": facts()} | asyncio.run(measure(lm, size, options.block))
-    text = json.dumps(found, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    put(found, options.out)
 
 
 if __name__ == "__main__":

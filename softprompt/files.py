@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `softprompt --help` need
 MAX_JSON_BYTES = 16 * 2**20
 MAX_TENSOR_BYTES = 8 * 2**30
 MAX_TENSORS = 10_000
+READABLE = 0o644  # safetensors writes for its owner alone; a server may run as someone else
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
@@ -47,6 +48,7 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, overwrite: bool 
             scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
             fill(scratch)
             for path in scratch.iterdir():
+                path.chmod(READABLE)
                 _sync(path)
             _sync(scratch)
             scratch.chmod(0o755)

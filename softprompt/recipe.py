@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from softprompt.card import Card
 from softprompt.compose import select
 from softprompt.config import Config, Init
 from softprompt.data.load import digest
-from softprompt.errors import ConfigError
+from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.framing import check_context, layout_for, layout_ids
 from softprompt.methods import KV_METHODS, SMoP, Start, build
 from softprompt.model import FrozenLM, load
@@ -127,7 +127,8 @@ def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Prep
     """The method at its start, with its rows and settings.
 
     For init "best" all starts are tried on the validation rows: the settings that come back say which one it is, and
-    the last value has the mean loss behind each.
+    the last value has the mean loss behind each. A start that `auto` chose and this model cannot have gives way to the
+    text, which is told in the same way.
 
     Raises:
         ConfigError: settings that do not fit each other.
@@ -136,17 +137,29 @@ def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Prep
         StoreError, WrongBaseError: a soft prompt that the settings name cannot be used.
     """
     if prepared.config.method.init != "best":
-        return prepared, _candidate(prepared, lm, name), {}
+        try:
+            return prepared, _candidate(prepared, lm, name), {}
+        except UnsupportedModelError:
+            if not any(choice.setting == "method.init" for choice in prepared.choices):
+                raise
+        return _best_of(("text",), prepared, lm, name)
+    return _best_of(TRIED, prepared, lm, name)
+
+
+def _best_of(
+    inits: Sequence[Init], prepared: Prepared, lm: FrozenLM, name: str
+) -> tuple[Prepared, Candidate, dict[str, float]]:
+    """The start with the lowest validation loss of those that can be had, the first of which always can."""
     made: dict[str, tuple[Prepared, Candidate]] = {}
-    for init in TRIED:
+    for init in inits:
         try:
             own = _with_init(prepared, init)
             made[init] = own, _candidate(own, lm, name)
-        except ConfigError:  # no labels, or no room for a demonstration
-            if init == TRIED[0]:  # there is always a text: something else is wrong
+        except (ConfigError, UnsupportedModelError):  # no labels, no room for a demonstration, keys that cannot move
+            if init == inits[0]:  # there is always a text: something else is wrong
                 raise
     losses = {init: validation_losses(lm, candidate) for init, (_, candidate) in made.items()}
-    tried = {init: sum(own) / len(own) for init, own in losses.items()}
+    tried = {init: sum(own) / max(1, len(own)) for init, own in losses.items()}
     return *made[min(tried, key=tried.__getitem__)], tried
 
 

@@ -99,7 +99,10 @@ def sweep(
 
     Raises what `fit` raises.
     """
-    cells = {name: replace(prepared, config=auto.choose(config, prepared.facts)[0]) for name, config in configs.items()}
+    cells = dict[str, Prepared]()
+    for name, config in configs.items():
+        chosen, choices = auto.choose(config, prepared.facts)
+        cells[name] = replace(prepared, config=chosen, choices=choices)
     for cell in cells.values():
         check_free(cell, overwrite)
     begin = time.monotonic()

@@ -14,7 +14,7 @@ from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.prompt import KVPrompt, Prompt
 from tests.laws.cases import text_ids
-from tests.tiny import tiny_lm
+from tests.tiny import FAMILIES, tiny_lm
 
 FOLLOW = (50, 51)
 
@@ -32,7 +32,7 @@ def states(lm: FrozenLM, prompt: Prompt | None, lead: tuple[int, ...] = ()) -> t
     return hidden(lm, bank(lm, [Prefix(prompt, lead, FOLLOW)]), [Row(row.ids) for row in rows(4, 100)])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_all_tokens_are_the_text(family: str) -> None:
     lm, text = tiny_lm(family), tuple(text_ids(9, 1))
     prompt = most_attended(lm, [Reading(text, FOLLOW, rows(3))], len(text))

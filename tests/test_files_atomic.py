@@ -218,6 +218,8 @@ def test_the_folder_is_made_with_its_parents_and_for_others_to_read(tmp_path: Pa
     write_folder(tmp_path / "b" / "c", writer(NEW))
     assert content(tmp_path / "b" / "c") == NEW
     assert (tmp_path / "b" / "c").stat().st_mode & 0o777 == 0o755
+    write_folder(tmp_path / "d", lambda scratch: save_file({"a": torch.zeros(1)}, scratch / "a.safetensors"))
+    assert (tmp_path / "d" / "a.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("kind", ["file", "link to a folder", "link to nothing"])

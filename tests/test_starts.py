@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from torch.testing import assert_close
 from softprompt import starts, store
 from softprompt.attach import Prefix, bank, hidden
 from softprompt.attended import Reading
+from softprompt.auto import Choice
 from softprompt.compose import select
 from softprompt.config import resolve
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits
 from softprompt.data.template import Template
-from softprompt.errors import ConfigError
+from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.framing import APART
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
@@ -210,3 +212,26 @@ def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
     assert reading.ids == (3, *found.ids)
     assert reading.rows and not {row.where for row in reading.rows} & found.spans.keys()
     assert all(row.unseen == (0, 0) for row in candidate.tasks[0].train)
+
+
+def test_a_model_that_cannot_have_the_start_that_auto_chose_starts_from_the_text(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said, as in the result of `best`; a start that the user asked for is refused instead."""
+    lm = tiny_lm("llama", bos=True)
+
+    def unmovable(*args: object) -> None:
+        raise UnsupportedModelError("its keys cannot be moved")
+
+    monkeypatch.setattr(starts, "most_attended", unmovable)
+    config = settings(base, tmp_path, method__init="attended", method__text_tokens=110)
+    prepared = prepare(config)
+    with pytest.raises(UnsupportedModelError):
+        candidate_of(prepared, lm)
+    chosen = replace(prepared, choices=(Choice("method.init", "attended", "the best start"),))
+    found, candidate, tried = candidate_of(chosen, lm)
+    assert found.config.method.init == "text" and list(tried) == ["text"] and tried["text"] > 0
+    _, plain, _ = candidate_of(prepare(settings(base, tmp_path)), lm)
+    assert_close(candidate.learner.state_dict(), plain.learner.state_dict(), rtol=0, atol=0)
+    best = prepare(settings(base, tmp_path, method__init="best"))
+    assert "attended" not in candidate_of(best, lm)[2]

@@ -27,6 +27,7 @@ KINDS = {
     "messages": "conversations",
     "text": "plain text, every token is learned",
 }
+STARTS = {"attended": "what rows look at", "best": "the best of several starts"}
 FLAGS = {
     "model": "model",
     "data": "data",
@@ -152,7 +153,8 @@ def run_training(
     for choice in prepared.choices:
         console.print(Text(f"auto        {choice.setting} = {choice.value}: {choice.why}"))
     method = settings.method
-    console.print(Text(f"method      {method.name}, {method.n_tokens} tokens from {method.init_from or method.init}"))
+    start = STARTS.get(method.init, method.init_from or method.init)
+    console.print(Text(f"method      {method.name}, {method.n_tokens} tokens from {start}"))
     for task in prepared.tasks:
         name, kind = f"{task.name}: " if task.name else "", KINDS[task.splits.train[0].kind]
         rows = f"{len(task.train)} rows to train, {len(task.validation)} to validate"
@@ -168,6 +170,8 @@ def run_training(
                 trust_remote_code=trust_remote_code,
                 report=report,
             )
+        except KeyboardInterrupt:  # before training, or twice
+            return _stopped(prepared.run)
         except (StoreError, TrainError) as error:
             lasting = isinstance(error, (NonFiniteLossError, CheckpointError))  # would only come again
             if not lasting and latest_step(prepared.run) is not None:
@@ -195,6 +199,18 @@ def run_training(
     out.print(Text(f"ended by    {result.stopped} after {result.step} steps, {result.seconds:.0f} s"))
     out.print(Text(f"curve       {outcome.folder / 'curve.png'}"))
     return 0
+
+
+def _stopped(run: Path) -> int:
+    """Say what is left of a run that was stopped outside of its steps; the exit code."""
+    from softprompt.checkpoint import latest_step
+
+    saved = latest_step(run) is not None
+    then = (
+        "go on with the same command and --resume" if saved else "nothing was saved yet; the same command starts anew"
+    )
+    Console(stderr=True, soft_wrap=True).print(Text(f"stopped by {signal.SIGINT.name}\n{then}", style="yellow"))
+    return 130
 
 
 def sources(data: list[str] | None) -> str | dict[str, str] | None:

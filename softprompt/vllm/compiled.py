@@ -23,7 +23,7 @@ from torch import Tensor
 
 from softprompt.attach import Prefix, keys_values
 from softprompt.errors import StoreError, UnsupportedModelError
-from softprompt.files import writing
+from softprompt.files import READABLE, writing
 from softprompt.model import FrozenLM
 
 ID = re.compile(r"[0-9a-f]{32}")
@@ -61,6 +61,7 @@ def write(folder: Path, kv_L2TKD: Tensor) -> str:
         with writing(target), tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
             new = Path(scratch) / target.name
             save_file({TENSOR: kv_L2TKD}, new)
+            new.chmod(READABLE)
             os.replace(new, target)
     return name
 

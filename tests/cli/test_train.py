@@ -193,6 +193,25 @@ def test_an_interrupted_run_goes_on(
     assert [line["step"] for line in log if line["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
+def test_ctrl_c_while_the_start_is_made(command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is there yet, and that is said; of a resumed run its checkpoint is."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for at, then in ((0, "nothing was saved yet"), (2, "--resume")):
+        with monkeypatch.context() as patch:
+            if at:
+                stop_at(patch, at, signal.SIGINT)
+                softprompt(*command, "--name", "tone")
+            patch.setattr(recipe, "start_of", stop)
+            stopped = softprompt(*command, "--name", "tone", *(["--resume"] if at else []))
+        assert stopped.exit_code == 130
+        assert "stopped by SIGINT" in stopped.stderr and then in stopped.stderr
+        assert "Traceback" not in stopped.output
+    done(*command, "--name", "tone", "--resume")
+
+
 def test_an_interrupted_run_may_be_started_anew(command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         stop_at(patch, 2, signal.SIGINT)

@@ -71,6 +71,10 @@ def test_a_name_is_its_content(tmp_path: Path) -> None:
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(others | {name}), "nothing else is left"
 
 
+def test_a_server_of_another_user_may_read_it(tmp_path: Path) -> None:
+    assert place(tmp_path, write(tmp_path, torch.randn(2, 2, 3, 2, 4))).stat().st_mode & 0o777 == 0o644
+
+
 def test_read_back_in_parts(tmp_path: Path) -> None:
     one = torch.randn(3, 2, 5, 4, 2)
     name = write(tmp_path, one)
