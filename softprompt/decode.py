@@ -113,12 +113,19 @@ def _decode(
             new = writers[row].append(token)
             if new:
                 on_text(row, new)
-        going = [i for i, row in enumerate(active) if not writers[row].answer.finish]
+        going = _moved_up([i for i, row in enumerate(active) if not writers[row].answer.finish])
         if len(going) < len(active):
             growing.keep(torch.tensor(going, dtype=torch.long, device=lm.device))
         active = [active[i] for i in going]
         if active:
             growing.step(torch.tensor([tokens[i] for i in going], device=lm.device))
+
+
+def _moved_up(going: list[int]) -> list[int]:
+    """These rows, ascending, so that each keeps its place but the last ones, which take the empty places."""
+    inside = {i for i in going if i < len(going)}
+    behind = [i for i in going if i >= len(going)]
+    return [i if i in inside else behind.pop() for i in range(len(going))]
 
 
 def likeliest(logits: Tensor) -> list[int]:

@@ -76,8 +76,15 @@ class GrowingCache(Cache):
         return keys[:, :, :end], values[:, :, :end]
 
     def keep(self, index: Tensor) -> None:
-        """Drop all rows but those in `index`; a row that is named twice is there twice."""
-        self.buffers = {i: (keys[index], values[index]) for i, (keys, values) in self.buffers.items()}
+        """Drop all rows but those in `index`; a row that is named twice is there twice.
+
+        Where only rows beyond the last place move, they alone are copied: buffers hold a long text for every row.
+        """
+        places = torch.arange(len(index), device=index.device)
+        (moved,) = (index != places).nonzero(as_tuple=True)
+        in_place = bool((index[moved] >= len(index)).all())
+        for i, both in self.buffers.items():
+            self.buffers[i] = _rows(both[0], index, moved, in_place), _rows(both[1], index, moved, in_place)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.used.get(layer_idx, self.slots)
@@ -89,6 +96,14 @@ class GrowingCache(Cache):
         if past is not None:
             buffer[:, :, : self.slots] = past[part]
         return buffer
+
+
+def _rows(buffer: Tensor, index: Tensor, moved: Tensor, in_place: bool) -> Tensor:
+    """The rows `index` of a buffer, of which only those at the places `moved` are elsewhere now."""
+    if not in_place:
+        return buffer[index]
+    buffer[moved] = buffer[index[moved]]
+    return buffer[: len(index)]
 
 
 @final

@@ -71,15 +71,17 @@ def test_an_empty_row_is_refused() -> None:
         Session(lm, bank(lm, [mixed_prefixes(lm)[0]]), [[5], []], [0, 0], room=1)
 
 
+@pytest.mark.parametrize("index", [[2, 0], [0, 2], [2, 1], [1, 0, 2], [0, 0, 2], [1, 2], [0]])
 @torch.no_grad()
-def test_rows_can_be_put_in_another_order() -> None:
+def test_rows_can_be_put_in_another_order(index: list[int]) -> None:
+    """Also where the kept rows stay at their places, or only rows beyond the last place move."""
     lm = tiny_lm("llama")
-    own = bank(lm, mixed_prefixes(lm))
-    session = Session(lm, own, [[5, 6], [7, 8, 9], [10]], [0, 1, 2], room=2)
-    first = session.hidden.clone()
-    session.keep(torch.tensor([2, 0]))
-    assert torch.equal(session.hidden, first[[2, 0]])
-    session.step(torch.tensor([11, 12]))
-    for i, (ids, owner) in enumerate((([10, 11], 2), ([5, 6, 12], 0))):
-        wanted = plain_logits(lm, mixed_prefixes(lm)[owner], ids)[-1]
+    own, rows = bank(lm, mixed_prefixes(lm)), [[5, 6], [7, 8, 9], [10]]
+    session = Session(lm, own, rows, [0, 1, 2], room=2)
+    first, new = session.hidden.clone(), [11, 12, 13][: len(index)]
+    session.keep(torch.tensor(index))
+    assert torch.equal(session.hidden, first[index])
+    session.step(torch.tensor(new))
+    for i, (row, token) in enumerate(zip(index, new, strict=True)):
+        wanted = plain_logits(lm, mixed_prefixes(lm)[row], [*rows[row], token])[-1]
         check_close(lm.logits(session.hidden)[i], wanted)
