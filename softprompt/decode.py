@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from softprompt.attach import AnsweringSession, Bank, Session, session
+from softprompt.attach import AnsweringSession, Bank, Session, SharedSession, session
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
@@ -100,7 +100,7 @@ def generate(
 
 def _decode(
     lm: FrozenLM,
-    growing: Session | AnsweringSession,
+    growing: Session | SharedSession | AnsweringSession,
     writers: dict[int, _Writer],
     on_text: Callable[[int, str], None],
 ) -> None:

@@ -3,8 +3,9 @@ Transformers' caches, masks and positions.
 
 A prefix is everything constant in front of the varying text: lead ids, virtual tokens, follow ids. `bank` runs each
 prefix once and keeps its keys and values, with gradient if the prompt has one. `hidden` runs rows against them, row i
-behind its own prefix; `Session` does the same for decoding, one token a step. For an encoder–decoder, whose rows are a
-text and an answer to it, the counterparts are `answer_states` and `AnsweringSession`; `session` starts the right one.
+behind its own prefix; `Session` does the same for decoding, one token a step, `SharedSession` behind one long prefix.
+For an encoder–decoder, whose rows are a text and an answer to it, the counterparts are `answer_states` and
+`AnsweringSession`; `session` starts the right one.
 
 `attention_mass` tells what rows look at in a prefix. `moved` turns the keys of a KV prompt to other positions.
 
@@ -19,6 +20,7 @@ from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_
 from softprompt.attach.rotation import moved, turns_keys
 from softprompt.attach.rows import hidden
 from softprompt.attach.session import Session
+from softprompt.attach.shared import SharedSession
 from softprompt.attach.start import session
 from softprompt.attach.verify import bank, keys_values, verify
 
@@ -29,6 +31,7 @@ __all__ = [
     "EncoderDecoderBank",
     "Prefix",
     "Session",
+    "SharedSession",
     "answer_states",
     "attention_mass",
     "bank",

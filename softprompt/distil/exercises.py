@@ -19,7 +19,7 @@ from softprompt.distil.settings import StudyConfig
 from softprompt.distil.teacher import Teacher
 from softprompt.framing import as_turns, end_ids
 
-BATCH = 16  # inputs answered at once, and kept at once
+BATCH = 32  # inputs answered at once, and kept at once
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
 from softprompt.checkpoint import latest_step
 from softprompt.data.tokenise import Example
-from softprompt.distil.exercises import Exercise, Exercises, answered, of_inputs, of_rows
+from softprompt.distil.exercises import BATCH, Exercise, Exercises, answered, of_inputs, of_rows
 from softprompt.distil.fidelity import Fidelity, fidelity
 from softprompt.distil.inputs import Input
 from softprompt.distil.keeping import save_all
@@ -261,5 +261,6 @@ def _identity(prepared: Prepared, teacher: Teacher) -> str:
         "study": prepared.settings.study.model_dump(mode="json", exclude={"hard", "held_out", "details"}),
         "details": None if prepared.rows else details_of(prepared),
         "seed": prepared.settings.train.seed,
+        "batch": BATCH,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
