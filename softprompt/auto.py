@@ -110,14 +110,16 @@ def _prefix(facts: Facts, shows: bool) -> list[Choice]:
     many = facts.classes > MANY
     told = f"{facts.classes} classes" if many else "few classes" if facts.classes else "free text"
     length = Choice("method.n_tokens", 128 if many else 32, f"{told}: fewer have no room, more cost time")
+    few = 0 < facts.classes <= MANY
     if not shows:
-        return [length, Choice("train.lr", 5e-2 if many else 1e-2, f"{told}: higher is luck in a short run")]
+        rate = 5e-2 if many else 1e-2 if few else 2e-2
+        return [length, Choice("train.lr", rate, f"{told}: higher is luck in a short run")]
     tokens = min(2 * SHOWN if many else SHOWN, facts.room)
     return [
         length,
         Choice("method.init", "attended", "what rows look at in demonstrations is the best start for few tokens"),
         Choice("method.text_tokens", tokens, f"{told}: so many show what there is to see"),
-        Choice("train.lr", 2e-2 if many else 5e-3, f"{told}: higher loses what the start knows"),
+        Choice("train.lr", 5e-3 if few else 2e-2, f"{told}: higher loses what the start knows"),
     ]
 
 
