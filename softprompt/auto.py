@@ -65,7 +65,7 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
     return config.model_copy(update={"recipe": "fixed"}), tuple(choices)
 
 
-FEW = 200  # training rows: so few are learned by heart, unless the start is good and the steps are small
+FEW = 50  # training rows: so few are learned by heart, unless the start is good and the steps are small
 MANY = 20  # classes: so many need room
 SHOWN = 1024  # tokens of demonstrations that a start is chosen from
 STEP_TOKENS = 600  # text tokens of a step, about
@@ -108,18 +108,17 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
 def _prefix(facts: Facts, shows: bool) -> list[Choice]:
     """Of prefix tuning on many rows; `shows` says whether there is room for demonstrations."""
     many = facts.classes > MANY
-    told = f"{facts.classes} classes" if many else "few classes" if facts.classes else "free text"
+    told = f"{facts.classes} classes" if facts.classes else "free text"
     length = Choice("method.n_tokens", 128 if many else 32, f"{told}: fewer have no room, more cost time")
-    few = 0 < facts.classes <= MANY
     if not shows:
-        rate = 5e-2 if many else 1e-2 if few else 2e-2
+        rate = 5e-2 if many else 1e-2 if facts.classes else 2e-2
         return [length, Choice("train.lr", rate, f"{told}: higher is luck in a short run")]
     tokens = min(2 * SHOWN if many else SHOWN, facts.room)
     return [
         length,
         Choice("method.init", "attended", "what rows look at in demonstrations is the best start for few tokens"),
         Choice("method.text_tokens", tokens, f"{told}: so many show what there is to see"),
-        Choice("train.lr", 5e-3 if few else 2e-2, f"{told}: higher loses what the start knows"),
+        Choice("train.lr", 5e-3 if facts.classes == 2 else 2e-2, f"{told}: higher loses what the start knows"),
     ]
 
 

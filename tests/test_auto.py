@@ -84,6 +84,8 @@ MANY_ROWS = Facts(1, 7000, 2, 30.0, 2048)
         ({}, MANY_ROWS, "attended", 32, 5e-3),
         ({"method.n_tokens": 16}, MANY_ROWS, "attended", 16, 5e-3),
         ({}, Facts(1, 7000, 0, 60.0, 2048), "attended", 32, 2e-2),
+        ({}, Facts(1, 7000, 4, 60.0, 2048), "attended", 32, 2e-2),
+        ({}, Facts(1, 64, 4, 60.0, 2048), "attended", 32, 2e-2),
         ({"method.n_tokens": 300}, MANY_ROWS, "text", 300, 1e-2),
         ({"method.init_text": "Be kind."}, MANY_ROWS, "text", 32, 1e-2),
         ({}, Facts(2, 7000, 2, 30.0, 2048), "text", 32, 1e-2),
