@@ -68,7 +68,7 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
 FEW = 50  # training rows: so few are learned by heart, unless the start is good and the steps are small
 MANY = 20  # classes: so many need room
 SHOWN = 1024  # tokens of demonstrations that a start is chosen from
-STEP_TOKENS = 600  # text tokens of a step, about
+STEP_TOKENS = 256  # text tokens of a step, about
 NETWORKS = {"p-tuning", "p-tuning-lstm", "prefix-tuning-mlp", "residual", "residual-separate"}
 DIRECT = {"prefix-tuning", "prompt-tuning"}
 

@@ -101,7 +101,7 @@ def test_a_time_budget_is_used_up() -> None:
     assert choose(resolve({}), FEW)[0].train.patience == 4
 
 
-@pytest.mark.parametrize(("tokens", "size"), [(20.0, 8), (75.0, 8), (150.0, 4), (180.0, 3), (900.0, 2)])
+@pytest.mark.parametrize(("tokens", "size"), [(20.0, 8), (32.0, 8), (60.0, 4), (85.0, 3), (900.0, 2)])
 def test_long_rows_make_small_batches_where_minutes_are_given(tokens: float, size: int) -> None:
     facts = Facts(1, 2000, 2, tokens)
     assert choose(resolve({"train.minutes": 3}), facts)[0].train.batch_size == size
