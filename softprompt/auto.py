@@ -118,7 +118,9 @@ def _prefix(facts: Facts, shows: bool) -> list[Choice]:
         length,
         Choice("method.init", "attended", "what rows look at in demonstrations is the best start for few tokens"),
         Choice("method.text_tokens", tokens, f"{told}: so many show what there is to see"),
-        Choice("train.lr", 5e-3 if facts.classes == 2 else 2e-2, f"{told}: higher loses what the start knows"),
+        Choice("train.lr", 5e-3, f"{told}: higher loses what the start knows")
+        if facts.classes == 2
+        else Choice("train.lr", 2e-2, f"{told}: there is more to learn than the start knows, lower is slow"),
     ]
 
 

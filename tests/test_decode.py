@@ -94,6 +94,19 @@ def test_many_rows_are_decoded_in_parts(size: int, monkeypatch: pytest.MonkeyPat
     assert made(sampling, [], []) == []
 
 
+@pytest.mark.parametrize("ending", [(0, 1), (0, 2), (1, 3, 4), (0, 1, 2, 3), (5,)])
+def test_rows_that_end_together_leave_the_others_alone(ending: tuple[int, ...]) -> None:
+    """Whichever rows are first to end: here at their second token."""
+    rows, owners = [text_ids(n, 80 + n) for n in (4, 1, 9, 3, 6, 5)], [0, 1, 3, 5, 2, 0]
+    sampling = Sampling(8, temperature=1.2, seed=3)
+    alone = made(sampling, rows, owners)
+    ends = [[answer.ids[1]] if i in ending else [END] for i, answer in enumerate(alone)]
+    together = generate(tiny_lm("llama"), prefixes(), rows, owners, sampling, end_ids=ends)
+    for i, (answer, before) in enumerate(zip(together, alone, strict=True)):
+        stops = before.ids.index(ends[i][0]) if i in ending else len(before.ids)
+        assert answer.ids == before.ids[:stops]
+
+
 def test_rows_draw_apart() -> None:
     """The same row twice in a batch gets two texts."""
     one, two = made(Sampling(12, temperature=1.0), [ROWS[0]] * 2, [0, 0])

@@ -78,13 +78,12 @@ class GrowingCache(Cache):
     def keep(self, index: Tensor) -> None:
         """Drop all rows but those in `index`; a row that is named twice is there twice.
 
-        Where only rows beyond the last place move, they alone are copied: buffers hold a long text for every row.
+        Only rows that change places are copied: buffers hold a long text for every row.
         """
         places = torch.arange(len(index), device=index.device)
         (moved,) = (index != places).nonzero(as_tuple=True)
-        in_place = bool((index[moved] >= len(index)).all())
-        for i, both in self.buffers.items():
-            self.buffers[i] = _rows(both[0], index, moved, in_place), _rows(both[1], index, moved, in_place)
+        for i, (keys, values) in self.buffers.items():
+            self.buffers[i] = _rows(keys, index, moved), _rows(values, index, moved)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.used.get(layer_idx, self.slots)
@@ -98,9 +97,9 @@ class GrowingCache(Cache):
         return buffer
 
 
-def _rows(buffer: Tensor, index: Tensor, moved: Tensor, in_place: bool) -> Tensor:
+def _rows(buffer: Tensor, index: Tensor, moved: Tensor) -> Tensor:
     """The rows `index` of a buffer, of which only those at the places `moved` are elsewhere now."""
-    if not in_place:
+    if len(index) > len(buffer):
         return buffer[index]
     buffer[moved] = buffer[index[moved]]
     return buffer[: len(index)]

@@ -71,14 +71,14 @@ def test_an_empty_row_is_refused() -> None:
         Session(lm, bank(lm, [mixed_prefixes(lm)[0]]), [[5], []], [0, 0], room=1)
 
 
-@pytest.mark.parametrize("index", [[2, 0], [0, 2], [2, 1], [1, 0, 2], [0, 0, 2], [1, 2], [0]])
+@pytest.mark.parametrize("index", [[2, 0], [0, 2], [2, 1], [1, 0, 2], [0, 0, 2], [0, 2, 1, 0], [1, 2], [0]])
 @torch.no_grad()
 def test_rows_can_be_put_in_another_order(index: list[int]) -> None:
-    """Also where the kept rows stay at their places, or only rows beyond the last place move."""
+    """Also where the kept rows stay at their places, or are more than before."""
     lm = tiny_lm("llama")
     own, rows = bank(lm, mixed_prefixes(lm)), [[5, 6], [7, 8, 9], [10]]
     session = Session(lm, own, rows, [0, 1, 2], room=2)
-    first, new = session.hidden.clone(), [11, 12, 13][: len(index)]
+    first, new = session.hidden.clone(), [11, 12, 13, 14][: len(index)]
     session.keep(torch.tensor(index))
     assert torch.equal(session.hidden, first[index])
     session.step(torch.tensor(new))
