@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from softprompt.attach import AnsweringSession, Bank, Session, SharedSession, session
+from softprompt.attach import AnsweringSession, Bank, Session, session
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
 
-ROWS = 32  # decoded at once
+ROWS = 32  # decoded at once, where each has a copy of its prefix
+MOST_ROWS = 128  # where one prefix is there once for all
 GREEDY = 1e-5  # below it logits / temperature may overflow
 CUT = "\N{REPLACEMENT CHARACTER}"  # what a token that ends inside a character decodes to
 
@@ -71,6 +72,7 @@ def generate(
     end_ids: Sequence[Sequence[int]],
     stops: Sequence[Sequence[str]] | None = None,
     on_text: Callable[[int, str], None] = lambda row, text: None,
+    on_logits: Callable[[Sequence[int], Tensor], None] = lambda rows, logits: None,
 ) -> list[Answer]:
     """Continue every row behind its own prefix; any number of rows, those of like length together.
 
@@ -80,6 +82,8 @@ def generate(
         end_ids: for each row the tokens that end its answer; not part of it.
         stops: for each row strings that end its answer, besides those of `sampling`.
         on_text: is told of new text as it comes, with the row's number.
+        on_logits: is told at every step of the rows that go on, and of the float32 logits [rows, V] that their next
+            tokens are chosen from.
 
     Raises:
         DataError: a row is empty or does not fit in the context with its new tokens.
@@ -91,23 +95,37 @@ def generate(
     ]
     # Longest first: a row that does not fit is refused before time is spent on others.
     order = sorted(range(len(rows)), key=lambda i: -(bank.lengths[owners[i]] + len(rows[i])))
-    for start in range(0, len(order), ROWS):
-        part = order[start : start + ROWS]
+    together = _together(bank, max(map(len, rows), default=1) + sampling.max_new_tokens)
+    for start in range(0, len(order), together):
+        part = order[start : start + together]
         growing = session(lm, bank, [rows[i] for i in part], [owners[i] for i in part], sampling.max_new_tokens)
-        _decode(lm, growing, {i: writers[i] for i in part}, on_text)
+        _decode(lm, growing, {i: writers[i] for i in part}, on_text, on_logits)
     return [writer.answer for writer in writers]
+
+
+def _together(bank: Bank, own: int) -> int:
+    """Rows decoded at once: behind one prefix as many as take no more memory than `ROWS` with a copy each.
+
+    Args:
+        own: tokens of a row in the end.
+    """
+    if len(bank.lengths) > 1:
+        return ROWS
+    return min(MOST_ROWS, ROWS * (max(bank.lengths) + own) // own)
 
 
 def _decode(
     lm: FrozenLM,
-    growing: Session | SharedSession | AnsweringSession,
+    growing: Session | AnsweringSession,
     writers: dict[int, _Writer],
     on_text: Callable[[int, str], None],
+    on_logits: Callable[[Sequence[int], Tensor], None],
 ) -> None:
     """Step until every row of the session is finished; `writers` by row number, in the session's order."""
     active = list(writers)
     while active:
         logits = lm.logits(growing.hidden).float()
+        on_logits(active, logits)
         tokens = [writers[row].choose(logits[i]) for i, row in enumerate(active)]
         for row, token in zip(active, tokens, strict=True):
             new = writers[row].append(token)

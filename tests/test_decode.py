@@ -94,6 +94,49 @@ def test_many_rows_are_decoded_in_parts(size: int, monkeypatch: pytest.MonkeyPat
     assert made(sampling, [], []) == []
 
 
+@torch.no_grad()
+def test_behind_one_prefix_as_many_rows_as_take_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Than a few would with a copy each: half a prefix's room for each row is three times as many."""
+    lm, sizes = tiny_lm("llama"), list[int]()
+    start = decode.session
+
+    def counted(lm: FrozenLM, own: Bank, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int) -> object:
+        sizes.append(len(rows))
+        return start(lm, own, rows, owners, room)
+
+    monkeypatch.setattr(decode, "session", counted)
+    monkeypatch.setattr(decode, "ROWS", 4)
+    monkeypatch.setattr(decode, "MOST_ROWS", 20)
+    rows = [[5 + i, 6] for i in range(15)]
+    one, long = bank(lm, [Prefix(lead=tuple(text_ids(8, 3)))]), bank(lm, [Prefix(lead=tuple(text_ids(90, 3)))])
+    several = bank(lm, [Prefix(lead=tuple(text_ids(n, 3))) for n in (8, 9)])
+    for own, wanted in ((one, [12, 3]), (long, [15]), (several, [4, 4, 4, 3])):
+        generate(lm, own, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
+        assert sizes == wanted
+        sizes.clear()
+    monkeypatch.setattr(decode, "MOST_ROWS", 10)
+    generate(lm, long, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
+    assert sizes == [10, 5]
+
+
+@torch.no_grad()
+def test_the_logits_that_tokens_are_chosen_from_are_told() -> None:
+    """Those of rows that go on, at every step, by the row's number."""
+    lm, told = tiny_lm("llama"), [list[int]() for _ in ROWS]
+
+    def on_logits(going: Sequence[int], logits: Tensor) -> None:
+        assert logits.shape == (len(going), VOCAB) and logits.dtype == torch.float32
+        for row, token in zip(going, logits.argmax(-1).tolist(), strict=True):
+            told[row].append(token)
+
+    ends = [END, *range(4, 260, 9)]
+    found = generate(lm, prefixes(), ROWS, OWNERS, Sampling(12), end_ids=[ends] * len(ROWS), on_logits=on_logits)
+    assert len({len(answer.ids) for answer in found}) > 1
+    for answer, tokens in zip(found, told, strict=True):
+        assert tokens[: len(answer.ids)] == answer.ids
+        assert len(tokens) == len(answer.ids) + (answer.finish == "stop")
+
+
 @pytest.mark.parametrize("ending", [(0, 1), (0, 2), (1, 3, 4), (0, 1, 2, 3), (5,)])
 def test_rows_that_end_together_leave_the_others_alone(ending: tuple[int, ...]) -> None:
     """Whichever rows are first to end: here at their second token."""

@@ -62,12 +62,18 @@ class GrowingCache(Cache):
         self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self.used: dict[int, int] = {}
 
+    def fill(self, layers: dict[int, tuple[Tensor, Tensor]], places: tuple[Tensor, ...], length: int) -> None:
+        """Begin with keys [T, K, D] and values [T, K, D'] by layer: token t at `places`, rows [T] and columns [T]."""
+        row_T, column_T = places
+        for i, own in layers.items():
+            buffers = self.buffers[i] = self._new(i, int(row_T.max()) + 1, own)
+            for buffer, states_TKD in zip(buffers, own, strict=True):
+                buffer[row_T, :, self.slots + column_T] = states_TKD
+            self.used[i] = self.slots + length
+
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         if layer_idx not in self.buffers:
-            self.buffers[layer_idx] = (
-                self._buffer(0, layer_idx, key_states),
-                self._buffer(1, layer_idx, value_states),
-            )
+            self.buffers[layer_idx] = self._new(layer_idx, len(key_states), (key_states, value_states))
             self.used[layer_idx] = self.slots
         start = self.used[layer_idx]
         end = self.used[layer_idx] = start + key_states.shape[2]
@@ -88,13 +94,13 @@ class GrowingCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.used.get(layer_idx, self.slots)
 
-    def _buffer(self, part: int, layer_idx: int, states: Tensor) -> Tensor:
-        rows, heads, _, size = states.shape
-        buffer = states.new_zeros(rows, heads, self.size, size)
+    def _new(self, layer_idx: int, rows: int, states: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Buffers with room for all that comes behind the prefix, for states like these [·, K, ·, D]."""
+        keys, values = (one.new_zeros(rows, one.shape[1], self.size, one.shape[-1]) for one in states)
         past = self.past[layer_idx]
         if past is not None:
-            buffer[:, :, : self.slots] = past[part]
-        return buffer
+            keys[:, :, : self.slots], values[:, :, : self.slots] = past
+        return keys, values
 
 
 def _rows(buffer: Tensor, index: Tensor, moved: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Rows of text behind a bank of prefixes, packed, with gradient into the prefixes.
 
-Shapes: T tokens of all rows, G bins, L tokens per bin, S prefix slots, H width.
+Shapes: T tokens of all rows, G bins, L tokens per bin, S prefix slots, K key/value heads, D head size, H width.
 """
 
 from __future__ import annotations
@@ -30,36 +30,61 @@ def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | Non
         UnsupportedModelError: the bank of an encoder–decoder.
     """
     bank = causal(bank)
-    check_not_empty(row.ids for row in rows)
-    if capacity is None:
-        capacity = best_capacity(rows, bank.slots, *_costs(lm))
-    bins = pack(rows, capacity)
+    bins = _packed(lm, bank, rows, capacity)
     return run(lm, bank, bins).flatten(0, 1)[bins.flat.to(lm.device)]
 
 
-def run(lm: FrozenLM, bank: CausalBank, bins: Bins, attentions: list[Tensor] | None = None) -> Tensor:
+def recorded(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row]) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+    """`hidden`, and by layer the keys [T, K, D] and values [T, K, D'] of these tokens."""
+    bins, layers = _packed(lm, bank, rows, None), dict[int, tuple[Tensor, Tensor]]()
+    flat_T = bins.flat.to(lm.device)
+    states_GLH = run(lm, bank, bins, layers=layers)
+
+    def own(seen_GKSD: Tensor) -> Tensor:
+        return seen_GKSD[:, :, bank.slots :].transpose(1, 2).flatten(0, 1)[flat_T]
+
+    return states_GLH.flatten(0, 1)[flat_T], {i: (own(keys), own(values)) for i, (keys, values) in layers.items()}
+
+
+def run(
+    lm: FrozenLM,
+    bank: CausalBank,
+    bins: Bins,
+    attentions: list[Tensor] | None = None,
+    layers: dict[int, tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
     """Final hidden states [G, L, H] of packed rows behind their prefixes.
 
     Args:
         attentions: as in `forward`.
+        layers: gets the keys [G, K, S + L, D] and values [G, K, S + L, D'] of each layer that has some.
 
     Raises DataError for a row that does not fit in the model's context.
     """
     owners = bins.prefix.to(lm.device)
+    cache = PrefixCache(bank.past(owners), bank.slots, record=layers is not None)
     starts_G1 = torch.tensor(bank.lengths, device=lm.device)[owners][:, None]
     positions_GL = bins.depth.to(lm.device) + starts_G1
     check_room(lm, int(positions_GL.max()) + 1)
     prefix_GS = bank.positions[owners]
     visible_prefix = (prefix_GS >= 0)[:, None, :].expand(-1, positions_GL.shape[1], -1)
-    return forward(
+    states_GLH = forward(
         lm,
         ids_GL=bins.ids.to(lm.device),
         positions_GL=positions_GL,
         key_positions_GK=torch.cat([prefix_GS, positions_GL], dim=1),
         visible_GQK=torch.cat([visible_prefix, bins.visible.to(lm.device)], dim=2),
-        cache=PrefixCache(bank.past(owners), bank.slots),
+        cache=cache,
         attentions=attentions,
     )
+    if layers is not None:
+        layers.update(cache.seen)
+    return states_GLH
+
+
+def _packed(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row], capacity: int | None) -> Bins:
+    check_not_empty(row.ids for row in rows)
+    return pack(rows, best_capacity(rows, bank.slots, *_costs(lm)) if capacity is None else capacity)
 
 
 def _costs(lm: FrozenLM) -> tuple[float, float]:

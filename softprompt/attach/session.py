@@ -1,6 +1,7 @@
-"""Decoding: rows that grow by one token a step, each behind its own prefix.
+"""Decoding: rows that grow by one token a step, each behind its own prefix. One prefix for all of them is there once;
+of several each row has a copy of its own.
 
-Shapes: B rows, L tokens of the longest, S prefix slots, H width.
+Shapes: B rows, T tokens of all of them, L tokens of the longest, S prefix slots, H width.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from softprompt.attach.bank import Bank, causal
 from softprompt.attach.cache import GrowingCache
+from softprompt.attach.cascade import cascade, shared_layers
 from softprompt.attach.forward import check_not_empty, check_room, forward
+from softprompt.attach.rows import recorded
 from softprompt.model import FrozenLM
+from softprompt.packing import Row
 
 
 class Session:
@@ -40,24 +44,36 @@ class Session:
         check_not_empty(rows)
         check_room(lm, max(bank.lengths[o] + len(row) for row, o in zip(rows, owners, strict=True)) + room)
         self.lm = lm
-        longest, owner = max(map(len, rows)), torch.tensor(owners, device=lm.device)
-        starts_B1 = torch.tensor(bank.lengths, device=lm.device)[owner][:, None]
-        lengths_B1 = torch.tensor([len(row) for row in rows], device=lm.device)[:, None]
-        columns_BL = torch.arange(longest, device=lm.device) - (
-            longest - lengths_B1
-        )  # padded left: last tokens line up
-        self._positions = (columns_BL + starts_B1).where(columns_BL >= 0, -1)
-        self._keys = torch.cat([bank.positions[owner], self._positions], dim=1)
-        self._cache = GrowingCache(bank.past(owner), bank.slots, longest + room)
-        padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=lm.device)
-        self.hidden = self._run(padded)
+        sizes_B = torch.tensor([len(row) for row in rows], device=lm.device)
+        longest, owner_B = int(sizes_B.max()), torch.tensor(owners, device=lm.device)
+        starts_B1 = torch.tensor(bank.lengths, device=lm.device)[owner_B][:, None]
+        columns_BL = torch.arange(longest, device=lm.device) - (longest - sizes_B)[:, None]  # last tokens line up
+        positions_BL = (columns_BL + starts_B1).where(columns_BL >= 0, -1)
+        self._keys = torch.cat([bank.positions[owner_B], positions_BL], dim=1)
+        self._positions = positions_BL[:, -1:]
+        self._shared = shared_layers(lm, bank)
+        copied = (bank.past(owner_B), bank.slots) if self._shared is None else ((None,) * len(bank.layers), 0)
+        self._cache = GrowingCache(*copied, longest + room)
+        whole = [Row(row, owner) for row, owner in zip(rows, owners, strict=True)]
+        states_TH, layers = recorded(lm, bank, whole)
+        self._cache.fill(layers, (columns_BL >= 0).nonzero(as_tuple=True), longest)
+        self.hidden = states_TH[sizes_B.cumsum(0) - 1]
 
     @torch.no_grad()
     def step(self, ids_B: Tensor) -> Tensor:
         """Append one token to each row; returns the new `hidden` [B, H]."""
-        self._positions = self._positions[:, -1:] + 1
+        self._positions = self._positions + 1
         self._keys = torch.cat([self._keys, self._positions], dim=1)
-        self.hidden = self._run(ids_B[:, None])
+        with cascade(self.lm, self._shared):
+            states_B1H = forward(
+                self.lm,
+                ids_GL=ids_B[:, None],
+                positions_GL=self._positions,
+                key_positions_GK=self._keys,
+                visible_GQK=(self._keys >= 0)[:, None],
+                cache=self._cache,
+            )
+        self.hidden = states_B1H[:, 0]
         return self.hidden
 
     def keep(self, index: Tensor) -> None:
@@ -65,14 +81,3 @@ class Session:
         self._keys, self._positions = self._keys[index], self._positions[index]
         self.hidden = self.hidden[index]
         self._cache.keep(index)
-
-    def _run(self, ids_BL: Tensor) -> Tensor:
-        states_BLH = forward(
-            self.lm,
-            ids_GL=ids_BL,
-            positions_GL=self._positions.clamp_min(0),
-            key_positions_GK=self._keys,
-            visible_GQK=(self._keys >= 0)[:, None, :] & (self._keys[:, None, :] <= self._positions[:, :, None]),
-            cache=self._cache,
-        )
-        return states_BLH[:, -1]

@@ -19,7 +19,7 @@ from softprompt.distil.settings import StudyConfig
 from softprompt.distil.teacher import Teacher
 from softprompt.framing import as_turns, end_ids
 
-BATCH = 32  # inputs answered at once, and kept at once
+BATCH = 64  # inputs answered at once, and kept at once
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def _taught(
 ) -> list[tuple[tuple[int, ...], Lesson]]:
     """Answers of the teacher to exercises of one piece that have none, and its lessons on all."""
     chunk, template, tokenizer = batch[0].chunk, teacher.template, teacher.lm.tokenizer
-    asking = [i for i, exercise in enumerate(batch) if not exercise.answer]
-    rows = [prompt_ids(batch[i].record, template, tokenizer) for i in asking]
+    asking = [exercise for exercise in batch if not exercise.answer]
+    rows = [prompt_ids(exercise.record, template, tokenizer) for exercise in asking]
     sampling = Sampling(study.answer_tokens, study.answer_temperature, seed=seed * BATCH)
-    written = teacher.answers(chunk, rows, sampling, end_ids(teacher.lm, template)) if rows else []
-    answers = [exercise.answer for exercise in batch]
-    for i, answer in zip(asking, written, strict=True):
-        answers[i] = answer
-    examples = [replace(one, answer=ids).example(template, tokenizer) for one, ids in zip(batch, answers, strict=True)]
-    return list(zip(answers, teacher.lessons(chunk, examples, study.top_k, study.temperature), strict=True))
+    ends, how = end_ids(teacher.lm, template), (study.top_k, study.temperature)
+    written = iter(teacher.answers(chunk, rows, sampling, ends, *how) if rows else [])
+    known = [exercise for exercise in batch if exercise.answer]
+    examples = [exercise.example(template, tokenizer) for exercise in known]
+    heard = iter(teacher.lessons(chunk, examples, *how) if known else [])
+    return [(exercise.answer, next(heard)) if exercise.answer else next(written) for exercise in batch]
 
 
 def _batches(exercises: Sequence[Exercise]) -> list[list[Exercise]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from softprompt.data.tokenise import prompt_ids
 from softprompt.decode import Sampling, generate
@@ -58,7 +59,8 @@ def studied(
     Fewer come if the model keeps repeating itself.
     """
     seen = {_key(one.text) for batch in done for one in batch}
-    made, idle, number, pieces = sum(map(len, done)), 0, len(done), len(teacher.chunks)
+    made, number, pieces = sum(map(len, done)), len(done), len(teacher.chunks)
+    idle = len(list(takewhile(lambda batch: not batch, reversed(done))))  # also of a run that goes on
     most = min(BATCH, max(FEWEST, -(-study.inputs // pieces)))
     while made < study.inputs and idle <= 2 * pieces + 4:
         draw = random.Random(f"{seed}.{number}")  # noqa: S311

@@ -55,9 +55,22 @@ class Teacher:
         return self._ready[chunk]
 
     def answers(
-        self, chunk: int, rows: Sequence[Sequence[int]], sampling: Sampling, end_ids: Sequence[int]
-    ) -> list[tuple[int, ...]]:
-        """What it answers to these rows of token ids; with the end token where it came to an end."""
+        self,
+        chunk: int,
+        rows: Sequence[Sequence[int]],
+        sampling: Sampling,
+        end_ids: Sequence[int],
+        k: int,
+        temperature: float,
+    ) -> list[tuple[tuple[int, ...], Lesson]]:
+        """What it answers to these rows of token ids, with the end token where it came to an end, and its lessons on
+        the answers: what it said when it chose their tokens."""
+        said: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
+
+        def note(going: Sequence[int], logits_nV: Tensor) -> None:
+            for row, *one in zip(going, *likeliest(logits_nV, k, temperature), strict=True):
+                said[row].append((one[0], one[1]))
+
         found = generate(
             self.lm,
             self.bank(chunk),
@@ -65,26 +78,26 @@ class Teacher:
             [0] * len(rows),
             sampling,
             end_ids=[end_ids] * len(rows),
+            on_logits=note,
         )
-        return [(*answer.ids, end_ids[0]) if answer.finish == "stop" else tuple(answer.ids) for answer in found]
+        answers = [(*answer.ids, end_ids[0]) if answer.finish == "stop" else tuple(answer.ids) for answer in found]
+        stacked = [tuple(torch.stack(part) for part in zip(*row, strict=True)) for row in said]
+        lessons = [Lesson(ids, logprobs, temperature) for ids, logprobs in stacked]
+        return list(zip(answers, lessons, strict=True))
 
     @torch.no_grad()
     def lessons(self, chunk: int, examples: Sequence[Example], k: int, temperature: float) -> list[Lesson]:
         """What it says at each learned token of these rows: the K likeliest tokens."""
         states, _ = supervised(self.lm, self.bank(chunk), examples, None)
-        ids_NK, logprobs_NK = likeliest(self.lm, states, k, temperature)
+        parts = [likeliest(self.lm.logits(part), k, temperature) for part in states.split(CHUNK)]
+        ids_NK, logprobs_NK = (torch.cat(part) for part in zip(*parts, strict=True))
         sizes = [sum(example.mask) for example in examples]
         pairs = zip(ids_NK.split(sizes), logprobs_NK.split(sizes), strict=True)
         return [Lesson(ids, logprobs, temperature) for ids, logprobs in pairs]
 
 
-@torch.no_grad()
-def likeliest(lm: FrozenLM, states_NH: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """The k likeliest tokens [N, K] behind these hidden states, int32, and their log-probabilities, float32; on CPU."""
-    ids, logprobs = [], []
-    for states in states_NH.split(CHUNK):
-        logprobs_nV = torch.log_softmax(lm.logits(states).float() / temperature, -1)
-        top = logprobs_nV.topk(min(k, logprobs_nV.shape[1] - 1))
-        ids.append(top.indices.int().cpu())
-        logprobs.append(top.values.cpu())
-    return torch.cat(ids), torch.cat(logprobs)
+def likeliest(logits_NV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The k likeliest tokens [N, K], int32, and their log-probabilities at this temperature, float32; on CPU."""
+    logprobs_NV = torch.log_softmax(logits_NV.float() / temperature, -1)
+    top = logprobs_NV.topk(min(k, logprobs_NV.shape[1] - 1))
+    return top.indices.int().cpu(), top.values.cpu()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.attach import Prefix, Session, SharedSession, bank, session
+from softprompt.attach import Session, bank
 from softprompt.attach.bank import causal
 from softprompt.errors import DataError
 from tests.laws.cases import check_close, mixed_prefixes, pairs, same_kv, text_ids
@@ -89,12 +89,12 @@ def test_rows_can_be_put_in_another_order(index: list[int]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_rows_behind_one_prefix_that_is_there_once(family: str) -> None:
+def test_rows_behind_one_prefix(family: str) -> None:
     """Each kind of prefix alone; rows grow past the sliding window, end, change places and go on as two."""
     lm = tiny_lm(family)
     for prefix in mixed_prefixes(lm):
         rows = [text_ids(n, 30 + i) for i, n in enumerate((3, 9, 1, 12))]
-        own = SharedSession(lm, bank(lm, [prefix]), rows, room=STEPS)
+        own = Session(lm, bank(lm, [prefix]), rows, [0] * len(rows), room=STEPS)
         for step in range(STEPS + 1):
             wanted = [plain_logits(lm, prefix, row)[-1] for row in rows]
             check_close(lm.logits(own.hidden), torch.stack(wanted))
@@ -106,26 +106,3 @@ def test_rows_behind_one_prefix_that_is_there_once(family: str) -> None:
                 new = text_ids(len(rows), 60 + step)
                 rows = [[*row, token] for row, token in zip(rows, new, strict=True)]
                 own.step(torch.tensor(new))
-
-
-def test_a_long_prefix_is_shared_and_a_short_one_copied() -> None:
-    lm = tiny_lm("llama")
-    long, short = (bank(lm, [Prefix(lead=tuple(text_ids(n, 3)))]) for n in (40, 2))
-    rows = [[5, 6], [7]]
-    assert isinstance(session(lm, long, rows, [0, 0], 4), SharedSession)
-    assert isinstance(session(lm, long, rows[:1], [0], 4), Session)
-    assert isinstance(session(lm, long, [[5] * 30, [6] * 30], [0, 0], 4), Session)
-    assert isinstance(session(lm, long, rows, [0, 0], 90), Session)
-    assert isinstance(session(lm, short, rows, [0, 0], 4), Session)
-    assert isinstance(session(lm, bank(lm, mixed_prefixes(lm)), rows, [0, 0], 1), Session)
-
-
-def test_a_shared_prefix_has_the_same_bounds() -> None:
-    lm = tiny_lm("llama")
-    prefix = bank(lm, [mixed_prefixes(lm)[1]])
-    room = lm.geometry.max_positions - prefix.lengths[0] - 3
-    SharedSession(lm, prefix, [[5, 6, 7], [5]], room)
-    with pytest.raises(DataError, match="do not fit"):
-        SharedSession(lm, prefix, [[5, 6, 7], [5]], room + 1)
-    with pytest.raises(DataError, match="a row has no tokens"):
-        SharedSession(lm, prefix, [[5], []], 1)

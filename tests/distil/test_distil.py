@@ -237,6 +237,20 @@ def test_the_lessons_are_the_teachers(base: Path, place: Path) -> None:
     assert str(written).startswith(f"<|im_start|>system\n{TEXT}<|im_end|>\n<|im_start|>user\nq ")
 
 
+def test_lessons_heard_while_answering_are_those_of_the_whole_answer(base: Path, place: Path) -> None:
+    """What the teacher said when it chose each token is what it says when it reads the answer."""
+    changes = {"study__temperature": 1.5, "study__answer_tokens": 60, "study__answer_temperature": 2}
+    prepared, lm = prepare(settings(base, place, **changes)), load(str(base), dtype="float32")
+    teacher = Teacher(lm, prepared.chunks, prepared.template)
+    parts = job.exercises_of(prepared, teacher, lambda event: None)
+    assert len({len(one.answer) for one in parts.train}) > 1, "answers end apart"
+    examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
+    for exercise, lesson in zip(parts.train, teacher.lessons(0, examples, 20, 1.5), strict=True):
+        assert exercise.lesson is not None and len(exercise.lesson.ids) == len(exercise.answer)
+        assert_close(exercise.lesson.logprobs, lesson.logprobs, rtol=1e-4, atol=1e-4)
+        assert (exercise.lesson.ids == lesson.ids).float().mean() > 0.95, "near ties may change places"
+
+
 def test_a_document_is_read_in_pieces(base: Path, place: Path) -> None:
     text = "\n\n".join(f"Part {i} is about thing {i}." for i in range(8))
     (place / "book.txt").write_text(text, encoding="utf-8")
