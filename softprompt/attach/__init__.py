@@ -3,24 +3,24 @@ Transformers' caches, masks and positions.
 
 A prefix is everything constant in front of the varying text: lead ids, virtual tokens, follow ids. `bank` runs each
 prefix once and keeps its keys and values, with gradient if the prompt has one. `hidden` runs rows against them, row i
-behind its own prefix; `Session` does the same for decoding, one token a step, `SharedSession` behind one long prefix.
+behind its own prefix; `Session` does the same for decoding, one token a step.
 For an encoder–decoder, whose rows are a text and an answer to it, the counterparts are `answer_states` and
 `AnsweringSession`; `session` starts the right one.
 
-`attention_mass` tells what rows look at in a prefix. `moved` turns the keys of a KV prompt to other positions.
+`attention_mass` tells what rows look at in a prefix, `attention_outputs` what they get for it. `moved` turns the keys
+of a KV prompt to other positions.
 
 Exactness: the model sees, for each token, the keys, the mask and the position it would see if prefix and row were
 concatenated. The first `bank` checks that on the loaded model (`verify`) before anything relies on it.
 """
 
 from softprompt.attach.answering import AnsweringSession
-from softprompt.attach.attention import attention_mass
+from softprompt.attach.attention import attention_mass, attention_outputs, rows_at_once
 from softprompt.attach.bank import Bank, Prefix
 from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_states
 from softprompt.attach.rotation import moved, turns_keys
 from softprompt.attach.rows import hidden
 from softprompt.attach.session import Session
-from softprompt.attach.shared import SharedSession
 from softprompt.attach.start import session
 from softprompt.attach.verify import bank, keys_values, verify
 
@@ -31,13 +31,14 @@ __all__ = [
     "EncoderDecoderBank",
     "Prefix",
     "Session",
-    "SharedSession",
     "answer_states",
     "attention_mass",
+    "attention_outputs",
     "bank",
     "hidden",
     "keys_values",
     "moved",
+    "rows_at_once",
     "session",
     "turns_keys",
     "verify",

@@ -1,6 +1,6 @@
-"""What rows look at: the attention that they pay to each token of a prefix.
+"""What rows look at: the attention that they pay to each token of a prefix, and what they get for it.
 
-Shapes: K key/value heads, S prefix slots, G bins, L tokens per bin, Q queries.
+Shapes: H heads, K key/value heads, S prefix slots, D head size, G bins, L tokens per bin, T tokens of all rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from softprompt.attach.bank import Bank, CausalBank, causal
 from softprompt.attach.forward import check_not_empty
 from softprompt.attach.rows import run
 from softprompt.model import FrozenLM
-from softprompt.packing import Row, pack
+from softprompt.packing import Bins, Row, pack
 
 NUMBERS = 2**27  # attention weights held at once: 512 MB
 
@@ -40,31 +40,58 @@ def attention_mass(
     found: list[Tensor | None] = [
         None if shape is None else torch.zeros(shape.kv_heads, prefixes.slots, device=lm.device) for shape in shapes
     ]
-    longest = max(len(row.ids) for row in rows)
-    per_row = longest * (prefixes.slots + longest) * lm.config.num_attention_heads * len(shapes)
-    together = max(1, NUMBERS // per_row)
-    with _eager(lm):
-        for start in range(0, len(rows), together):
-            own = slice(start, start + together)
-            weights, asked = _weights(lm, prefixes, rows[own], asking[own])
-            with_keys = [i for i, shape in enumerate(shapes) if shape is not None]
-            for i, layer_GHLK in zip(with_keys, weights, strict=True):
-                mass_HS = (layer_GHLK[..., : prefixes.slots] * asked[:, None, :, None]).sum((0, 2)).float()
-                total = found[i]
-                assert total is not None
-                total += mass_HS.view(len(total), -1, prefixes.slots).sum(1)
+    together = rows_at_once(lm, prefixes, rows)
+    for start in range(0, len(rows), together):
+        part = slice(start, start + together)
+        bins, weights, _ = _seen(lm, prefixes, rows[part])
+        asked = torch.zeros(bins.ids.numel(), dtype=torch.bool)
+        asked[bins.flat] = torch.tensor([on for row in asking[part] for on in row])
+        asked_G1L1 = asked.view(bins.ids.shape)[:, None, :, None].to(lm.device)
+        for total, layer_GHLK in zip((own for own in found if own is not None), weights, strict=True):
+            mass_HS = (layer_GHLK[..., : prefixes.slots] * asked_G1L1).sum((0, 2)).float()
+            total += mass_HS.view(len(total), -1, prefixes.slots).sum(1)
     return found
 
 
-def _weights(
-    lm: FrozenLM, prefixes: CausalBank, rows: Sequence[Row], asking: Sequence[Sequence[bool]]
-) -> tuple[list[Tensor], Tensor]:
-    """Each layer's attention weights [G, heads, L, S + L], and which tokens ask [G, L]; each row is a bin."""
-    bins, weights = pack(rows, 1), list[Tensor]()
-    asked = torch.zeros(bins.ids.numel(), dtype=torch.bool)
-    asked[bins.flat] = torch.tensor([on for row in asking for on in row])
-    run(lm, prefixes, bins, weights)
-    return weights, asked.view(bins.ids.shape).to(lm.device)
+@torch.no_grad()
+def attention_outputs(lm: FrozenLM, bank: Bank, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor] | None]:
+    """Of each layer of `geometry.layers` the attention [T, H, S] that all tokens of the rows pay to the slots of the
+    one prefix, and what attention puts out [T, H, D'] for them; None for a layer without keys.
+
+    Holds all of that: take `rows_at_once`. Raises DataError as `attention_mass`.
+    """
+    prefixes = causal(bank)
+    check_not_empty(row.ids for row in rows)
+    bins, weights, layers = _seen(lm, prefixes, rows)
+    flat, of_layers = bins.flat.to(lm.device), iter(weights)
+    found: list[tuple[Tensor, Tensor] | None] = []
+    for i, shape in enumerate(lm.geometry.layers):
+        if shape is None:
+            found.append(None)
+            continue
+        layer_GHLK, values_GKSD = next(of_layers), layers[i][1]
+        shared = layer_GHLK.unflatten(1, (shape.kv_heads, -1)) @ values_GKSD[:, :, None]
+        both = (layer_GHLK[..., : prefixes.slots], shared.flatten(1, 2))
+        looked, got = (tensor.transpose(1, 2).flatten(0, 1)[flat] for tensor in both)
+        found.append((looked, got))
+    return found
+
+
+def rows_at_once(lm: FrozenLM, bank: Bank, rows: Sequence[Row]) -> int:
+    """How many of these rows, each padded to the longest, may be looked at together."""
+    longest = max(len(row.ids) for row in rows)
+    per_row = longest * (causal(bank).slots + longest) * lm.config.num_attention_heads * len(lm.geometry.layers)
+    return max(1, NUMBERS // per_row)
+
+
+def _seen(
+    lm: FrozenLM, prefixes: CausalBank, rows: Sequence[Row]
+) -> tuple[Bins, list[Tensor], dict[int, tuple[Tensor, Tensor]]]:
+    """The rows, each a bin; the attention weights [G, H, L, S + L] of each layer that has keys; its keys and values."""
+    bins, weights, layers = pack(rows, 1), list[Tensor](), dict[int, tuple[Tensor, Tensor]]()
+    with _eager(lm):
+        run(lm, prefixes, bins, weights, layers)
+    return bins, weights, layers
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from softprompt.distil.study import studied
 from softprompt.distil.teacher import Teacher
 from softprompt.errors import UnsupportedModelError
 from softprompt.framing import Subject, check_context, layout_for, layout_ids, opening_ids
+from softprompt.matching import matched
 from softprompt.methods import KV_METHODS, Start, build
 from softprompt.model import FrozenLM, load
 from softprompt.objective import token_losses
@@ -213,9 +214,10 @@ def _readings(prepared: Prepared, lm: FrozenLM, exercises: Exercises) -> list[Re
 
 
 def _attended(lm: FrozenLM, readings: Sequence[Reading], size: int) -> KVPrompt | None:
-    """The tokens of all pieces that their exercises look at most; None if the model's keys cannot be moved."""
+    """The tokens of all pieces that their exercises look at most, so that they see what they saw in the pieces; None if
+    the model's keys cannot be moved."""
     try:
-        return most_attended(lm, readings, size)
+        return matched(lm, most_attended(lm, readings, size), readings)
     except UnsupportedModelError:
         return None
 
