@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softprompt.attended import Reading, most_attended
+from softprompt.data.answer import end_id
 from softprompt.data.batches import permutation
 from softprompt.data.formats import Message, Record
 from softprompt.data.template import Template, bos_ids, fill
@@ -19,6 +20,7 @@ from softprompt.data.tokenise import target_ids
 from softprompt.data.tokenizer import render_chat
 from softprompt.errors import ConfigError
 from softprompt.framing import APART, layout_for, layout_ids, worked_example
+from softprompt.matching import matched
 from softprompt.methods import KV_METHODS, Start
 from softprompt.model import FrozenLM
 from softprompt.preparation import Prepared, PreparedTask
@@ -91,7 +93,7 @@ def _attended(prepared: Prepared, lm: FrozenLM) -> KVPrompt:
     asking = [row for row in task.train if row.where not in shown] or task.train
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
     reading = Reading((*bos_ids(lm.tokenizer), *ids), follow, asking[:ASKING])
-    return most_attended(lm, [reading], config.n_tokens)
+    return matched(lm, most_attended(lm, [reading], config.n_tokens), [reading])
 
 
 def instruction_for(labels: Sequence[str]) -> str:
@@ -122,8 +124,7 @@ def demonstrations(task: PreparedTask, lm: FrozenLM, opening: str | None, room: 
     spans: dict[str, tuple[int, int]] = {}
     before, turns = "", list[Message]()
     for record in in_turn(task.splits.train, seed):
-        text, more = _written(task.template, record, turns, before, lm)
-        own = lm.encode(text)
+        own, text, more = _written(task.template, record, turns, before, lm)
         if len(ids) + len(own) > room:
             if len(spans) >= 1 and len(ids) > room * FULL:
                 break
@@ -155,12 +156,17 @@ def in_turn(records: Sequence[Record], seed: int) -> list[Record]:
 
 def _written(
     template: Template, record: Record, turns: Sequence[Message], before: str, lm: FrozenLM
-) -> tuple[str, list[Message]]:
-    """The text of one more demonstration behind those before it, and its turns."""
+) -> tuple[list[int], str, list[Message]]:
+    """Token ids of one more demonstration behind those before it; of a conversation its text and its turns too.
+
+    An answer ends as in training: one that goes on with the next demonstration would teach not to end.
+    """
     if template.kind == "text":
-        return worked_example(template, record) + APART, []
+        end = end_id(template, lm.tokenizer)
+        return [*lm.encode(worked_example(template, record)), end, *lm.encode(APART)], "", []
     own = list(record.messages) or [Message("user", fill(template, record)), Message("assistant", record.target or "")]
     whole = render_chat([*turns, *own], lm.tokenizer, add_generation_prompt=False)
     if not whole.startswith(before):  # a chat template that rewrites earlier turns: each one for itself
         whole = before + render_chat(own, lm.tokenizer, add_generation_prompt=False)
-    return whole[len(before) :], own
+    text = whole[len(before) :]
+    return lm.encode(text), text, own

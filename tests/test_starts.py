@@ -31,6 +31,7 @@ from tests.data.rows import records
 from tests.saved import save_tiny, settings
 from tests.tiny import tiny_lm
 
+END = "<|im_end|>"  # also behind a demonstration: it ends as a row does in training
 PLAIN, CHAT = Template("text", "Row: {text}\nLabel:"), Template("chat", "{text}")
 
 
@@ -71,7 +72,7 @@ def test_they_are_whole_rows_behind_the_instruction() -> None:
     opening = instruction_for(("even", "odd")) + APART
     assert text.startswith(opening)
     shown = [part for part in text.removeprefix(opening).split(APART) if part]
-    by_text = {f"Row: {r.fields['text']}\nLabel: {r.target}": r for r in own}
+    by_text = {f"Row: {r.fields['text']}\nLabel: {r.target}{END}": r for r in own}
     assert len(shown) >= 3 and all(part in by_text for part in shown)
     assert len(found.ids) <= 150
     for part in shown:
@@ -130,7 +131,7 @@ def in_span(i: int, span: tuple[int, int]) -> bool:
 
 
 def text_of(lm: FrozenLM, ids: tuple[int, ...]) -> str:
-    return str(lm.tokenizer.decode(list(ids), skip_special_tokens=True)).strip() + APART
+    return str(lm.tokenizer.decode(list(ids))).strip() + APART
 
 
 @torch.no_grad()
