@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from softprompt.attach import AnsweringSession, Bank, Session, session
+from softprompt.attach import AnsweringSession, Bank, Session, copies_prefix, session
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
@@ -95,7 +95,7 @@ def generate(
     ]
     # Longest first: a row that does not fit is refused before time is spent on others.
     order = sorted(range(len(rows)), key=lambda i: -(bank.lengths[owners[i]] + len(rows[i])))
-    together = _together(bank, max(map(len, rows), default=1) + sampling.max_new_tokens)
+    together = _together(lm, bank, max(map(len, rows), default=1) + sampling.max_new_tokens)
     for start in range(0, len(order), together):
         part = order[start : start + together]
         growing = session(lm, bank, [rows[i] for i in part], [owners[i] for i in part], sampling.max_new_tokens)
@@ -103,13 +103,13 @@ def generate(
     return [writer.answer for writer in writers]
 
 
-def _together(bank: Bank, own: int) -> int:
+def _together(lm: FrozenLM, bank: Bank, own: int) -> int:
     """Rows decoded at once: behind one prefix as many as take no more memory than `ROWS` with a copy each.
 
     Args:
         own: tokens of a row in the end.
     """
-    if len(bank.lengths) > 1:
+    if copies_prefix(lm, bank):
         return ROWS
     return min(MOST_ROWS, ROWS * (max(bank.lengths) + own) // own)
 

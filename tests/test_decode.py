@@ -110,8 +110,11 @@ def test_behind_one_prefix_as_many_rows_as_take_no_more_room(monkeypatch: pytest
     rows = [[5 + i, 6] for i in range(15)]
     one, long = bank(lm, [Prefix(lead=tuple(text_ids(8, 3)))]), bank(lm, [Prefix(lead=tuple(text_ids(90, 3)))])
     several = bank(lm, [Prefix(lead=tuple(text_ids(n, 3))) for n in (8, 9)])
-    for own, wanted in ((one, [12, 3]), (long, [15]), (several, [4, 4, 4, 3])):
-        generate(lm, own, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
+    eager = tiny_lm("gemma2")
+    copied = bank(eager, [Prefix(lead=tuple(text_ids(90, 3)))])
+    every = ((lm, one, [12, 3]), (lm, long, [15]), (lm, several, [4, 4, 4, 3]), (eager, copied, [4, 4, 4, 3]))
+    for base, own, wanted in every:
+        generate(base, own, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
         assert sizes == wanted
         sizes.clear()
     monkeypatch.setattr(decode, "MOST_ROWS", 10)

@@ -21,7 +21,7 @@ from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_
 from softprompt.attach.rotation import moved, turns_keys
 from softprompt.attach.rows import hidden
 from softprompt.attach.session import Session
-from softprompt.attach.start import session
+from softprompt.attach.start import copies_prefix, session
 from softprompt.attach.verify import bank, keys_values, verify
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "attention_mass",
     "attention_outputs",
     "bank",
+    "copies_prefix",
     "hidden",
     "keys_values",
     "moved",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softprompt.attach.answering import AnsweringSession
-from softprompt.attach.bank import Bank
+from softprompt.attach.bank import Bank, CausalBank
+from softprompt.attach.cascade import shared_layers
 from softprompt.attach.encoder_decoder import EncoderDecoderBank
 from softprompt.attach.session import Session
 from softprompt.model import FrozenLM
@@ -18,3 +19,8 @@ def session(
     if isinstance(bank, EncoderDecoderBank):
         return AnsweringSession(lm, bank, rows, owners, room)
     return Session(lm, bank, rows, owners, room)
+
+
+def copies_prefix(lm: FrozenLM, bank: Bank) -> bool:
+    """Whether each row of a session has a copy of its prefix; if not, all rows share the one that the bank has."""
+    return not isinstance(bank, CausalBank) or shared_layers(lm, bank) is None
