@@ -32,7 +32,13 @@ RIDGE = 1e-2  # λ for each equation and virtual token (docs/log.md)
 
 @torch.no_grad()
 def matched(lm: FrozenLM, prompt: KVPrompt, readings: Sequence[Reading]) -> KVPrompt:
-    """The prompt with values fitted on all tokens of the readings' rows."""
+    """The prompt with values fitted on all tokens of the readings' rows; its keys stay.
+
+    Args:
+        readings: the texts that it stands for, each with rows that were or might be read behind it.
+
+    Raises DataError for a row that does not fit in the model's context behind its text.
+    """
     sums = [None if kv is None else _Sums(kv[1]) for kv in prompt.layers]
     for reading in readings:
         text = bank(lm, [Prefix(lead=reading.ids, follow=reading.follow)])

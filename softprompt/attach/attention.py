@@ -5,14 +5,13 @@ Shapes: H heads, K key/value heads, S prefix slots, D head size, G bins, L token
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from softprompt.attach.bank import Bank, CausalBank, causal
-from softprompt.attach.forward import check_not_empty
+from softprompt.attach.forward import check_not_empty, other_attention
 from softprompt.attach.rows import run
 from softprompt.model import FrozenLM
 from softprompt.packing import Bins, Row, pack
@@ -89,17 +88,6 @@ def _seen(
 ) -> tuple[Bins, list[Tensor], dict[int, tuple[Tensor, Tensor]]]:
     """The rows, each a bin; the attention weights [G, H, L, S + L] of each layer that has keys; its keys and values."""
     bins, weights, layers = pack(rows, 1), list[Tensor](), dict[int, tuple[Tensor, Tensor]]()
-    with _eager(lm):
+    with other_attention(lm, "eager"):  # which tells its weights
         run(lm, prefixes, bins, weights, layers)
     return bins, weights, layers
-
-
-@contextlib.contextmanager
-def _eager(lm: FrozenLM) -> Iterator[None]:
-    """The attention that tells its weights, for a while."""
-    before = str(lm.model.config._attn_implementation)
-    lm.model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        lm.model.set_attn_implementation(before)

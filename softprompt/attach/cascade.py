@@ -10,7 +10,6 @@ Shapes: B rows, H heads, K key/value heads, L new tokens, C own tokens in the ca
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
@@ -21,13 +20,13 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from softprompt.attach.bank import CausalBank
+from softprompt.attach.forward import other_attention
 from softprompt.model import FrozenLM
 
 NAME = "softprompt_cascade"
 NUMBERS = 2**26  # attention scores held at once: 256 MB in float32
 
 _layers: ContextVar[Sequence[tuple[Tensor, Tensor]] | None] = ContextVar("softprompt_cascade_layers", default=None)
-_switched = threading.Lock()  # a model's attention is set for all threads
 
 
 def shared_layers(lm: FrozenLM, bank: CausalBank) -> tuple[tuple[Tensor, Tensor], ...] | None:
@@ -35,7 +34,7 @@ def shared_layers(lm: FrozenLM, bank: CausalBank) -> tuple[tuple[Tensor, Tensor]
     several prefixes, a layer that has no keys or takes another's, or an attention other than SDPA."""
     layers = tuple(kv for kv in bank.layers if kv is not None)
     whole = len(bank.lengths) == 1 and len(layers) == len(bank.layers)
-    plain = lm.model.config._attn_implementation == "sdpa" and lm.model._can_set_attn_implementation()
+    plain = lm.model.config._attn_implementation in ("sdpa", NAME) and lm.model._can_set_attn_implementation()
     return layers if whole and plain else None
 
 
@@ -45,13 +44,11 @@ def cascade(lm: FrozenLM, layers: Sequence[tuple[Tensor, Tensor]] | None) -> Ite
     if layers is None:
         yield
         return
-    with _switched:
+    with other_attention(lm, NAME):
         token = _layers.set(layers)
-        lm.model.set_attn_implementation(NAME)
         try:
             yield
         finally:
-            lm.model.set_attn_implementation("sdpa")
             _layers.reset(token)
 
 

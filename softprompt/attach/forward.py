@@ -5,8 +5,10 @@ Shapes: G bins or rows, Q queries, K keys, L tokens, H width.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -19,6 +21,7 @@ from softprompt.model import FrozenLM
 # How a model takes masks: a dict with one per layer type (Qwen, Gemma) or a single one (Llama, Mistral, GPT-2).
 MaskStyle = Literal["per layer type", "single"]
 mask_styles: weakref.WeakKeyDictionary[FrozenLM, MaskStyle] = weakref.WeakKeyDictionary()
+_attention = threading.RLock()  # a model's attention is set for all threads
 
 
 def forward(
@@ -62,6 +65,18 @@ def forward(
     if attentions is not None:
         attentions += out.attentions
     return out.last_hidden_state
+
+
+@contextlib.contextmanager
+def other_attention(lm: FrozenLM, name: str) -> Iterator[None]:
+    """The model with another of Transformers' attentions for a while; one thread at a time."""
+    with _attention:
+        before = str(lm.model.config._attn_implementation)
+        lm.model.set_attn_implementation(name)
+        try:
+            yield
+        finally:
+            lm.model.set_attn_implementation(before)
 
 
 def check_not_empty(rows: Iterable[Sequence[int]]) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, Session, bank, cascade
+from softprompt.attach import Prefix, Session, attention_mass, bank, cascade
 from softprompt.attach.bank import causal
 from softprompt.attach.cascade import NAME, shared_layers
 from softprompt.model import FrozenLM
+from softprompt.packing import Row
 from tests.laws.cases import check_close, mixed_prefixes, text_ids
 from tests.tiny import FAMILIES, tiny_lm
 
@@ -87,3 +88,22 @@ def test_other_threads_see_nothing_of_it() -> None:
         other.start()
         other.join()
     check_close(found[1], found[0])
+
+
+@torch.no_grad()
+def test_what_rows_look_at_waits_for_a_step() -> None:
+    """Both set the model's attention, which is one for all threads."""
+    lm = tiny_lm("llama")
+    own, rows = bank(lm, [mixed_prefixes(lm)[1]]), [Row(row) for row in ROWS]
+    found: list[Tensor | None] = []
+    asking = [[True] * len(row) for row in ROWS]
+    with cascade.cascade(lm, shared_layers(lm, causal(own))):
+        other = threading.Thread(target=lambda: found.extend(attention_mass(lm, own, rows, asking)))
+        other.start()
+        other.join(timeout=0.2)
+        assert not found and lm.model.config._attn_implementation == NAME
+    other.join()
+    for one, wanted in zip(found, attention_mass(lm, own, rows, asking), strict=True):
+        assert one is not None and wanted is not None
+        check_close(one, wanted)
+    assert lm.model.config._attn_implementation == "sdpa"
