@@ -1,82 +1,167 @@
-"""The values of a KV prompt, fitted so that rows behind it get what they get behind the texts that it stands for.
+"""A soft prompt fitted so that rows behind it get what they get behind the texts that it stands for.
 
-    prompt = matched(lm, most_attended(lm, readings, 32), readings)
+    rows = heard(lm, readings)                    # once for all sizes and forms
+    prompt = matched(lm, prompt, rows, follow=follow)
 
-The keys of the prompt decide where each head looks. Given that, what the head puts out is linear in the values, so the
-best ones are a least-squares problem for each key/value head, solved at once:
+What the rows ask in every layer behind the whole text, and what attention gives them, is kept. A prompt is then fitted
+by gradient, layer beside layer, without running the rows again:
 
-    min Σ_t ‖o_t − ô_t − w_t ΔV‖² + λ ‖ΔV‖²
+    min Σ_layers √ mean_t w_t ‖Vᵀ (o_t − ô_t)‖²
 
-with o_t what attention puts out for token t behind the text, ô_t behind the prompt, and w_t its weights on the virtual
-tokens there. (The second step of Zweiger et al. 2026: Fast KV Compaction via Attention Matching,
-https://arxiv.org/abs/2602.16284, with the queries of the model behind the prompt, and no bias, which no server knows.)
+with o_t what attention gives token t behind the text, ô_t what it would give behind the prompt, V the directions that
+the answers' likelihood depends on most, and w_t how much it depends on token t: the top of a layer's empirical Fisher
+matrix, V Vᵀ ≈ mean_t g_t g_tᵀ with g_t the gradient of the answers' log-likelihood by o_t, and w_t ~ ‖g_t‖². So the sum
+is about the divergence that the difference causes, to second order, each layer for itself.
 
-Shapes: T tokens of rows, H heads, K key/value heads, N = T · H/K equations, P virtual tokens, D head size.
+A step costs what the virtual tokens cost: a fifth of a training step for an embedding prompt, a tenth for a KV prompt,
+and teaches every layer (docs/log.md). Matching attention is from Zweiger et al. 2026: Fast KV Compaction via Attention
+Matching, https://arxiv.org/abs/2602.16284, which solves for values alone; the Fisher weights are Martens 2014: New
+Insights and Perspectives on the Natural Gradient Method, https://arxiv.org/abs/1412.1193.
+
+Shapes: T tokens of rows, K key/value heads, R heads that share one, D head size, F directions, P virtual tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, attention_outputs, bank, rows_at_once
+from softprompt.attach import Prefix, Queries, asked, bank, causal
 from softprompt.attended import Reading
+from softprompt.data.tokenise import Example
+from softprompt.losses import cross_entropies
 from softprompt.model import FrozenLM
+from softprompt.objective import learned_places
 from softprompt.packing import Row
-from softprompt.prompt import KVPrompt
+from softprompt.prompt import Prompt, from_tensors, frozen
+from softprompt.schedule import rate
 
-RIDGE = 1e-2  # λ for each equation and virtual token (docs/log.md)
+STEPS, RATE, WARMUP, TOKENS = 200, 5e-2, 0.1, 128  # TOKENS of the rows in a step
+DIRECTIONS, ROUNDS = 96, 4  # of the Fisher matrix that are kept; rounds of their search
+WEIGHTS = (0.05, 4.0)  # the least and the most that a token counts
+NUMBERS = 2**28  # of all that is kept: 1 GB
 
 
-@torch.no_grad()
-def matched(lm: FrozenLM, prompt: KVPrompt, readings: Sequence[Reading]) -> KVPrompt:
-    """The prompt with values fitted on all tokens of the readings' rows; its keys stay.
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What rows asked behind their texts, and got.
+
+    Attributes:
+        readings: of each reading the position that its rows begin at, and its queries by layer.
+        directions: by layer [K, R, D', F].
+    """
+
+    readings: tuple[tuple[int, tuple[Queries | None, ...]], ...]
+    directions: tuple[Tensor | None, ...]
+
+
+def heard(lm: FrozenLM, readings: Sequence[Reading]) -> Heard:
+    """What the rows of these readings ask and get: of each reading as many as fit in its share of memory.
+
+    Raises:
+        DataError: a row that does not fit in the model's context behind its text.
+        UnsupportedModelError: a model whose attention cannot be listened to.
+    """
+    found = []
+    for reading in readings:
+        rows = _first(lm, reading.rows, NUMBERS // len(readings))
+        prefix = bank(lm, [Prefix(lead=reading.ids, follow=reading.follow)])
+
+        def score(states_TH: Tensor, numbers: Sequence[int], rows: Sequence[Example] = rows) -> Tensor:
+            where, targets = learned_places([rows[i] for i in numbers])
+            return cross_entropies(states_TH[where.to(lm.device)], targets.to(lm.device), lm.logits).sum()
+
+        found.append((prefix.lengths[0], tuple(asked(lm, prefix, [Row(row.ids) for row in rows], score))))
+    gradients = ([queries.gradient for _, layers in found if (queries := layers[i])] for i in range(len(found[0][1])))
+    return Heard(tuple(found), tuple(_directions(torch.cat(own, 2)) if own else None for own in gradients))
+
+
+def matched(
+    lm: FrozenLM,
+    prompt: Prompt,
+    rows: Heard,
+    lead: tuple[int, ...] = (),
+    follow: tuple[int, ...] = (),
+    progress: Callable[[float], None] = lambda done: None,
+) -> Prompt:
+    """The prompt, fitted; in float32.
 
     Args:
-        readings: the texts that it stands for, each with rows that were or might be read behind it.
+        rows: what it is fitted on.
+        lead, follow: the ids between which it stands.
+        progress: is told how far it is.
 
-    Raises DataError for a row that does not fit in the model's context behind its text.
+    Raises UnsupportedModelError for a model whose queries cannot be moved.
     """
-    sums = [None if kv is None else _Sums(kv[1]) for kv in prompt.layers]
-    for reading in readings:
-        text = bank(lm, [Prefix(lead=reading.ids, follow=reading.follow)])
-        own = bank(lm, [Prefix(prompt, follow=reading.follow)])
-        rows = [Row(row.ids) for row in reading.rows]
-        together = rows_at_once(lm, text, rows)
-        for start in range(0, len(rows), together):
-            part = rows[start : start + together]
-            wanted, found = attention_outputs(lm, text, part), attention_outputs(lm, own, part)
-            for of_layer, goal, now in zip(sums, wanted, found, strict=True):
-                if of_layer is not None and goal is not None and now is not None:
-                    of_layer.add(now[0][..., : prompt.n_tokens], goal[1] - now[1])
-    layers = zip(prompt.layers, sums, strict=True)
-    return KVPrompt(tuple(kv and own and (kv[0], kv[1] + own.change().to(kv[1])) for kv, own in layers))
+    tensors = {name: tensor.float().requires_grad_() for name, tensor in frozen(prompt).tensors().items()}
+
+    begin = len(lead) + prompt.n_tokens + len(follow)
+    with torch.no_grad():
+        layers = [_Layer.of(lm, i, rows, begin) for i in range(len(rows.directions))]
+    tokens = next(len(layer.weights) for layer in layers if layer is not None)
+    optimizer = torch.optim.Adam(tensors.values())
+    draw = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        for step in range(STEPS):
+            optimizer.param_groups[0]["lr"] = RATE * rate("cosine", WARMUP, step / STEPS)
+            drawn = torch.randint(tokens, (TOKENS,), generator=draw).to(lm.device)
+            live = causal(bank(lm, [Prefix(from_tensors(prompt.form, tensors, lm.geometry), lead, follow)])).layers
+            pairs = [(layer, kv) for layer, kv in zip(layers, live, strict=True) if layer and kv]
+            losses = [layer.loss(keys[0].float(), values[0].float(), drawn) for layer, (keys, values) in pairs]
+            optimizer.zero_grad()
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+            progress((step + 1) / STEPS)
+    return frozen(from_tensors(prompt.form, tensors, lm.geometry))
 
 
-class _Sums:
-    """The normal equations of one layer."""
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """The queries [T] of all readings, moved to where the prompt has them; `weights` [T] of the tokens."""
 
-    def __init__(self, values_KPD: Tensor) -> None:
-        groups, tokens, _ = values_KPD.shape
-        self.products_KPP = torch.zeros(groups, tokens, tokens)
-        self.sides_KPD = torch.zeros(values_KPD.shape)
-        self.equations = 0
+    queries: Queries
+    weights: Tensor
+    directions: Tensor
 
-    def add(self, weights_THP: Tensor, missing_THD: Tensor) -> None:
-        """Tokens with their weights on the virtual tokens, and what attention lacks for them."""
-        weights_KNP, missing_KND = (self._by_group(tensor) for tensor in (weights_THP, missing_THD))
-        self.products_KPP += weights_KNP.mT @ weights_KNP
-        self.sides_KPD += weights_KNP.mT @ missing_KND
-        self.equations += weights_KNP.shape[1]
+    @staticmethod
+    def of(lm: FrozenLM, number: int, rows: Heard, begin: int) -> _Layer | None:
+        directions = rows.directions[number]
+        parts = [own.moved(lm, number, begin - length) for length, of in rows.readings if (own := of[number])]
+        if directions is None:
+            return None
+        queries = Queries.joined(parts)
+        size_T = queries.gradient.square().sum((0, 1, 3))
+        return _Layer(queries, (size_T / size_T.mean().clamp_min(1e-30)).clamp(*WEIGHTS), directions)
 
-    def change(self) -> Tensor:
-        """What to add to the values [K, P, D]."""
-        tokens = self.products_KPP.shape[1]
-        ridge = RIDGE * self.equations / tokens * torch.eye(tokens)
-        return torch.linalg.solve(self.products_KPP + ridge, self.sides_KPD)
+    def loss(self, keys_KSD: Tensor, values_KSD: Tensor, tokens: Tensor) -> Tensor:
+        """By how much these tokens miss what they got."""
+        queries = self.queries.of(tokens)
+        missing_KRTD = queries.behind(keys_KSD, values_KSD) - queries.got
+        felt_TF = torch.einsum("krtd,krdf->tf", missing_KRTD, self.directions)
+        return ((felt_TF.square().sum(1) * self.weights[tokens]).mean() + 1e-12).sqrt()
 
-    def _by_group(self, tensor_THX: Tensor) -> Tensor:
-        """[K, N, X]: heads that share keys share values."""
-        return tensor_THX.float().cpu().unflatten(1, (len(self.products_KPP), -1)).transpose(0, 1).flatten(1, 2)
+
+def _directions(gradient_KRTD: Tensor) -> Tensor:
+    """V [K, R, D', F]: the top eigenvectors of the mean of g gᵀ over tokens, each as long as its eigenvalue's root."""
+    shape = gradient_KRTD.shape
+    rows_TX = gradient_KRTD.movedim(2, 0).flatten(1)
+    with torch.random.fork_rng(devices=[]):  # the search begins at random
+        torch.manual_seed(0)
+        _, sizes_F, right_XF = torch.svd_lowrank(rows_TX, q=min(DIRECTIONS, *rows_TX.shape), niter=ROUNDS)
+    return (right_XF * sizes_F / len(rows_TX) ** 0.5).view(*shape[:2], shape[3], -1)
+
+
+def _first(lm: FrozenLM, rows: Sequence[Example], numbers: int) -> list[Example]:
+    """As many of the rows, one at least, as can be kept in so many numbers."""
+    shapes = [shape for shape in lm.geometry.layers if shape is not None]
+    per_token = sum(lm.config.num_attention_heads * (shape.key_dim + 3 * shape.value_dim + 1) for shape in shapes)
+    room, kept = numbers // per_token, list[Example]()
+    for row in rows:
+        if kept and len(row.ids) > room:
+            break
+        kept.append(row)
+        room -= len(row.ids)
+    return kept

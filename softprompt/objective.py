@@ -62,15 +62,19 @@ def supervised(
     if isinstance(bank, EncoderDecoderBank):
         return _answered(lm, bank, examples, owners)
     rows = [Row(e.ids, 0 if owners is None else owners[i]) for i, e in enumerate(examples)]
-    where, targets, offset = [], [], 0
+    where, targets = learned_places(examples)
+    return hidden(lm, bank, rows)[where.to(lm.device)], targets.to(lm.device)
+
+
+def learned_places(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Among the tokens of all examples the place [N] of the one before each learned one, and the learned ids [N]."""
+    where, targets, offset = list[int](), list[int](), 0
     for example in examples:
         learned = [t for t, on in enumerate(example.mask) if on]
         where += [offset + t - 1 for t in learned]
         targets += [example.ids[t] for t in learned]
         offset += len(example.ids)
-    states = hidden(lm, bank, rows)
-    index = torch.tensor(where, dtype=torch.long, device=lm.device)
-    return states[index], torch.tensor(targets, dtype=torch.long, device=lm.device)
+    return torch.tensor(where, dtype=torch.long), torch.tensor(targets, dtype=torch.long)
 
 
 def _answered(

@@ -20,11 +20,11 @@ from softprompt.data.tokenise import target_ids
 from softprompt.data.tokenizer import render_chat
 from softprompt.errors import ConfigError
 from softprompt.framing import APART, layout_for, layout_ids, worked_example
-from softprompt.matching import matched
+from softprompt.matching import heard, matched
 from softprompt.methods import KV_METHODS, Start
 from softprompt.model import FrozenLM
 from softprompt.preparation import Prepared, PreparedTask
-from softprompt.prompt import KVPrompt, Prompt
+from softprompt.prompt import Prompt
 
 FULL = 0.9  # demonstrations that fill so much of the room are enough: no search for one that still fits
 ASKING = 16  # training rows that are asked what they look at
@@ -79,7 +79,7 @@ def start_of(
     return start, unseen
 
 
-def _attended(prepared: Prepared, lm: FrozenLM) -> KVPrompt:
+def _attended(prepared: Prepared, lm: FrozenLM) -> Prompt:
     """The virtual tokens of the text, or of demonstrations, that rows look at most: rows that are not shown in it."""
     config, task = prepared.config.method, prepared.tasks[0]
     if config.name not in KV_METHODS or lm.is_encoder_decoder:
@@ -93,7 +93,7 @@ def _attended(prepared: Prepared, lm: FrozenLM) -> KVPrompt:
     asking = [row for row in task.train if row.where not in shown] or task.train
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
     reading = Reading((*bos_ids(lm.tokenizer), *ids), follow, asking[:ASKING])
-    return matched(lm, most_attended(lm, [reading], config.n_tokens), [reading])
+    return matched(lm, most_attended(lm, [reading], config.n_tokens), heard(lm, [reading]), follow=follow)
 
 
 def instruction_for(labels: Sequence[str]) -> str:

@@ -7,17 +7,18 @@ behind its own prefix; `Session` does the same for decoding, one token a step.
 For an encoder–decoder, whose rows are a text and an answer to it, the counterparts are `answer_states` and
 `AnsweringSession`; `session` starts the right one.
 
-`attention_mass` tells what rows look at in a prefix, `attention_outputs` what they get for it. `moved` turns the keys
-of a KV prompt to other positions.
+`attention_mass` tells what rows look at in a prefix; `asked` keeps what they ask and get, to ask other keys the same.
+`moved` turns the keys of a KV prompt to other positions.
 
 Exactness: the model sees, for each token, the keys, the mask and the position it would see if prefix and row were
 concatenated. The first `bank` checks that on the loaded model (`verify`) before anything relies on it.
 """
 
 from softprompt.attach.answering import AnsweringSession
-from softprompt.attach.attention import attention_mass, attention_outputs, rows_at_once
-from softprompt.attach.bank import Bank, Prefix
+from softprompt.attach.attention import attention_mass
+from softprompt.attach.bank import Bank, Prefix, causal
 from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_states
+from softprompt.attach.queries import Queries, asked
 from softprompt.attach.rotation import moved, turns_keys
 from softprompt.attach.rows import hidden
 from softprompt.attach.session import Session
@@ -30,16 +31,17 @@ __all__ = [
     "Bank",
     "EncoderDecoderBank",
     "Prefix",
+    "Queries",
     "Session",
     "answer_states",
+    "asked",
     "attention_mass",
-    "attention_outputs",
     "bank",
+    "causal",
     "copies_prefix",
     "hidden",
     "keys_values",
     "moved",
-    "rows_at_once",
     "session",
     "turns_keys",
     "verify",

@@ -1,6 +1,6 @@
-"""What rows look at: the attention that they pay to each token of a prefix, and what they get for it.
+"""What rows look at: the attention that they pay to each token of a prefix.
 
-Shapes: H heads, K key/value heads, S prefix slots, D head size, G bins, L tokens per bin, T tokens of all rows.
+Shapes: H heads, K key/value heads, S prefix slots, G bins, L tokens per bin.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def attention_mass(
     found: list[Tensor | None] = [
         None if shape is None else torch.zeros(shape.kv_heads, prefixes.slots, device=lm.device) for shape in shapes
     ]
-    together = rows_at_once(lm, prefixes, rows)
+    together = _rows_at_once(lm, prefixes, rows)
     for start in range(0, len(rows), together):
         part = slice(start, start + together)
-        bins, weights, _ = _seen(lm, prefixes, rows[part])
+        bins, weights = _seen(lm, prefixes, rows[part])
         asked = torch.zeros(bins.ids.numel(), dtype=torch.bool)
         asked[bins.flat] = torch.tensor([on for row in asking[part] for on in row])
         asked_G1L1 = asked.view(bins.ids.shape)[:, None, :, None].to(lm.device)
@@ -52,42 +52,16 @@ def attention_mass(
     return found
 
 
-@torch.no_grad()
-def attention_outputs(lm: FrozenLM, bank: Bank, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor] | None]:
-    """Of each layer of `geometry.layers` the attention [T, H, S] that all tokens of the rows pay to the slots of the
-    one prefix, and what attention puts out [T, H, D'] for them; None for a layer without keys.
-
-    Holds all of that: take `rows_at_once`. Raises DataError as `attention_mass`.
-    """
-    prefixes = causal(bank)
-    check_not_empty(row.ids for row in rows)
-    bins, weights, layers = _seen(lm, prefixes, rows)
-    flat, of_layers = bins.flat.to(lm.device), iter(weights)
-    found: list[tuple[Tensor, Tensor] | None] = []
-    for i, shape in enumerate(lm.geometry.layers):
-        if shape is None:
-            found.append(None)
-            continue
-        layer_GHLK, values_GKSD = next(of_layers), layers[i][1]
-        shared = layer_GHLK.unflatten(1, (shape.kv_heads, -1)) @ values_GKSD[:, :, None]
-        both = (layer_GHLK[..., : prefixes.slots], shared.flatten(1, 2))
-        looked, got = (tensor.transpose(1, 2).flatten(0, 1)[flat] for tensor in both)
-        found.append((looked, got))
-    return found
-
-
-def rows_at_once(lm: FrozenLM, bank: Bank, rows: Sequence[Row]) -> int:
+def _rows_at_once(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row]) -> int:
     """How many of these rows, each padded to the longest, may be looked at together."""
     longest = max(len(row.ids) for row in rows)
-    per_row = longest * (causal(bank).slots + longest) * lm.config.num_attention_heads * len(lm.geometry.layers)
+    per_row = longest * (bank.slots + longest) * lm.config.num_attention_heads * len(lm.geometry.layers)
     return max(1, NUMBERS // per_row)
 
 
-def _seen(
-    lm: FrozenLM, prefixes: CausalBank, rows: Sequence[Row]
-) -> tuple[Bins, list[Tensor], dict[int, tuple[Tensor, Tensor]]]:
-    """The rows, each a bin; the attention weights [G, H, L, S + L] of each layer that has keys; its keys and values."""
-    bins, weights, layers = pack(rows, 1), list[Tensor](), dict[int, tuple[Tensor, Tensor]]()
+def _seen(lm: FrozenLM, prefixes: CausalBank, rows: Sequence[Row]) -> tuple[Bins, list[Tensor]]:
+    """The rows, each a bin; the attention weights [G, H, L, S + L] of each layer that has keys."""
+    bins, weights = pack(rows, 1), list[Tensor]()
     with other_attention(lm, "eager"):  # which tells its weights
-        run(lm, prefixes, bins, weights, layers)
-    return bins, weights, layers
+        run(lm, prefixes, bins, weights)
+    return bins, weights

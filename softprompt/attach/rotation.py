@@ -64,6 +64,17 @@ def moved(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVPrompt:
     return KVPrompt(tuple(layers))
 
 
+@torch.no_grad()
+def turned(lm: FrozenLM, layer: int, vectors_XTD: Tensor, by: Sequence[int]) -> Tensor:
+    """Keys or queries of a layer, turned as if token t stood `by[t]` positions further right. In float32.
+
+    Raises UnsupportedModelError as `moved`.
+    """
+    layout = _layouts_of(lm)[layer]
+    assert layout is not None, "a layer with keys"
+    return _turn(vectors_XTD, *_angles(lm, layer, torch.tensor(by, device=lm.device)), layout)
+
+
 def turns_keys(lm: FrozenLM) -> bool:
     """Whether the model turns keys by their position; in another a key is the same wherever rows stand behind it."""
     return _rotary(lm) is not None

@@ -30,13 +30,13 @@ def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | Non
         UnsupportedModelError: the bank of an encoder–decoder.
     """
     bank = causal(bank)
-    bins = _packed(lm, bank, rows, capacity)
+    bins = packed(lm, bank, rows, capacity)
     return run(lm, bank, bins).flatten(0, 1)[bins.flat.to(lm.device)]
 
 
 def recorded(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row]) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
     """`hidden`, and by layer the keys [T, K, D] and values [T, K, D'] of these tokens."""
-    bins, layers = _packed(lm, bank, rows, None), dict[int, tuple[Tensor, Tensor]]()
+    bins, layers = packed(lm, bank, rows), dict[int, tuple[Tensor, Tensor]]()
     flat_T = bins.flat.to(lm.device)
     states_GLH = run(lm, bank, bins, layers=layers)
 
@@ -82,7 +82,8 @@ def run(
     return states_GLH
 
 
-def _packed(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row], capacity: int | None) -> Bins:
+def packed(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row], capacity: int | None = None) -> Bins:
+    """The rows in bins of this many tokens, or of what is estimated to cost least. DataError for an empty one."""
     check_not_empty(row.ids for row in rows)
     return pack(rows, best_capacity(rows, bank.slots, *_costs(lm)) if capacity is None else capacity)
 

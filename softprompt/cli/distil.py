@@ -46,7 +46,7 @@ FLAGS = {
     "dtype": "dtype",
     "device": "device",
 }
-PHASES = {"study": "writing inputs", "answers": "answers of the teacher"}
+PHASES = {"study": "writing inputs", "answers": "answers of the teacher", "fit": "fitting the start"}
 EVERY_S = 5.0
 DEGRADED = 0.9  # of the effect of the text; below it more tokens are proposed
 

@@ -16,14 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from softprompt.attach import Prefix, bank
-from softprompt.attended import Reading, most_attended, most_attended_ids
+from softprompt.attach import Prefix
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
 from softprompt.checkpoint import latest_step
-from softprompt.data.tokenise import Example
+from softprompt.distil.beginning import beginnings, examples
 from softprompt.distil.exercises import BATCH, Exercise, Exercises, answered, of_inputs, of_rows
 from softprompt.distil.fidelity import Fidelity, fidelity
 from softprompt.distil.inputs import Input
@@ -32,20 +29,14 @@ from softprompt.distil.notebook import Notebook
 from softprompt.distil.source import Prepared, longest_input
 from softprompt.distil.study import studied
 from softprompt.distil.teacher import Teacher
-from softprompt.errors import UnsupportedModelError
 from softprompt.framing import Subject, check_context, layout_for, layout_ids, opening_ids
-from softprompt.matching import matched
 from softprompt.methods import KV_METHODS, Start, build
 from softprompt.model import FrozenLM, load
-from softprompt.objective import token_losses
 from softprompt.own_metrics import Metric
-from softprompt.prompt import KVPrompt, Prompt, check_fits
+from softprompt.prompt import Prompt, check_fits
 from softprompt.recording import Recording, recorded
 from softprompt.train import Event, Result, train
 
-ASKING = 768  # tokens of answers about a piece that are asked what they look at
-ASKING_ROWS = 16  # where there are no validation rows
-RUNS = (1, 4, 8, 16)  # lengths of neighbours that an embedding prompt may start from
 DOCUMENT_DETAILS, TEXT_DETAILS = 0.75, 0.25
 HINT = "a shorter text, or --document, which reads it in pieces"
 
@@ -100,7 +91,10 @@ def distil(
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     exercises = exercises_of(prepared, teacher, report)
     text = tuple(lm.encode(prepared.text))
-    candidates = {str(size): _candidate(prepared, lm, text, size, exercises) for size in prepared.sizes}
+    begun = beginnings(prepared, lm, text, exercises, lambda done: report(Event("fit", 0, {"progress": done})))
+    candidates = {
+        str(size): _candidate(prepared, lm, text, size, begun.get(size), exercises) for size in prepared.sizes
+    }
     # Stopped before its first checkpoint, a run goes on from the notebook alone.
     resume = resume and latest_step(prepared.run) is not None
     where = Recording(prepared.run, prepared.folder.name, settings, settings.train.track)
@@ -166,19 +160,16 @@ def _bare(prepared: Prepared, lm: FrozenLM, batches: Sequence[Sequence[Input]]) 
     return of_inputs([one for batch in batches for one in batch], prepared.template, lm.tokenizer)
 
 
-def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: int, exercises: Exercises) -> Candidate:
-    """The method at its start: the first tokens of the text."""
+def _candidate(
+    prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: int, begun: Prompt | None, exercises: Exercises
+) -> Candidate:
+    """The method at its start: this prompt, or the first tokens of the text."""
     settings = prepared.settings
     method, kv = settings.method, settings.method.name in KV_METHODS
-    other = method.init != "attended"
-    readings = [] if other or len(text) <= size else _readings(prepared, lm, exercises)  # a short text is taken whole
-    attended = _attended(lm, readings, size) if readings and kv else None
-    if readings and not kv:
-        text = _best_ids(prepared, lm, [text[:size], *most_attended_ids(lm, readings, size, RUNS)], exercises)
     start = Start(
         n_tokens=size,
-        init="prompt" if attended else method.init if other else "text",
-        prompt=attended,
+        init="prompt" if begun else "text" if method.init == "attended" else method.init,
+        prompt=begun,
         text=tuple(lm.encode(method.init_text)) if method.init_text else text,
         lead=tuple(opening_ids(lm, prepared.template)) if kv else (),
         frozen_tokens=method.frozen_tokens if kv else 0,
@@ -192,52 +183,9 @@ def _candidate(prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: in
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, prompt.form))
     facts = [prepared.sha256, prepared.template.to_dict(), settings.study.model_dump(mode="json"), method.model_dump()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    parts = [_examples(part, prepared, lm) for part in (exercises.train, exercises.validation)]
+    parts = [examples(part, prepared, lm) for part in (exercises.train, exercises.validation)]
     task = Task(parts[0], parts[1], lead, follow, digest)
     return Candidate(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")
-
-
-def _readings(prepared: Prepared, lm: FrozenLM, exercises: Exercises) -> list[Reading]:
-    """All pieces, each with the exercises that ask what of it they look at."""
-    opening = opening_ids(lm, prepared.template)
-    _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))
-    rows: dict[int, list[Example]] = {}
-    asking = dict[int, int]()
-    for exercise in exercises.train:
-        if asking.get(exercise.chunk, 0) < ASKING:
-            asking[exercise.chunk] = asking.get(exercise.chunk, 0) + len(exercise.answer)
-            rows.setdefault(exercise.chunk, []).append(exercise.example(prepared.template, lm.tokenizer))
-    return [
-        Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, own, len(opening))
-        for chunk, own in sorted(rows.items())
-    ]
-
-
-def _attended(lm: FrozenLM, readings: Sequence[Reading], size: int) -> KVPrompt | None:
-    """The tokens of all pieces that their exercises look at most, so that they see what they saw in the pieces; None if
-    the model's keys cannot be moved."""
-    try:
-        return matched(lm, most_attended(lm, readings, size), readings)
-    except UnsupportedModelError:
-        return None
-
-
-def _best_ids(
-    prepared: Prepared, lm: FrozenLM, starts: Sequence[tuple[int, ...]], exercises: Exercises
-) -> tuple[int, ...]:
-    """Of these starts of an embedding prompt, which are real tokens, the nearest to the teacher on validation rows."""
-    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
-    rows = _examples(exercises.validation or exercises.train[:ASKING_ROWS], prepared, lm)
-
-    @torch.no_grad()
-    def loss(ids: tuple[int, ...]) -> float:
-        return token_losses(lm, bank(lm, [Prefix(lead=(*lead, *ids), follow=follow)]), rows).mean().item()
-
-    return min(dict.fromkeys(starts), key=loss)
-
-
-def _examples(part: list[Exercise], prepared: Prepared, lm: FrozenLM) -> list[Example]:
-    return [exercise.example(prepared.template, lm.tokenizer) for exercise in part]
 
 
 def _check_room(prepared: Prepared, teacher: Teacher) -> None:

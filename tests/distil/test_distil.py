@@ -22,7 +22,7 @@ from softprompt.data.formats import Message
 from softprompt.data.template import VIRTUAL
 from softprompt.data.tokenizer import render_chat
 from softprompt.decode import Sampling
-from softprompt.distil import DistilConfig, Distilled, distil, exercises, job, prepare
+from softprompt.distil import DistilConfig, Distilled, beginning, distil, exercises, job, prepare
 from softprompt.distil.teacher import Teacher
 from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError
 from softprompt.framing import card_subject
@@ -160,7 +160,7 @@ def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) ->
     parts = job.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
     own = tuple(lm.encode(TEXT))
     starts = [own[:8], own, tuple(reversed(own))]
-    assert job._best_ids(prepared, lm, starts, parts) == own
+    assert beginning._best_ids(prepared, lm, starts, parts) == own
 
 
 def test_another_size_begins_with_training(base: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
