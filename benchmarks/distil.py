@@ -56,7 +56,9 @@ def run(lm: FrozenLM, flags: dict[str, Any]) -> tuple[Prepared, Distilled, dict[
         marks[event.kind] = time.process_time() - begin
 
     found = distil(prepared, lm, overwrite=True, report=mark)
-    return prepared, found, {"study": round(marks["start"], 1), "training": round(marks["end"] - marks["start"], 1)}
+    written = max(marks.get("answers", 0.0), marks.get("study", 0.0))
+    spans = {"study": written, "start": marks["start"] - written, "training": marks["end"] - marks["start"]}
+    return prepared, found, {phase: round(seconds, 1) for phase, seconds in spans.items()}
 
 
 def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -65,9 +67,14 @@ def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> It
     wanted = tuple(options.texts.split(",")) if options.texts else ""
     for path in sorted(path for path in TEXTS.glob("*.md") if path.name.startswith(wanted)):
         for method in options.methods.split(","):
-            flags = instruction(path, inputs, options) | {"method.name": method, "method.n_tokens": options.tokens}
-            if method == "prompt-tuning":
+            embedding = method == "prompt-tuning"
+            tokens = options.embedding_tokens if embedding else options.tokens
+            flags = instruction(path, inputs, options) | {"method.name": method}
+            flags |= {"sizes" if "," in tokens else "method.n_tokens": tokens}
+            if embedding:
                 flags |= {"train.steps": options.embedding_steps}
+            if options.lr:
+                flags |= {"train.lr": options.lr}
             _, found, seconds = run(lm, flags)
             yield {"text": path.name, "method": method, "seconds": seconds, **measured(found.fidelity)}
 
@@ -189,7 +196,9 @@ def main() -> None:
     parser.add_argument("part", choices=["instructions", "compose", "articles", "book"])
     parser.add_argument("--methods", default="prefix-tuning,prompt-tuning")
     parser.add_argument("--texts", help="only the instructions whose names begin so: 01,02")
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", default="32", help="of the instructions' KV prompts, several trained together")
+    parser.add_argument("--embedding-tokens", default="32")
+    parser.add_argument("--lr", type=float, help="of the instructions (default: that of softprompt distil)")
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)
     parser.add_argument("--cartridge", action="store_true", help="articles: PEFT's cartridge recipe beside ours")
@@ -225,7 +234,8 @@ def told(result: dict[str, Any]) -> str:
         f"{size}: {own['recovered']:.3f} ({own['gap_recovered']:.2f} of the log-likelihood)"
         for size, own in report["soft"].items()
     )
-    return f"{name:<40} {sizes} study {result['seconds']['study']:.0f} s training {result['seconds']['training']:.0f} s"
+    spans = " ".join(f"{phase} {seconds:.0f} s" for phase, seconds in result["seconds"].items())
+    return f"{name:<40} {sizes} {spans}"
 
 
 if __name__ == "__main__":

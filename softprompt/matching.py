@@ -23,6 +23,7 @@ Shapes: T tokens of rows, K key/value heads, R heads that share one, D head size
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,9 +38,10 @@ from softprompt.model import FrozenLM
 from softprompt.objective import learned_places
 from softprompt.packing import Row
 from softprompt.prompt import Prompt, from_tensors, frozen
-from softprompt.schedule import rate
+from softprompt.schedule import Horizon, rate
 
 STEPS, RATE, WARMUP, TOKENS = 200, 5e-2, 0.1, 128  # TOKENS of the rows in a step
+WHOLE = Horizon(STEPS, None)
 DIRECTIONS, ROUNDS = 96, 4  # of the Fisher matrix that are kept; rounds of their search
 WEIGHTS = (0.05, 4.0)  # the least and the most that a token counts
 NUMBERS = 2**28  # of all that is kept: 1 GB
@@ -85,6 +87,7 @@ def matched(
     rows: Heard,
     lead: tuple[int, ...] = (),
     follow: tuple[int, ...] = (),
+    horizon: Horizon = WHOLE,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Prompt:
     """The prompt, fitted; in float32.
@@ -92,6 +95,7 @@ def matched(
     Args:
         rows: what it is fitted on.
         lead, follow: the ids between which it stands.
+        horizon: how long it is fitted.
         progress: is told how far it is.
 
     Raises UnsupportedModelError for a model whose queries cannot be moved.
@@ -104,9 +108,10 @@ def matched(
     tokens = next(len(layer.weights) for layer in layers if layer is not None)
     optimizer = torch.optim.Adam(tensors.values())
     draw = torch.Generator().manual_seed(0)
+    begun, step = time.monotonic(), 0
     with torch.enable_grad():
-        for step in range(STEPS):
-            optimizer.param_groups[0]["lr"] = RATE * rate("cosine", WARMUP, step / STEPS)
+        while (done := horizon.progress(step, time.monotonic() - begun)) < 1:
+            optimizer.param_groups[0]["lr"] = RATE * rate("cosine", WARMUP, done)
             drawn = torch.randint(tokens, (TOKENS,), generator=draw).to(lm.device)
             live = causal(bank(lm, [Prefix(from_tensors(prompt.form, tensors, lm.geometry), lead, follow)])).layers
             pairs = [(layer, kv) for layer, kv in zip(layers, live, strict=True) if layer and kv]
@@ -114,7 +119,8 @@ def matched(
             optimizer.zero_grad()
             torch.stack(losses).sum().backward()
             optimizer.step()
-            progress((step + 1) / STEPS)
+            step += 1
+            progress(horizon.progress(step, time.monotonic() - begun))
     return frozen(from_tensors(prompt.form, tensors, lm.geometry))
 
 

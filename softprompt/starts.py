@@ -20,14 +20,16 @@ from softprompt.data.tokenise import target_ids
 from softprompt.data.tokenizer import render_chat
 from softprompt.errors import ConfigError
 from softprompt.framing import APART, layout_for, layout_ids, worked_example
-from softprompt.matching import heard, matched
+from softprompt.matching import STEPS, heard, matched
 from softprompt.methods import KV_METHODS, Start
 from softprompt.model import FrozenLM
 from softprompt.preparation import Prepared, PreparedTask
 from softprompt.prompt import Prompt
+from softprompt.schedule import Horizon
 
 FULL = 0.9  # demonstrations that fill so much of the room are enough: no search for one that still fits
 ASKING = 16  # training rows that are asked what they look at
+FITTING = 0.1  # of the minutes of a run, at most, go into fitting what it starts from
 INIT_ROWS = 8  # training rows that a made-up start text is drawn from
 
 
@@ -93,7 +95,9 @@ def _attended(prepared: Prepared, lm: FrozenLM) -> Prompt:
     asking = [row for row in task.train if row.where not in shown] or task.train
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
     reading = Reading((*bos_ids(lm.tokenizer), *ids), follow, asking[:ASKING])
-    return matched(lm, most_attended(lm, [reading], config.n_tokens), heard(lm, [reading]), follow=follow)
+    minutes = prepared.config.train.minutes
+    horizon = Horizon(STEPS, minutes * 60 * FITTING if minutes else None)
+    return matched(lm, most_attended(lm, [reading], config.n_tokens), heard(lm, [reading]), (), follow, horizon)
 
 
 def instruction_for(labels: Sequence[str]) -> str:

@@ -50,7 +50,11 @@ def beginnings(
     try:
         rows = heard(lm, _readings(prepared, lm, exercises, max(ASKING, MATCHING // len(looking))))
         for i, (size, prompt) in enumerate(found.items()):
-            found[size] = matched(lm, prompt, rows, lead, follow, lambda done, i=i: progress((i + done) / len(found)))
+
+            def told(done: float, before: int = i) -> None:
+                progress((before + done) / len(found))
+
+            found[size] = matched(lm, prompt, rows, lead, follow, progress=told)
     except UnsupportedModelError:  # it starts unfitted then
         pass
     return found

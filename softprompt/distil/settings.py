@@ -10,7 +10,7 @@ from softprompt.config import MethodConfig, TrainConfig, names
 
 OWN: dict[str, dict[str, Any]] = {
     "method": {"frozen_tokens": 1, "init": "attended"},
-    "train": {"steps": 320, "batch_size": 4, "lr": 1e-2, "patience": None, "evals": 4, "eval_rows": 48},
+    "train": {"steps": 160, "batch_size": 4, "lr": 4e-3, "patience": None, "evals": 4, "eval_rows": 48},
 }
 
 
