@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -32,3 +34,25 @@ class Interrupt:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nothing asks an `Interrupt`."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """While it lasts SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt, instead of ending the process
+    without a word."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from softprompt.interrupt import SIGNALS, Interrupt
+from softprompt.interrupt import SIGNALS, Interrupt, Terminated, terminable
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +90,15 @@ def test_in_another_thread_it_does_nothing(caught: list[int]) -> None:
     thread.join(10)
     assert failed == []
     assert caught == [signal.SIGINT]
+
+
+def test_sigterm_is_an_exception_while_it_is_terminable(caught: list[int]) -> None:
+    """Which is a kind of Ctrl-C; the handler before comes back, and an `Interrupt` inside asks as always."""
+    with pytest.raises(Terminated), terminable():
+        signal.raise_signal(signal.SIGTERM)
+    assert issubclass(Terminated, KeyboardInterrupt) and caught == []
+    with terminable(), Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.received is signal.SIGTERM
+    signal.raise_signal(signal.SIGTERM)
+    assert caught == [signal.SIGTERM]

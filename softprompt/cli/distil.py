@@ -118,6 +118,7 @@ def _run(
 ) -> int:
     """Load, distil, report; the exit code."""
     from softprompt.distil import distil
+    from softprompt.interrupt import Terminated, terminable
     from softprompt.model import load
 
     settings = prepared.settings
@@ -130,7 +131,10 @@ def _run(
     console.print(Text(f"inputs      {source}"))
     try:
         report = _progress(console, as_json)
-        found = distil(prepared, lm, overwrite=overwrite, resume=resume, own=own, report=report)
+        with terminable():
+            found = distil(prepared, lm, overwrite=overwrite, resume=resume, own=own, report=report)
+    except Terminated:
+        return _stopped(signal.SIGTERM.name)
     except KeyboardInterrupt:
         return _stopped(signal.SIGINT.name)
     if found.fidelity is None:

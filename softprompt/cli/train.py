@@ -132,6 +132,7 @@ def run_training(
     """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
     from softprompt.checkpoint import latest_step
     from softprompt.data.template import unused_fields
+    from softprompt.interrupt import Terminated, terminable
     from softprompt.model import load
     from softprompt.recipe import fit, prepare
 
@@ -162,16 +163,19 @@ def run_training(
     count = sum(len(task.train) for task in prepared.tasks)
     with progress_for(settings.train, count, console, as_json=as_json) as report:
         try:
-            outcome = fit(
-                prepared,
-                lm,
-                overwrite=overwrite,
-                resume=resume,
-                trust_remote_code=trust_remote_code,
-                report=report,
-            )
+            with terminable():
+                outcome = fit(
+                    prepared,
+                    lm,
+                    overwrite=overwrite,
+                    resume=resume,
+                    trust_remote_code=trust_remote_code,
+                    report=report,
+                )
+        except Terminated:
+            return _stopped(prepared.run, signal.SIGTERM)
         except KeyboardInterrupt:  # before training, or twice
-            return _stopped(prepared.run)
+            return _stopped(prepared.run, signal.SIGINT)
         except (StoreError, TrainError) as error:
             lasting = isinstance(error, (NonFiniteLossError, CheckpointError))  # would only come again
             if not lasting and latest_step(prepared.run) is not None:
@@ -201,16 +205,16 @@ def run_training(
     return 0
 
 
-def _stopped(run: Path) -> int:
-    """Say what is left of a run that was stopped outside of its steps; the exit code."""
+def _stopped(run: Path, by: signal.Signals) -> int:
+    """Say what is left of a run that was stopped outside of its steps; the exit code, as shells have it."""
     from softprompt.checkpoint import latest_step
 
     saved = latest_step(run) is not None
     then = (
         "go on with the same command and --resume" if saved else "nothing was saved yet; the same command starts anew"
     )
-    Console(stderr=True, soft_wrap=True).print(Text(f"stopped by {signal.SIGINT.name}\n{then}", style="yellow"))
-    return 130
+    Console(stderr=True, soft_wrap=True).print(Text(f"stopped by {by.name}\n{then}", style="yellow"))
+    return 128 + by
 
 
 def sources(data: list[str] | None) -> str | dict[str, str] | None:

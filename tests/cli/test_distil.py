@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from softprompt import store
+from softprompt.distil import exercises
+from softprompt.distil.teacher import Teacher
 from softprompt.errors import ConfigError, DataError, StoreError
 from tests.cli.shell import done, refused, softprompt
 from tests.data.rows import write_jsonl
@@ -43,6 +47,31 @@ def test_several_sizes_and_json(base: Path, rows: Path) -> None:
     assert {line["event"] for line in lines} >= {"answers", "start", "step", "validation", "saved"}
     assert list(lines[-1]["fidelity"]["soft"]) == ["4", "8"]
     assert [Path(folder).name for folder in lines[-1]["folders"]] == ["policy.4", "policy.8"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_while_the_teacher_answers(
+    number: signal.Signals, code: int, base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was answered is kept, and how to go on is said."""
+    monkeypatch.setattr(exercises, "BATCH", 8)
+    args = ("distil", "--text", "policy.md", "--model", base, "--data", rows, "--name", "policy", *QUICK)
+    args = (*args, "--n-tokens", 8)
+    real, asked = Teacher.answers, list[int]()
+
+    def stop(self: Teacher, *given: Any, **named: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 2:
+            signal.raise_signal(number)
+        return real(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "answers", stop)
+        stopped = softprompt(*args)
+        assert stopped.exit_code == code and "Traceback" not in stopped.output
+        assert f"stopped by {number.name}" in stopped.stderr and "--resume" in stopped.stderr
+        done(*args, "--resume")
+    assert len(asked) == 4, "three batches, of which the second was asked twice"
 
 
 def test_settings_are_explained_and_kept(base: Path, rows: Path) -> None:

@@ -193,11 +193,14 @@ def test_an_interrupted_run_goes_on(
     assert [line["step"] for line in log if line["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_ctrl_c_while_the_start_is_made(command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_start_is_made(
+    number: signal.Signals, code: int, command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is there yet, and that is said; of a resumed run its checkpoint is."""
 
     def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     for at, then in ((0, "nothing was saved yet"), (2, "--resume")):
         with monkeypatch.context() as patch:
@@ -206,8 +209,8 @@ def test_ctrl_c_while_the_start_is_made(command: tuple[object, ...], monkeypatch
                 softprompt(*command, "--name", "tone")
             patch.setattr(recipe, "start_of", stop)
             stopped = softprompt(*command, "--name", "tone", *(["--resume"] if at else []))
-        assert stopped.exit_code == 130
-        assert "stopped by SIGINT" in stopped.stderr and then in stopped.stderr
+        assert stopped.exit_code == code
+        assert f"stopped by {number.name}" in stopped.stderr and then in stopped.stderr
         assert "Traceback" not in stopped.output
     done(*command, "--name", "tone", "--resume")
 
