@@ -101,7 +101,6 @@ def matched(
     Raises UnsupportedModelError for a model whose queries cannot be moved.
     """
     tensors = {name: tensor.float().requires_grad_() for name, tensor in frozen(prompt).tensors().items()}
-
     begin = len(lead) + prompt.n_tokens + len(follow)
     with torch.no_grad():
         layers = [_Layer.of(lm, i, rows, begin) for i in range(len(rows.directions))]
@@ -154,10 +153,12 @@ def _directions(gradient_KRTD: Tensor) -> Tensor:
     """V [K, R, D', F]: the top eigenvectors of the mean of g gᵀ over tokens, each as long as its eigenvalue's root."""
     shape = gradient_KRTD.shape
     rows_TX = gradient_KRTD.movedim(2, 0).flatten(1)
-    with torch.random.fork_rng(devices=[]):  # the search begins at random
-        torch.manual_seed(0)
-        _, sizes_F, right_XF = torch.svd_lowrank(rows_TX, q=min(DIRECTIONS, *rows_TX.shape), niter=ROUNDS)
-    return (right_XF * sizes_F / len(rows_TX) ** 0.5).view(*shape[:2], shape[3], -1)
+    draw = torch.Generator().manual_seed(0)
+    basis_XF = torch.randn(rows_TX.shape[1], min(DIRECTIONS, *rows_TX.shape), generator=draw).to(rows_TX)
+    for _ in range(ROUNDS):  # subspace iteration
+        basis_XF = torch.linalg.qr(rows_TX.T @ (rows_TX @ basis_XF)).Q
+    _, sizes_F, turns_FF = torch.linalg.svd(rows_TX @ basis_XF, full_matrices=False)
+    return (basis_XF @ turns_FF.T * sizes_F / len(rows_TX) ** 0.5).view(*shape[:2], shape[3], -1)
 
 
 def _first(lm: FrozenLM, rows: Sequence[Example], numbers: int) -> list[Example]:

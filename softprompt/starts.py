@@ -18,7 +18,7 @@ from softprompt.data.formats import Message, Record
 from softprompt.data.template import Template, bos_ids, fill
 from softprompt.data.tokenise import target_ids
 from softprompt.data.tokenizer import render_chat
-from softprompt.errors import ConfigError
+from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.framing import APART, layout_for, layout_ids, worked_example
 from softprompt.matching import STEPS, heard, matched
 from softprompt.methods import KV_METHODS, Start
@@ -95,9 +95,12 @@ def _attended(prepared: Prepared, lm: FrozenLM) -> Prompt:
     asking = [row for row in task.train if row.where not in shown] or task.train
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
     reading = Reading((*bos_ids(lm.tokenizer), *ids), follow, asking[:ASKING])
-    minutes = prepared.config.train.minutes
+    prompt, minutes = most_attended(lm, [reading], config.n_tokens), prepared.config.train.minutes
     horizon = Horizon(STEPS, minutes * 60 * FITTING if minutes else None)
-    return matched(lm, most_attended(lm, [reading], config.n_tokens), heard(lm, [reading]), (), follow, horizon)
+    try:
+        return matched(lm, prompt, heard(lm, [reading]), (), follow, horizon)
+    except UnsupportedModelError:  # it starts unfitted then
+        return prompt
 
 
 def instruction_for(labels: Sequence[str]) -> str:

@@ -129,9 +129,7 @@ def test_the_directions_are_the_top_of_the_fisher_matrix(monkeypatch: pytest.Mon
     monkeypatch.setattr(matching, "DIRECTIONS", 3)
     gradient = torch.randn(2, 1, 50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 3, 1, 0.1])
     gradient[0] *= 0.5
-    before = torch.random.get_rng_state()
     found = matching._directions(gradient).flatten(0, 2)
-    assert torch.equal(before, torch.random.get_rng_state())
     rows = gradient.movedim(2, 0).flatten(1)
     sizes, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
     wanted = (vectors[:, -3:] * sizes[-3:]) @ vectors[:, -3:].T

@@ -24,8 +24,9 @@ from softprompt.framing import APART
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.preparation import PreparedTask, prepare
-from softprompt.prompt import KVPrompt
+from softprompt.prompt import KVPrompt, Prompt
 from softprompt.recipe import candidate_of, fit
+from softprompt.schedule import Horizon
 from softprompt.starts import demonstrations, in_turn, instruction_for
 from tests.data.rows import records
 from tests.saved import save_tiny, settings
@@ -213,6 +214,45 @@ def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
     assert reading.ids == (3, *found.ids)
     assert reading.rows and not {row.where for row in reading.rows} & found.spans.keys()
     assert all(row.unseen == (0, 0) for row in candidate.tasks[0].train)
+
+
+def test_a_model_that_cannot_be_listened_to_starts_unfitted(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deaf(*args: object) -> None:
+        raise UnsupportedModelError("its attention cannot be listened to")
+
+    lm, chosen = tiny_lm("llama", bos=True), list[KVPrompt]()
+    real = starts.most_attended
+
+    def spy(lm: FrozenLM, readings: list[Reading], n_tokens: int) -> KVPrompt:
+        chosen.append(real(lm, readings, n_tokens))
+        return chosen[-1]
+
+    monkeypatch.setattr(starts, "most_attended", spy)
+    prepared = prepare(settings(base, tmp_path, method__init="attended", method__text_tokens=110))
+    (fitted,) = candidate_of(prepared, lm)[1].learner.freeze()
+    monkeypatch.setattr(starts, "heard", deaf)
+    (unfitted,) = candidate_of(prepared, lm)[1].learner.freeze()
+    assert_close(unfitted.tensors(), chosen[1].tensors())
+    assert any(not torch.equal(own, unfitted.tensors()[name]) for name, own in fitted.tensors().items())
+
+
+def test_the_start_keeps_to_its_share_of_the_minutes(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[Horizon]()
+
+    def spy(lm: FrozenLM, prompt: Prompt, rows: object, lead: object, follow: object, horizon: Horizon) -> Prompt:
+        asked.append(horizon)
+        return prompt
+
+    monkeypatch.setattr(starts, "matched", spy)
+    for minutes, seconds in ((None, None), (2.0, 12.0)):
+        changes = {"train__minutes": minutes, "train__steps": None if minutes else 3}
+        config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, **changes)
+        candidate_of(prepare(config), tiny_lm("llama", bos=True))
+        assert asked[-1] == Horizon(starts.STEPS, seconds)
 
 
 def test_a_model_that_cannot_have_the_start_that_auto_chose_starts_from_the_text(

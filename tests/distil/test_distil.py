@@ -24,8 +24,8 @@ from softprompt.data.tokenizer import render_chat
 from softprompt.decode import Sampling
 from softprompt.distil import DistilConfig, Distilled, beginning, distil, exercises, job, prepare
 from softprompt.distil.teacher import Teacher
-from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError
-from softprompt.framing import card_subject
+from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError, UnsupportedModelError
+from softprompt.framing import card_subject, layout_for, layout_ids
 from softprompt.generation import Request, answer
 from softprompt.losses import cross_entropies
 from softprompt.model import load
@@ -161,6 +161,37 @@ def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) ->
     own = tuple(lm.encode(TEXT))
     starts = [own[:8], own, tuple(reversed(own))]
     assert beginning._best_ids(prepared, lm, starts, parts) == own
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
+def test_training_starts_from_a_fitted_prompt(
+    method: str, base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each size, nearer to the teacher on messages that it was not fitted on; unfitted where a model's attention
+    cannot be listened to, and from the text's own beginning where its keys cannot be moved."""
+    (place / "long.md").write_text(TEXT * 3, encoding="utf-8")
+    prepared = prepare(settings(base, place, method__name=method, sizes=(4, 8), text=str(place / "long.md")))
+    lm = load(str(base), dtype="float32")
+    parts = job.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+    ids, told = tuple(lm.encode(prepared.text)), list[float]()
+    fitted = beginning.beginnings(prepared, lm, ids, parts, told.append)
+    assert told == sorted(told) and told[-1] == 1 and len(told) == 400
+
+    def deaf(*args: object) -> None:
+        raise UnsupportedModelError("not this model")
+
+    monkeypatch.setattr(beginning, "heard", deaf)
+    chosen = beginning.beginnings(prepared, lm, ids, parts)
+    form = "kv" if method == "prefix-tuning" else "embedding"
+    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, form))
+    rows = beginning.examples(parts.held_out, prepared, lm)
+    for size in (4, 8):
+        before, after = (
+            token_losses(lm, bank(lm, [Prefix(found[size], lead, follow)]), rows).mean() for found in (chosen, fitted)
+        )
+        assert fitted[size].n_tokens == size and after < 0.95 * before
+    monkeypatch.setattr(beginning, "_chosen", deaf)
+    assert beginning.beginnings(prepared, lm, ids, parts) == {}
 
 
 def test_another_size_begins_with_training(base: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
