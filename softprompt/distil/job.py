@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from softprompt.attach import Prefix
 from softprompt.candidate import Candidate, Task
@@ -79,7 +80,7 @@ def distil(
     Args:
         lm: the base model, if it is loaded already.
         own: further metrics of the fidelity report.
-        report: is told of every event: "study" and "answers" with their progress, then those of training.
+        report: is told of every event: "study", "answers" and "fit" with their progress, then those of training.
 
     Raises:
         DataError: a text that does not fit, or inputs that do not.
@@ -91,12 +92,12 @@ def distil(
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     exercises = exercises_of(prepared, teacher, report)
     text = tuple(lm.encode(prepared.text))
-    begun = beginnings(prepared, lm, text, exercises, lambda done: report(Event("fit", 0, {"progress": done})))
+    # Stopped before its first checkpoint, a run goes on from the notebook alone; after it the checkpoint has it all.
+    resume = resume and latest_step(prepared.run) is not None
+    begun = {} if resume else beginnings(prepared, lm, text, exercises, progress(report, "fit"))
     candidates = {
         str(size): _candidate(prepared, lm, text, size, begun.get(size), exercises) for size in prepared.sizes
     }
-    # Stopped before its first checkpoint, a run goes on from the notebook alone.
-    resume = resume and latest_step(prepared.run) is not None
     where = Recording(prepared.run, prepared.folder.name, settings, settings.train.track)
     with recorded(where, True, resume, report) as everywhere:
         found = train(lm, list(candidates.values()), prepared.run, resume=resume, report=everywhere)
@@ -117,18 +118,20 @@ def exercises_of(prepared: Prepared, teacher: Teacher, report: Callable[[Event],
     _check_room(prepared, teacher)
     notebook = Notebook.begun(prepared.notebook, _identity(prepared, teacher))
 
-    def progress(kind: str) -> Callable[[float], None]:
-        return lambda done: report(Event("study" if kind == "study" else "answers", 0, {"progress": done}))
-
     batches = notebook.inputs()
     if not prepared.rows:
         for batch in studied(teacher, study, details_of(prepared), batches, seed=seed):
             notebook.add_inputs(len(batches), batch)
             batches.append(batch)
-            progress("study")(sum(map(len, batches)) / study.inputs)
+            progress(report, "study")(sum(map(len, batches)) / study.inputs)
     bare = _bare(prepared, teacher.lm, batches)
-    done = answered(bare, teacher, study, notebook, seed, progress("answers"))
+    done = answered(bare, teacher, study, notebook, seed, progress(report, "answers"))
     return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
+
+
+def progress(report: Callable[[Event], None], kind: Literal["study", "answers", "fit"]) -> Callable[[float], None]:
+    """What reports how far a phase before training is."""
+    return lambda done: report(Event(kind, 0, {"progress": done}))
 
 
 def kept_exercises(prepared: Prepared, teacher: Teacher) -> Exercises:

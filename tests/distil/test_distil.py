@@ -216,19 +216,24 @@ def test_several_sizes_learn_together_what_they_learn_alone(base: Path, place: P
     assert both.fidelity is not None and list(both.fidelity.soft) == ["8", "16"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_prompt(base: Path, place: Path) -> None:
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning", "residual", "p-tuning-v2"])
+def test_a_stopped_run_goes_on_to_the_same_prompt(
+    method: str, base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without fitting a start again that the checkpoint replaces."""
     lm = load(str(base), dtype="float32")
-    whole = run(base, place, name="whole")
+    whole = run(base, place, name="whole", method__name=method)
 
     def stop(event: Event) -> None:
         if event.kind == "step" and event.step == 5:
             signal.raise_signal(signal.SIGINT)
 
-    first = distil(prepare(settings(base, place)), lm, report=stop)
+    first = distil(prepare(settings(base, place, method__name=method)), lm, report=stop)
     assert first.saved == () and first.stopped == "SIGINT"
     with pytest.raises(StoreError, match=r"--resume to go on"):
         prepare(settings(base, place))
-    again = run(base, place, resume=True)
+    monkeypatch.setattr(job, "beginnings", lambda *args: pytest.fail("it was fitted again"))
+    again = run(base, place, resume=True, method__name=method)
     assert again.saved[0][1].sha256 == whole.saved[0][1].sha256
 
 
