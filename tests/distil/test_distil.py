@@ -334,7 +334,7 @@ def test_the_text_is_kept_only_where_asked(base: Path, place: Path) -> None:
 def test_settings() -> None:
     """Other defaults than in training, also where a section is given in part."""
     plain = resolved(DistilConfig, {})
-    assert (plain.method.init, plain.method.frozen_tokens, plain.train.lr) == ("attended", 1, 1e-2)
+    assert (plain.method.init, plain.method.frozen_tokens, plain.train.lr) == ("attended", 1, 4e-3)
     part = resolved(DistilConfig, {"method.n_tokens": 8, "train.minutes": 2})
     assert (part.method.init, part.method.n_tokens, part.train.steps) == ("attended", 8, None)
     with pytest.raises(ConfigError, match=r"did you mean study\.inputs"):
