@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix, Queries, asked, bank, causal, hidden, keys_values, queries, turns_keys
+from softprompt.attach import Prefix, Queries, asked, bank, causal, hidden, keys_values, queries
 from softprompt.errors import UnsupportedModelError
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
@@ -68,12 +69,10 @@ def test_what_rows_get_is_what_the_model_hands_on(family: str, numbers: int, mon
         assert layer.positions.tolist() == [9, 10, 11, 9, 10, 11, 12, 13]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("gpt2", "opt")])
 def test_moved_queries_ask_a_shorter_prompt_as_rows_behind_it_do(family: str) -> None:
     """In the first layer, where what rows are does not depend on what stands in front of them."""
     lm = tiny_lm(family)
-    if not turns_keys(lm):
-        pytest.skip("what its rows are depends on where they stand")
     layers = keys_values(lm, Prefix(lead=tuple(text_ids(4, 7))))
     prompt = KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers))
     layer = heard(lm, Prefix(lead=TEXT))[0].moved(lm, 0, 4 - len(TEXT))
@@ -81,6 +80,25 @@ def test_moved_queries_ask_a_shorter_prompt_as_rows_behind_it_do(family: str) ->
     wanted = heard(lm, Prefix(prompt))[0]
     assert_close(layer.behind(*prompt.layers[0]), wanted.got, rtol=1e-4, atol=1e-5)
     assert layer.positions.tolist() == wanted.positions.tolist()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_where_positions_are_learned_queries_stay(family: str) -> None:
+    layer = heard(tiny_lm(family), Prefix(lead=TEXT))[0]
+    moved = layer.moved(tiny_lm(family), 0, -5)
+    assert torch.equal(moved.asked, layer.asked) and torch.equal(moved.positions, layer.positions - 5)
+
+
+def test_a_token_beyond_the_window_sees_its_own_row_alone() -> None:
+    """And leaves the gradient of the others as it is."""
+    layer = heard(tiny_lm("mistral"), Prefix(lead=TEXT))[0]
+    assert layer.window == 11
+    far = replace(layer, positions=torch.tensor([9, 10, 11, 9, 10, 11, 12, 90]))
+    keys, values = (torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (0, 1))
+    seen = far.behind(keys, values)
+    assert torch.equal(seen[:, :, -1], layer.own[:, :, -1])
+    near = torch.autograd.grad(layer.of(torch.arange(7)).behind(keys, values).sum(), [keys, values])
+    assert_close(torch.autograd.grad(seen.sum(), [keys, values]), near)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
