@@ -1,15 +1,19 @@
 """One training step of prompt tuning, ours against PEFT's: time, gradient, memory, and how near the matmul floor.
 
     python -m benchmarks.train_step [--quick] [--json] [--model smollm2-135m]
+    python -m benchmarks.train_step --device cuda --model random:llama-3.2-1b --json
 
 Same process, model, dtype, rows and virtual tokens; runs interleaved, medians. Peak memory is that of whole processes,
-one for each side. The floor is the time of the matrix products alone that a step cannot do without: every weight
-forward and for the input gradient, for the prefix and for the rows' real tokens, and the head at learned tokens.
+one for each side: of the CPU's what is resident, of a GPU's what is allocated. `random:SHAPE` is a model of that shape
+with random weights, which are as fast as learned ones. The floor is the time of the matrix products alone that a step
+cannot do without: every weight forward and for the input gradient, for the prefix and for the rows' real tokens, and
+the head at learned tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -23,13 +27,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.machine import facts
 from softprompt.attach import Prefix, bank
 from softprompt.data.tokenise import Example
-from softprompt.model import FrozenLM, load
+from softprompt.model import FrozenLM, load, load_tokenizer, pick_device
 from softprompt.objective import learned_tokens, token_losses
 from softprompt.prompt import EmbeddingPrompt
+from softprompt.replay import Replays
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,45 @@ CASES = [
     *(Case(d, p, rows, 40, 2) for d in ("float32", "bfloat16") for p in (20, 100) for rows in (16, 64)),
     *(Case(d, 100, 4, 512, 64) for d in ("float32", "bfloat16")),
 ]
+GPU_CASES = [
+    *(Case("bfloat16", p, rows, 40, 2) for p in (20, 100) for rows in (16, 64)),
+    Case("bfloat16", 100, 16, 512, 64),
+]
 QUICK = [Case("float32", p, 16, 40, 2) for p in (20, 100)]
+
+
+SHAPES = {  # of the published config.json
+    "llama-3.2-1b": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=131072,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        tie_word_embeddings=True,
+    )
+}
+
+
+@functools.cache
+def model_of(name: str, dtype: str, device: str) -> FrozenLM:
+    """A base model by name, or `random:SHAPE`, whose tokenizer is that of the demo's model and only fills its place."""
+    if not name.startswith("random:"):
+        return load(name, dtype=dtype, device=device)
+    torch.manual_seed(0)
+    with torch.device(pick_device(device)[0]):
+        model = AutoModelForCausalLM.from_config(SHAPES[name.removeprefix("random:")], dtype=getattr(torch, dtype))
+    return FrozenLM(model, load_tokenizer("smollm2-135m"), name)
 
 
 def rows_of(case: Case, vocab: int) -> list[Example]:
@@ -77,6 +121,20 @@ def our_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], t
     return step
 
 
+def recorded_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], tuple[float, Tensor]]:
+    """The same with recorded passes, as `train` takes them on a GPU."""
+    total, passes = learned_tokens(rows), Replays(lm)
+
+    def step() -> tuple[float, Tensor]:
+        tokens = start.clone().requires_grad_(True)
+        loss = passes.token_losses([Prefix(EmbeddingPrompt(tokens))], rows, [0] * len(rows)).sum() / total
+        loss.backward()
+        assert tokens.grad is not None
+        return loss.item(), tokens.grad
+
+    return step
+
+
 def peft_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], tuple[float, Tensor]]:
     """The step of PEFT's prompt tuning on the same model, padded to the longest row."""
     from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
@@ -89,9 +147,9 @@ def peft_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], 
     with torch.no_grad():
         weight.copy_(start)
     longest = max(len(row.ids) for row in rows)
-    ids = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in rows])
-    mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows])
-    learned = torch.tensor([[*row.mask, *[False] * (longest - len(row.ids))] for row in rows])
+    ids = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in rows], device=lm.device)
+    mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows], device=lm.device)
+    learned = torch.tensor([[*row.mask, *[False] * (longest - len(row.ids))] for row in rows], device=lm.device)
     labels = ids.masked_fill(~learned, -100)
 
     def step() -> tuple[float, Tensor]:
@@ -111,7 +169,11 @@ def floor_step(lm: FrozenLM, rows: list[Example], virtual: int) -> Callable[[], 
     ]
     pairs = [(weight, count) for weight in weights for count in (virtual, sum(len(row.ids) for row in rows))]
     pairs.append((lm.embedding.weight, learned_tokens(rows)))  # the head: tied to the embedding in this model
-    inputs = {size: torch.randn(size).to(lm.dtype) for w, n in pairs for size in ((n, w.shape[0]), (n, w.shape[1]))}
+    inputs = {
+        size: torch.randn(size, device=lm.device).to(lm.dtype)
+        for w, n in pairs
+        for size in ((n, w.shape[0]), (n, w.shape[1]))
+    }
 
     def step() -> None:
         with torch.no_grad():
@@ -122,24 +184,30 @@ def floor_step(lm: FrozenLM, rows: list[Example], virtual: int) -> Callable[[], 
     return step
 
 
-def measure(case: Case, model: str, repeats: int) -> dict[str, Any]:
+def measure(case: Case, model: str, device: str, repeats: int) -> dict[str, Any]:
     """Times of one case, interleaved."""
-    lm = load(model, dtype=case.dtype, device="cpu")
+    lm = model_of(model, case.dtype, device)
     rows = rows_of(case, lm.geometry.vocab)
     start = lm.embed(torch.randint(5, lm.geometry.vocab, (case.virtual,))).float()
+    on_gpu = lm.device.type == "cuda"
     steps = {
-        "ours": our_step(lm, rows, start),
+        "ours": (recorded_step if on_gpu else our_step)(lm, rows, start),
         "peft": peft_step(lm, rows, start),
         "floor": floor_step(lm, rows, case.virtual),
     }
+    steps |= {"ours unrecorded": our_step(lm, rows, start)} if on_gpu else {}
+    for step in [*steps.values()] * 2:  # the first runs warm up
+        step()
     times: dict[str, list[float]] = {name: [] for name in steps}
     results: dict[str, Any] = {}
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         for name, step in steps.items():
+            wait_for(lm)
             begin = time.perf_counter()
             results[name] = step()
+            wait_for(lm)
             times[name].append(time.perf_counter() - begin)
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first run warms up
+    medians = {name: statistics.median(values) for name, values in times.items()}
     ours, peft = results["ours"][1], results["peft"][1]
     return {
         **asdict(case),
@@ -152,8 +220,22 @@ def measure(case: Case, model: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def peak_memory(case: Case, model: str, side: str) -> dict[str, int]:
-    """Resident bytes of a fresh process: when the model is loaded, and at the peak of two steps of one side."""
+def wait_for(lm: FrozenLM) -> None:
+    """Wait for a GPU to be done."""
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(case: Case, model: str, device: str, side: str) -> dict[str, int]:
+    """Bytes when the model is loaded, and at the peak of two steps of one side: of a GPU's allocated ones, of a fresh
+    process on the CPU."""
+    if device != "cpu":
+        step = _side(case, model, device, side)
+        loaded = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):  # ours is recorded by the second one
+            step()
+        return {"peak": torch.cuda.max_memory_allocated(), "loaded": loaded}
     arguments = [sys.executable, "-m", "benchmarks.train_step", "--model", model, "--memory", side]
     out = subprocess.run([*arguments, json.dumps(asdict(case))], capture_output=True, text=True, check=True)  # noqa: S603
     return json.loads(out.stdout.strip().splitlines()[-1])
@@ -161,15 +243,20 @@ def peak_memory(case: Case, model: str, side: str) -> dict[str, int]:
 
 def memory_side(case: Case, model: str, side: str) -> None:
     """The body of that process."""
-    lm = load(model, dtype=case.dtype, device="cpu")
-    rows = rows_of(case, lm.geometry.vocab)
-    start = lm.embed(torch.randint(5, lm.geometry.vocab, (case.virtual,))).float()
-    step = (our_step if side == "ours" else peft_step)(lm, rows, start)
+    step = _side(case, model, "cpu", side)
     loaded = resident_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # the peak of the steps, not that of loading
     for _ in range(2):
         step()
     print(json.dumps({"peak": resident_bytes("VmHWM"), "loaded": loaded}))
+
+
+def _side(case: Case, model: str, device: str, side: str) -> Callable[[], tuple[float, Tensor]]:
+    """The step of one side."""
+    lm = model_of(model, case.dtype, device)
+    rows = rows_of(case, lm.geometry.vocab)
+    start = lm.embed(torch.randint(5, lm.geometry.vocab, (case.virtual,))).float()
+    return (peft_step if side == "peft" else recorded_step if device != "cpu" else our_step)(lm, rows, start)
 
 
 def resident_bytes(field: str = "VmRSS") -> int:
@@ -183,7 +270,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two cases, three runs")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default="smollm2-135m", help=f"or random:{{{','.join(SHAPES)}}}")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--memory", choices=["ours", "peft"], help=argparse.SUPPRESS)
     parser.add_argument("case", nargs="?", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -191,12 +279,13 @@ def main() -> None:
     if options.memory:
         memory_side(Case(**json.loads(options.case)), options.model, options.memory)
         return
-    cases = QUICK if options.quick else CASES
+    cases = QUICK if options.quick else GPU_CASES if options.device.startswith("cuda") else CASES
+    shared = options.model, options.device
     # Memory first: later this process holds gigabytes of its own, and the largest case of PEFT needs nearly all.
-    memories = [{side: peak_memory(case, options.model, side) for side in ("ours", "peft")} for case in cases]
+    memories = [{side: peak_memory(case, *shared, side) for side in ("ours", "peft")} for case in cases]
     results = []
     for case, memory in zip(cases, memories, strict=True):
-        result = measure(case, options.model, 3 if options.quick else 5)
+        result = measure(case, *shared, 3 if options.quick else 11 if "cuda" in options.device else 5)
         ratio = memory["ours"]["peak"] / memory["peft"]["peak"]
         results.append(result | {"memory_bytes": memory, "peak_memory_ratio": ratio})
         r = results[-1]
@@ -208,7 +297,8 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        print(json.dumps({"benchmark": "train_step", "model": options.model, "machine": facts(), "cases": results}))
+        about = {"benchmark": "train_step", "model": options.model, "device": options.device, "machine": facts()}
+        print(json.dumps(about | {"cases": results}))
 
 
 if __name__ == "__main__":

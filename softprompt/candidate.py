@@ -223,7 +223,7 @@ class Candidate:
     def identity(self) -> str:
         """A digest of all that must be the same for a resumed candidate to be the same, the base model aside."""
         shapes = {name: list(tensor.shape) for name, tensor in self.learner.state_dict().items()}
-        free = {"save_every", "accumulate", "track", "gradient_checkpointing"}
+        free = {"save_every", "accumulate", "track", "gradient_checkpointing", "graphs"}
         around = [[task.name, task.digest, task.lead, task.follow] for task in self.tasks]
         facts = [self.name, around, shapes, self.settings.model_dump(exclude=free)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

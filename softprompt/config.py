@@ -110,6 +110,7 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute layers in the backward pass to save memory"
     )
+    graphs: bool = Field(default=True, description="on a GPU: record passes as CUDA graphs and replay them")
     seed: int = Field(default=0, ge=0, description="seed of every random draw")
     track: Literal["none", "tensorboard", "trackio", "wandb"] = Field(default="none", description="also log there")
 

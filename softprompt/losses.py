@@ -6,6 +6,7 @@ Shapes: N supervised positions, H width, V vocabulary, K tokens that a teacher t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,27 +77,55 @@ def divergences(hidden_NH: Tensor, teacher_NH: Tensor, head: Head, *, chunk: int
     return _by_chunks(hidden_NH, (teacher_NH,), loss, chunk)
 
 
-def lesson_losses(
-    hidden_NH: Tensor, targets_N: Tensor, lessons: Sequence[Lesson], head: Head, *, chunk: int = CHUNK
-) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """The lessons of N positions.
+
+    Attributes:
+        ids: [N, K] as in `Lesson`, int64.
+        logprobs: [N, K] as there.
+        temperature, hard: [N] as there.
+        is_hard: whether any position has a weight for its own token.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    temperature: Tensor
+    hard: Tensor
+    is_hard: bool
+
+    @staticmethod
+    def of(lessons: Sequence[Lesson]) -> Taught:
+        """Lesson after lesson, all with the same K."""
+        sizes = torch.tensor([len(lesson.ids) for lesson in lessons])
+        facts = torch.tensor([[lesson.temperature, lesson.hard] for lesson in lessons]).repeat_interleave(sizes, 0)
+        ids_NK = torch.cat([lesson.ids for lesson in lessons]).long()
+        logprobs_NK = torch.cat([lesson.logprobs for lesson in lessons]).float()
+        return Taught(ids_NK, logprobs_NK, facts[:, 0], facts[:, 1], any(lesson.hard for lesson in lessons))
+
+    def to(self, device: torch.device) -> Taught:
+        """The same on this device."""
+        ids, logprobs, temperature, hard = (part.to(device) for part in self.parts())
+        return Taught(ids, logprobs, temperature, hard, self.is_hard)
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors, in the order above."""
+        return self.ids, self.logprobs, self.temperature, self.hard
+
+
+def lesson_losses(hidden_NH: Tensor, targets_N: Tensor, taught: Taught, head: Head, *, chunk: int = CHUNK) -> Tensor:
     """T² · KL(teacher ‖ student) [N] over the teacher's K likeliest next tokens and all others as one, at temperature T
     (Hinton et al. 2015, https://arxiv.org/abs/1503.02531), plus `hard` · -log p(target); in float32 nats.
 
     Args:
         targets_N: token ids.
-        lessons: row after row, together N positions, all with the same K.
         head: as in `cross_entropies`.
     """
-    device = hidden_NH.device
-    sizes = torch.tensor([len(lesson.ids) for lesson in lessons])
-    ids_NK = torch.cat([lesson.ids for lesson in lessons]).to(device, torch.long)
-    taught_NK = torch.cat([lesson.logprobs for lesson in lessons]).to(device, torch.float32)
-    facts = torch.tensor([[lesson.temperature, lesson.hard] for lesson in lessons])
-    temperature_N, hard_N = facts.repeat_interleave(sizes, 0).to(device).T
+    is_hard = taught.is_hard
 
     def loss(states: Tensor, targets: Tensor, ids: Tensor, taught: Tensor, heat: Tensor, hard: Tensor) -> Tensor:
         logits = head(states).float()
-        answer = cross_entropy(logits, targets, reduction="none") if hard.any() else 0.0
+        answer = cross_entropy(logits, targets, reduction="none") if is_hard else 0.0
         logits = logits / heat[:, None]
         whole = logits.logsumexp(-1, keepdim=True)
         rest = logits.scatter(1, ids, -torch.inf).logsumexp(-1) - whole[:, 0]
@@ -105,7 +134,7 @@ def lesson_losses(
         soft = (share * (taught - logits.gather(1, ids) + whole)).sum(-1) + left * (left.log() - rest)
         return heat.square() * soft + hard * answer
 
-    return _by_chunks(hidden_NH, (targets_N, ids_NK, taught_NK, temperature_N, hard_N), loss, chunk)
+    return _by_chunks(hidden_NH, (targets_N, *taught.parts()), loss, chunk)
 
 
 def _by_chunks(hidden_NH: Tensor, others: tuple[Tensor, ...], loss: Loss, chunk: int) -> Tensor:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, Queries, asked, bank, causal
+from softprompt.attach import Prefix, Queries, asked, bank, laid_out, run_prefixes
 from softprompt.attended import Reading
 from softprompt.data.tokenise import Example
 from softprompt.losses import cross_entropies
@@ -38,6 +38,7 @@ from softprompt.model import FrozenLM
 from softprompt.objective import learned_places
 from softprompt.packing import Row
 from softprompt.prompt import Prompt, from_tensors, frozen
+from softprompt.replay import repeatable
 from softprompt.schedule import Horizon, rate
 
 STEPS, RATE, WARMUP, TOKENS = 200, 5e-2, 0.1, 128  # TOKENS of the rows in a step
@@ -107,16 +108,25 @@ def matched(
     tokens = next(len(layer.weights) for layer in layers if layer is not None)
     optimizer = torch.optim.Adam(tensors.values())
     draw = torch.Generator().manual_seed(0)
+    drawn_T = torch.zeros(TOKENS, dtype=torch.long, device=lm.device)
+    live = Prefix(from_tensors(prompt.form, tensors, lm.geometry), lead, follow)
+    front = laid_out(lm, [live])
+
+    def differentiate() -> None:
+        found = zip(layers, run_prefixes(lm, [live], front).layers, strict=True)
+        pairs = [(layer, kv) for layer, kv in found if layer and kv]
+        losses = [layer.loss(keys[0].float(), values[0].float(), drawn_T) for layer, (keys, values) in pairs]
+        grads = torch.autograd.grad(torch.stack(losses).sum(), list(tensors.values()))
+        for tensor, grad in zip(tensors.values(), grads, strict=True):
+            tensor.grad = grad
+
     begun, step = time.monotonic(), 0
     with torch.enable_grad():
+        again = repeatable(lm, differentiate)
         while (done := horizon.progress(step, time.monotonic() - begun)) < 1:
             optimizer.param_groups[0]["lr"] = RATE * rate("cosine", WARMUP, done)
-            drawn = torch.randint(tokens, (TOKENS,), generator=draw).to(lm.device)
-            live = causal(bank(lm, [Prefix(from_tensors(prompt.form, tensors, lm.geometry), lead, follow)])).layers
-            pairs = [(layer, kv) for layer, kv in zip(layers, live, strict=True) if layer and kv]
-            losses = [layer.loss(keys[0].float(), values[0].float(), drawn) for layer, (keys, values) in pairs]
-            optimizer.zero_grad()
-            torch.stack(losses).sum().backward()
+            drawn_T.copy_(torch.randint(tokens, (TOKENS,), generator=draw))
+            again()
             optimizer.step()
             step += 1
             progress(horizon.progress(step, time.monotonic() - begun))

@@ -1,17 +1,65 @@
-"""The next-token loss of tokenised rows behind prefixes: prefix once, rows packed, LM head at learned tokens only."""
+"""The next-token loss of tokenised rows behind prefixes: prefix once, rows packed, LM head at learned tokens only.
+
+Rows are laid out on the host first (`Batch`); from there on all is the device's work (`batch_losses`).
+
+Shapes: N learned tokens, H width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from softprompt.attach import Bank, EncoderDecoderBank, answer_states, hidden
+from softprompt.attach import Bank, CausalBank, EncoderDecoderBank, Front, answer_states, causal, packed, run
 from softprompt.data.tokenise import Example
-from softprompt.losses import cross_entropies, divergences, lesson_losses
+from softprompt.losses import Taught, cross_entropies, divergences, lesson_losses
 from softprompt.model import FrozenLM
-from softprompt.packing import Row
+from softprompt.packing import Bins, Row
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows for one pass of a causal model, and what they are judged by.
+
+    Attributes:
+        bins: the rows, packed.
+        where: [N] place in the flattened bins of the token before each learned one.
+        targets: [N] the learned ids.
+        taught: what the learned tokens are judged by instead of themselves.
+    """
+
+    bins: Bins
+    where: Tensor
+    targets: Tensor
+    taught: Taught | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on this device."""
+        taught = None if self.taught is None else self.taught.to(device)
+        return Batch(self.bins.to(device), self.where.to(device), self.targets.to(device), taught)
+
+
+def batch_of(
+    lm: FrozenLM, bank: CausalBank | Front, examples: Sequence[Example], owners: Sequence[int] | None = None
+) -> Batch:
+    """These rows for a pass behind prefixes that are ready, or only laid out; on the host.
+
+    Raises DataError for an empty row, or one that does not fit in the model's context.
+    """
+    bins = packed(lm, bank, [Row(e.ids, 0 if owners is None else owners[i]) for i, e in enumerate(examples)])
+    where, targets = learned_places(examples)
+    return Batch(bins, bins.flat[where], targets, _taught(examples))
+
+
+def batch_losses(lm: FrozenLM, bank: CausalBank, batch: Batch) -> Tensor:
+    """`token_losses` of rows that are on the device; nothing is copied from the host or awaited from the device."""
+    states = run(lm, bank, batch.bins).flatten(0, 1)[batch.where]
+    if batch.taught is None:
+        return cross_entropies(states, batch.targets, lm.logits)
+    return lesson_losses(states, batch.targets, batch.taught, lm.logits)
 
 
 def token_losses(lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None = None) -> Tensor:
@@ -21,12 +69,13 @@ def token_losses(lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: 
     Args:
         owners: the prefix of each example by its number in the bank; the first for all if None.
     """
+    if isinstance(bank, CausalBank):
+        return batch_losses(lm, bank, batch_of(lm, bank, examples, owners).to(lm.device))
     states, targets = supervised(lm, bank, examples, owners)
-    lessons = [example.lesson for example in examples if example.lesson is not None]
-    if not lessons:
+    taught = _taught(examples)
+    if taught is None:
         return cross_entropies(states, targets, lm.logits)
-    assert len(lessons) == len(examples), "all rows have a lesson, or none has"
-    return lesson_losses(states, targets, lessons, lm.logits)
+    return lesson_losses(states, targets, taught.to(lm.device), lm.logits)
 
 
 def distilled_losses(
@@ -61,9 +110,15 @@ def supervised(
     """Hidden states [N, H] at the tokens before each learned one, and the learned ids [N]."""
     if isinstance(bank, EncoderDecoderBank):
         return _answered(lm, bank, examples, owners)
-    rows = [Row(e.ids, 0 if owners is None else owners[i]) for i, e in enumerate(examples)]
-    where, targets = learned_places(examples)
-    return hidden(lm, bank, rows)[where.to(lm.device)], targets.to(lm.device)
+    batch = batch_of(lm, causal(bank), examples, owners).to(lm.device)
+    return run(lm, causal(bank), batch.bins).flatten(0, 1)[batch.where], batch.targets
+
+
+def _taught(examples: Sequence[Example]) -> Taught | None:
+    """The lessons of all rows, or of none."""
+    lessons = [example.lesson for example in examples if example.lesson is not None]
+    assert not lessons or len(lessons) == len(examples), "all rows have a lesson, or none has"
+    return Taught.of(lessons) if lessons else None
 
 
 def learned_places(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:

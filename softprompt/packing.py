@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 CAPACITIES = (64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 PAIR_COST = 1.3  # a query-key pair costs this much more time per FLOP than a matrix product (fitted on CPU steps)
@@ -50,6 +51,27 @@ class Bins:
     prefix: Tensor
     visible: Tensor
     flat: Tensor
+
+    def to(self, device: torch.device) -> Bins:
+        """The same on this device."""
+        return Bins(*(part.to(device) for part in self.parts()))
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors, in the order above."""
+        return self.ids, self.depth, self.prefix, self.visible, self.flat
+
+    def padded(self, count: int, length: int) -> Bins:
+        """The same among `count` bins of `length` tokens; what is added looks at itself and is looked at by none."""
+        bins, tokens = self.ids.shape
+        more, longer = count - bins, length - tokens
+        visible = pad(self.visible, (0, longer, 0, longer, 0, more)) | torch.eye(length, dtype=torch.bool)
+        return Bins(
+            pad(self.ids, (0, longer, 0, more)),
+            pad(self.depth, (0, longer, 0, more)),
+            pad(self.prefix, (0, more)),
+            visible,
+            self.flat // tokens * length + self.flat % tokens,
+        )
 
 
 def pack(rows: Sequence[Row], capacity: int) -> Bins:

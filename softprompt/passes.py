@@ -13,15 +13,22 @@ from softprompt.data.tokenise import Example
 from softprompt.model import FrozenLM
 from softprompt.objective import distilled_losses, learned_tokens, token_losses
 from softprompt.packing import by_tokens
+from softprompt.replay import Replays
 
 EVAL_TOKENS = 4096  # text tokens of validation rows run at once
 
 
-def losses_of(lm: FrozenLM, shares: Sequence[tuple[Candidate, Sequence[Example]]]) -> list[Tensor]:
-    """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass."""
+def losses_of(
+    lm: FrozenLM, shares: Sequence[tuple[Candidate, Sequence[Example]]], replays: Replays | None = None
+) -> list[Tensor]:
+    """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass.
+
+    Args:
+        replays: passes that are recorded, if passes with gradient are to be replayed.
+    """
     taught = [i for i, (candidate, _) in enumerate(shares) if candidate.teachers and torch.is_grad_enabled()]
     if taught and len(shares) > 1:  # teachers take a pass of their own
-        return [loss for share in shares for loss in losses_of(lm, [share])]
+        return [loss for share in shares for loss in losses_of(lm, [share], replays)]
     prefixes, owners, rows = [], [], []
     for candidate, own in shares:
         found, numbers = candidate.prefixes(own)
@@ -33,7 +40,10 @@ def losses_of(lm: FrozenLM, shares: Sequence[tuple[Candidate, Sequence[Example]]
         teachers, weight = bank(lm, candidate.teachers), candidate.settings.distil
         by_task = [row.task for row in rows]
         return [distilled_losses(lm, bank(lm, prefixes), teachers, rows, owners, by_task, weight)]
-    values = token_losses(lm, bank(lm, prefixes), rows, owners)
+    if replays is None:
+        values = token_losses(lm, bank(lm, prefixes), rows, owners)
+    else:
+        values = replays.token_losses(prefixes, rows, owners)
     return list(values.split([learned_tokens(own) for _, own in shares]))
 
 

@@ -30,7 +30,7 @@ from softprompt.recording import recorded
 from softprompt.train import Event, Result, train
 
 RUNGS = (0.25, 0.5)  # of the run: there the worse half stops
-TOGETHER = ("train.minutes", "train.save_every", "train.track", "train.gradient_checkpointing")
+TOGETHER = ("train.minutes", "train.save_every", "train.track", "train.gradient_checkpointing", "train.graphs")
 MOST = 256
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from softprompt import checkpoint
 from softprompt.candidate import Candidate, running
 from softprompt.checkpoint import Checkpoint
+from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, NonFiniteLossError, TrainError, is_out_of_memory
 from softprompt.interrupt import Interrupt
 from softprompt.model import FrozenLM
@@ -32,6 +33,7 @@ from softprompt.objective import learned_tokens
 from softprompt.packing import by_tokens
 from softprompt.passes import losses_of, validation_losses
 from softprompt.prompt import Prompt
+from softprompt.replay import Replays
 
 JUDGING = 0.1  # share of a run bounded by minutes that validations may have taken before the next one starts
 STEP_TOKENS = 16384  # text tokens of many candidates' rows run at once
@@ -136,6 +138,7 @@ class _Loop:
     ) -> None:
         self.lm, self.candidates, self.folder, self.report = lm, list(candidates), folder, report
         self.accelerator = Accelerator(cpu=lm.device.type == "cpu")
+        self.replays = replays_for(lm, candidates[0].settings)
         world, fewest = self.accelerator.num_processes, min(c.settings.batch_size for c in candidates)
         if world > fewest:
             hint = f"--batch-size {world} or more, or fewer processes"
@@ -222,7 +225,7 @@ class _Loop:
                 shares = [(i, rows[i][rank::world][part :: parts[i]]) for i in together if part < parts[i]]
                 shares = [(i, own) for i, own in shares if own]
                 if shares:
-                    found = losses_of(self.lm, [(candidates[i], own) for i, own in shares])
+                    found = losses_of(self.lm, [(candidates[i], own) for i, own in shares], self.replays)
                     means = [own.sum() / learned_tokens(rows[i]) for (i, _), own in zip(shares, found, strict=True)]
                     torch.stack(means).sum().backward()  # apart: no candidate's loss depends on another's parameters
                     for (i, _), mean in zip(shares, means, strict=True):
@@ -307,6 +310,16 @@ class _Loop:
         """A digest of all that must be the same for a resumed run to be the same run."""
         facts = [self.lm.geometry.fingerprint, str(self.lm.dtype), *(c.identity() for c in self.candidates)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def replays_for(lm: FrozenLM, settings: TrainConfig) -> Replays | None:
+    """Passes are replayed on a GPU, where starting kernels takes longer than running them; elsewhere it gains nothing.
+
+    A checkpointed layer runs again in the backward pass, an encoder-decoder's rows are padded anew for each batch:
+    neither is recorded.
+    """
+    able = lm.device.type == "cuda" and not lm.is_encoder_decoder
+    return Replays(lm) if able and settings.graphs and not settings.gradient_checkpointing else None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from softprompt.config import Config, resolve
 from softprompt.data.template import Template
 from tests.data.rows import labelled, write_jsonl
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import DEVICE, tiny_model, tiny_tokenizer
 
 TEMPLATE = "Row: {text}\\nLabel:"  # as a shell passes it
 REAL = Template("text", "Row: {text}\nLabel:")
@@ -31,7 +31,7 @@ def settings(base: Path, folder: Path, **changes: Any) -> Config:
     given = {"model": str(base), "data": str(data), "name": "tone", "template": TEMPLATE, "dtype": "float32"}
     given |= {
         "recipe": "fixed",
-        "device": "cpu",
+        "device": DEVICE,
         "method.n_tokens": 6,
         "train.steps": 6,
         "train.batch_size": 8,

@@ -14,7 +14,7 @@ from softprompt.data.template import Template, fill
 from softprompt.methods import METHODS
 from softprompt.recipe import fit, prepare
 from tests.saved import save_tiny
-from tests.tiny import tiny_lm
+from tests.tiny import DEVICE, tiny_lm
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.y*ml"))
@@ -63,7 +63,13 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ba
     monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
     asked = resolve({}, path)
     room = 120 if asked.method.init in ("demonstrations", "best") else 6
-    flags: dict[str, Any] = {"model": str(base), "name": "mine", "dtype": "float32", "device": "cpu", "max_length": 125}
+    flags: dict[str, Any] = {
+        "model": str(base),
+        "name": "mine",
+        "dtype": "float32",
+        "device": DEVICE,
+        "max_length": 125,
+    }
     flags |= {"drop_long": True, "method.n_tokens": room, "method.hidden": 8, "train.minutes": "null", "train.steps": 2}
     if asked.method.init_text:
         flags["method.init_text"] = "Sort the message."  # the tiny model's context is short

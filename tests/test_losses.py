@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from softprompt.data.lesson import Lesson
-from softprompt.losses import Head, cross_entropies, lesson_losses
+from softprompt.losses import Head, Taught, cross_entropies, lesson_losses
 from tests.tiny import tiny_lm
 
 WIDTH, VOCAB = 6, 11
@@ -111,7 +111,7 @@ def test_lessons(count: int, k: int, seed: int, temperature: float, hard: float)
         for part in (slice(0, cut), slice(cut, count))
     ]
     ours, plain = states.clone().requires_grad_(), states.clone().requires_grad_()
-    value = lesson_losses(ours, targets, lessons, head(), chunk=3)
+    value = lesson_losses(ours, targets, Taught.of(lessons), head(), chunk=3)
     logits = head()(plain)
     student = torch.log_softmax(logits / temperature, -1)
     rest = torch.ones_like(student).scatter(1, top.indices, 0.0)

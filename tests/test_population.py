@@ -133,8 +133,8 @@ def test_one_that_diverges_stops_alone(tmp_path: Path, monkeypatch: pytest.Monke
     wild = Task(answers(40, 0), answers(8, 1000), (), (50, 51), "wild")
     lm, real = tiny_lm("llama"), train_module.losses_of
 
-    def poisoned(lm: Any, shares: Any) -> list[Tensor]:
-        found = real(lm, shares)
+    def poisoned(lm: Any, shares: Any, replays: Any) -> list[Tensor]:
+        found = real(lm, shares, replays)
         bad = [c.tasks[0].digest == "wild" and c.record.step == 3 and torch.is_grad_enabled() for c, _ in shares]
         return [loss * math.nan if is_bad else loss for loss, is_bad in zip(found, bad, strict=True)]
 

@@ -42,7 +42,7 @@ from softprompt.runlog import read
 from softprompt.train import Event
 from tests.data.rows import labelled, write_jsonl
 from tests.saved import REAL, save_tiny, settings
-from tests.tiny import tiny_lm
+from tests.tiny import DEVICE, tiny_lm
 
 FILES = ["README.md", "card.json", "curve.png", "prompt.safetensors"]
 
@@ -237,7 +237,7 @@ def test_the_model_is_loaded_as_the_settings_say(base: Path, tmp_path: Path, mon
     monkeypatch.setattr(recipe, "load", listen)
     outcome = fit(prepare(settings(base, tmp_path)))
     fit(prepare(settings(base, tmp_path, name="two", dtype="bfloat16")), trust_remote_code=True)
-    options = {"dtype": "float32", "device": "cpu", "trust_remote_code": False}
+    options = {"dtype": "float32", "device": DEVICE, "trust_remote_code": False}
     assert asked == [
         (str(base), options),
         (str(base), options | {"dtype": "bfloat16", "trust_remote_code": True}),

@@ -36,7 +36,7 @@ from tests.laws.seq2seq import SUBSETS, only, plain_logits
 from tests.laws.test_law5_resume import stop_after
 from tests.saved import settings
 from tests.tasks import ANSWER, END, answers, run, task
-from tests.tiny import SEQ2SEQ_FAMILIES, tiny_lm, tiny_seq2seq, tiny_seq2seq_model, tiny_tokenizer
+from tests.tiny import DEVICE, SEQ2SEQ_FAMILIES, tiny_lm, tiny_seq2seq, tiny_seq2seq_model, tiny_tokenizer
 
 TEMPLATE = Template("seq2seq", "Text: {text}\nLabel:")
 
@@ -261,7 +261,7 @@ def saved(folder: Path, family: str = "t5") -> Path:
 def test_loaded_from_a_folder(family: str, tmp_path: Path) -> None:
     base = saved(tmp_path / "base", family)
     assert is_encoder_decoder(str(base))
-    lm = load(str(base), dtype="float32", device="cpu")
+    lm = load(str(base), dtype="float32", device=DEVICE)
     assert lm.is_encoder_decoder
     assert (lm.start_id, lm.closing, lm.head_scale) == (0, (END,), tiny_seq2seq(family).head_scale)
     assert lm.digest() == tiny_seq2seq(family).digest()
@@ -274,7 +274,7 @@ def test_fit_evaluate_and_answer(sites: str | None, tmp_path: Path, monkeypatch:
     config = settings(saved(tmp_path / "base"), tmp_path, method__sites=sites, train__steps=60, train__lr=0.1)
     prepared = softprompt.prepare(config)
     assert prepared.tasks[0].template.kind == "seq2seq"
-    lm = softprompt.load_model(config.model, dtype="float32", device="cpu")
+    lm = softprompt.load_model(config.model, dtype="float32", device=DEVICE)
     outcome = softprompt.fit(prepared, lm)
     prompt, card = softprompt.load("tone", lm.geometry)
     assert isinstance(prompt, KVPrompt)

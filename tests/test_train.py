@@ -298,7 +298,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     for model, method, rows, changes in others:
         with pytest.raises(CheckpointError, match="other settings, data or base model"):
             run(model, learner(model, method), tmp_path, rows=rows, resume=True, **changes)
-    free: dict[str, Any] = {"save_every": 1, "accumulate": 2, "gradient_checkpointing": True}
+    free: dict[str, Any] = {"save_every": 1, "accumulate": 2, "gradient_checkpointing": True, "graphs": False}
     assert run(lm, learner(lm, "prompt-tuning"), tmp_path, steps=4, resume=True, **free).step == 4
 
 

@@ -1,8 +1,12 @@
-"""Random tiny models of every supported family and a byte tokenizer: no downloads, milliseconds a forward."""
+"""Random tiny models of every supported family and a byte tokenizer: no downloads, milliseconds a forward.
+
+They are on the CPU, or on the device that SOFTPROMPT_TEST_DEVICE names (`make test-gpu`).
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +22,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
+DEVICE = os.environ.get("SOFTPROMPT_TEST_DEVICE", "cpu")
 VOCAB = 300  # 4 special + 256 bytes + some never used
 
 _common: dict[str, Any] = {
@@ -128,7 +133,7 @@ def tiny_model(family: str, seed: int = 0) -> tf.PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0.0, 0.3)
-    return model
+    return model.to(DEVICE)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -146,7 +151,7 @@ def tiny_seq2seq_model(family: str = "t5", seed: int = 0) -> tf.PreTrainedModel:
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0.0, 1.0 if "relative_attention_bias" in name else 0.3)
-    return model
+    return model.to(DEVICE)  # type: ignore[arg-type]
 
 
 @functools.cache

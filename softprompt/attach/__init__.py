@@ -16,11 +16,11 @@ concatenated. The first `bank` checks that on the loaded model (`verify`) before
 
 from softprompt.attach.answering import AnsweringSession
 from softprompt.attach.attention import attention_mass
-from softprompt.attach.bank import Bank, Prefix, causal
+from softprompt.attach.bank import Bank, CausalBank, Front, Prefix, causal, laid_out, run_prefixes
 from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_states
 from softprompt.attach.queries import Queries, asked
 from softprompt.attach.rotation import moved, turns_keys
-from softprompt.attach.rows import hidden
+from softprompt.attach.rows import hidden, packed, run
 from softprompt.attach.session import Session
 from softprompt.attach.start import copies_prefix, session
 from softprompt.attach.verify import bank, keys_values, verify
@@ -29,7 +29,9 @@ __all__ = [
     "SITES",
     "AnsweringSession",
     "Bank",
+    "CausalBank",
     "EncoderDecoderBank",
+    "Front",
     "Prefix",
     "Queries",
     "Session",
@@ -41,7 +43,11 @@ __all__ = [
     "copies_prefix",
     "hidden",
     "keys_values",
+    "laid_out",
     "moved",
+    "packed",
+    "run",
+    "run_prefixes",
     "session",
     "turns_keys",
     "verify",

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from softprompt.attach.bank import Bank, CausalBank, causal
 from softprompt.attach.forward import check_not_empty, other_attention
-from softprompt.attach.rows import run
+from softprompt.attach.rows import packed, run
 from softprompt.model import FrozenLM
-from softprompt.packing import Bins, Row, pack
+from softprompt.packing import Bins, Row
 
 NUMBERS = 2**27  # attention weights held at once: 512 MB
 
@@ -61,7 +61,7 @@ def _rows_at_once(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row]) -> int:
 
 def _seen(lm: FrozenLM, prefixes: CausalBank, rows: Sequence[Row]) -> tuple[Bins, list[Tensor]]:
     """The rows, each a bin; the attention weights [G, H, L, S + L] of each layer that has keys."""
-    bins, weights = pack(rows, 1), list[Tensor]()
+    bins, weights = packed(lm, prefixes, rows, 1), list[Tensor]()
     with other_attention(lm, "eager"):  # which tells its weights
         run(lm, prefixes, bins, weights)
     return bins, weights

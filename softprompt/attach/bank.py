@@ -44,6 +44,30 @@ class Bank(ABC):
     lengths: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Front:
+    """All of N prefixes but their prompts' numbers: slots, positions and the text around, on the model's device.
+
+    Attributes:
+        positions: [N, S] position of each slot, -1 for an empty one.
+        starts: [N] tokens of each prefix; its text starts at that position.
+        lengths: the same, on the host.
+        past_slots: the first of the S slots, those of KV prompts; the others are run.
+        around: of each prefix the embeddings [n, H] of its lead and of its follow.
+    """
+
+    positions: Tensor
+    starts: Tensor
+    lengths: tuple[int, ...]
+    past_slots: int
+    around: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.positions.shape[1]
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class CausalBank(Bank):
@@ -51,18 +75,23 @@ class CausalBank(Bank):
 
     Attributes:
         layers: per layer (keys [N, K, S, D], values [N, K, S, D']) or None.
-        positions: [N, S] position of each slot, -1 for an empty one.
+        front: what else there is to know of the prefixes.
         lengths: tokens of each prefix; its text starts at that position.
     """
 
     layers: tuple[KV, ...]
-    positions: Tensor
+    front: Front
     lengths: tuple[int, ...]
+
+    @property
+    def positions(self) -> Tensor:
+        """[N, S] position of each slot, -1 for an empty one."""
+        return self.front.positions
 
     @property
     def slots(self) -> int:
         """S."""
-        return self.positions.shape[1]
+        return self.front.slots
 
     def past(self, owners: Tensor) -> tuple[KV, ...]:
         """Per layer the keys and values [G, K, S, D] of the prefixes `owners` [G], shared where there is only one."""
@@ -72,20 +101,21 @@ class CausalBank(Bank):
         return tuple(None if kv is None else (kv[0][owners], kv[1][owners]) for kv in self.layers)
 
 
-def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> CausalBank:
-    """Keys and values of every prefix in one pass, with gradient where a prompt has one.
+def laid_out(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Front:
+    """Where the tokens of these prefixes stand: KV prompts are the past, everything else is run behind it, padded to
+    the right.
 
-    KV prompts are the past; leads, embedding prompts and follows are run behind it, padded to the right.
-
-    Raises DataError if a prefix alone is longer than the model's context.
+    Raises:
+        DataError: a prefix alone is longer than the model's context.
+        GeometryError: a KV prompt behind a lead.
     """
     past_lengths = [p.prompt.n_tokens if isinstance(p.prompt, KVPrompt) else 0 for p in prefixes]
-    runs = [embedded(lm, prefix) for prefix in prefixes]
-    longest = max(past + len(run) for past, run in zip(past_lengths, runs, strict=True))
+    run_lengths = [_run_length(prefix) for prefix in prefixes]
+    longest = max(past + run for past, run in zip(past_lengths, run_lengths, strict=True))
     hint = "fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front"
     check_room(lm, longest, "what stands in front of the row does not fit in the model's context", hint)
-    past_slots, run_slots = max(past_lengths), max(map(len, runs))
-    past_N1, run_N1 = torch.tensor(past_lengths)[:, None], torch.tensor([len(run) for run in runs])[:, None]
+    past_slots, run_slots = max(past_lengths), max(run_lengths)
+    past_N1, run_N1 = torch.tensor(past_lengths)[:, None], torch.tensor(run_lengths)[:, None]
     past_S, run_S = torch.arange(past_slots), torch.arange(run_slots)
     past_positions, run_positions = (
         past_S.where(past_S < past_N1, -1),
@@ -95,11 +125,27 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> CausalBank:
     for i, prefix in enumerate(prefixes):
         begin = 0 if isinstance(prefix.prompt, KVPrompt) else past_slots + len(prefix.lead)
         positions[i, begin + prefix.unseen[0] : begin + prefix.unseen[1]] = -1
-    positions = positions.to(lm.device)
+    starts_N = (past_N1 + run_N1)[:, 0]
+    around = tuple((lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow))) for prefix in prefixes)
+    return Front(positions.to(lm.device), starts_N.to(lm.device), tuple(starts_N.tolist()), past_slots, around)
+
+
+def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], front: Front | None = None) -> CausalBank:
+    """Keys and values of every prefix in one pass, with gradient where a prompt has one.
+
+    Args:
+        front: where their tokens stand, if that is known already. With it nothing is copied from the host.
+
+    Raises as `laid_out`.
+    """
+    front = front or laid_out(lm, prefixes)
+    positions, past_slots = front.positions, front.past_slots
+    run_slots = front.slots - past_slots
     layers = _stack(lm, prefixes, past_slots)
     if run_slots:
         queries = positions[:, past_slots:]
         cache = PrefixCache(layers, past_slots, record=True)
+        runs = [_joined(lm, prefix, *texts) for prefix, texts in zip(prefixes, front.around, strict=True)]
         forward(
             lm,
             embeds_GLH=torch.stack([pad(run, (0, 0, 0, run_slots - len(run))) for run in runs]),
@@ -109,7 +155,7 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> CausalBank:
             cache=cache,
         )
         layers = tuple(cache.seen.get(i) for i in range(len(layers)))
-    return CausalBank(layers, positions, tuple((past_N1 + run_N1)[:, 0].tolist()))
+    return CausalBank(layers, front, front.lengths)
 
 
 def causal(bank: Bank) -> CausalBank:
@@ -120,16 +166,33 @@ def causal(bank: Bank) -> CausalBank:
 
 
 def embedded(lm: FrozenLM, prefix: Prefix) -> Tensor:
-    """Embeddings [n, H] of all that must be run for this prefix: everything but a KV prompt's own keys and values."""
+    """Embeddings [n, H] of all that must be run for this prefix: everything but a KV prompt's own keys and values.
+
+    Raises GeometryError for a KV prompt behind a lead.
+    """
+    _run_length(prefix)
+    return _joined(lm, prefix, lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow)))
+
+
+def _run_length(prefix: Prefix) -> int:
+    """How many tokens `embedded` gives."""
     if isinstance(prefix.prompt, KVPrompt) and prefix.lead:
         raise GeometryError(
             "a KV prompt starts at position 0, so no lead can stand before it",
             hint="make the lead part of the prompt: initialise it from a text that begins with the lead",
         )
-    parts = [lm.embed(torch.tensor(ids, dtype=torch.long)) for ids in (prefix.lead, prefix.follow)]
+    virtual = prefix.prompt.n_tokens if isinstance(prefix.prompt, EmbeddingPrompt) else 0
+    return len(prefix.lead) + virtual + len(prefix.follow)
+
+
+def _joined(lm: FrozenLM, prefix: Prefix, lead: Tensor, follow: Tensor) -> Tensor:
     if isinstance(prefix.prompt, EmbeddingPrompt):
-        parts.insert(1, prefix.prompt.embeddings.to(lm.device, lm.dtype))
-    return torch.cat(parts)
+        return torch.cat([lead, prefix.prompt.embeddings.to(lm.device, lm.dtype), follow])
+    return torch.cat([lead, follow])
+
+
+def _ids(ids: Sequence[int]) -> Tensor:
+    return torch.tensor(ids, dtype=torch.long)
 
 
 def _stack(lm: FrozenLM, prefixes: Sequence[Prefix], slots: int) -> tuple[KV, ...]:
@@ -144,8 +207,8 @@ def _stack(lm: FrozenLM, prefixes: Sequence[Prefix], slots: int) -> tuple[KV, ..
             kv = prefix.prompt.layers[i] if isinstance(prefix.prompt, KVPrompt) else None
             if kv is None:
                 kv = (
-                    torch.zeros(shape.kv_heads, 0, shape.key_dim),
-                    torch.zeros(shape.kv_heads, 0, shape.value_dim),
+                    torch.zeros(shape.kv_heads, 0, shape.key_dim, device=lm.device),
+                    torch.zeros(shape.kv_heads, 0, shape.value_dim, device=lm.device),
                 )
             missing = (0, 0, 0, slots - kv[0].shape[1])
             keys.append(pad(kv[0].to(lm.device, lm.dtype), missing))

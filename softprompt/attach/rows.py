@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach.bank import Bank, CausalBank, causal
+from softprompt.attach.bank import Bank, CausalBank, Front, causal
 from softprompt.attach.cache import PrefixCache
 from softprompt.attach.forward import check_not_empty, check_room, forward
 from softprompt.model import FrozenLM
@@ -53,27 +53,24 @@ def run(
     attentions: list[Tensor] | None = None,
     layers: dict[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """Final hidden states [G, L, H] of packed rows behind their prefixes.
+    """Final hidden states [G, L, H] of rows behind their prefixes, as `packed` lays them out.
 
     Args:
         attentions: as in `forward`.
         layers: gets the keys [G, K, S + L, D] and values [G, K, S + L, D'] of each layer that has some.
-
-    Raises DataError for a row that does not fit in the model's context.
     """
-    owners = bins.prefix.to(lm.device)
+    bins = bins.to(lm.device)
+    owners = bins.prefix
     cache = PrefixCache(bank.past(owners), bank.slots, record=layers is not None)
-    starts_G1 = torch.tensor(bank.lengths, device=lm.device)[owners][:, None]
-    positions_GL = bins.depth.to(lm.device) + starts_G1
-    check_room(lm, int(positions_GL.max()) + 1)
+    positions_GL = bins.depth + bank.front.starts[owners][:, None]
     prefix_GS = bank.positions[owners]
     visible_prefix = (prefix_GS >= 0)[:, None, :].expand(-1, positions_GL.shape[1], -1)
     states_GLH = forward(
         lm,
-        ids_GL=bins.ids.to(lm.device),
+        ids_GL=bins.ids,
         positions_GL=positions_GL,
         key_positions_GK=torch.cat([prefix_GS, positions_GL], dim=1),
-        visible_GQK=torch.cat([visible_prefix, bins.visible.to(lm.device)], dim=2),
+        visible_GQK=torch.cat([visible_prefix, bins.visible], dim=2),
         cache=cache,
         attentions=attentions,
     )
@@ -82,10 +79,16 @@ def run(
     return states_GLH
 
 
-def packed(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row], capacity: int | None = None) -> Bins:
-    """The rows in bins of this many tokens, or of what is estimated to cost least. DataError for an empty one."""
+def packed(lm: FrozenLM, bank: CausalBank | Front, rows: Sequence[Row], capacity: int | None = None) -> Bins:
+    """The rows, which will stand behind these prefixes, in bins of this many tokens, or of what is estimated to cost
+    least; on the host.
+
+    Raises DataError for an empty row, or one that does not fit in the model's context.
+    """
     check_not_empty(row.ids for row in rows)
-    return pack(rows, best_capacity(rows, bank.slots, *_costs(lm)) if capacity is None else capacity)
+    bins = pack(rows, best_capacity(rows, bank.slots, *_costs(lm)) if capacity is None else capacity)
+    check_room(lm, int((bins.depth.max(1).values + torch.tensor(bank.lengths)[bins.prefix]).max()) + 1)
+    return bins
 
 
 def _costs(lm: FrozenLM) -> tuple[float, float]:

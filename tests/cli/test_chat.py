@@ -19,9 +19,9 @@ from softprompt.generation import Request, answer, load_subjects
 from tests.cli.shell import done
 from tests.laws.cases import random_prompt
 from tests.server.live import TEMPLATES
-from tests.tiny import tiny_lm
+from tests.tiny import DEVICE, tiny_lm
 
-OPTIONS = ("--dtype", "float32", "--device", "cpu", "--max-new-tokens", 8)
+OPTIONS = ("--dtype", "float32", "--device", DEVICE, "--max-new-tokens", 8)
 
 
 def talk(name: str, tokens: int = 8) -> Talk:
@@ -37,7 +37,7 @@ def said(talk: Talk, text: str) -> str:
 
 def talk_of(name: str) -> Talk:
     """What the command talks through."""
-    lm = load_base(None, [name], "float32", "cpu", trust_remote_code=False)
+    lm = load_base(None, [name], "float32", DEVICE, trust_remote_code=False)
     return Talk(lm, load_subjects(lm, [name])[name], Sampling(8))
 
 

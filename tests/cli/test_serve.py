@@ -20,6 +20,7 @@ from softprompt.server import listen as listen_module
 from softprompt.server import logs
 from tests.cli.shell import refused, softprompt
 from tests.server.live import TEMPLATES, save_prompt
+from tests.tiny import DEVICE
 
 PLAIN = TEMPLATES["review"][1]
 # What the engine of the package will be: the tests' own, found as the package finds its engines.
@@ -38,14 +39,14 @@ def shelf(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two soft prompts for the tests' base model, and the tests' engine."""
     monkeypatch.setattr(logs, "configure", lambda kind: None)  # it would take the tests' own handlers away
     monkeypatch.setattr(verb, "ENGINES", {verb.EngineName.transformers: ("tests.server.oracle", "OracleEngine")})
-    lm = load(str(base), dtype="float32", device="cpu")
+    lm = load(str(base), dtype="float32", device=DEVICE)
     for seed, name in enumerate(("one", "two"), 1):
         save_prompt(tmp_path / "shelf" / name, "kv", PLAIN, seed, lm)
     return tmp_path / "shelf"
 
 
 def options(base: Path, shelf: Path) -> tuple[object, ...]:
-    return ("--model", base, "--prompts-dir", shelf, "--dtype", "float32", "--device", "cpu")
+    return ("--model", base, "--prompts-dir", shelf, "--dtype", "float32", "--device", DEVICE)
 
 
 def test_check(base: Path, shelf: Path) -> None:
@@ -64,7 +65,7 @@ def test_check_of_what_is_torn(base: Path, shelf: Path) -> None:
 
 
 def test_the_cards_name_the_base_model(shelf: Path) -> None:
-    result = softprompt("serve", "--prompts-dir", shelf, "--dtype", "float32", "--device", "cpu", "--check")
+    result = softprompt("serve", "--prompts-dir", shelf, "--dtype", "float32", "--device", DEVICE, "--check")
     assert result.exit_code == 0, result.output
 
 

@@ -30,7 +30,7 @@ def random_prompt(lm: FrozenLM, form: str, n_tokens: int, seed: int, *, grad: bo
     draw = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw).requires_grad_(grad)
+        return torch.randn(shape, generator=draw).to(lm.device).requires_grad_(grad)
 
     if form == "embedding":
         return EmbeddingPrompt(noise(n_tokens, lm.geometry.hidden))
@@ -76,7 +76,7 @@ def cached(lm: FrozenLM, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """What Transformers' own cache holds of a text, per layer (keys [K, T, D], values [K, T, D'])."""
     cache: Any = DynamicCache()
     with torch.no_grad():
-        lm.model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
+        lm.model(input_ids=torch.tensor([ids], device=lm.device), past_key_values=cache, use_cache=True)
     return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
 

@@ -16,7 +16,7 @@ from softprompt.prompt import EmbeddingPrompt, KVPrompt
 
 def plain_logits(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> Tensor:
     """Logits [T, V] at the T text positions of one row behind one prefix, with gradient."""
-    text = torch.tensor([list(prefix.follow) + list(ids)])
+    text = torch.tensor([list(prefix.follow) + list(ids)], device=lm.device)
     if isinstance(prefix.prompt, KVPrompt):
         cache = DynamicCache()
         for i, layer in enumerate(prefix.prompt.layers):

@@ -32,10 +32,10 @@ OWNERS = (0, 1, 2, 3, 4, 5, 1, 3, 0)
 
 def plain_loss(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: Sequence[int]) -> Tensor:
     """The loss that concatenating libraries compute: logits everywhere, one row at a time."""
-    total = torch.zeros(())
+    total = torch.zeros((), device=lm.device)
     for row, owner in zip(rows, owners, strict=True):
-        logits, ids = plain_logits(lm, prefixes[owner], row.ids), torch.tensor(row.ids)
-        mask = torch.tensor(row.mask[1:], dtype=torch.bool)
+        logits, ids = plain_logits(lm, prefixes[owner], row.ids), torch.tensor(row.ids, device=lm.device)
+        mask = torch.tensor(row.mask[1:], dtype=torch.bool, device=lm.device)
         total = total + cross_entropy(logits[:-1][mask], ids[1:][mask], reduction="sum")
     return total
 
