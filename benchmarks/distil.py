@@ -210,10 +210,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="auto", help="of the base model")
     parser.add_argument("--out", type=Path, help="a JSON file, written anew after every result")
     options = parser.parse_args()
     machine = facts()
-    lm = load(options.model)
+    lm = load(options.model, dtype=options.dtype)
     about = {"benchmark": "distil", **{name: str(value) for name, value in vars(options).items() if name != "out"}}
     results = []
     with tempfile.TemporaryDirectory() as scratch:

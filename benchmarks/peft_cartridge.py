@@ -47,7 +47,7 @@ def train_cartridge(
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - elapsed / seconds)
         row = rows[batches.next_batch()[0]]
-        ids = torch.tensor([[*follow, *row.ids]])
+        ids = torch.tensor([[*follow, *row.ids]], device=lm.device)
         wanted = _taught(lm, teacher, row)
         own = torch.log_softmax(model(input_ids=ids).logits[0, len(follow) : -1].float(), -1)
         (-(wanted.values.exp() * own.gather(-1, wanted.indices)).sum(-1).mean()).backward()

@@ -42,7 +42,7 @@ class Trained:
     undo: Callable[[], object]
 
 
-def collate(rows: Sequence[Example], lead: Sequence[int]) -> dict[str, Tensor]:
+def collate(rows: Sequence[Example], lead: Sequence[int], device: torch.device) -> dict[str, Tensor]:
     """Rows behind `lead` as PEFT takes them, padded to the longest: ids, attention mask, labels [B, L]."""
     ids = [[*lead, *row.ids] for row in rows]
     learned = [[*[False] * len(lead), *row.mask] for row in rows]
@@ -50,7 +50,8 @@ def collate(rows: Sequence[Example], lead: Sequence[int]) -> dict[str, Tensor]:
     padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
     keep = torch.tensor([row + [False] * (longest - len(row)) for row in learned])
-    return {"input_ids": padded, "attention_mask": mask, "labels": padded.masked_fill(~keep, -100)}
+    tensors = {"input_ids": padded, "attention_mask": mask, "labels": padded.masked_fill(~keep, -100)}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def wrap(lm: FrozenLM, kind: Kind, *, tokens: int, text: str, tokenizer: str) -> Any:
@@ -103,14 +104,14 @@ def train_peft(
         for group in optimizer.param_groups:
             group["lr"] = RATES[kind] * (1 - elapsed / seconds)
         picked = [rows[i] for i in batches.next_batch()]
-        model(**collate(picked, lead)).loss.backward()
+        model(**collate(picked, lead, lm.device)).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # as Transformers' Trainer does
         optimizer.step()
         optimizer.zero_grad()
         steps += 1
     model.eval()
     with torch.no_grad():
-        theirs = model(**collate(picked, lead)).loss.item()
+        theirs = model(**collate(picked, lead, lm.device)).loss.item()
         prompt = to_prompt(lm, kind, model)
         prefixes = bank(lm, [Prefix(prompt, (), tuple(lead))])
         ours = token_losses(lm, prefixes, picked).sum().item() / learned_tokens(picked)

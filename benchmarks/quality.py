@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--few-shot", action="store_true", help="the published draws of 16 rows a label")
     parser.add_argument("--test-rows", type=int, help="score only the first rows of the test split")
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="auto", help="of the base model")
     parser.add_argument("--out", type=Path, help="a JSON file, written anew after every result")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -194,7 +195,7 @@ def main() -> None:
         sys.exit(f"quality: unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}, ours:METHOD")
     folders(options.tasks.split(","))
     machine = facts()  # before hours pass, in which files may change
-    lm = load(options.model)
+    lm = load(options.model, dtype=options.dtype)
     shared = {name: getattr(options, name) for name in ("budget_minutes", "few_shot", "test_rows")}
     about = {"benchmark": "quality", "model": options.model, "dtype": str(lm.dtype), **shared, "machine": machine}
     results: list[dict[str, Any]] = []

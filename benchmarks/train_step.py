@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks.machine import facts
 from softprompt.attach import Prefix, bank
 from softprompt.data.tokenise import Example
-from softprompt.model import FrozenLM, load, load_tokenizer, pick_device
+from softprompt.model import FrozenLM, load, load_tokenizer, pick_device, wait_for
 from softprompt.objective import learned_tokens, token_losses
 from softprompt.prompt import EmbeddingPrompt
 from softprompt.replay import Replays
@@ -218,12 +218,6 @@ def measure(case: Case, model: str, device: str, repeats: int) -> dict[str, Any]
         "loss": {name: results[name][0] for name in ("ours", "peft")},
         "floor_fraction": medians["floor"] / medians["ours"],
     }
-
-
-def wait_for(lm: FrozenLM) -> None:
-    """Wait for a GPU to be done."""
-    if lm.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def peak_memory(case: Case, model: str, device: str, side: str) -> dict[str, int]:

@@ -35,6 +35,7 @@ class Facts:
         classes: labels of the task with most; 0 if no task is one of classification.
         tokens: mean length of a training row.
         room: tokens that demonstrations may take; none in an encoder-decoder, which cannot hide one from its own row.
+        gpu: whether it trains on one.
     """
 
     tasks: int
@@ -42,13 +43,16 @@ class Facts:
     classes: int
     tokens: float
     room: int = 0
+    gpu: bool = False
 
     @staticmethod
-    def of(rows: Sequence[Sequence[Example]], classes: Sequence[Sequence[str]], room: int = 0) -> Facts:
+    def of(
+        rows: Sequence[Sequence[Example]], classes: Sequence[Sequence[str]], room: int = 0, gpu: bool = False
+    ) -> Facts:
         """The facts of these tasks' training rows and labels."""
         every = [row for task in rows for row in task]
         tokens = sum(len(row.ids) for row in every) / len(every)
-        return Facts(len(rows), len(every), max(map(len, classes)), tokens, room)
+        return Facts(len(rows), len(every), max(map(len, classes)), tokens, room, gpu)
 
 
 def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
@@ -68,7 +72,8 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
 FEW = 50  # training rows: so few are learned by heart, unless the start is good and the steps are small
 MANY = 20  # classes: so many need room
 SHOWN = 1024  # tokens of demonstrations that a start is chosen from
-STEP_TOKENS = 256  # text tokens of a step, about
+STEP_TOKENS, STEP_ROWS = 256, 8  # text tokens of a step, about, and rows at most
+GPU_STEP_TOKENS, GPU_STEP_ROWS = 2048, 32  # the same where so many take no longer than a few
 NETWORKS = {"p-tuning", "p-tuning-lstm", "prefix-tuning-mlp", "residual", "residual-separate"}
 DIRECT = {"prefix-tuning", "prompt-tuning"}
 
@@ -99,8 +104,10 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
         ]
     if config.train.minutes is not None:
         choices.append(Choice("train.patience", None, "the schedule fits the time given, and the best prompt is kept"))
-        size = max(2, min(8, round(STEP_TOKENS / facts.tokens)))
-        why = f"rows of {facts.tokens:.0f} tokens: in a given time more steps teach more than more rows a step"
+        tokens, most = (GPU_STEP_TOKENS, GPU_STEP_ROWS) if facts.gpu else (STEP_TOKENS, STEP_ROWS)
+        size = max(2, min(most, round(tokens / facts.tokens)))
+        told = "a GPU takes no longer for" if facts.gpu else "in a given time more steps teach more than"
+        why = f"rows of {facts.tokens:.0f} tokens: {told} more rows a step"
         choices.append(Choice("train.batch_size", size, why))
     return choices
 

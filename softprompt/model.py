@@ -209,6 +209,12 @@ def pick_device(wanted: str) -> tuple[str, str]:
     return wanted, f"device {wanted} (asked for)"
 
 
+def wait_for(lm: FrozenLM) -> None:
+    """Let a GPU finish what it was given, so that time can be taken."""
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize(lm.device)
+
+
 def pick_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
     """The dtype and why: bfloat16 where the hardware multiplies it natively, else float32."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

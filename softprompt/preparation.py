@@ -23,7 +23,7 @@ from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import CheckpointError, ConfigError, StoreError
 from softprompt.files import check_writable
 from softprompt.methods import KV_METHODS
-from softprompt.model import context_length, is_encoder_decoder, load_tokenizer
+from softprompt.model import context_length, is_encoder_decoder, load_tokenizer, pick_device
 
 RUNS, SHARED = ".runs", "shared"
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -111,7 +111,8 @@ def prepare(
         _task(config, number, name, path, tokenizer, shape) for number, (name, path) in enumerate(sources.items())
     )
     room = 0 if apart else context_length(config.model, trust_remote_code=trust_remote_code) // 4
-    facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks], room)
+    gpu = pick_device(config.device)[0].startswith("cuda")
+    facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks], room, gpu)
     config, choices = auto.choose(config, facts)
     return Prepared(config, facts, choices, tasks, folder, run)
 

@@ -108,6 +108,14 @@ def test_long_rows_make_small_batches_where_minutes_are_given(tokens: float, siz
     assert choose(resolve({}), facts)[0].train.batch_size == 8
 
 
+def test_a_gpu_takes_more_rows_a_step() -> None:
+    config = resolve({"train.minutes": 3})
+    sizes = {}
+    for tokens in (20.0, 256.0, 5000.0):
+        sizes[tokens] = choose(config, Facts(1, 7000, 2, tokens, gpu=True))[0].train.batch_size
+    assert sizes == {20.0: 32, 256.0: 8, 5000.0: 2}
+
+
 def test_demonstrations_take_no_more_than_their_room() -> None:
     assert choose(resolve({}), MANY_ROWS)[0].method.text_tokens == 1024
     assert choose(resolve({}), Facts(1, 7000, 2, 30.0, 512))[0].method.text_tokens == 512

@@ -22,7 +22,7 @@ from softprompt.distil.teacher import Teacher
 from softprompt.framing import Subject, base_subject, end_ids
 from softprompt.losses import CHUNK, cross_entropies, divergences
 from softprompt.metrics import generation_scores, token_f1
-from softprompt.model import FrozenLM
+from softprompt.model import FrozenLM, wait_for
 from softprompt.objective import supervised
 from softprompt.own_metrics import Metric, scores_of
 from softprompt.packing import by_tokens
@@ -129,7 +129,7 @@ def _measured(
         log_likelihood=-cross_entropies(states_NH, targets_N, lm.logits).mean().item(),
         scores=scores,
         prefix_tokens=_length(prefix),
-        prefill_seconds=_seconds(lambda: bank(lm, [prefix])) if _length(prefix) else 0.0,
+        prefill_seconds=_seconds(lm, lambda: bank(lm, [prefix])) if _length(prefix) else 0.0,
         kv_bytes=_length(prefix) * kv_bytes_per_token(lm),
     )
 
@@ -192,10 +192,11 @@ def _length(prefix: Prefix) -> int:
     return len(prefix.lead) + (prefix.prompt.n_tokens if prefix.prompt else 0) + len(prefix.follow)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(lm: FrozenLM, call: Callable[[], object]) -> float:
     times = []
     for _ in range(TIMES):
         begin = time.perf_counter()
         call()
+        wait_for(lm)
         times.append(time.perf_counter() - begin)
     return median(times)
