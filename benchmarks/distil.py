@@ -73,8 +73,8 @@ def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> It
             flags |= {"sizes" if "," in tokens else "method.n_tokens": tokens}
             if embedding:
                 flags |= {"train.steps": options.embedding_steps}
-            if options.lr:
-                flags |= {"train.lr": options.lr}
+            chosen = {"train.lr": options.lr, "train.batch_size": options.batch_size}
+            flags |= {name: value for name, value in chosen.items() if value}
             _, found, seconds = run(lm, flags)
             yield {"text": path.name, "method": method, "seconds": seconds, **measured(found.fidelity)}
 
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--texts", help="only the instructions whose names begin so: 01,02")
     parser.add_argument("--tokens", default="32", help="of the instructions' KV prompts, several trained together")
     parser.add_argument("--embedding-tokens", default="32")
+    parser.add_argument("--batch-size", type=int, help="of the instructions (default: that of softprompt distil)")
     parser.add_argument("--lr", type=float, help="of the instructions (default: that of softprompt distil)")
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)

@@ -238,6 +238,24 @@ def test_a_model_that_cannot_be_listened_to_starts_unfitted(
     assert any(not torch.equal(own, unfitted.tensors()[name]) for name, own in fitted.tensors().items())
 
 
+def test_more_classes_than_rows_that_are_asked_are_not_fitted(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = list[int]()
+
+    def spy(lm: FrozenLM, prompt: Prompt, *rest: object) -> Prompt:
+        fitted.append(1)
+        return prompt
+
+    monkeypatch.setattr(starts, "matched", spy)
+    prepared = prepare(settings(base, tmp_path, method__init="attended", method__text_tokens=110))
+    classes = len(prepared.tasks[0].classes)
+    for asking in (classes, classes - 1):
+        monkeypatch.setattr(starts, "ASKING", asking)
+        candidate_of(prepared, tiny_lm("llama", bos=True))
+    assert len(fitted) == 1
+
+
 def test_the_start_keeps_to_its_share_of_the_minutes(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
