@@ -1,6 +1,6 @@
 """Random tiny models of every supported family and a byte tokenizer: no downloads, milliseconds a forward.
 
-They are on the CPU, or on the device that SOFTPROMPT_TEST_DEVICE names (`make test-gpu`).
+They are on the CPU, or on the device that SOFTPROMPT_TEST_DEVICE names; not every test is written for another one yet.
 """
 
 from __future__ import annotations
