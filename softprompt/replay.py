@@ -66,6 +66,8 @@ class Replays:
         leaves = [tensor for prefix in prefixes for tensor in _tensors(prefix)]
         found = self._recorded.pop(key, None)
         if found is None and key in self._met and not self.failed:
+            if len(self._fronts) >= MOST:  # recorded passes keep their own
+                self._fronts.clear()
             self._fronts[outline] = front
             found = self._record(prefixes, front, wanted)
         if found is None:
