@@ -81,6 +81,15 @@ def test_fewer_rows_in_the_same_shape(form: str) -> None:
         same(lm, replays, [prefix], examples(shorter, seed=9), [0] * 4)
 
 
+def test_other_texts_around_prompts_of_the_same_shape() -> None:
+    lm = tiny_lm("llama")
+    replays = Replays(lm, recorder())
+    for lead, follow in (((3,), (50, 51)), ((3,), (60, 61)), ((9,), (60, 61))):
+        prefix = Prefix(random_prompt(lm, "embedding", 7, 5, grad=True), lead, follow)
+        for _ in range(3):
+            same(lm, replays, [prefix], examples(LENGTHS), [0] * len(LENGTHS))
+
+
 def test_lessons() -> None:
     lm = tiny_lm("llama")
     replays, prefix = Replays(lm, recorder()), Prefix(random_prompt(lm, "kv", 7, 5, grad=True))
