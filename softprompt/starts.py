@@ -29,6 +29,7 @@ from softprompt.schedule import Horizon
 
 FULL = 0.9  # demonstrations that fill so much of the room are enough: no search for one that still fits
 ASKING = 16  # training rows that are asked what they look at
+HURRIED = 2.0  # minutes of a run under which there is no time for fitting what it starts from
 FITTING = 0.1  # of the minutes of a run, at most, go into fitting what it starts from
 INIT_ROWS = 8  # training rows that a made-up start text is drawn from
 
@@ -96,10 +97,8 @@ def _attended(prepared: Prepared, lm: FrozenLM) -> Prompt:
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
     reading = Reading((*bos_ids(lm.tokenizer), *ids), follow, asking[:ASKING])
     prompt, minutes = most_attended(lm, [reading], config.n_tokens), prepared.config.train.minutes
-    if (
-        len(task.classes) > ASKING
-    ):  # the rows would speak for the classes that they have: five points lost of 77 classes
-        return prompt
+    if len(task.classes) > ASKING or (minutes is not None and minutes < HURRIED):
+        return prompt  # rows speak only for the classes that they have; half a fit is worse than none (docs/log.md)
     horizon = Horizon(STEPS, minutes * 60 * FITTING if minutes else None)
     try:
         return matched(lm, prompt, heard(lm, [reading]), (), follow, horizon)

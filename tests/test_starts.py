@@ -238,22 +238,25 @@ def test_a_model_that_cannot_be_listened_to_starts_unfitted(
     assert any(not torch.equal(own, unfitted.tensors()[name]) for name, own in fitted.tensors().items())
 
 
-def test_more_classes_than_rows_that_are_asked_are_not_fitted(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_fitted(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = list[int]()
 
     def spy(lm: FrozenLM, prompt: Prompt, *rest: object) -> Prompt:
         fitted.append(1)
         return prompt
 
+    def begin(**changes: object) -> int:
+        config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, **changes)
+        fitted.clear()
+        candidate_of(prepare(config), tiny_lm("llama", bos=True))
+        return len(fitted)
+
     monkeypatch.setattr(starts, "matched", spy)
-    prepared = prepare(settings(base, tmp_path, method__init="attended", method__text_tokens=110))
-    classes = len(prepared.tasks[0].classes)
-    for asking in (classes, classes - 1):
-        monkeypatch.setattr(starts, "ASKING", asking)
-        candidate_of(prepared, tiny_lm("llama", bos=True))
-    assert len(fitted) == 1
+    assert begin() == 1
+    assert begin(train__minutes=starts.HURRIED, train__steps=None) == 1
+    assert begin(train__minutes=1.0, train__steps=None) == 0, "no time for it"
+    monkeypatch.setattr(starts, "ASKING", 1)
+    assert begin() == 0, "more classes than rows that are asked"
 
 
 def test_the_start_keeps_to_its_share_of_the_minutes(
