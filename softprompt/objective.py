@@ -56,7 +56,7 @@ def batch_of(
 
 def batch_losses(lm: FrozenLM, bank: CausalBank, batch: Batch) -> Tensor:
     """`token_losses` of rows that are on the device; nothing is copied from the host or awaited from the device."""
-    states = run(lm, bank, batch.bins).flatten(0, 1)[batch.where]
+    states = _before(lm, bank, batch)
     if batch.taught is None:
         return cross_entropies(states, batch.targets, lm.logits)
     return lesson_losses(states, batch.targets, batch.taught, lm.logits)
@@ -111,7 +111,12 @@ def supervised(
     if isinstance(bank, EncoderDecoderBank):
         return _answered(lm, bank, examples, owners)
     batch = batch_of(lm, causal(bank), examples, owners).to(lm.device)
-    return run(lm, causal(bank), batch.bins).flatten(0, 1)[batch.where], batch.targets
+    return _before(lm, causal(bank), batch), batch.targets
+
+
+def _before(lm: FrozenLM, bank: CausalBank, batch: Batch) -> Tensor:
+    """Hidden states [N, H] at the tokens before each learned one."""
+    return run(lm, bank, batch.bins).flatten(0, 1)[batch.where]
 
 
 def _taught(examples: Sequence[Example]) -> Taught | None:

@@ -34,8 +34,10 @@ def read_rows(path: Path) -> Iterator[Row]:
             rows are read, as far as they come one by one.
     """
     if not path.is_file():
-        what = "is a folder, not a data file" if path.is_dir() else "there is no such data file"
-        raise DataError(what, where=path)
+        if path.is_dir():
+            raise DataError("is a folder, not a data file", where=path, expected=", ".join(SUFFIXES))
+        hint = f"a file ({', '.join(SUFFIXES)}), a folder of them, or a Hub dataset owner/name"
+        raise DataError("there is no such data file", where=path, hint=hint)
     if path.suffix.lower() not in _READERS:
         got = path.suffix or "no suffix"
         raise DataError("unknown kind of data file", where=path, expected=", ".join(SUFFIXES), got=got)

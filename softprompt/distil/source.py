@@ -178,7 +178,7 @@ def _text(settings: DistilConfig, shown: Sequence[Record], template: Template) -
         return APART.join(worked_example(bare, row) for row in shown), settings.demonstrations
     path = Path(settings.text or settings.document or "")
     if not path.is_file():
-        raise DataError("no such file", where=path)
+        raise DataError("no such file", where=path, hint="--text or --document names a file in UTF-8")
     if path.stat().st_size > MOST_BYTES:
         raise DataError("the file is too large", where=path, expected=f"<= {MOST_BYTES:,} bytes")
     try:
@@ -187,5 +187,5 @@ def _text(settings: DistilConfig, shown: Sequence[Record], template: Template) -
         got, hint = f"byte 0x{error.object[error.start]:02x}", "iconv -f LATIN1 -t UTF-8 makes it so"
         raise DataError("the text is not UTF-8", where=path, got=got, hint=hint) from error
     if not text:
-        raise DataError("the text is empty", where=path)
+        raise DataError("the text is empty", where=path, hint="put into the file what stands in front of every request")
     return text, str(path)
