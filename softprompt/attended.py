@@ -9,7 +9,7 @@ exactly as in the whole text. (Where positions are learned, keys stay as they ar
 text says, not from how it begins.
 
 An embedding prompt is made of real tokens, the same for all heads, and these read each other, so neighbours are kept
-together. How many depends on the text (docs/log.md): several lengths of run are to be tried.
+together. How many depends on the text (docs/log.md): several lengths of run are tried, and the first tokens.
 
 Shapes: K key/value heads, T tokens of a text, P virtual tokens, D head size.
 """
@@ -26,10 +26,12 @@ from softprompt.attach import Prefix, attention_mass, bank, keys_values, moved, 
 from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM
+from softprompt.objective import token_losses
 from softprompt.packing import Row
-from softprompt.prompt import KVPrompt
+from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
 
 SINK = 1  # first tokens that every head keeps: attention dumps on them what belongs nowhere
+RUNS = (1, 4, 8, 16)  # lengths of neighbours that an embedding prompt may be made of
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,45 @@ class Reading:
     follow: tuple[int, ...]
     rows: Sequence[Example]
     opening: int = 0
+
+
+def start_from(
+    lm: FrozenLM,
+    form: str,
+    readings: Sequence[Reading],
+    n_tokens: int,
+    between: tuple[tuple[int, ...], tuple[int, ...]],
+    judges: Sequence[Example],
+) -> Prompt:
+    """P virtual tokens of this form ("kv" or "embedding"), out of the tokens of all texts.
+
+    Args:
+        between: the ids in front of an embedding prompt and behind it.
+        judges: rows that choose among several embedding prompts.
+
+    Raises as `most_attended`.
+    """
+    if form == "kv":
+        return most_attended(lm, readings, n_tokens)
+    ids = tuple(token for reading in readings for token in reading.ids[reading.opening :])
+    starts = [ids[:n_tokens], *most_attended_ids(lm, readings, n_tokens, RUNS)]
+    return EmbeddingPrompt(lm.embed(torch.tensor(nearest(lm, starts, between, judges))).float())
+
+
+@torch.no_grad()
+def nearest(
+    lm: FrozenLM,
+    texts: Sequence[tuple[int, ...]],
+    between: tuple[tuple[int, ...], tuple[int, ...]],
+    rows: Sequence[Example],
+) -> tuple[int, ...]:
+    """Of these texts, as ids, the one behind which the rows lose least; `between` as in `start_from`."""
+    lead, follow = between
+
+    def loss(ids: tuple[int, ...]) -> float:
+        return token_losses(lm, bank(lm, [Prefix(lead=(*lead, *ids), follow=follow)]), rows).mean().item()
+
+    return min(dict.fromkeys(texts), key=loss)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from softprompt.attended import Reading, most_attended
+from softprompt.attended import Reading, start_from
 from softprompt.data.answer import end_id
 from softprompt.data.batches import permutation
 from softprompt.data.formats import Message, Record
@@ -85,23 +85,26 @@ def start_of(
 def _attended(prepared: Prepared, lm: FrozenLM) -> Prompt:
     """The virtual tokens of the text, or of demonstrations, that rows look at most: rows that are not shown in it."""
     config, task = prepared.config.method, prepared.tasks[0]
-    if config.name not in KV_METHODS or lm.is_encoder_decoder:
-        what, hint = "init attended chooses keys and values of a causal model", "--method prefix-tuning"
-        raise ConfigError(what, where="method.init", got=config.name, hint=hint)
+    if lm.is_encoder_decoder:
+        got, hint = f"{lm.name}: encoder-decoder", "--init text"
+        raise ConfigError("init attended is for causal models", where="method.init", got=got, hint=hint)
     ids, shown = lm.encode(config.init_text or ""), set[str]()
     if not config.init_text:
         room = min(config.text_tokens, lm.geometry.max_positions // 2)
         found = demonstrations(task, lm, None, room, prepared.config.train.seed)
         ids, shown = list(found.ids), set(found.spans)
     asking = [row for row in task.train if row.where not in shown] or task.train
-    _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
-    reading = Reading((*bos_ids(lm.tokenizer), *ids), follow, asking[:ASKING])
-    prompt, minutes = most_attended(lm, [reading], config.n_tokens), prepared.config.train.minutes
+    form = "kv" if config.name in KV_METHODS else "embedding"
+    (_, behind), between = (layout_ids(lm, layout_for(lm, task.template, kind)) for kind in ("kv", form))
+    opening = bos_ids(lm.tokenizer)
+    reading = Reading((*opening, *ids), behind, asking[:ASKING], len(opening))
+    prompt = start_from(lm, form, [reading], config.n_tokens, between, asking[:ASKING])
+    minutes = prepared.config.train.minutes
     if len(task.classes) > ASKING or (minutes is not None and minutes < HURRIED):
         return prompt  # rows speak only for the classes that they have; half a fit is worse than none (docs/log.md)
     horizon = Horizon(STEPS, minutes * 60 * FITTING if minutes else None)
     try:
-        return matched(lm, prompt, heard(lm, [reading]), (), follow, horizon)
+        return matched(lm, prompt, heard(lm, [reading]), *between, horizon)
     except UnsupportedModelError:  # it starts unfitted then
         return prompt
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.testing import assert_close
 
 import softprompt.model as model_module
 from softprompt import preparation, recipe, starts
-from softprompt.attended import Reading, most_attended
+from softprompt.attended import RUNS, Reading, most_attended, most_attended_ids, nearest
 from softprompt.config import Config
 from softprompt.data.formats import Record
 from softprompt.data.load import Splits
@@ -22,11 +23,12 @@ from softprompt.errors import ConfigError, DataError, ModelError, StoreError
 from softprompt.framing import layout_for, layout_ids
 from softprompt.matching import heard, matched
 from softprompt.preparation import PreparedTask
+from softprompt.prompt import EmbeddingPrompt
 from softprompt.recipe import prepare
 from softprompt.starts import INIT_ROWS, instruction_for, start_of, start_text
 from tests.data.rows import records, write_jsonl
 from tests.saved import REAL, save_tiny, settings
-from tests.tiny import SPECIAL, tiny_lm
+from tests.tiny import SPECIAL, tiny_lm, tiny_seq2seq, tiny_seq2seq_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -233,5 +235,29 @@ def test_init_attended_starts_from_what_rows_look_at(base: Path, tmp_path: Path)
     assert_close(prompt.tensors(), wanted.tensors())
     with pytest.raises(ConfigError, match="fewer tokens"):
         begun(method__n_tokens=80)
-    with pytest.raises(ConfigError, match=r"(?s)keys and values.*--method prefix-tuning"):
-        begun(method__name="prompt-tuning")
+
+
+def test_init_attended_of_an_embedding_prompt(base: Path, tmp_path: Path) -> None:
+    """The nearest run of the text's own tokens, between what stands around an embedding prompt."""
+    lm, text = recipe.load(str(base)), "A text of some length, which says a lot."
+    given = {"method__init": "attended", "method__init_text": text, "method__n_tokens": 8}
+    config = settings(base, tmp_path, **given, method__name="prompt-tuning")
+    (prompt,) = recipe.candidate_of(prepare(config), lm)[1].learner.freeze()
+    (task,) = prepare(config).tasks
+    between = layout_ids(lm, layout_for(lm, task.template, "embedding"))
+    assert between[0] == tuple(bos_ids(lm.tokenizer))
+    _, behind = layout_ids(lm, layout_for(lm, task.template, "kv"))
+    reading = Reading((*bos_ids(lm.tokenizer), *lm.encode(text)), behind, task.train[: starts.ASKING], 1)
+    runs = [tuple(lm.encode(text)[:8]), *most_attended_ids(lm, [reading], 8, RUNS)]
+    near = EmbeddingPrompt(lm.embed(torch.tensor(nearest(lm, runs, between, reading.rows))).float())
+    assert_close(prompt.tensors(), matched(lm, near, heard(lm, [reading]), *between).tensors())
+    assert not torch.equal(prompt.tensors()["embeddings"], near.embeddings)
+
+
+def test_init_attended_is_for_causal_models(tmp_path: Path) -> None:
+    folder = tmp_path / "t5"
+    tiny_seq2seq_model().save_pretrained(folder)
+    tiny_tokenizer(closing=True).save_pretrained(folder)
+    prepared = prepare(settings(folder, tmp_path, method__init="attended"))
+    with pytest.raises(ConfigError, match=r"(?s)causal models.*encoder-decoder.*--init text"):
+        recipe.candidate_of(prepared, tiny_seq2seq())

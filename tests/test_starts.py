@@ -24,7 +24,7 @@ from softprompt.framing import APART
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.preparation import PreparedTask, prepare
-from softprompt.prompt import KVPrompt, Prompt
+from softprompt.prompt import Prompt
 from softprompt.recipe import candidate_of, fit
 from softprompt.schedule import Horizon
 from softprompt.starts import demonstrations, in_turn, instruction_for
@@ -197,13 +197,13 @@ def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm, asked = tiny_lm("llama", bos=True), list[Reading]()
-    real = starts.most_attended
+    real = starts.start_from
 
-    def spy(lm: FrozenLM, readings: list[Reading], n_tokens: int) -> KVPrompt:
+    def spy(lm: FrozenLM, form: str, readings: list[Reading], *rest: Any) -> Prompt:
         asked.extend(readings)
-        return real(lm, readings, n_tokens)
+        return real(lm, form, readings, *rest)
 
-    monkeypatch.setattr(starts, "most_attended", spy)
+    monkeypatch.setattr(starts, "start_from", spy)
     config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, method__n_tokens=9)
     _, candidate, _ = candidate_of(prepare(config), lm)
     (prompt,) = candidate.learner.freeze()
@@ -216,21 +216,23 @@ def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
     assert all(row.unseen == (0, 0) for row in candidate.tasks[0].train)
 
 
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
 def test_a_model_that_cannot_be_listened_to_starts_unfitted(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def deaf(*args: object) -> None:
         raise UnsupportedModelError("its attention cannot be listened to")
 
-    lm, chosen = tiny_lm("llama", bos=True), list[KVPrompt]()
-    real = starts.most_attended
+    lm, chosen = tiny_lm("llama", bos=True), list[Prompt]()
+    real = starts.start_from
 
-    def spy(lm: FrozenLM, readings: list[Reading], n_tokens: int) -> KVPrompt:
-        chosen.append(real(lm, readings, n_tokens))
+    def spy(*given: Any) -> Prompt:
+        chosen.append(real(*given))
         return chosen[-1]
 
-    monkeypatch.setattr(starts, "most_attended", spy)
-    prepared = prepare(settings(base, tmp_path, method__init="attended", method__text_tokens=110))
+    monkeypatch.setattr(starts, "start_from", spy)
+    config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, method__name=method)
+    prepared = prepare(config)
     (fitted,) = candidate_of(prepared, lm)[1].learner.freeze()
     monkeypatch.setattr(starts, "heard", deaf)
     (unfitted,) = candidate_of(prepared, lm)[1].learner.freeze()
@@ -285,7 +287,7 @@ def test_a_model_that_cannot_have_the_start_that_auto_chose_starts_from_the_text
     def unmovable(*args: object) -> None:
         raise UnsupportedModelError("its keys cannot be moved")
 
-    monkeypatch.setattr(starts, "most_attended", unmovable)
+    monkeypatch.setattr(starts, "start_from", unmovable)
     config = settings(base, tmp_path, method__init="attended", method__text_tokens=110)
     prepared = prepare(config)
     with pytest.raises(UnsupportedModelError):

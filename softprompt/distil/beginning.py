@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
-from softprompt.attach import Prefix, bank
-from softprompt.attended import Reading, most_attended, most_attended_ids
+from softprompt.attended import Reading, start_from
 from softprompt.data.tokenise import Example
 from softprompt.distil.exercises import Exercise, Exercises
 from softprompt.distil.source import Prepared
@@ -19,13 +16,11 @@ from softprompt.framing import layout_for, layout_ids, opening_ids
 from softprompt.matching import heard, matched
 from softprompt.methods import KV_METHODS
 from softprompt.model import FrozenLM
-from softprompt.objective import token_losses
-from softprompt.prompt import EmbeddingPrompt, Prompt
+from softprompt.prompt import Prompt
 
 ASKING = 768  # tokens of answers about a piece that are asked what they look at
 MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one
 ASKING_ROWS = 16  # where there are no validation rows
-RUNS = (1, 4, 8, 16)  # lengths of neighbours that an embedding prompt may start from
 
 
 def beginnings(
@@ -43,8 +38,9 @@ def beginnings(
     form = "kv" if prepared.settings.method.name in KV_METHODS else "embedding"
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, form))
     looking = _readings(prepared, lm, exercises, ASKING)
+    judges = examples(exercises.validation or exercises.train[:ASKING_ROWS], prepared, lm)
     try:
-        found: dict[int, Prompt] = {size: _chosen(prepared, lm, text, looking, size, exercises) for size in sizes}
+        found = {size: start_from(lm, form, looking, size, (lead, follow), judges) for size in sizes}
     except UnsupportedModelError:
         return {}
     try:
@@ -79,32 +75,3 @@ def _readings(prepared: Prepared, lm: FrozenLM, exercises: Exercises, tokens: in
         Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, examples(own, prepared, lm), len(opening))
         for chunk, own in sorted(rows.items())
     ]
-
-
-def _chosen(
-    prepared: Prepared,
-    lm: FrozenLM,
-    text: tuple[int, ...],
-    readings: Sequence[Reading],
-    size: int,
-    exercises: Exercises,
-) -> Prompt:
-    """The tokens of all pieces that their exercises look at most."""
-    if prepared.settings.method.name in KV_METHODS:
-        return most_attended(lm, readings, size)
-    ids = _best_ids(prepared, lm, [text[:size], *most_attended_ids(lm, readings, size, RUNS)], exercises)
-    return EmbeddingPrompt(lm.embed(torch.tensor(ids)).float())
-
-
-def _best_ids(
-    prepared: Prepared, lm: FrozenLM, starts: Sequence[tuple[int, ...]], exercises: Exercises
-) -> tuple[int, ...]:
-    """Of these starts of an embedding prompt, which are real tokens, the nearest to the teacher on validation rows."""
-    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
-    rows = examples(exercises.validation or exercises.train[:ASKING_ROWS], prepared, lm)
-
-    @torch.no_grad()
-    def loss(ids: tuple[int, ...]) -> float:
-        return token_losses(lm, bank(lm, [Prefix(lead=(*lead, *ids), follow=follow)]), rows).mean().item()
-
-    return min(dict.fromkeys(starts), key=loss)

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from softprompt import store
 from softprompt.attach import Prefix, bank, hidden
+from softprompt.attended import nearest
 from softprompt.config import resolved
 from softprompt.conversation import chat_ids
 from softprompt.data.answer import end_id
@@ -160,7 +161,8 @@ def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) ->
     parts = job.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
     own = tuple(lm.encode(TEXT))
     starts = [own[:8], own, tuple(reversed(own))]
-    assert beginning._best_ids(prepared, lm, starts, parts) == own
+    between = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
+    assert nearest(lm, starts, between, beginning.examples(parts.validation, prepared, lm)) == own
 
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
@@ -190,7 +192,7 @@ def test_training_starts_from_a_fitted_prompt(
             token_losses(lm, bank(lm, [Prefix(found[size], lead, follow)]), rows).mean() for found in (chosen, fitted)
         )
         assert fitted[size].n_tokens == size and after < 0.95 * before
-    monkeypatch.setattr(beginning, "_chosen", deaf)
+    monkeypatch.setattr(beginning, "start_from", deaf)
     assert beginning.beginnings(prepared, lm, ids, parts) == {}
 
 
