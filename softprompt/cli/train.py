@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,8 @@ from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, 
 
 if TYPE_CHECKING:
     from softprompt.config import Config
+    from softprompt.preparation import Prepared
+    from softprompt.recipe import Outcome
 
 KINDS = {
     "label": "texts with labels",
@@ -131,7 +134,6 @@ def run_training(
 ) -> int:
     """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
     from softprompt.checkpoint import latest_step
-    from softprompt.data.template import unused_fields
     from softprompt.interrupt import Terminated, terminable
     from softprompt.model import load
     from softprompt.recipe import fit, prepare
@@ -141,25 +143,12 @@ def run_training(
     console = Console(stderr=as_json, quiet=quiet, soft_wrap=True)
     prepared = prepare(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
     settings = prepared.config
-    for task in prepared.tasks:
-        notes = list(task.splits.notes)
-        if unused := unused_fields(task.template, task.splits.train):
-            notes.append(f"the template does not use the fields {', '.join(unused)}")
-        if task.dropped:
-            notes.append(f"{task.dropped} rows of over {settings.max_length} tokens left out")
-        for note in notes:
-            console.print(Text(f"note: {task.name}{': ' * bool(task.name)}{note}", style="yellow"))
+    for note in _notes(prepared):
+        console.print(Text(f"note: {note}", style="yellow"))
     lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
-    for choice in prepared.choices:
-        console.print(Text(f"auto        {choice.setting} = {choice.value}: {choice.why}"))
-    method = settings.method
-    start = STARTS.get(method.init, method.init_from or method.init)
-    console.print(Text(f"method      {method.name}, {method.n_tokens} tokens from {start}"))
-    for task in prepared.tasks:
-        name, kind = f"{task.name}: " if task.name else "", KINDS[task.splits.train[0].kind]
-        rows = f"{len(task.train)} rows to train, {len(task.validation)} to validate"
-        console.print(Text(f"data        {name}{rows} ({kind})"))
+    for line in _plan(prepared):
+        console.print(Text(line))
     count = sum(len(task.train) for task in prepared.tasks)
     with progress_for(settings.train, count, console, as_json=as_json) as report:
         try:
@@ -181,25 +170,51 @@ def run_training(
             if not lasting and latest_step(prepared.run) is not None:
                 error.hint = "; ".join(filter(None, [error.hint, "--resume goes on from the last checkpoint"]))
             raise
+    return _ended(outcome, first=first, as_json=as_json)
+
+
+def _notes(prepared: Prepared) -> Iterator[str]:
+    """What a user should know about the rows before they are learned."""
+    from softprompt.data.template import unused_fields
+
+    for task in prepared.tasks:
+        notes = list(task.splits.notes)
+        if unused := unused_fields(task.template, task.splits.train):
+            notes.append(f"the template does not use the fields {', '.join(unused)}")
+        if task.dropped:
+            notes.append(f"{task.dropped} rows of over {prepared.config.max_length} tokens left out")
+        for note in notes:
+            yield f"{task.name}{': ' * bool(task.name)}{note}"
+
+
+def _plan(prepared: Prepared) -> Iterator[str]:
+    """What was chosen, and what will be trained on what."""
+    for choice in prepared.choices:
+        yield f"auto        {choice.setting} = {choice.value}: {choice.why}"
+    method = prepared.config.method
+    start = STARTS.get(method.init, method.init_from or method.init)
+    yield f"method      {method.name}, {method.n_tokens} tokens from {start}"
+    for task in prepared.tasks:
+        name, kind = f"{task.name}: " if task.name else "", KINDS[task.splits.train[0].kind]
+        yield f"data        {name}{len(task.train)} rows to train, {len(task.validation)} to validate ({kind})"
+
+
+def _ended(outcome: Outcome, *, first: bool, as_json: bool) -> int:
+    """Say what a run left; its exit code."""
+    result = outcome.result
     if outcome.folder is None:
         loud = Console(stderr=True, quiet=not first, soft_wrap=True)  # even with --quiet
-        stopped = f"stopped by {outcome.result.stopped} after step {outcome.result.step}; saved."
+        stopped = f"stopped by {result.stopped} after step {result.step}; saved."
         loud.print(Text(f"{stopped}\ngo on with the same command and --resume", style="yellow"))
-        return 130 if outcome.result.stopped == signal.SIGINT.name else 0
-    result = outcome.result
-    loss = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.4f}"
-    summary = {
-        "event": "saved",
-        "folder": str(outcome.folder),
-        "folders": [str(folder) for folder, _ in outcome.saved],
-        "step": result.step,
-        "seconds": result.seconds,
-    }
+        return 130 if result.stopped == signal.SIGINT.name else 0
+    folders = [str(folder) for folder, _ in outcome.saved]
     if as_json:
-        typer.echo(json.dumps(summary | {"bytes": outcome.bytes, "validation_loss": result.validation_loss}))
+        where = {"event": "saved", "folder": str(outcome.folder), "folders": folders}
+        numbers = {"step": result.step, "seconds": result.seconds, "bytes": outcome.bytes}
+        typer.echo(json.dumps(where | numbers | {"validation_loss": result.validation_loss}))
+    loss = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.4f}"
     out = Console(quiet=as_json or not first, soft_wrap=True)
-    folders = ", ".join(str(folder) for folder, _ in outcome.saved)
-    out.print(Text(f"saved       {folders} ({outcome.bytes / 1024:,.0f} KiB){loss}", style="bold green"))
+    out.print(Text(f"saved       {', '.join(folders)} ({outcome.bytes / 1024:,.0f} KiB){loss}", style="bold green"))
     out.print(Text(f"ended by    {result.stopped} after {result.step} steps, {result.seconds:.0f} s"))
     out.print(Text(f"curve       {outcome.folder / 'curve.png'}"))
     return 0
