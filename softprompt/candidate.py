@@ -62,12 +62,14 @@ class Record:
         stopped: why it ended: "steps", "minutes", "patience", "halving", "not finite" or a signal's name; or "".
         stale: validations since the best one.
         next_eval: the progress at which the next validation is due.
+        judged: the share of its validation rows that it is judged by.
     """
 
     step: int = 0
     stopped: str = ""
     stale: int = 0
     next_eval: float = 0.0
+    judged: float = 1.0
     best_loss: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -175,6 +177,14 @@ class Candidate:
         judged = [task for task, rows in zip(self.tasks, self.judged, strict=True) if rows]
         each = {f"validation_loss/{task.name}": own for task, own in zip(judged, losses, strict=True) if task.name}
         return {"validation_loss": loss, "best": record.best_loss or 0.0} | each
+
+    def judges(self, share: float | None = None) -> list[list[Example]]:
+        """Of each task the rows that it is judged by, or this share of them; one at least, if there are any."""
+        part = self.record.judged if share is None else share
+        return [
+            [rows[i] for i in sample(len(rows), math.ceil(len(rows) * part), self.settings.seed)]
+            for rows in self.judged
+        ]
 
     def is_due(self, elapsed: float) -> bool:
         """Whether a validation is due."""

@@ -48,11 +48,11 @@ def losses_of(
 
 
 @torch.no_grad()
-def validation_losses(lm: FrozenLM, candidate: Candidate) -> list[float]:
-    """Of each task that has validation rows, the mean loss over their learned tokens."""
+def validation_losses(lm: FrozenLM, candidate: Candidate, share: float | None = None) -> list[float]:
+    """Of each task that has validation rows, the mean loss over their learned tokens; of a share of them, if given."""
     candidate.learner.eval()
     means = []
-    for rows in filter(None, candidate.judged):
+    for rows in filter(None, candidate.judges(share)):
         total = 0.0
         for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
             (values,) = losses_of(lm, [(candidate, [rows[i] for i in part])])

@@ -36,6 +36,7 @@ from softprompt.prompt import Prompt
 from softprompt.replay import Replays
 
 JUDGING = 0.1  # share of a run bounded by minutes that validations may have taken before the next one starts
+PROBED = 8  # validation rows, about, whose time says how many there is time for
 STEP_TOKENS = 16384  # text tokens of many candidates' rows run at once
 SIGNALS = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -252,6 +253,8 @@ class _Loop:
         if not candidates:
             return
         begin = time.monotonic()
+        if not any(candidate.record.history for candidate in self.candidates):
+            self.bound_judging(candidates)
         for candidate in candidates:
             with _memory_advice(f"validation after step {candidate.record.step}"):
                 means = validation_losses(self.lm, candidate)
@@ -259,6 +262,21 @@ class _Loop:
                 numbers = candidate.judge(means, self.elapsed)
                 self.report(Event("validation", candidate.record.step, numbers, candidate.name))
         self.judging += time.monotonic() - begin
+
+    def bound_judging(self, candidates: Sequence[Candidate]) -> None:
+        """In a run bounded by minutes, judge by no more rows than there is time for at the start and at the end."""
+        minutes, rows = candidates[0].settings.minutes, sum(map(len, candidates[0].judged))
+        if minutes is None or rows <= PROBED:
+            return
+        begin = time.monotonic()
+        with _memory_advice("validation"):
+            validation_losses(self.lm, candidates[0], PROBED / rows)
+        spent = (time.monotonic() - begin) * rows / PROBED * len(candidates)
+        share = min(1.0, max(PROBED / rows, JUDGING / 2 * minutes * 60 / max(spent, 1e-9)))
+        if self.accelerator.num_processes > 1:
+            share = gather_object([share])[0]
+        for candidate in candidates:
+            candidate.record.judged = share
 
     @contextlib.contextmanager
     def stopping(self, candidate: Candidate) -> Iterator[None]:

@@ -17,7 +17,7 @@ from torch import Tensor
 import softprompt.train as train_module
 from softprompt import passes
 from softprompt.attach import Prefix, bank
-from softprompt.candidate import Task
+from softprompt.candidate import Candidate, Task
 from softprompt.config import TrainConfig
 from softprompt.data.batches import Batches, sample
 from softprompt.data.tokenise import Example
@@ -201,6 +201,36 @@ def test_validations_take_little_of_the_minutes(tmp_path: Path, monkeypatch: pyt
     assert result.history[-1]["step"] == result.step
     few = run(lm, learner(lm, "prompt-tuning"), tmp_path / "b", steps=40, evals=40, patience=None)
     assert len(few.history) == 41, "without minutes every one that is due"
+
+
+@pytest.mark.parametrize(("minutes", "wanted"), [(1.0, 8), (4.0, 12), (60.0, 24)])
+def test_a_run_is_judged_by_as_many_rows_as_it_has_time_for(
+    minutes: float, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row takes a second: at the start and at the end a twentieth of the time each, but never by fewer than eight
+    rows; the same ones throughout, after a stop too, drawn by seed and in order."""
+    lm, clock, judged = tiny_lm("llama"), Clock(0.0), list[list[str]]()
+    real = train_module.validation_losses
+
+    def slow(lm: FrozenLM, candidate: Candidate, share: float | None = None) -> list[float]:
+        (rows,) = candidate.judges(share)
+        clock.now += len(rows)
+        judged.append([row.where for row in rows])
+        return real(lm, candidate, share)
+
+    def stop(event: Event) -> None:
+        clock.now += event.kind == "step"
+        if event.kind == "step" and event.step == 20:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train_module, "time", clock)
+    monkeypatch.setattr(train_module, "validation_losses", slow)
+    changes: dict[str, Any] = {"steps": 40, "minutes": minutes, "evals": 4, "patience": None, "eval_rows": 24}
+    many = task(validation=30)
+    run(lm, learner(lm, "prompt-tuning"), tmp_path, rows=many, report=stop, **changes)
+    run(lm, learner(lm, "prompt-tuning"), tmp_path, rows=many, resume=True, **changes)
+    assert len(judged[0]) == train_module.PROBED and len(judged) >= 3
+    assert all(rows == judged[1] and len(rows) == wanted for rows in judged[1:])
 
 
 def test_steps_or_minutes_whichever_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
