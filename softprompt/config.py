@@ -104,7 +104,9 @@ class TrainConfig(BaseModel):
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the run in which the learning rate rises")
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     evals: int = Field(default=8, ge=1, description="validations during the run; the best prompt is kept")
-    eval_rows: int = Field(default=128, ge=1, description="validation rows at most, for each of them")
+    eval_rows: int = Field(
+        default=128, ge=1, description="validation rows at most, for each of them; fewer in short runs"
+    )
     patience: int | None = Field(default=4, ge=1, description="stop after so many validations without a better loss")
     save_every: int = Field(default=50, ge=1, description="steps between checkpoints")
     gradient_checkpointing: bool = Field(
