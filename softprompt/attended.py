@@ -81,7 +81,10 @@ def nearest(
     between: tuple[tuple[int, ...], tuple[int, ...]],
     rows: Sequence[Example],
 ) -> tuple[int, ...]:
-    """Of these texts, as ids, the one behind which the rows lose least; `between` as in `start_from`."""
+    """Of these texts, as ids, the one behind which the rows lose least; `between` as in `start_from`.
+
+    Raises DataError for a row that does not fit in the model's context behind a text.
+    """
     lead, follow = between
 
     def loss(ids: tuple[int, ...]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from softprompt.attach import bank
 from softprompt.candidate import Candidate
 from softprompt.data.tokenise import Example
+from softprompt.errors import TrainError, is_out_of_memory
 from softprompt.model import FrozenLM
 from softprompt.objective import distilled_losses, learned_tokens, token_losses
 from softprompt.packing import by_tokens
@@ -60,3 +62,15 @@ def validation_losses(lm: FrozenLM, candidate: Candidate, share: float | None = 
         means.append(total / learned_tokens(rows))
     candidate.learner.train()
     return means
+
+
+@contextlib.contextmanager
+def memory_advice(where: str) -> Iterator[None]:
+    """Turn running out of memory, on any device, into an error that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = "--train.accumulate 2 halves what a step holds, --train.gradient-checkpointing true saves more"
+        raise TrainError("out of memory", where=where, got=str(error).splitlines()[0], hint=hint) from error

@@ -26,12 +26,12 @@ from softprompt import checkpoint
 from softprompt.candidate import Candidate, running
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
-from softprompt.errors import ConfigError, NonFiniteLossError, TrainError, is_out_of_memory
+from softprompt.errors import ConfigError, NonFiniteLossError
 from softprompt.interrupt import Interrupt
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens
 from softprompt.packing import by_tokens
-from softprompt.passes import losses_of, validation_losses
+from softprompt.passes import losses_of, memory_advice, validation_losses
 from softprompt.prompt import Prompt
 from softprompt.replay import Replays
 
@@ -163,6 +163,7 @@ class _Loop:
     def run(self, interrupt: Interrupt) -> list[Result]:
         """Step until every candidate has stopped, or a signal came."""
         self.mark = time.monotonic()
+        self.bound_judging()
         while active := running(self.candidates):
             if not interrupt.received and self.has_time_to_judge():
                 self.validate([c for c in active if c.is_due(self.elapsed)])
@@ -177,11 +178,27 @@ class _Loop:
                 self.stop(candidate, candidate.why_stop(self.elapsed))
             self.halve()
             if active := running(active):
-                with _memory_advice(f"step {self.step + 1}"):
+                with memory_advice(f"step {self.step + 1}"):
                     self.one_step(active)
                 if self.step % self.candidates[0].settings.save_every == 0:
                     self.save()
         return [self.result(i) for i in range(len(self.candidates))]
+
+    def bound_judging(self) -> None:
+        """Where minutes bound a new run, judge by no more rows than there is time for at its start and at its end."""
+        first = self.candidates[0]
+        minutes, rows = first.settings.minutes, sum(map(len, first.judged))
+        if minutes is None or rows <= PROBED or first.record.history:
+            return
+        begin = time.monotonic()
+        with memory_advice("validation"):
+            validation_losses(self.lm, first, PROBED / rows)
+        spent = (time.monotonic() - begin) * rows / PROBED * len(self.candidates)
+        share = min(1.0, max(PROBED / rows, JUDGING / 2 * minutes * 60 / max(spent, 1e-9)))
+        if self.accelerator.num_processes > 1:
+            share = gather_object([share])[0]
+        for candidate in self.candidates:
+            candidate.record.judged = share
 
     def has_time_to_judge(self) -> bool:
         """Whether a validation may start: where minutes are short, steps teach more than it tells."""
@@ -253,30 +270,13 @@ class _Loop:
         if not candidates:
             return
         begin = time.monotonic()
-        if not any(candidate.record.history for candidate in self.candidates):
-            self.bound_judging(candidates)
         for candidate in candidates:
-            with _memory_advice(f"validation after step {candidate.record.step}"):
+            with memory_advice(f"validation after step {candidate.record.step}"):
                 means = validation_losses(self.lm, candidate)
             with self.stopping(candidate):
                 numbers = candidate.judge(means, self.elapsed)
                 self.report(Event("validation", candidate.record.step, numbers, candidate.name))
         self.judging += time.monotonic() - begin
-
-    def bound_judging(self, candidates: Sequence[Candidate]) -> None:
-        """In a run bounded by minutes, judge by no more rows than there is time for at the start and at the end."""
-        minutes, rows = candidates[0].settings.minutes, sum(map(len, candidates[0].judged))
-        if minutes is None or rows <= PROBED:
-            return
-        begin = time.monotonic()
-        with _memory_advice("validation"):
-            validation_losses(self.lm, candidates[0], PROBED / rows)
-        spent = (time.monotonic() - begin) * rows / PROBED * len(candidates)
-        share = min(1.0, max(PROBED / rows, JUDGING / 2 * minutes * 60 / max(spent, 1e-9)))
-        if self.accelerator.num_processes > 1:
-            share = gather_object([share])[0]
-        for candidate in candidates:
-            candidate.record.judged = share
 
     @contextlib.contextmanager
     def stopping(self, candidate: Candidate) -> Iterator[None]:
@@ -338,15 +338,3 @@ def replays_for(lm: FrozenLM, settings: TrainConfig) -> Replays | None:
     """
     able = lm.device.type == "cuda" and not lm.is_encoder_decoder
     return Replays(lm) if able and settings.graphs and not settings.gradient_checkpointing else None
-
-
-@contextlib.contextmanager
-def _memory_advice(where: str) -> Iterator[None]:
-    """Turn running out of memory, on any device, into an error that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        hint = "--train.accumulate 2 halves what a step holds, --train.gradient-checkpointing true saves more"
-        raise TrainError("out of memory", where=where, got=str(error).splitlines()[0], hint=hint) from error

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from softprompt import store
 from softprompt.recipe import fit, prepare
 from softprompt.runlog import read
+from tests.data.rows import labelled, write_jsonl
 from tests.saved import save_tiny, settings
 
 STEPS = 6
@@ -20,7 +21,8 @@ STEPS = 6
 
 def test_two_processes_do_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = save_tiny(tmp_path / "base")
-    config = settings(base, tmp_path, train__steps=STEPS)
+    config = settings(base, tmp_path, train__steps=STEPS, train__minutes=60.0)  # with time they agree by how many
+    write_jsonl(tmp_path / "data" / "validation.jsonl", *labelled(12))  # rows they judge
     monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "one"))
     alone = fit(prepare(config))
     command = [
