@@ -1,0 +1,10 @@
+"""What every test has: Ctrl-C works, although a shell that starts the suite in the background has it ignored."""
+
+from __future__ import annotations
+
+import signal
+
+
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
