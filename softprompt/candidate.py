@@ -176,7 +176,8 @@ class Candidate:
         record.next_eval = self.progress(elapsed) + (1.0 - 1e-9) / self.settings.evals
         judged = [task for task, rows in zip(self.tasks, self.judged, strict=True) if rows]
         each = {f"validation_loss/{task.name}": own for task, own in zip(judged, losses, strict=True) if task.name}
-        return {"validation_loss": loss, "best": record.best_loss or 0.0} | each
+        rows = float(sum(map(len, self.judges())))
+        return {"validation_loss": loss, "best": record.best_loss or 0.0, "rows": rows} | each
 
     def judges(self, share: float | None = None) -> list[list[Example]]:
         """Of each task the rows that it is judged by, or this share of them; one at least, if there are any."""

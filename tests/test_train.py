@@ -220,6 +220,8 @@ def test_a_run_is_judged_by_as_many_rows_as_it_has_time_for(
 
     def stop(event: Event) -> None:
         clock.now += event.kind == "step"
+        if event.kind == "validation":
+            assert event.numbers["rows"] == wanted
         if event.kind == "step" and event.step == 20:
             signal.raise_signal(signal.SIGTERM)
 

@@ -76,4 +76,5 @@ def _plain(event: Event, console: Console) -> None:
             highlight=False,
         )
     elif event.kind == "validation":
-        console.print(f"step {event.step}  validation loss {n['validation_loss']:.4f}{of}", highlight=False)
+        rows = f"{n['rows']:.0f} row{'s' * (n['rows'] != 1)}"
+        console.print(f"step {event.step}  validation loss {n['validation_loss']:.4f} of {rows}{of}", highlight=False)

@@ -170,7 +170,8 @@ def run_training(
             if not lasting and latest_step(prepared.run) is not None:
                 error.hint = "; ".join(filter(None, [error.hint, "--resume goes on from the last checkpoint"]))
             raise
-    return _ended(outcome, first=first, as_json=as_json)
+    seen = outcome.result.step * settings.train.batch_size / count
+    return _ended(outcome, seen, first=first, as_json=as_json)
 
 
 def _notes(prepared: Prepared) -> Iterator[str]:
@@ -199,8 +200,8 @@ def _plan(prepared: Prepared) -> Iterator[str]:
         yield f"data        {name}{len(task.train)} rows to train, {len(task.validation)} to validate ({kind})"
 
 
-def _ended(outcome: Outcome, *, first: bool, as_json: bool) -> int:
-    """Say what a run left; its exit code."""
+def _ended(outcome: Outcome, seen: float, *, first: bool, as_json: bool) -> int:
+    """Say what a run left, and how much of its rows it has seen; its exit code."""
     result = outcome.result
     if outcome.folder is None:
         loud = Console(stderr=True, quiet=not first, soft_wrap=True)  # even with --quiet
@@ -217,6 +218,9 @@ def _ended(outcome: Outcome, *, first: bool, as_json: bool) -> int:
     out.print(Text(f"saved       {', '.join(folders)} ({outcome.bytes / 1024:,.0f} KiB){loss}", style="bold green"))
     out.print(Text(f"ended by    {result.stopped} after {result.step} steps, {result.seconds:.0f} s"))
     out.print(Text(f"curve       {outcome.folder / 'curve.png'}"))
+    if result.stopped == "minutes" and seen < 1:
+        line = f"note: it had time for {seen:.0%} of the training rows; with more --minutes it would learn more"
+        out.print(Text(line, style="yellow"))
     return 0
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,7 +103,14 @@ def test_plain_progress(command: tuple[object, ...]) -> None:
     output = done(*command, "--name", "tone", "--steps", 21).stdout
     steps = [int(line.split()[1]) for line in output.splitlines() if line.startswith("step") and "lr" in line]
     assert steps == [10, 20]
-    assert "step 0  validation loss" in output
+    assert re.search(r"^step 0  validation loss \d+\.\d{4} of 1 row$", output, re.MULTILINE)
+    assert "had time for" not in output
+
+
+def test_a_run_that_had_no_time_for_its_rows_says_so(command: tuple[object, ...]) -> None:
+    output = done(*command, "--name", "tone", "--minutes", "1e-5", "--batch-size", 2).stdout
+    assert "ended by    minutes after" in output
+    assert re.search(r"note: it had time for \d+% of the training rows; with more --minutes", output)
 
 
 def test_a_bar_on_a_terminal() -> None:
