@@ -71,8 +71,10 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
 
 FEW = 50  # training rows: so few are learned by heart, unless the start is good and the steps are small
 MANY = 20  # classes: so many need room
-SHOWN = 1024  # tokens of demonstrations that a start is chosen from
+HURRIED = 2.0  # minutes of a run under which there is no time for fitting what it starts from
+SHOWN, GLANCED = 1024, 512  # tokens of demonstrations that a start is chosen from, and one that is not fitted then
 STEP_TOKENS, STEP_ROWS = 256, 8  # text tokens of a step, about, and rows at most
+HURRIED_TOKENS = 128  # the same of a hurried run: few steps, each of which counts
 GPU_STEP_TOKENS, GPU_STEP_ROWS = 2048, 32  # the same where so many take no longer than a few
 NETWORKS = {"p-tuning", "p-tuning-lstm", "prefix-tuning-mlp", "residual", "residual-separate"}
 DIRECT = {"prefix-tuning", "prompt-tuning"}
@@ -85,6 +87,7 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
     begun = {"init", "init_text", "init_from"} & method.model_fields_set
     shows = facts.room >= _wanted(facts) and facts.tasks == 1 and not begun
     few = facts.rows < FEW and method.name in DIRECT
+    hurried = config.train.minutes is not None and config.train.minutes < HURRIED
     if method.name in NETWORKS:
         choices.append(Choice("train.lr", 1e-3, "the weights of a network take small steps"))
     elif few and shows and "n_tokens" not in method.model_fields_set:
@@ -96,7 +99,7 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
     elif few:
         choices.append(Choice("train.lr", 5e-3, f"{rows}: larger steps learn them by heart"))
     elif method.name == "prefix-tuning":
-        choices += _prefix(facts, shows and method.n_tokens <= SHOWN // 4)
+        choices += _prefix(facts, shows and method.n_tokens <= SHOWN // 4, hurried=hurried)
     else:
         choices += [
             Choice("method.n_tokens", 32, "longer prompts cost time and learn no better"),
@@ -104,7 +107,9 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
         ]
     if config.train.minutes is not None:
         choices.append(Choice("train.patience", None, "the schedule fits the time given, and the best prompt is kept"))
-        tokens, most = (GPU_STEP_TOKENS, GPU_STEP_ROWS) if facts.gpu else (STEP_TOKENS, STEP_ROWS)
+        tokens, most = HURRIED_TOKENS if hurried else STEP_TOKENS, STEP_ROWS
+        if facts.gpu:
+            tokens, most = GPU_STEP_TOKENS, GPU_STEP_ROWS
         size = max(2, min(most, round(tokens / facts.tokens)))
         told = "a GPU takes no longer for" if facts.gpu else "in a given time more steps teach more than"
         why = f"rows of {facts.tokens:.0f} tokens: {told} more rows a step"
@@ -112,7 +117,7 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
     return choices
 
 
-def _prefix(facts: Facts, shows: bool) -> list[Choice]:
+def _prefix(facts: Facts, shows: bool, *, hurried: bool) -> list[Choice]:
     """Of prefix tuning on many rows; `shows` says whether there is room for demonstrations."""
     many = facts.classes > MANY
     told = f"{facts.classes} classes" if facts.classes else "free text"
@@ -120,7 +125,7 @@ def _prefix(facts: Facts, shows: bool) -> list[Choice]:
     if not shows:
         rate = 5e-2 if many else 1e-2 if facts.classes else 2e-2
         return [length, Choice("train.lr", rate, f"{told}: higher is luck in a short run")]
-    tokens = min(2 * SHOWN if many else SHOWN, facts.room)
+    tokens = min(2 * SHOWN if many else GLANCED if hurried else SHOWN, facts.room)
     return [
         length,
         Choice("method.init", "attended", "what rows look at in demonstrations is the best start for few tokens"),

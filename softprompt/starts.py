@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from softprompt.attended import Reading, start_from
+from softprompt.auto import HURRIED
 from softprompt.data.answer import end_id
 from softprompt.data.batches import permutation
 from softprompt.data.formats import Message, Record
@@ -29,7 +30,6 @@ from softprompt.schedule import Horizon
 
 FULL = 0.9  # demonstrations that fill so much of the room are enough: no search for one that still fits
 ASKING = 16  # training rows that are asked what they look at
-HURRIED = 2.0  # minutes of a run under which there is no time for fitting what it starts from
 FITTING = 0.1  # of the minutes of a run, at most, go into fitting what it starts from
 INIT_ROWS = 8  # training rows that a made-up start text is drawn from
 

@@ -108,6 +108,21 @@ def test_long_rows_make_small_batches_where_minutes_are_given(tokens: float, siz
     assert choose(resolve({}), facts)[0].train.batch_size == 8
 
 
+@pytest.mark.parametrize(
+    ("facts", "minutes", "size", "shown"),
+    [
+        (Facts(1, 7000, 4, 60.0, 2048), 1.9, 2, 512),
+        (Facts(1, 7000, 4, 60.0, 2048), 2.0, 4, 1024),
+        (Facts(1, 7000, 4, 60.0, 300), 1.0, 2, 300),
+        (Facts(1, 8000, 77, 20.0, 2048), 1.0, 6, 2048),
+        (Facts(1, 7000, 4, 60.0, 2048, gpu=True), 1.0, 32, 512),
+    ],
+)
+def test_a_hurried_run_takes_smaller_steps_and_reads_less(facts: Facts, minutes: float, size: int, shown: int) -> None:
+    config, _ = choose(resolve({"train.minutes": minutes}), facts)
+    assert (config.train.batch_size, config.method.text_tokens) == (size, shown)
+
+
 def test_a_gpu_takes_more_rows_a_step() -> None:
     config = resolve({"train.minutes": 3})
     sizes = {}

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from softprompt import starts, store
 from softprompt.attach import Prefix, bank, hidden
 from softprompt.attended import Reading
-from softprompt.auto import Choice
+from softprompt.auto import HURRIED, Choice
 from softprompt.compose import select
 from softprompt.config import resolve
 from softprompt.data.formats import Record
@@ -255,7 +255,7 @@ def test_what_is_not_fitted(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(starts, "matched", spy)
     assert begin() == 1
-    assert begin(train__minutes=starts.HURRIED, train__steps=None) == 1
+    assert begin(train__minutes=HURRIED, train__steps=None) == 1
     assert begin(train__minutes=1.0, train__steps=None) == 0, "no time for it"
     monkeypatch.setattr(starts, "ASKING", 1)
     assert begin() == 0, "more classes than rows that are asked"

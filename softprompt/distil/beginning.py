@@ -17,10 +17,12 @@ from softprompt.matching import heard, matched
 from softprompt.methods import KV_METHODS
 from softprompt.model import FrozenLM
 from softprompt.prompt import Prompt
+from softprompt.schedule import Horizon
 
 ASKING = 768  # tokens of answers about a piece that are asked what they look at
 MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one
 ASKING_ROWS = 16  # where there are no validation rows
+FITTED = {"kv": Horizon(200, None), "embedding": Horizon(800, None)}  # 32 embeddings go on learning for longest
 
 
 def beginnings(
@@ -50,7 +52,7 @@ def beginnings(
             def told(done: float, before: int = i) -> None:
                 progress((before + done) / len(found))
 
-            found[size] = matched(lm, prompt, rows, lead, follow, progress=told)
+            found[size] = matched(lm, prompt, rows, lead, follow, FITTED[form], told)
     except UnsupportedModelError:  # it starts unfitted then
         pass
     return found
