@@ -127,8 +127,8 @@ def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Prep
     """The method at its start, with its rows and settings.
 
     For init "best" all starts are tried on the validation rows: the settings that come back say which one it is, and
-    the last value has the mean loss behind each. A start that `auto` chose and this model cannot have gives way to the
-    text, which is told in the same way.
+    the last value has the mean loss behind each. A start that `auto` chose and this model or these rows cannot have
+    gives way to the text, which is told in the same way.
 
     Raises:
         ConfigError: settings that do not fit each other.
@@ -139,7 +139,7 @@ def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Prep
     if prepared.config.method.init != "best":
         try:
             return prepared, _candidate(prepared, lm, name), {}
-        except UnsupportedModelError:
+        except (ConfigError, UnsupportedModelError):  # keys that cannot move, no room for a demonstration
             if not any(choice.setting == "method.init" for choice in prepared.choices):
                 raise
         return _best_of(("text",), prepared, lm, name)

@@ -278,24 +278,26 @@ def test_the_start_keeps_to_its_share_of_the_minutes(
         assert asked[-1] == Horizon(starts.STEPS, seconds)
 
 
-def test_a_model_that_cannot_have_the_start_that_auto_chose_starts_from_the_text(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("missing", ["keys", "room"])
+def test_where_the_start_that_auto_chose_cannot_be_had_it_is_the_text(
+    missing: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is said, as in the result of `best`; a start that the user asked for is refused instead."""
-    lm = tiny_lm("llama", bos=True)
+    lm, room = tiny_lm("llama", bos=True), 110 if missing == "keys" else 2
 
     def unmovable(*args: object) -> None:
         raise UnsupportedModelError("its keys cannot be moved")
 
-    monkeypatch.setattr(starts, "start_from", unmovable)
-    config = settings(base, tmp_path, method__init="attended", method__text_tokens=110)
+    if missing == "keys":
+        monkeypatch.setattr(starts, "start_from", unmovable)
+    config = settings(base, tmp_path, method__init="attended", method__text_tokens=room)
     prepared = prepare(config)
-    with pytest.raises(UnsupportedModelError):
+    with pytest.raises(UnsupportedModelError if missing == "keys" else ConfigError):
         candidate_of(prepared, lm)
     chosen = replace(prepared, choices=(Choice("method.init", "attended", "the best start"),))
     found, candidate, tried = candidate_of(chosen, lm)
     assert found.config.method.init == "text" and list(tried) == ["text"] and tried["text"] > 0
     _, plain, _ = candidate_of(prepare(settings(base, tmp_path)), lm)
     assert_close(candidate.learner.state_dict(), plain.learner.state_dict(), rtol=0, atol=0)
-    best = prepare(settings(base, tmp_path, method__init="best"))
+    best = prepare(settings(base, tmp_path, method__init="best", method__text_tokens=room))
     assert "attended" not in candidate_of(best, lm)[2]
