@@ -74,7 +74,7 @@ MANY = 20  # classes: so many need room
 HURRIED = 2.0  # minutes of a run under which there is no time for fitting what it starts from
 SHOWN, GLANCED = 1024, 512  # tokens of demonstrations that a start is chosen from, and one that is not fitted then
 STEP_TOKENS, STEP_ROWS = 256, 8  # text tokens of a step, about, and rows at most
-HURRIED_TOKENS = 128  # the same of a hurried run: it has few steps; not where demonstrations cost more than rows
+HURRIED_TOKENS = 128  # the same of a hurried run with more to learn than two labels: it has few steps
 GPU_STEP_TOKENS, GPU_STEP_ROWS = 2048, 32  # the same where so many take no longer than a few
 NETWORKS = {"p-tuning", "p-tuning-lstm", "prefix-tuning-mlp", "residual", "residual-separate"}
 DIRECT = {"prefix-tuning", "prompt-tuning"}
@@ -107,7 +107,7 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
         ]
     if config.train.minutes is not None:
         choices.append(Choice("train.patience", None, "the schedule fits the time given, and the best prompt is kept"))
-        tokens, most = HURRIED_TOKENS if hurried and not few else STEP_TOKENS, STEP_ROWS
+        tokens, most = HURRIED_TOKENS if hurried and facts.classes != 2 else STEP_TOKENS, STEP_ROWS
         if facts.gpu:
             tokens, most = GPU_STEP_TOKENS, GPU_STEP_ROWS
         size = max(2, min(most, round(tokens / facts.tokens)))
