@@ -72,7 +72,7 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
 FEW = 50  # training rows: so few are learned by heart, unless the start is good and the steps are small
 MANY = 20  # classes: so many need room
 HURRIED = 2.0  # minutes of a run under which there is no time for fitting what it starts from
-SHOWN, GLANCED = 1024, 512  # tokens of demonstrations that a start is chosen from, and one that is not fitted then
+SHOWN = 1024  # tokens of demonstrations that a start is chosen from; half where it is not fitted then
 STEP_TOKENS, STEP_ROWS = 256, 8  # text tokens of a step, about, and rows at most
 HURRIED_TOKENS = 128  # the same of a hurried run with more to learn than two labels: it has few steps
 GPU_STEP_TOKENS, GPU_STEP_ROWS = 2048, 32  # the same where so many take no longer than a few
@@ -125,8 +125,10 @@ def _prefix(facts: Facts, shows: bool, *, hurried: bool) -> list[Choice]:
     if not shows:
         rate = 5e-2 if many else 1e-2 if facts.classes else 2e-2
         return [length, Choice("train.lr", rate, f"{told}: higher is luck in a short run")]
-    glance = hurried and 3 * facts.tokens <= GLANCED
-    tokens = min(2 * SHOWN if many else GLANCED if glance else SHOWN, facts.room)
+    tokens = 2 * SHOWN if many else SHOWN
+    if hurried and 3 * facts.tokens <= tokens // 2:
+        tokens //= 2
+    tokens = min(tokens, facts.room)
     return [
         length,
         Choice("method.init", "attended", "what rows look at in demonstrations is the best start for few tokens"),
