@@ -125,14 +125,14 @@ def _prefix(facts: Facts, shows: bool, *, hurried: bool) -> list[Choice]:
     if not shows:
         rate = 5e-2 if many else 1e-2 if facts.classes else 2e-2
         return [length, Choice("train.lr", rate, f"{told}: higher is luck in a short run")]
-    tokens = 2 * SHOWN if many else SHOWN
+    tokens, reason = 2 * SHOWN if many else SHOWN, "so many show what there is to see"
     if hurried and 3 * facts.tokens <= tokens // 2:
-        tokens //= 2
+        tokens, reason = tokens // 2, "in a short run fewer are read sooner and start better"
     tokens = min(tokens, facts.room)
     return [
         length,
         Choice("method.init", "attended", "what rows look at in demonstrations is the best start for few tokens"),
-        Choice("method.text_tokens", tokens, f"{told}: so many show what there is to see"),
+        Choice("method.text_tokens", tokens, f"{told}: {reason}"),
         Choice("train.lr", 5e-3, f"{told}: higher loses what the start knows")
         if facts.classes == 2
         else Choice("train.lr", 2e-2, f"{told}: there is more to learn than the start knows, lower is slow"),
