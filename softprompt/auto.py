@@ -72,9 +72,9 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
 FEW = 50  # training rows: so few are learned by heart, unless the start is good and the steps are small
 MANY = 20  # classes: so many need room
 HURRIED = 2.0  # minutes of a run under which there is no time for fitting what it starts from
-SHOWN = 1024  # tokens of demonstrations that a start is chosen from; half where it is not fitted then
+SHOWN = 1024  # tokens of demonstrations that a start is chosen from; half in a hurried run
 STEP_TOKENS, STEP_ROWS = 256, 8  # text tokens of a step, about, and rows at most
-HURRIED_TOKENS = 128  # the same of a hurried run with more to learn than two labels: it has few steps
+HURRIED_TOKENS = 128  # the same of a hurried run that learns many rows of more than two labels: it has few steps
 GPU_STEP_TOKENS, GPU_STEP_ROWS = 2048, 32  # the same where so many take no longer than a few
 NETWORKS = {"p-tuning", "p-tuning-lstm", "prefix-tuning-mlp", "residual", "residual-separate"}
 DIRECT = {"prefix-tuning", "prompt-tuning"}
@@ -107,7 +107,8 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
         ]
     if config.train.minutes is not None:
         choices.append(Choice("train.patience", None, "the schedule fits the time given, and the best prompt is kept"))
-        tokens, most = HURRIED_TOKENS if hurried and facts.classes != 2 else STEP_TOKENS, STEP_ROWS
+        smaller = hurried and facts.classes > 2 and not few  # few stand behind whole demonstrations, which cost more
+        tokens, most = HURRIED_TOKENS if smaller else STEP_TOKENS, STEP_ROWS
         if facts.gpu:
             tokens, most = GPU_STEP_TOKENS, GPU_STEP_ROWS
         size = max(2, min(most, round(tokens / facts.tokens)))

@@ -118,6 +118,8 @@ def test_long_rows_make_small_batches_where_minutes_are_given(tokens: float, siz
         (Facts(1, 8000, 77, 20.0, 2048), 1.0, 6, 1024),
         (Facts(1, 7000, 4, 60.0, 2048, gpu=True), 1.0, 32, 512),
         (Facts(1, 7000, 2, 60.0, 2048), 1.0, 4, 512),
+        (Facts(1, 7000, 0, 60.0, 2048), 1.0, 4, 512),
+        (Facts(1, 32, 4, 60.0, 2048), 1.0, 4, 1024),
     ],
 )
 def test_a_hurried_run_takes_smaller_steps_and_reads_less(facts: Facts, minutes: float, size: int, shown: int) -> None:

@@ -13,7 +13,7 @@ from softprompt.distil.exercises import Exercise, Exercises
 from softprompt.distil.source import Prepared
 from softprompt.errors import UnsupportedModelError
 from softprompt.framing import layout_for, layout_ids, opening_ids
-from softprompt.matching import heard, matched
+from softprompt.matching import WHOLE, heard, matched
 from softprompt.methods import KV_METHODS
 from softprompt.model import FrozenLM
 from softprompt.prompt import Prompt
@@ -22,7 +22,7 @@ from softprompt.schedule import Horizon
 ASKING = 768  # tokens of answers about a piece that are asked what they look at
 MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one
 ASKING_ROWS = 16  # where there are no validation rows
-FITTED = {"kv": Horizon(200, None), "embedding": Horizon(800, None)}  # 32 embeddings go on learning for longest
+FITTED = {"kv": WHOLE, "embedding": Horizon(800, None)}  # 32 embeddings go on learning for longest
 
 
 def beginnings(
