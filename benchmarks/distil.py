@@ -73,7 +73,7 @@ def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> It
             flags |= {"sizes" if "," in tokens else "method.n_tokens": tokens}
             if embedding:
                 flags |= {"train.steps": options.embedding_steps}
-            chosen = {"train.lr": options.lr, "train.batch_size": options.batch_size}
+            chosen = {"train.lr": options.lr, "train.batch_size": options.batch_size, "fit_steps": options.fit_steps}
             flags |= {name: value for name, value in chosen.items() if value}
             _, found, seconds = run(lm, flags)
             yield {"text": path.name, "method": method, "seconds": seconds, **measured(found.fidelity)}
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="32", help="of the instructions' KV prompts, several trained together")
     parser.add_argument("--embedding-tokens", default="32")
     parser.add_argument("--batch-size", type=int, help="of the instructions (default: that of softprompt distil)")
+    parser.add_argument("--fit-steps", type=int, help="of the instructions (default: that of softprompt distil)")
     parser.add_argument("--lr", type=float, help="of the instructions (default: that of softprompt distil)")
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)

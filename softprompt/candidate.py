@@ -63,6 +63,7 @@ class Record:
         stale: validations since the best one.
         next_eval: the progress at which the next validation is due.
         judged: the share of its validation rows that it is judged by.
+        before: seconds that its start took; its schedule has so much less time, resumed too.
     """
 
     step: int = 0
@@ -70,6 +71,7 @@ class Record:
     stale: int = 0
     next_eval: float = 0.0
     judged: float = 1.0
+    before: float = 0.0
     best_loss: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -129,7 +131,7 @@ class Candidate:
 
     def progress(self, elapsed: float) -> float:
         """0 at the start, 1 at the end of its schedule."""
-        return self.horizon.progress(self.record.step, elapsed)
+        return self.horizon.after(self.record.before).progress(self.record.step, elapsed)
 
     def update(self, loss: float, rows: Sequence[Example], elapsed: float) -> dict[str, float]:
         """One optimiser step with the gradients as they are; returns the step's numbers.

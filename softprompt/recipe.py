@@ -92,7 +92,7 @@ def fit(
     check_free(prepared, overwrite)
     begin = time.monotonic()
     prepared, candidate, tried = candidate_of(prepared, lm)
-    candidate.horizon = candidate.horizon.after(time.monotonic() - begin)
+    candidate.record.before = time.monotonic() - begin
     if tried:
         report(Event("init", 0, tried))
     processes = PartialState(cpu=lm.device.type == "cpu")

@@ -109,7 +109,7 @@ def sweep(
     made = {name: candidate_of(cell, lm, name)[:2] for name, cell in cells.items()}
     candidates = [candidate for _, candidate in made.values()]
     for candidate in candidates:
-        candidate.horizon = candidate.horizon.after(time.monotonic() - begin)
+        candidate.record.before = time.monotonic() - begin
     processes = PartialState(cpu=lm.device.type == "cpu")
     with recorded(recording(prepared), processes.is_main_process, resume, report) as everywhere:
         results = train(lm, candidates, prepared.run, rungs=rungs, resume=resume, report=everywhere)

@@ -372,14 +372,33 @@ def test_a_disk_that_fills_up_is_a_typed_error(base: Path, tmp_path: Path, monke
 
 def test_the_start_takes_from_the_minutes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start that took fifteen seconds leaves forty-five of a minute."""
-    seen, now = list[float | None](), itertools.count(0, 15)
+    seen, now = list[float](), itertools.count(0, 15)
 
     def begun(lm: FrozenLM, candidates: list[Candidate], folder: Path, **options: Any) -> NoReturn:
-        seen.extend(candidate.horizon.seconds for candidate in candidates)
+        seen.extend(candidates[0].progress(elapsed) for elapsed in (0.0, 9.0, 45.0))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr(recipe, "train", begun)
     with pytest.raises(KeyboardInterrupt):
         fit(prepare(settings(base, tmp_path, train__minutes=1)), tiny_lm("llama", bos=True))
-    assert seen == [45.0]
+    assert seen == [0.0, 0.2, 1.0]
+
+
+def test_a_resumed_run_keeps_the_time_that_its_start_took(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the start takes when it is made again."""
+    seen, now = list[float](), itertools.count(0, 15)
+    monkeypatch.setattr(recipe, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    config, lm = settings(base, tmp_path, train__minutes=10, train__steps=None), tiny_lm("llama", bos=True)
+
+    def told(event: Event) -> None:
+        if event.kind == "step":
+            seen.append(event.numbers["progress"] / event.numbers["elapsed"])
+            signal.raise_signal(signal.SIGTERM)
+
+    fit(prepare(config), lm, report=told)
+    now = itertools.count(0, 100)
+    fit(prepare(config, resume=True), lm, resume=True, report=told)
+    assert seen == pytest.approx([1 / 585, 1 / 585])

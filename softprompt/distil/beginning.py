@@ -13,7 +13,7 @@ from softprompt.distil.exercises import Exercise, Exercises
 from softprompt.distil.source import Prepared
 from softprompt.errors import UnsupportedModelError
 from softprompt.framing import layout_for, layout_ids, opening_ids
-from softprompt.matching import WHOLE, heard, matched
+from softprompt.matching import STEPS, heard, matched
 from softprompt.methods import KV_METHODS
 from softprompt.model import FrozenLM
 from softprompt.prompt import Prompt
@@ -22,7 +22,7 @@ from softprompt.schedule import Horizon
 ASKING = 768  # tokens of answers about a piece that are asked what they look at
 MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one
 ASKING_ROWS = 16  # where there are no validation rows
-FITTED = {"kv": WHOLE, "embedding": Horizon(800, None)}  # 32 embeddings go on learning for longest
+FIT_STEPS = {"kv": STEPS, "embedding": 800}  # 32 embeddings go on learning for longest
 
 
 def beginnings(
@@ -45,6 +45,10 @@ def beginnings(
         found = {size: start_from(lm, form, looking, size, (lead, follow), judges) for size in sizes}
     except UnsupportedModelError:
         return {}
+    chosen = prepared.settings.fit_steps
+    steps = FIT_STEPS[form] if chosen is None else chosen
+    if not steps:
+        return found
     try:
         rows = heard(lm, _readings(prepared, lm, exercises, max(ASKING, MATCHING // len(looking))))
         for i, (size, prompt) in enumerate(found.items()):
@@ -52,7 +56,7 @@ def beginnings(
             def told(done: float, before: int = i) -> None:
                 progress((before + done) / len(found))
 
-            found[size] = matched(lm, prompt, rows, lead, follow, FITTED[form], told)
+            found[size] = matched(lm, prompt, rows, lead, follow, Horizon(steps, None), told)
     except UnsupportedModelError:  # it starts unfitted then
         pass
     return found

@@ -64,6 +64,11 @@ class DistilConfig(BaseModel):
     sizes: Annotated[tuple[int, ...], BeforeValidator(names)] = Field(
         default=(), description="several numbers of virtual tokens, trained together: 4,8,16,32"
     )
+    fit_steps: int | None = Field(
+        default=None,
+        ge=0,
+        description="steps that fit the start before training, 0: none (default: 200 of a KV prompt, 800 of the other)",
+    )
     study: StudyConfig = StudyConfig()
     method: MethodConfig = MethodConfig()
     train: TrainConfig = TrainConfig()

@@ -76,14 +76,7 @@ def prepare(
         DataError: the text or the rows cannot be read.
         ModelError: the tokenizer cannot be found.
     """
-    given = [kind for kind in ("text", "document", "demonstrations") if getattr(settings, kind)]
-    if len(given) != 1:
-        hint = "softprompt distil --text policy.md --name policy"
-        raise ConfigError("give one source", expected="--text, --document or --demonstrations", got=given, hint=hint)
-    if not settings.name:
-        raise ConfigError("name is not given", hint=f"softprompt distil --{given[0]} FILE --name NAME")
-    if settings.method.name in ("multitask", "mixture", "smop"):
-        raise ConfigError("a text is distilled into one prompt", where="method.name", got=settings.method.name)
+    _check_settings(settings)
     tracking.check(settings.train.track)
     folder = store.locate(settings.name)
     run = folder.parent / RUNS / folder.name
@@ -108,6 +101,20 @@ def prepare(
         )
     notebook = run.with_name(run.name + STUDY)
     return Prepared(settings, text, where, tuple(pieces), template, tuple(rows), sizes, folder, run, notebook)
+
+
+def _check_settings(settings: DistilConfig) -> None:
+    given = [kind for kind in ("text", "document", "demonstrations") if getattr(settings, kind)]
+    if len(given) != 1:
+        hint = "softprompt distil --text policy.md --name policy"
+        raise ConfigError("give one source", expected="--text, --document or --demonstrations", got=given, hint=hint)
+    if not settings.name:
+        raise ConfigError("name is not given", hint=f"softprompt distil --{given[0]} FILE --name NAME")
+    if settings.method.name in ("multitask", "mixture", "smop"):
+        raise ConfigError("a text is distilled into one prompt", where="method.name", got=settings.method.name)
+    if settings.fit_steps and settings.method.init != "attended":
+        hint = "--init attended, or leave --fit-steps out"
+        raise ConfigError("only attended tokens are fitted", where="fit_steps", got=settings.method.init, hint=hint)
 
 
 def _check_run(run: Path, overwrite: bool, resume: bool) -> None:

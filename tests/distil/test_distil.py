@@ -178,7 +178,7 @@ def test_training_starts_from_a_fitted_prompt(
     ids, told = tuple(lm.encode(prepared.text)), list[float]()
     fitted = beginning.beginnings(prepared, lm, ids, parts, told.append)
     form = "kv" if method == "prefix-tuning" else "embedding"
-    assert told == sorted(told) and told[-1] == 1 and len(told) == 2 * (beginning.FITTED[form].steps or 0)
+    assert told == sorted(told) and told[-1] == 1 and len(told) == 2 * beginning.FIT_STEPS[form]
 
     def deaf(*args: object) -> None:
         raise UnsupportedModelError("not this model")
@@ -194,6 +194,21 @@ def test_training_starts_from_a_fitted_prompt(
         assert fitted[size].n_tokens == size and after < 0.95 * before
     monkeypatch.setattr(beginning, "start_from", deaf)
     assert beginning.beginnings(prepared, lm, ids, parts) == {}
+
+
+def test_the_start_is_fitted_for_as_long_as_asked(base: Path, place: Path) -> None:
+    lm, told = load(str(base), dtype="float32"), dict[int, list[float]]()
+    found = {}
+    for steps in (0, 7):
+        prepared = prepare(settings(base, place, fit_steps=steps))
+        parts = job.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+        told[steps] = []
+        (found[steps],) = beginning.beginnings(
+            prepared, lm, tuple(lm.encode(prepared.text)), parts, told[steps].append
+        ).values()
+    assert told[0] == [] and len(told[7]) == 7
+    unfitted, fitted = found[0].tensors(), found[7].tensors()
+    assert any(not torch.equal(unfitted[name], fitted[name]) for name in fitted)
 
 
 def test_another_size_begins_with_training(base: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +330,8 @@ def test_what_is_refused(base: Path, place: Path) -> None:
         prepare(settings(base, place, document=str(place / "policy.md")))
     with pytest.raises(ConfigError, match=r"name is not given"):
         prepare(settings(base, place, name="null"))
+    with pytest.raises(ConfigError, match=r"(?s)only attended tokens are fitted.*--init attended"):
+        prepare(settings(base, place, fit_steps=5, method__init="text"))
     with pytest.raises(DataError, match="no such file"):
         prepare(settings(base, place, text=str(place / "none.md")))
     with pytest.raises(CheckpointError, match="nothing to resume"):
