@@ -74,7 +74,7 @@ def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> It
             if embedding:
                 flags |= {"train.steps": options.embedding_steps}
             chosen = {"train.lr": options.lr, "train.batch_size": options.batch_size, "fit_steps": options.fit_steps}
-            flags |= {name: value for name, value in chosen.items() if value}
+            flags |= {name: value for name, value in chosen.items() if value is not None}
             _, found, seconds = run(lm, flags)
             yield {"text": path.name, "method": method, "seconds": seconds, **measured(found.fidelity)}
 
@@ -123,6 +123,7 @@ def articles(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterat
         flags = {"document": str(path), "study.chunk_tokens": WHOLE, "study.inputs": options.inputs}
         flags |= {"sizes": options.sizes, "study.held_out": 16, "train.eval_rows": 16, "train.seed": options.seed}
         flags |= {"train.minutes": options.minutes} if options.minutes else {"train.steps": options.steps}
+        flags |= {} if options.fit_steps is None else {"fit_steps": options.fit_steps}
         prepared, found, seconds = run(lm, flags)
         questions = [row for row in asked if row["doc_id"] == article["doc_id"]]
         exercises = [question(row, prepared, lm) for row in questions]
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="32", help="of the instructions' KV prompts, several trained together")
     parser.add_argument("--embedding-tokens", default="32")
     parser.add_argument("--batch-size", type=int, help="of the instructions (default: that of softprompt distil)")
-    parser.add_argument("--fit-steps", type=int, help="of the instructions (default: that of softprompt distil)")
+    parser.add_argument("--fit-steps", type=int, help="of instructions and articles (default: that of softprompt distil)")
     parser.add_argument("--lr", type=float, help="of the instructions (default: that of softprompt distil)")
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)
