@@ -73,10 +73,15 @@ def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> It
             flags |= {"sizes" if "," in tokens else "method.n_tokens": tokens}
             if embedding:
                 flags |= {"train.steps": options.embedding_steps}
-            chosen = {"train.lr": options.lr, "train.batch_size": options.batch_size, "fit_steps": options.fit_steps}
-            flags |= {name: value for name, value in chosen.items() if value is not None}
+            flags |= chosen(options)
             _, found, seconds = run(lm, flags)
             yield {"text": path.name, "method": method, "seconds": seconds, **measured(found.fidelity)}
+
+
+def chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings that are not those of `softprompt distil`."""
+    given = {"train.lr": options.lr, "train.batch_size": options.batch_size, "fit_steps": options.fit_steps}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def messages(options: argparse.Namespace, scratch: Path) -> Path:
@@ -123,7 +128,7 @@ def articles(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterat
         flags = {"document": str(path), "study.chunk_tokens": WHOLE, "study.inputs": options.inputs}
         flags |= {"sizes": options.sizes, "study.held_out": 16, "train.eval_rows": 16, "train.seed": options.seed}
         flags |= {"train.minutes": options.minutes} if options.minutes else {"train.steps": options.steps}
-        flags |= {} if options.fit_steps is None else {"fit_steps": options.fit_steps}
+        flags |= chosen(options)
         prepared, found, seconds = run(lm, flags)
         questions = [row for row in asked if row["doc_id"] == article["doc_id"]]
         exercises = [question(row, prepared, lm) for row in questions]
@@ -199,9 +204,9 @@ def main() -> None:
     parser.add_argument("--texts", help="only the instructions whose names begin so: 01,02")
     parser.add_argument("--tokens", default="32", help="of the instructions' KV prompts, several trained together")
     parser.add_argument("--embedding-tokens", default="32")
-    parser.add_argument("--batch-size", type=int, help="of the instructions (default: that of softprompt distil)")
-    parser.add_argument("--fit-steps", type=int, help="of instructions and articles (default: that of softprompt distil)")
-    parser.add_argument("--lr", type=float, help="of the instructions (default: that of softprompt distil)")
+    parser.add_argument("--batch-size", type=int, help="as in softprompt distil")
+    parser.add_argument("--fit-steps", type=int, help="as in softprompt distil")
+    parser.add_argument("--lr", type=float, help="as in softprompt distil")
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)
     parser.add_argument("--cartridge", action="store_true", help="articles: PEFT's cartridge recipe beside ours")
