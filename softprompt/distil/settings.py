@@ -13,6 +13,8 @@ OWN: dict[str, dict[str, Any]] = {
     "train": {"steps": 160, "batch_size": 4, "lr": 4e-3, "patience": None, "evals": 4, "eval_rows": 48},
 }
 
+DOCUMENT_LR = 1e-2  # details of a document are learned by training, not by the fit (docs/log.md)
+
 
 class StudyConfig(BaseModel):
     """What the text is distilled on."""
@@ -81,6 +83,8 @@ class DistilConfig(BaseModel):
         for section, own in OWN.items():
             part = filled.get(section, {})
             if isinstance(part, dict):
+                if section == "train" and filled.get("document"):
+                    own = own | {"lr": DOCUMENT_LR}
                 filled[section] = own | part
                 if section == "train" and part.get("minutes") is not None and "steps" not in part:
                     filled[section]["steps"] = None

@@ -356,5 +356,8 @@ def test_settings() -> None:
     assert (plain.method.init, plain.method.frozen_tokens, plain.train.lr) == ("attended", 1, 4e-3)
     part = resolved(DistilConfig, {"method.n_tokens": 8, "train.minutes": 2})
     assert (part.method.init, part.method.n_tokens, part.train.steps) == ("attended", 8, None)
+    document = resolved(DistilConfig, {"document": "a.md"})
+    assert (document.train.lr, document.train.steps) == (1e-2, plain.train.steps)
+    assert resolved(DistilConfig, {"document": "a.md", "train.lr": 3e-3}).train.lr == 3e-3
     with pytest.raises(ConfigError, match=r"did you mean study\.inputs"):
         resolved(DistilConfig, {"study.input": 3})
