@@ -76,9 +76,9 @@ def prepare(
         DataError: the text or the rows cannot be read.
         ModelError: the tokenizer cannot be found.
     """
-    _check_settings(settings)
+    name = _named(settings)
     tracking.check(settings.train.track)
-    folder = store.locate(settings.name)
+    folder = store.locate(name)
     run = folder.parent / RUNS / folder.name
     sizes = tuple(dict.fromkeys(settings.sizes)) or (settings.method.n_tokens,)
     if min(sizes) < 1:
@@ -103,7 +103,8 @@ def prepare(
     return Prepared(settings, text, where, tuple(pieces), template, tuple(rows), sizes, folder, run, notebook)
 
 
-def _check_settings(settings: DistilConfig) -> None:
+def _named(settings: DistilConfig) -> str:
+    """The name; ConfigError for settings that a distillation cannot have."""
     given = [kind for kind in ("text", "document", "demonstrations") if getattr(settings, kind)]
     if len(given) != 1:
         hint = "softprompt distil --text policy.md --name policy"
@@ -115,6 +116,7 @@ def _check_settings(settings: DistilConfig) -> None:
     if settings.fit_steps and settings.method.init != "attended":
         hint = "--init attended, or leave --fit-steps out"
         raise ConfigError("only attended tokens are fitted", where="fit_steps", got=settings.method.init, hint=hint)
+    return settings.name
 
 
 def _check_run(run: Path, overwrite: bool, resume: bool) -> None:
