@@ -163,6 +163,7 @@ class _Loop:
     def run(self, interrupt: Interrupt) -> list[Result]:
         """Step until every candidate has stopped, or a signal came."""
         self.mark = time.monotonic()
+        self.share_start()
         self.bound_judging()
         while active := running(self.candidates):
             if not interrupt.received and self.has_time_to_judge():
@@ -183,6 +184,13 @@ class _Loop:
                 if self.step % self.candidates[0].settings.save_every == 0:
                     self.save()
         return [self.result(i) for i in range(len(self.candidates))]
+
+    def share_start(self) -> None:
+        """Let the start count the same in all processes, or they would not end at the same step."""
+        if self.accelerator.num_processes > 1:
+            told: list[float] = gather_object([candidate.record.before for candidate in self.candidates])
+            for candidate, before in zip(self.candidates, told, strict=False):  # the first process's come first
+                candidate.record.before = before
 
     def bound_judging(self) -> None:
         """Where minutes bound a new run, judge by no more rows than there is time for at its start and at its end."""

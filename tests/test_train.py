@@ -398,3 +398,27 @@ def test_a_step_needs_a_row_for_every_process(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(train_module.Accelerator, "num_processes", 9)
     with pytest.raises(ConfigError, match=r"(?s)fewer rows than there are processes.*9"):
         run(lm, learner(lm, "prompt-tuning"), tmp_path, batch_size=8)
+
+
+def test_processes_count_the_start_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the first one does: each has its own clock, and they must take the same steps."""
+
+    class Second:
+        num_processes, process_index, is_main_process = 2, 1, False
+
+        def __init__(self, **options: Any) -> None: ...
+
+        def reduce(self, tensor: Tensor, how: str) -> Tensor:
+            return tensor
+
+    def gathered(mine: list[Any]) -> list[Any]:
+        first = [3.0] if isinstance(mine[0], float) else mine
+        return [*first, *mine]
+
+    monkeypatch.setattr(train_module, "Accelerator", Second)
+    monkeypatch.setattr(train_module, "gather_object", gathered)
+    lm = tiny_lm("llama")
+    candidate = Candidate(learner(lm, "prompt-tuning"), [task()], TrainConfig(steps=1, batch_size=4), lm.device)
+    candidate.record.before = 7.0
+    train_module.train(lm, [candidate], tmp_path)
+    assert candidate.record.before == 3.0

@@ -115,7 +115,8 @@ def _named(settings: DistilConfig) -> str:
         raise ConfigError("a text is distilled into one prompt", where="method.name", got=settings.method.name)
     if settings.fit_steps and settings.method.init != "attended":
         hint = "--init attended, or leave --fit-steps out"
-        raise ConfigError("only attended tokens are fitted", where="fit_steps", got=settings.method.init, hint=hint)
+        got = f"init {settings.method.init}"
+        raise ConfigError("only attended tokens are fitted", where="fit_steps", got=got, hint=hint)
     return settings.name
 
 
