@@ -31,10 +31,12 @@ from softprompt.config import resolved
 from softprompt.data.answer import end_id
 from softprompt.data.formats import Message, Record
 from softprompt.data.tokenise import target_ids
-from softprompt.distil import DistilConfig, Distilled, Prepared, distil, measure, prepare, studied
+from softprompt.distil.again import measure, studied
 from softprompt.distil.exercises import Exercise
 from softprompt.distil.fidelity import Fidelity, fidelity
-from softprompt.distil.job import kept_exercises, student
+from softprompt.distil.job import Distilled, distil, kept_exercises, student
+from softprompt.distil.settings import DistilConfig
+from softprompt.distil.source import Prepared, prepare
 from softprompt.distil.teacher import Teacher
 from softprompt.files import write_json
 from softprompt.framing import Subject, card_subject

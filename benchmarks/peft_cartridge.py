@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.peft_side import to_prompt
-from softprompt.attach import Prefix, bank, hidden
+from softprompt.attach.bank import Prefix
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank
 from softprompt.data.batches import Batches
 from softprompt.data.tokenise import Example
-from softprompt.distil import Prepared
+from softprompt.distil.source import Prepared
 from softprompt.distil.teacher import Teacher
 from softprompt.framing import layout_for, layout_ids
 from softprompt.model import FrozenLM

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.data.batches import Batches
 from softprompt.data.tokenise import Example
 from softprompt.model import FrozenLM

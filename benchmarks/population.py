@@ -23,7 +23,8 @@ from benchmarks.machine import facts
 from softprompt.candidate import Candidate, Task
 from softprompt.config import TrainConfig
 from softprompt.data.tokenise import Example
-from softprompt.methods import Start, build
+from softprompt.methods.base import Start
+from softprompt.methods.registry import build
 from softprompt.model import FrozenLM, load
 from softprompt.train import _Loop
 

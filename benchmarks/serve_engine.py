@@ -28,10 +28,12 @@ import torch
 
 from benchmarks.machine import facts
 from benchmarks.output import put
-from softprompt.attach import Bank, Prefix, bank, keys_values
+from softprompt.attach.bank import Bank, Prefix
+from softprompt.attach.verify import bank, keys_values
 from softprompt.decode import Sampling, generate
-from softprompt.engine import Capacity, Job, TransformersEngine
-from softprompt.engine.capacity import token_bytes
+from softprompt.engine.capacity import Capacity, token_bytes
+from softprompt.engine.interface import Job
+from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.interchange.peft import to_flat
 from softprompt.model import FrozenLM, load
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt

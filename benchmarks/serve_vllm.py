@@ -23,7 +23,8 @@ import torch
 from benchmarks.machine import facts
 from benchmarks.output import put
 from benchmarks.serve_engine import QUICK, Load, soft_prompts, texts
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.decode import Sampling, generate
 from softprompt.engine.interface import Engine, Job
 from softprompt.model import FrozenLM, load

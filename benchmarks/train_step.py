@@ -30,7 +30,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.machine import facts
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.data.tokenise import Example
 from softprompt.model import FrozenLM, load, load_tokenizer, pick_device, wait_for
 from softprompt.objective import learned_tokens, token_losses

@@ -22,7 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, attention_mass, bank, keys_values, moved, turns_keys
+from softprompt.attach.attention import attention_mass
+from softprompt.attach.bank import Prefix
+from softprompt.attach.rotation import moved, turns_keys
+from softprompt.attach.verify import bank, keys_values
 from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.config import TrainConfig
 from softprompt.data.batches import sample
 from softprompt.data.mixture import Mixture

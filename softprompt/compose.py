@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from softprompt.attach import moved
+from softprompt.attach.rotation import moved
 from softprompt.card import Card, provenance
 from softprompt.errors import ConfigError, GeometryError, PromptError, WrongBaseError
 from softprompt.expression import Concatenation, Expression, Name, Resized, Sum, names, parse

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from softprompt.attach import AnsweringSession, Bank, Session, copies_prefix, session
+from softprompt.attach.answering import AnsweringSession
+from softprompt.attach.bank import Bank
+from softprompt.attach.session import Session
+from softprompt.attach.start import copies_prefix, session
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import ConfigError
 from softprompt.model import FrozenLM

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from softprompt import metrics
-from softprompt.attach import bank
+from softprompt.attach.verify import bank
 from softprompt.data.formats import Record
 from softprompt.data.tokenise import prompt_ids, tokenise
 from softprompt.decode import Answer, Sampling, generate

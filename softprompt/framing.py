@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.card import Card, Layout
 from softprompt.data.answer import end_id, joined
 from softprompt.data.formats import Message, Record

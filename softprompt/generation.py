@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from softprompt import store
-from softprompt.attach import bank
+from softprompt.attach.verify import bank
 from softprompt.data.formats import Message, Record
 from softprompt.data.tokenise import prompt_ids
 from softprompt.decode import Answer, Sampling, generate

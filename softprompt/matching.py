@@ -30,7 +30,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, Queries, asked, bank, laid_out, run_prefixes
+from softprompt.attach.bank import Prefix, laid_out, run_prefixes
+from softprompt.attach.queries import Queries, asked
+from softprompt.attach.verify import bank
 from softprompt.attended import Reading
 from softprompt.data.tokenise import Example
 from softprompt.losses import cross_entropies

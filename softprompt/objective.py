@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.attach import Bank, CausalBank, EncoderDecoderBank, Front, answer_states, causal, packed, run
+from softprompt.attach.bank import Bank, CausalBank, Front, causal
+from softprompt.attach.encoder_decoder import EncoderDecoderBank, answer_states
+from softprompt.attach.rows import packed, run
 from softprompt.data.tokenise import Example
 from softprompt.losses import Taught, cross_entropies, divergences, lesson_losses
 from softprompt.model import FrozenLM

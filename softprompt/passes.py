@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach import bank
+from softprompt.attach.verify import bank
 from softprompt.candidate import Candidate
 from softprompt.data.tokenise import Example
 from softprompt.errors import TrainError, is_out_of_memory

@@ -22,7 +22,7 @@ from softprompt.data.tokenise import Example, tokenise
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import CheckpointError, ConfigError, StoreError
 from softprompt.files import check_writable
-from softprompt.methods import KV_METHODS
+from softprompt.methods.registry import KV_METHODS
 from softprompt.model import context_length, is_encoder_decoder, load_tokenizer, pick_device
 
 RUNS, SHARED = ".runs", "shared"

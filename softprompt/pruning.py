@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.compose import select
 from softprompt.data.formats import Record
 from softprompt.data.tokenise import Example, tokenise

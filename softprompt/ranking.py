@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.attach import Bank, bank, hidden, session
+from softprompt.attach.bank import Bank
+from softprompt.attach.rows import hidden
+from softprompt.attach.start import session
+from softprompt.attach.verify import bank
 from softprompt.data.answer import end_id
 from softprompt.data.formats import Record
 from softprompt.data.tokenise import prompt_ids, target_ids

@@ -27,7 +27,9 @@ from softprompt.config import Config, Init
 from softprompt.data.load import digest
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.framing import check_context, layout_for, layout_ids
-from softprompt.methods import KV_METHODS, SMoP, Start, build
+from softprompt.methods.base import Start
+from softprompt.methods.registry import KV_METHODS, build
+from softprompt.methods.smop import SMoP
 from softprompt.model import FrozenLM, load
 from softprompt.passes import validation_losses
 from softprompt.preparation import Prepared, PreparedTask, check_free, prepare

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from softprompt.attach import Front, Prefix, laid_out, run_prefixes, verify
+from softprompt.attach.bank import Front, Prefix, laid_out, run_prefixes
+from softprompt.attach.verify import verify
 from softprompt.data.tokenise import Example
 from softprompt.errors import is_out_of_memory
 from softprompt.losses import Taught

@@ -22,7 +22,8 @@ from softprompt.data.tokenizer import render_chat
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.framing import APART, layout_for, layout_ids, worked_example
 from softprompt.matching import STEPS, heard, matched
-from softprompt.methods import KV_METHODS, Start
+from softprompt.methods.base import Start
+from softprompt.methods.registry import KV_METHODS
 from softprompt.model import FrozenLM
 from softprompt.preparation import Prepared, PreparedTask
 from softprompt.prompt import Prompt

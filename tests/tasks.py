@@ -10,7 +10,9 @@ from typing import Any
 from softprompt.candidate import Candidate, Task
 from softprompt.config import TrainConfig
 from softprompt.data.tokenise import Example
-from softprompt.methods import Method, SMoP, Start, build
+from softprompt.methods.base import Method, Start
+from softprompt.methods.registry import build
+from softprompt.methods.smop import SMoP
 from softprompt.model import FrozenLM
 from softprompt.train import Event, Result, train
 from tests.laws.cases import random_prompt, text_ids

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix, bank, hidden, keys_values
+from softprompt.attach.bank import Prefix
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank, keys_values
 from softprompt.attended import Reading, _places, _worth, most_attended, most_attended_ids
 from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.card import Card, Layout
 from softprompt.compose import average, combine, compose, concatenate, resize, select
 from softprompt.errors import (

@@ -11,7 +11,7 @@ from softprompt import store
 from softprompt.config import Config, resolve, to_yaml
 from softprompt.data.load import load_splits
 from softprompt.data.template import Template, fill
-from softprompt.methods import METHODS
+from softprompt.methods.registry import METHODS
 from softprompt.recipe import fit, prepare
 from tests.saved import save_tiny
 from tests.tiny import DEVICE, tiny_lm

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from softprompt import decode
-from softprompt.attach import Bank, Prefix, bank
+from softprompt.attach.bank import Bank, Prefix
+from softprompt.attach.verify import bank
 from softprompt.decode import CUT, Answer, Sampling, generate, pick
 from softprompt.errors import ConfigError, DataError
 from softprompt.model import FrozenLM

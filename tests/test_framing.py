@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.attach import bank, hidden
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank
 from softprompt.card import Card, Layout
 from softprompt.data.formats import Message, Record
 from softprompt.data.template import VIRTUAL, Template

@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from softprompt import matching
-from softprompt.attach import Prefix, bank, causal
+from softprompt.attach.bank import Prefix, causal
+from softprompt.attach.verify import bank
 from softprompt.attended import Reading, most_attended
 from softprompt.errors import UnsupportedModelError
 from softprompt.matching import Heard, heard, matched

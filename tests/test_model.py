@@ -19,7 +19,8 @@ from torch.testing import assert_close
 
 import softprompt.measure as measure_module
 import softprompt.model as model_module
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
 from softprompt.geometry import LayerShape
 from softprompt.model import load, load_tokenizer, pick_device, pick_dtype

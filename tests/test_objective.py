@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.data.tokenise import Example
 from softprompt.objective import learned_tokens, token_losses
 from tests.laws.cases import examples, mixed_prefixes, random_prompt, text_ids

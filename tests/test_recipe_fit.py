@@ -20,7 +20,7 @@ import torch
 import softprompt.model as model_module
 from softprompt import recipe, store
 from softprompt.artifact import curves
-from softprompt.attach import bank
+from softprompt.attach.verify import bank
 from softprompt.candidate import Candidate
 from softprompt.card import Layout
 from softprompt.config import resolve

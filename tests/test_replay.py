@@ -14,7 +14,8 @@ import torch
 from torch.testing import assert_close
 
 import softprompt.train as train_module
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.data.lesson import Lesson
 from softprompt.data.tokenise import Example
 from softprompt.model import FrozenLM

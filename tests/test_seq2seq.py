@@ -14,7 +14,9 @@ from torch.testing import assert_close
 
 import softprompt
 from softprompt import ranking, store
-from softprompt.attach import SITES, Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.encoder_decoder import SITES
+from softprompt.attach.verify import bank
 from softprompt.candidate import Task
 from softprompt.card import Card
 from softprompt.data.template import Template
@@ -24,7 +26,8 @@ from softprompt.errors import ConfigError, DataError, GeometryError, StoreError,
 from softprompt.framing import Subject, base_subject, layout_for, text_subject
 from softprompt.geometry import Geometry
 from softprompt.measure import measure
-from softprompt.methods import Start, build
+from softprompt.methods.base import Start
+from softprompt.methods.registry import build
 from softprompt.model import FrozenLM, is_encoder_decoder, load
 from softprompt.objective import token_losses
 from softprompt.prompt import KVPrompt, Prompt, check_fits, digest

@@ -11,7 +11,9 @@ import torch
 from torch.testing import assert_close
 
 from softprompt import starts, store
-from softprompt.attach import Prefix, bank, hidden
+from softprompt.attach.bank import Prefix
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank
 from softprompt.attended import Reading
 from softprompt.auto import HURRIED, Choice
 from softprompt.compose import select

@@ -11,7 +11,8 @@ from torch.nn.functional import kl_div
 from torch.testing import assert_close
 
 from softprompt import store
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.candidate import Candidate, Task
 from softprompt.config import Config
 from softprompt.data.load import load_rows

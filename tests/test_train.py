@@ -16,7 +16,8 @@ from torch import Tensor
 
 import softprompt.train as train_module
 from softprompt import passes
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.candidate import Candidate, Task
 from softprompt.config import TrainConfig
 from softprompt.data.batches import Batches, sample

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 import transformers as tf
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.decode import Sampling, generate
 from softprompt.model import FrozenLM, load
 from tests.laws.cases import random_prompt

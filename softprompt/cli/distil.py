@@ -20,7 +20,9 @@ from softprompt.cli.train import dotted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from softprompt.distil import Distilled, Fidelity, Prepared
+    from softprompt.distil.fidelity import Fidelity
+    from softprompt.distil.job import Distilled
+    from softprompt.distil.source import Prepared
     from softprompt.own_metrics import Metric
     from softprompt.train import Event
 
@@ -98,7 +100,8 @@ def distil_command(
     """
     given = locals()
     from softprompt.config import resolved, to_yaml
-    from softprompt.distil import DistilConfig, prepare
+    from softprompt.distil.settings import DistilConfig
+    from softprompt.distil.source import prepare
     from softprompt.own_metrics import metrics_of
 
     extra, yaml_path = dotted([config, *context.args] if config else context.args)
@@ -119,7 +122,7 @@ def _run(
     prepared: Prepared, own: Mapping[str, Metric], *, overwrite: bool, resume: bool, as_json: bool, trust: bool
 ) -> int:
     """Load, distil, report; the exit code."""
-    from softprompt.distil import distil
+    from softprompt.distil.job import distil
     from softprompt.interrupt import Terminated, terminable
     from softprompt.model import load
 

@@ -13,7 +13,7 @@ from softprompt.cli.options import AsJson, Device, Metrics, Model, TrustRemoteCo
 from softprompt.cli.visible import visible
 
 if TYPE_CHECKING:
-    from softprompt.distil import Kept
+    from softprompt.distil.again import Kept
 
 
 def fidelity_command(
@@ -37,7 +37,7 @@ def fidelity_command(
     """
     from softprompt import store
     from softprompt.cli.loading import load_base
-    from softprompt.distil import measure, sources_of, studied
+    from softprompt.distil.again import measure, sources_of, studied
     from softprompt.own_metrics import metrics_of
 
     own = metrics_of(metric or [])
@@ -71,7 +71,7 @@ def _show(found: list[Kept], console: Console) -> None:
 
 def _verdict(one: Kept) -> Text:
     """Whether the soft prompt in question holds less of the text than the one of this text alone."""
-    from softprompt.distil import WORSE
+    from softprompt.distil.again import WORSE
 
     by_texts = "" if one.lost_by_texts is None else f"; all texts together lose {max(0.0, one.lost_by_texts):.1%}"
     if one.lost > WORSE:

@@ -18,7 +18,7 @@ from softprompt.errors import ConfigError, DataError, StoreError
 if TYPE_CHECKING:
     from softprompt.card import Card
     from softprompt.data.template import Template
-    from softprompt.interchange import Found
+    from softprompt.interchange.base import Found
     from softprompt.model import FrozenLM
 
 
@@ -50,7 +50,8 @@ def import_command(
     """
     from softprompt import store
     from softprompt.cli.loading import load_base
-    from softprompt.interchange import adopt, detect, read
+    from softprompt.interchange.adopt import adopt
+    from softprompt.interchange.registry import detect, read
     from softprompt.modelcard import model_card
     from softprompt.prompt import size_of
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from softprompt.cli.visible import visible
 
 if TYPE_CHECKING:
-    from softprompt.distil import Fidelity
+    from softprompt.distil.fidelity import Fidelity
 
 COLUMNS = ("", "tokens", "KL", "recovered", "agreement", "log p", "prefill", "KV cache")
 USUAL = ("exact_match", "f1", "rouge_l")  # of the scores where rows have answers; --json has all

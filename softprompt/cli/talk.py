@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from softprompt.attach import bank
+from softprompt.attach.verify import bank
 from softprompt.conversation import chat_ids
 from softprompt.data.formats import Message
 from softprompt.decode import Sampling, generate

@@ -14,7 +14,7 @@ from softprompt.distil.source import Prepared
 from softprompt.errors import UnsupportedModelError
 from softprompt.framing import layout_for, layout_ids, opening_ids
 from softprompt.matching import STEPS, heard, matched
-from softprompt.methods import KV_METHODS
+from softprompt.methods.registry import KV_METHODS
 from softprompt.model import FrozenLM
 from softprompt.prompt import Prompt
 from softprompt.schedule import Horizon

@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.decode import Sampling, generate
 from softprompt.distil.chunks import SENTENCE
 from softprompt.model import FrozenLM

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.attach import Bank, Prefix, bank
+from softprompt.attach.bank import Bank, Prefix
+from softprompt.attach.verify import bank
 from softprompt.data.tokenise import prompt_ids
 from softprompt.decode import Sampling, generate
 from softprompt.distil.exercises import Exercise

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.candidate import Candidate, Task
 from softprompt.card import Card
 from softprompt.checkpoint import latest_step
@@ -31,7 +31,8 @@ from softprompt.distil.source import Prepared, longest_input
 from softprompt.distil.study import studied
 from softprompt.distil.teacher import Teacher
 from softprompt.framing import Subject, check_context, layout_for, layout_ids, opening_ids
-from softprompt.methods import KV_METHODS, Start, build
+from softprompt.methods.base import Start
+from softprompt.methods.registry import KV_METHODS, build
 from softprompt.model import FrozenLM, load
 from softprompt.own_metrics import Metric
 from softprompt.prompt import Prompt, check_fits

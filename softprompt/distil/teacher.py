@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from softprompt.attach import Bank, Prefix, bank
+from softprompt.attach.bank import Bank, Prefix
+from softprompt.attach.verify import bank
 from softprompt.data.lesson import Lesson
 from softprompt.data.template import Template
 from softprompt.data.tokenise import Example

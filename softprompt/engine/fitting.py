@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.engine.interface import Job
 from softprompt.errors import EngineError, GeometryError, UnsupportedModelError
 from softprompt.model import FrozenLM

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.decode import Sampling
 
 

@@ -7,8 +7,9 @@ import asyncio
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, bank, keys_values, session
-from softprompt.attach.verify import HALF_TOLERANCE, TOLERANCE
+from softprompt.attach.bank import Prefix
+from softprompt.attach.start import session
+from softprompt.attach.verify import HALF_TOLERANCE, TOLERANCE, bank, keys_values
 from softprompt.decode import Sampling
 from softprompt.engine.fitting import unsupported
 from softprompt.engine.interface import Engine, Job, Token

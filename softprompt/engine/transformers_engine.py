@@ -16,7 +16,7 @@ from typing import final
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.engine.capacity import Capacity
 from softprompt.engine.fitting import check_job, check_prefix, check_room, check_supported, unsupported
 from softprompt.engine.integrity import check_blocks

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.errors import EngineError
 from softprompt.prompt import EmbeddingPrompt, KVPrompt
 

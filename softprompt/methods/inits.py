@@ -19,8 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach import SITES, Prefix
-from softprompt.attach import keys_values as keys_values_of
+from softprompt.attach.bank import Prefix
+from softprompt.attach.encoder_decoder import SITES
+from softprompt.attach.verify import keys_values as keys_values_of
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Start
 from softprompt.methods.draws import generator

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from softprompt import store
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.conversation import chat_ids, text_ids
 from softprompt.data.formats import Message
 from softprompt.data.template import Template

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from softprompt.attach import Prefix, keys_values
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import keys_values
 from softprompt.errors import StoreError, UnsupportedModelError
 from softprompt.files import READABLE, writing
 from softprompt.model import FrozenLM

@@ -27,7 +27,7 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.decode import GREEDY
 from softprompt.engine.fitting import check_job, check_prefix, check_room, check_supported
 from softprompt.engine.interface import Job, Stats, Token

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix, attention_mass, bank
 from softprompt.attach import attention as module
+from softprompt.attach.attention import attention_mass
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.packing import Row
 from tests.laws.cases import text_ids
 from tests.tiny import FAMILIES, tiny_lm

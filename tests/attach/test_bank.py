@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix, bank, hidden
-from softprompt.attach.bank import CausalBank, causal
+from softprompt.attach.bank import CausalBank, Prefix, causal
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank
 from softprompt.errors import DataError, GeometryError
 from softprompt.model import FrozenLM
 from softprompt.packing import Row

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, Session, attention_mass, bank, cascade
-from softprompt.attach.bank import causal
+from softprompt.attach import cascade
+from softprompt.attach.attention import attention_mass
+from softprompt.attach.bank import Prefix, causal
 from softprompt.attach.cascade import NAME, shared_layers
+from softprompt.attach.session import Session
+from softprompt.attach.verify import bank
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from tests.laws.cases import check_close, mixed_prefixes, text_ids

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix, Queries, asked, bank, causal, hidden, keys_values, queries
+from softprompt.attach import queries
+from softprompt.attach.bank import Prefix, causal
+from softprompt.attach.queries import Queries, asked
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank, keys_values
 from softprompt.errors import UnsupportedModelError
 from softprompt.model import FrozenLM
 from softprompt.packing import Row

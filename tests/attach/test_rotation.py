@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from softprompt.attach import moved
+from softprompt.attach.rotation import moved
 from softprompt.errors import GeometryError, UnsupportedModelError
 from softprompt.model import FrozenLM
 from softprompt.prompt import KVPrompt

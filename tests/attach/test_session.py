@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.attach import Session, bank
 from softprompt.attach.bank import causal
+from softprompt.attach.session import Session
+from softprompt.attach.verify import bank
 from softprompt.errors import DataError
 from tests.laws.cases import check_close, mixed_prefixes, pairs, same_kv, text_ids
 from tests.laws.oracle import plain_logits

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix, bank, hidden
+from softprompt.attach.bank import Prefix
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.prompt import EmbeddingPrompt

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers as tf
 
-from softprompt.attach import Prefix, bank, verify
+from softprompt.attach.bank import Prefix
 from softprompt.attach.forward import mask_styles
+from softprompt.attach.verify import bank, verify
 from softprompt.errors import UnsupportedModelError
 from softprompt.model import FrozenLM
 from tests.tiny import CONFIGS, VOCAB, tiny_lm, tiny_tokenizer

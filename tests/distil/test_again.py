@@ -11,7 +11,10 @@ import pytest
 from softprompt import store
 from softprompt.compose import compose
 from softprompt.config import resolved
-from softprompt.distil import TEXTS, DistilConfig, distil, measure, prepare, sources_of, studied
+from softprompt.distil.again import TEXTS, measure, sources_of, studied
+from softprompt.distil.job import distil
+from softprompt.distil.settings import DistilConfig
+from softprompt.distil.source import prepare
 from softprompt.errors import DataError, StoreError
 from softprompt.model import FrozenLM, load
 from softprompt.own_metrics import metrics_of

@@ -14,7 +14,9 @@ import torch
 from torch.testing import assert_close
 
 from softprompt import store
-from softprompt.attach import Prefix, bank, hidden
+from softprompt.attach.bank import Prefix
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank
 from softprompt.attended import nearest
 from softprompt.config import resolved
 from softprompt.conversation import chat_ids
@@ -23,7 +25,10 @@ from softprompt.data.formats import Message
 from softprompt.data.template import VIRTUAL
 from softprompt.data.tokenizer import render_chat
 from softprompt.decode import Sampling
-from softprompt.distil import DistilConfig, Distilled, beginning, distil, exercises, job, prepare
+from softprompt.distil import beginning, exercises, job
+from softprompt.distil.job import Distilled, distil
+from softprompt.distil.settings import DistilConfig
+from softprompt.distil.source import prepare
 from softprompt.distil.teacher import Teacher
 from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError, UnsupportedModelError
 from softprompt.framing import card_subject, layout_for, layout_ids

@@ -8,9 +8,12 @@ from contextlib import aclosing, asynccontextmanager
 
 import torch
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.decode import Sampling, generate
-from softprompt.engine import Capacity, Engine, Job, Penalties, Token, TransformersEngine
+from softprompt.engine.capacity import Capacity
+from softprompt.engine.interface import Engine, Job, Penalties, Token
+from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.model import FrozenLM
 from tests.laws.cases import mixed_prefixes, text_ids
 from tests.tiny import SPECIAL

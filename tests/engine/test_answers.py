@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.decode import Sampling
-from softprompt.engine import Capacity, Job, Penalties, Token, TransformersEngine, paged
-from softprompt.engine.capacity import CPU_PAGE
+from softprompt.engine import paged
+from softprompt.engine.capacity import CPU_PAGE, Capacity
+from softprompt.engine.interface import Job, Penalties, Token
 from softprompt.engine.loop import Loop, Row
+from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import UnsupportedModelError
 from tests.engine.running import END, NAMES, generated, ids_of, job, running, said
 from tests.laws.cases import mixed_prefixes, random_prompt, text_ids

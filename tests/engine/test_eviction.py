@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.decode import Sampling
-from softprompt.engine import Capacity, TransformersEngine
-from softprompt.engine.capacity import CPU_PAGE
+from softprompt.engine.capacity import CPU_PAGE, Capacity
+from softprompt.engine.transformers_engine import TransformersEngine
 from tests.engine.running import generated, ids_of, job, running
 from tests.laws.cases import random_prompt, text_ids
 from tests.tiny import tiny_lm

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.decode import Sampling
-from softprompt.engine import TransformersEngine, loop, paged
+from softprompt.engine import loop, paged
 from softprompt.engine.loop import Loop
 from softprompt.engine.sampler import Sampler
+from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import EngineError, UnsupportedModelError
 from softprompt.prompt import KVPrompt
 from tests.engine.running import NAMES, SMALL, generated, ids_of, job, running, said

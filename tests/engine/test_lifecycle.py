@@ -10,9 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.decode import Sampling
-from softprompt.engine import Capacity, Job, Token, TransformersEngine
+from softprompt.engine.capacity import Capacity
+from softprompt.engine.interface import Job, Token
+from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import ConfigError, EngineError
 from softprompt.prompt import EmbeddingPrompt
 from tests.engine.running import NAMES, generated, ids_of, job, running, said, settled

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from softprompt.decode import Sampling
-from softprompt.engine import Penalties, Token
+from softprompt.engine.interface import Penalties, Token
 from softprompt.engine.sampler import Sampler
 from softprompt.errors import EngineError
 from tests.engine.running import job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.engine import virtual
 from softprompt.engine.virtual import Vocabulary, text_ids
 from softprompt.errors import EngineError

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from softprompt.errors import StoreError
 from softprompt.geometry import LayerShape
-from softprompt.interchange import FORMATS, Found, detect, nemo, npyfile, read
+from softprompt.interchange import nemo, npyfile
+from softprompt.interchange.base import Found
+from softprompt.interchange.registry import FORMATS, detect, read
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, check_fits
 from tests.artifacts import geometry
 

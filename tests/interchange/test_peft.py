@@ -16,7 +16,10 @@ from softprompt.card import Layout
 from softprompt.data.template import Template
 from softprompt.errors import DataError, GeometryError, SoftpromptError, StoreError
 from softprompt.geometry import Geometry, LayerShape
-from softprompt.interchange import Found, adopt, peft, read
+from softprompt.interchange import peft
+from softprompt.interchange.adopt import adopt
+from softprompt.interchange.base import Found
+from softprompt.interchange.registry import read
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, digest
 from tests import artifacts
 from tests.interchange.adapters import saved_adapter

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.attach.cache import KV
 from softprompt.data.tokenise import Example
 from softprompt.model import FrozenLM

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import DynamicCache, EncoderDecoderCache
 
-from softprompt.attach import SITES, Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.attach.cache import KV
+from softprompt.attach.encoder_decoder import SITES
 from softprompt.model import FrozenLM
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
 from tests.laws.cases import random_prompt

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.attach import Prefix, bank, hidden
+from softprompt.attach.bank import Prefix
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank
 from softprompt.data.template import bos_ids
 from softprompt.methods.inits import harvest
 from softprompt.model import FrozenLM

@@ -14,11 +14,13 @@ from torch.testing import assert_close
 
 import softprompt.attach.rows as rows_module
 import softprompt.model as model_module
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.candidate import Candidate, Task
 from softprompt.config import TrainConfig
 from softprompt.data.tokenise import Example
-from softprompt.methods import Start, build
+from softprompt.methods.base import Start
+from softprompt.methods.registry import build
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_losses
 from softprompt.train import Event, train

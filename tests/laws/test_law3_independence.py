@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softprompt.attach import Bank, Session, bank, hidden
+from softprompt.attach.bank import Bank
+from softprompt.attach.rows import hidden
+from softprompt.attach.session import Session
+from softprompt.attach.verify import bank
 from softprompt.decode import Sampling, generate
 from softprompt.packing import Row
 from tests.laws.cases import FIRST, check_close, mixed_prefixes, text_ids

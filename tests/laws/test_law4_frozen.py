@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt.methods import METHODS
+from softprompt.methods.registry import METHODS
 from tests.tasks import learner, run
 from tests.tiny import tiny_lm
 

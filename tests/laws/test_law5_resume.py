@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softprompt.files import read_json, read_tensors
-from softprompt.methods import KV_METHODS, METHODS
+from softprompt.methods.registry import KV_METHODS, METHODS
 from softprompt.prompt import digest
 from softprompt.train import Event, Result
 from tests.tasks import learner, run

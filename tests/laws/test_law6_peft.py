@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from softprompt import store
-from softprompt.attach import bank, hidden
+from softprompt.attach.rows import hidden
+from softprompt.attach.verify import bank
 from softprompt.card import Card, Layout
 from softprompt.data.template import Template
 from softprompt.framing import card_subject, layout_ids
-from softprompt.interchange import Found, adopt, peft, read
+from softprompt.interchange import peft
+from softprompt.interchange.adopt import adopt
+from softprompt.interchange.base import Found
+from softprompt.interchange.registry import read
 from softprompt.model import FrozenLM
 from softprompt.packing import Row
 from softprompt.prompt import Prompt, digest

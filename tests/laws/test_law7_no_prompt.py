@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.attach import Prefix, Session, bank, hidden, verify
+from softprompt.attach.bank import Prefix
 from softprompt.attach.forward import mask_styles
+from softprompt.attach.rows import hidden
+from softprompt.attach.session import Session
+from softprompt.attach.verify import bank, verify
 from softprompt.packing import Row
 from tests.laws.cases import check_close, mixed_prefixes, text_ids
 from tests.tiny import FAMILIES, tiny_lm

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.methods import KV_METHODS, METHODS, Method, SMoP
+from softprompt.methods.base import Method
 from softprompt.methods.inits import INITS
+from softprompt.methods.registry import KV_METHODS, METHODS
+from softprompt.methods.smop import SMoP
 from softprompt.prompt import check_fits, digest
 from tests.laws.cases import random_prompt, text_ids
 from tests.tasks import learner

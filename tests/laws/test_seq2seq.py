@@ -18,14 +18,17 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 import softprompt.attach.encoder_decoder as module
-from softprompt.attach import SITES, Prefix, answer_states, bank, hidden, session, verify
-from softprompt.attach.encoder_decoder import EncoderDecoderBank, recorded
-from softprompt.attach.verify import proven
+from softprompt.attach.bank import Prefix
+from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_states, recorded
+from softprompt.attach.rows import hidden
+from softprompt.attach.start import session
+from softprompt.attach.verify import bank, proven, verify
 from softprompt.data.tokenise import Example
 from softprompt.decode import Sampling, generate
 from softprompt.errors import UnsupportedModelError
-from softprompt.methods import Start, build
+from softprompt.methods.base import Start
 from softprompt.methods.inits import harvest
+from softprompt.methods.registry import build
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_losses
 from softprompt.packing import Row

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix, bank
+from softprompt.attach.bank import Prefix
+from softprompt.attach.verify import bank
 from softprompt.data.tokenise import Example
-from softprompt.methods import Method, SMoP
+from softprompt.methods.base import Method
+from softprompt.methods.smop import SMoP
 from softprompt.model import FrozenLM
 from softprompt.objective import learned_tokens, token_losses
 from softprompt.prompt import Prompt

@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from softprompt import store
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.card import Card
-from softprompt.methods import KV_METHODS, METHODS
 from softprompt.methods.inits import INITS, embeddings, keys_values
+from softprompt.methods.registry import KV_METHODS, METHODS
 from softprompt.methods.table import to_table
 from softprompt.prompt import Prompt, digest, frozen
 from tests.laws.cases import check_close, random_prompt, text_ids

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.errors import ConfigError, GeometryError
-from softprompt.methods import METHODS, Start
+from softprompt.methods.base import Start
 from softprompt.methods.inits import embeddings, frequent_tokens, harvest, keys_values, token_ids
+from softprompt.methods.registry import METHODS
 from softprompt.prompt import EmbeddingPrompt, KVPrompt, digest
 from tests.laws.cases import cached, check_close, pairs, random_prompt, same_kv, text_ids
 from tests.laws.oracle import plain_logits

@@ -10,9 +10,9 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.errors import ConfigError, GeometryError
-from softprompt.methods import build
 from softprompt.methods.inits import embeddings, keys_values
 from softprompt.methods.mixture import Mixture
+from softprompt.methods.registry import build
 from softprompt.methods.table import to_table
 from softprompt.prompt import EmbeddingPrompt, check_fits, to
 from tests.laws.cases import random_prompt

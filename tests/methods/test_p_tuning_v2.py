@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.errors import ConfigError
-from softprompt.methods import Method
+from softprompt.methods.base import Method
 from softprompt.methods.p_tuning_v2 import DROPOUT
 from softprompt.methods.table import to_table
 from tests.methods.learning import learn, stir

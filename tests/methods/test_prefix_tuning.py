@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from softprompt.errors import ConfigError
-from softprompt.methods import Method, SMoP, Start, build
+from softprompt.methods.base import Method, Start
 from softprompt.methods.inits import harvest, keys_values
+from softprompt.methods.registry import build
+from softprompt.methods.smop import SMoP
 from softprompt.prompt import KVPrompt
 from tests.laws.cases import pairs, same_kv
 from tests.tasks import run

@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.errors import ConfigError
-from softprompt.methods import METHODS, Start, build
+from softprompt.methods.base import Start
+from softprompt.methods.registry import METHODS, build
 from softprompt.prompt import EmbeddingPrompt
 from tests.tiny import FAMILIES, tiny_lm
 

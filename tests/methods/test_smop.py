@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 from softprompt.data.tokenise import Example
 from softprompt.errors import ConfigError
-from softprompt.methods import SMoP
 from softprompt.methods.draws import generator
 from softprompt.methods.inits import embeddings
+from softprompt.methods.smop import SMoP
 from softprompt.prompt import EmbeddingPrompt
 from tests.methods.learning import judged, learn, nats_behind
 from tests.tasks import ANSWER, END, answers, learner, start_of

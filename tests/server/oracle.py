@@ -13,7 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from softprompt.attach import Bank, Prefix, Session, bank
+from softprompt.attach.bank import Bank, Prefix
+from softprompt.attach.session import Session
+from softprompt.attach.verify import bank
 from softprompt.decode import pick
 from softprompt.engine.interface import Job, Penalties, Stats, Token
 from softprompt.errors import EngineError

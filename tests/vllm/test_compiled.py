@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt.attach import Prefix
+from softprompt.attach.bank import Prefix
 from softprompt.data.template import VIRTUAL, Template
 from softprompt.decode import Sampling
 from softprompt.errors import StoreError, UnsupportedModelError
