@@ -25,23 +25,23 @@ from typing import Any
 
 from benchmarks.machine import facts
 from benchmarks.peft_cartridge import train_cartridge
-from softprompt import store
-from softprompt.compose import compose
-from softprompt.config import resolved
-from softprompt.data.answer import end_id
-from softprompt.data.formats import Message, Record
-from softprompt.data.tokenise import target_ids
-from softprompt.distil.again import measure, studied
-from softprompt.distil.exercises import Exercise
-from softprompt.distil.fidelity import Fidelity, fidelity
-from softprompt.distil.job import Distilled, distil, kept_exercises, student
-from softprompt.distil.settings import DistilConfig
-from softprompt.distil.source import Prepared, prepare
-from softprompt.distil.teacher import Teacher
+from softprompt.data.records import Message, Record
+from softprompt.data.targets import end_id
+from softprompt.data.tokenize import target_ids
+from softprompt.distillation.composed_fidelity import measure, studied
+from softprompt.distillation.config import DistilConfig
+from softprompt.distillation.dataset import Exercise
+from softprompt.distillation.fidelity import Fidelity, fidelity
+from softprompt.distillation.prepare import Prepared, prepare
+from softprompt.distillation.run import Distilled, distil, kept_exercises, student
+from softprompt.distillation.teacher import Teacher
+from softprompt.editing.compose import compose
 from softprompt.files import write_json
-from softprompt.framing import Subject, card_subject
-from softprompt.model import FrozenLM, load
-from softprompt.train import Event
+from softprompt.formatting.formatted_prompt import Subject, card_subject
+from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.prompts import store
+from softprompt.training.config import resolved
+from softprompt.training.loop import Event
 
 TEXTS = Path("benchmarks/instructions")
 WHOLE = 4096  # tokens of an article at most: it is read in one piece

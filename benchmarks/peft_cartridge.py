@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.peft_side import to_prompt
-from softprompt.attach.bank import Prefix
-from softprompt.attach.rows import hidden
-from softprompt.attach.verify import bank
-from softprompt.data.batches import Batches
-from softprompt.data.tokenise import Example
-from softprompt.distil.source import Prepared
-from softprompt.distil.teacher import Teacher
-from softprompt.framing import layout_for, layout_ids
-from softprompt.model import FrozenLM
-from softprompt.packing import Row
-from softprompt.prompt import Prompt
+from softprompt.data.sampler import Batches
+from softprompt.data.tokenize import Example
+from softprompt.distillation.prepare import Prepared
+from softprompt.distillation.teacher import Teacher
+from softprompt.formatting.formatted_prompt import layout_for, layout_ids
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.packed import hidden
+from softprompt.prefix.packing import Row
+from softprompt.prefix.verify import bank
+from softprompt.prompts.forms import Prompt
 
 RATE, TOP = 1e-3, 20
 

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from softprompt.attach.bank import Prefix
-from softprompt.attach.verify import bank
-from softprompt.data.batches import Batches
-from softprompt.data.tokenise import Example
-from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, token_losses
-from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.data.sampler import Batches
+from softprompt.data.tokenize import Example
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.next_token import learned_tokens, token_losses
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.verify import bank
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 Kind = Literal["prompt-tuning", "prefix-tuning", "p-tuning", "lora"]
 RATES: dict[Kind, float] = {"prompt-tuning": 3e-2, "prefix-tuning": 3e-2, "p-tuning": 3e-2, "lora": 1e-3}

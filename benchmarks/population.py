@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import facts
-from softprompt.candidate import Candidate, Task
-from softprompt.config import TrainConfig
-from softprompt.data.tokenise import Example
+from softprompt.data.tokenize import Example
 from softprompt.methods.base import Start
 from softprompt.methods.registry import build
-from softprompt.model import FrozenLM, load
-from softprompt.train import _Loop
+from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.training.config import TrainConfig
+from softprompt.training.loop import _Loop
+from softprompt.training.trial import Candidate, Task
 
 
 def candidates(lm: FrozenLM, count: int, tokens: int, rows: int) -> list[Candidate]:

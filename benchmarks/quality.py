@@ -26,19 +26,26 @@ from typing import Any
 
 from benchmarks.machine import facts
 from benchmarks.peft_side import RATES, Kind, train_peft
-from softprompt.comparison import pick_shots
-from softprompt.config import resolve
-from softprompt.data.formats import Record
-from softprompt.data.load import load_rows
-from softprompt.decode import Sampling
-from softprompt.evaluation import evaluate
+from softprompt.data.records import Record
+from softprompt.data.splits import load_rows
+from softprompt.evaluation.compare import pick_shots
+from softprompt.evaluation.evaluate import evaluate
 from softprompt.files import write_json
-from softprompt.framing import Subject, base_subject, card_subject, layout_for, layout_ids, text_subject
-from softprompt.model import FrozenLM, load
-from softprompt.preparation import Prepared, prepare
-from softprompt.recipe import fit
-from softprompt.starts import instruction_for
-from softprompt.store import load as load_prompt
+from softprompt.formatting.formatted_prompt import (
+    Subject,
+    base_subject,
+    card_subject,
+    layout_for,
+    layout_ids,
+    text_subject,
+)
+from softprompt.inference.decoding import Sampling
+from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.prompts.store import load as load_prompt
+from softprompt.training.config import resolve
+from softprompt.training.initialization import instruction_for
+from softprompt.training.prepare import Prepared, prepare
+from softprompt.training.run import fit
 
 TEMPLATES = {
     "sst2": "Review: {text}\nSentiment:",

@@ -28,15 +28,15 @@ import torch
 
 from benchmarks.machine import facts
 from benchmarks.output import put
-from softprompt.attach.bank import Bank, Prefix
-from softprompt.attach.verify import bank, keys_values
-from softprompt.decode import Sampling, generate
+from softprompt.engine.base import Job
 from softprompt.engine.capacity import Capacity, token_bytes
-from softprompt.engine.interface import Job
 from softprompt.engine.transformers_engine import TransformersEngine
+from softprompt.inference.decoding import Sampling, generate
 from softprompt.interchange.peft import to_flat
-from softprompt.model import FrozenLM, load
-from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.prefix.kv import Bank, Prefix
+from softprompt.prefix.verify import bank, keys_values
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 numbers = count()  # of jobs
 

@@ -28,12 +28,12 @@ from typing import Any
 import torch
 
 from benchmarks.machine import facts
-from softprompt import store
-from softprompt.card import Card
 from softprompt.data.template import Template
-from softprompt.framing import layout_for
-from softprompt.model import FrozenLM, load
-from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.formatting.formatted_prompt import layout_for
+from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.prompts import store
+from softprompt.prompts.card import Card
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 USER, ADMIN = "user-key-of-the-soak", "admin-key-of-the-soak"
 SAMPLES = 10  # of the memory, and one at the end

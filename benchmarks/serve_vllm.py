@@ -23,11 +23,11 @@ import torch
 from benchmarks.machine import facts
 from benchmarks.output import put
 from benchmarks.serve_engine import QUICK, Load, soft_prompts, texts
-from softprompt.attach.bank import Prefix
-from softprompt.attach.verify import bank
-from softprompt.decode import Sampling, generate
-from softprompt.engine.interface import Engine, Job
-from softprompt.model import FrozenLM, load
+from softprompt.engine.base import Engine, Job
+from softprompt.inference.decoding import Sampling, generate
+from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.verify import bank
 from softprompt.vllm.engine import VllmEngine
 
 numbers = count()  # of jobs

@@ -30,13 +30,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.machine import facts
-from softprompt.attach.bank import Prefix
-from softprompt.attach.verify import bank
-from softprompt.data.tokenise import Example
-from softprompt.model import FrozenLM, load, load_tokenizer, pick_device, wait_for
-from softprompt.objective import learned_tokens, token_losses
-from softprompt.prompt import EmbeddingPrompt
-from softprompt.replay import Replays
+from softprompt.data.tokenize import Example
+from softprompt.models.frozen_lm import FrozenLM, load, load_tokenizer, pick_device, wait_for
+from softprompt.objectives.cuda_graphs import Replays
+from softprompt.objectives.next_token import learned_tokens, token_losses
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.verify import bank
+from softprompt.prompts.forms import EmbeddingPrompt
 
 
 @dataclass(frozen=True)

@@ -15,53 +15,53 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from softprompt.card import Card
-    from softprompt.comparison import compare, evaluation_rows
-    from softprompt.config import Config, resolve
-    from softprompt.data.load import load_rows, load_splits
-    from softprompt.decode import Answer, Sampling
+    from softprompt.data.splits import load_rows, load_splits
     from softprompt.errors import SoftpromptError
-    from softprompt.evaluation import Evaluation, evaluate
-    from softprompt.framing import Subject, base_subject, card_subject, text_subject
-    from softprompt.generation import Request, answer, load_subjects
-    from softprompt.geometry import Geometry
-    from softprompt.model import FrozenLM
-    from softprompt.model import load as load_model
-    from softprompt.preparation import prepare
-    from softprompt.prompt import EmbeddingPrompt, KVPrompt
-    from softprompt.recipe import fit
-    from softprompt.store import load, save
+    from softprompt.evaluation.compare import compare, evaluation_rows
+    from softprompt.evaluation.evaluate import Evaluation, evaluate
+    from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, text_subject
+    from softprompt.inference.decoding import Answer, Sampling
+    from softprompt.inference.generate import Request, answer, load_subjects
+    from softprompt.models.frozen_lm import FrozenLM
+    from softprompt.models.frozen_lm import load as load_model
+    from softprompt.models.geometry import Geometry
+    from softprompt.prompts.card import Card
+    from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
+    from softprompt.prompts.store import load, save
+    from softprompt.training.config import Config, resolve
+    from softprompt.training.prepare import prepare
+    from softprompt.training.run import fit
 
 # Loaded when first used: torch and transformers take seconds, and `softprompt --help` needs neither.
 _HOME = {
-    "Answer": ("softprompt.decode", "Answer"),
-    "Card": ("softprompt.card", "Card"),
-    "Config": ("softprompt.config", "Config"),
-    "EmbeddingPrompt": ("softprompt.prompt", "EmbeddingPrompt"),
-    "Evaluation": ("softprompt.evaluation", "Evaluation"),
-    "FrozenLM": ("softprompt.model", "FrozenLM"),
-    "Geometry": ("softprompt.geometry", "Geometry"),
-    "KVPrompt": ("softprompt.prompt", "KVPrompt"),
-    "Request": ("softprompt.generation", "Request"),
-    "Sampling": ("softprompt.decode", "Sampling"),
+    "Answer": ("softprompt.inference.decoding", "Answer"),
+    "Card": ("softprompt.prompts.card", "Card"),
+    "Config": ("softprompt.training.config", "Config"),
+    "EmbeddingPrompt": ("softprompt.prompts.forms", "EmbeddingPrompt"),
+    "Evaluation": ("softprompt.evaluation.evaluate", "Evaluation"),
+    "FrozenLM": ("softprompt.models.frozen_lm", "FrozenLM"),
+    "Geometry": ("softprompt.models.geometry", "Geometry"),
+    "KVPrompt": ("softprompt.prompts.forms", "KVPrompt"),
+    "Request": ("softprompt.inference.generate", "Request"),
+    "Sampling": ("softprompt.inference.decoding", "Sampling"),
     "SoftpromptError": ("softprompt.errors", "SoftpromptError"),
-    "Subject": ("softprompt.framing", "Subject"),
-    "answer": ("softprompt.generation", "answer"),
-    "base_subject": ("softprompt.framing", "base_subject"),
-    "card_subject": ("softprompt.framing", "card_subject"),
-    "compare": ("softprompt.comparison", "compare"),
-    "evaluate": ("softprompt.evaluation", "evaluate"),
-    "evaluation_rows": ("softprompt.comparison", "evaluation_rows"),
-    "fit": ("softprompt.recipe", "fit"),
-    "load": ("softprompt.store", "load"),
-    "load_model": ("softprompt.model", "load"),
-    "load_rows": ("softprompt.data.load", "load_rows"),
-    "load_splits": ("softprompt.data.load", "load_splits"),
-    "load_subjects": ("softprompt.generation", "load_subjects"),
-    "prepare": ("softprompt.preparation", "prepare"),
-    "resolve": ("softprompt.config", "resolve"),
-    "save": ("softprompt.store", "save"),
-    "text_subject": ("softprompt.framing", "text_subject"),
+    "Subject": ("softprompt.formatting.formatted_prompt", "Subject"),
+    "answer": ("softprompt.inference.generate", "answer"),
+    "base_subject": ("softprompt.formatting.formatted_prompt", "base_subject"),
+    "card_subject": ("softprompt.formatting.formatted_prompt", "card_subject"),
+    "compare": ("softprompt.evaluation.compare", "compare"),
+    "evaluate": ("softprompt.evaluation.evaluate", "evaluate"),
+    "evaluation_rows": ("softprompt.evaluation.compare", "evaluation_rows"),
+    "fit": ("softprompt.training.run", "fit"),
+    "load": ("softprompt.prompts.store", "load"),
+    "load_model": ("softprompt.models.frozen_lm", "load"),
+    "load_rows": ("softprompt.data.splits", "load_rows"),
+    "load_splits": ("softprompt.data.splits", "load_splits"),
+    "load_subjects": ("softprompt.inference.generate", "load_subjects"),
+    "prepare": ("softprompt.training.prepare", "prepare"),
+    "resolve": ("softprompt.training.config", "resolve"),
+    "save": ("softprompt.prompts.store", "save"),
+    "text_subject": ("softprompt.formatting.formatted_prompt", "text_subject"),
 }
 
 __version__ = "0.1.0"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
+
+collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm_real"]  # `make test-vllm` has vLLM
 
 
 def pytest_configure() -> None:

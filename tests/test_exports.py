@@ -52,7 +52,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert softprompt.__version__ == importlib.metadata.version("softprompt")
 
 
-@pytest.mark.parametrize("module", ["softprompt", "softprompt.config", "softprompt.cli.main"])
+@pytest.mark.parametrize("module", ["softprompt", "softprompt.training.config", "softprompt.cli.main"])
 def test_importing_it_does_not_import_torch(module: str) -> None:
     """In a process of its own."""
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'accelerate'}} & set(sys.modules)))"

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt import Sampling, SoftpromptError, compare, load_model, store
+from softprompt import Sampling, SoftpromptError, compare, load_model
 from softprompt.cli.evaluate import print_comparison
 from softprompt.cli.main import fail
 from softprompt.cli.train import run_training
-from softprompt.comparison import evaluation_rows
-from softprompt.config import resolve
+from softprompt.evaluation.compare import evaluation_rows
+from softprompt.prompts import store
+from softprompt.training.config import resolve
 
 CONFIG = Path("configs/helpdesk.yaml")
 NAME = "helpdesk-demo"

@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from softprompt.cli.escape import visible
 from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
-from softprompt.cli.visible import visible
 from softprompt.errors import DataError
 
 if TYPE_CHECKING:
-    from softprompt.cli.talk import Talk
+    from softprompt.inference.chat import Talk
 
 HELP = "/reset forgets what was said, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 
@@ -31,10 +31,10 @@ def chat_command(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk with a soft prompt. One that was trained on plain text answers each line by itself."""
-    from softprompt.cli.loading import load_base
-    from softprompt.cli.talk import Talk
-    from softprompt.decode import Sampling
-    from softprompt.generation import load_subjects
+    from softprompt.cli.base_model import load_base
+    from softprompt.inference.chat import Talk
+    from softprompt.inference.decoding import Sampling
+    from softprompt.inference.generate import load_subjects
 
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
     lm = load_base(model, [name], dtype, device, trust_remote_code)

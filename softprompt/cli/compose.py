@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from softprompt.cli.escape import visible
 from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
-from softprompt.cli.visible import visible
 
 
 def compose_command(
@@ -38,11 +38,11 @@ def compose_command(
 
     The base model is loaded only to join or resize KV prompts, whose keys are turned to their new positions.
     """
-    from softprompt import store
-    from softprompt.compose import check_sources, compose
-    from softprompt.expression import moves_tokens, names, parse
-    from softprompt.modelcard import model_card
-    from softprompt.prompt import size_of
+    from softprompt.editing.compose import check_sources, compose
+    from softprompt.editing.expression import moves_tokens, names, parse
+    from softprompt.prompts import store
+    from softprompt.prompts.forms import size_of
+    from softprompt.prompts.model_card import model_card
 
     tree = parse(expression)
     folder = store.locate(name)
@@ -52,7 +52,7 @@ def compose_command(
     check_sources(cards, template_of)
     lm = None
     if moves_tokens(tree) and cards[used[0]].form == "kv":
-        from softprompt.cli.loading import load_base
+        from softprompt.cli.base_model import load_base
 
         lm = load_base(model, used, dtype, device, trust_remote_code)
     sources = {source: store.load(source, None if lm is None else lm.geometry) for source in used}

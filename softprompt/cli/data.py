@@ -20,12 +20,11 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from softprompt.cli.escape import visible
 from softprompt.cli.options import unescaped
-from softprompt.cli.visible import visible
-from softprompt.config import Config
-from softprompt.data.answer import end_id, target_text
-from softprompt.data.formats import Record
-from softprompt.data.load import digest, inputs_of, load_rows, load_splits
+from softprompt.data.records import Record
+from softprompt.data.splits import digest, inputs_of, load_rows, load_splits
+from softprompt.data.targets import end_id, target_text
 from softprompt.data.template import (
     Template,
     answered_apart,
@@ -36,9 +35,10 @@ from softprompt.data.template import (
     head,
     unused_fields,
 )
-from softprompt.data.tokenise import tokenise
+from softprompt.data.tokenize import tokenise
 from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.errors import DataError
+from softprompt.training.config import Config
 
 __all__ = ["app"]
 
@@ -109,7 +109,7 @@ def _tokenizer(model: str | None) -> Tokenizer | None:
     if model is None:
         return None
     # Importing the model code takes seconds, and most checks do without it.
-    from softprompt.model import load_tokenizer
+    from softprompt.models.frozen_lm import load_tokenizer
 
     return load_tokenizer(model)
 
@@ -121,7 +121,7 @@ def _template(
     # A shell passes \n as two characters, and nobody means those in a prompt.
     text = None if text is None else unescaped(text)
     if tokenizer is not None and model is not None:
-        from softprompt.model import is_encoder_decoder
+        from softprompt.models.frozen_lm import is_encoder_decoder
 
         chosen = default_template(records, tokenizer, text, chat)
         return answered_apart(chosen) if is_encoder_decoder(model) else chosen

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.options import AsJson
-from softprompt.sources import BUILT_IN, cache_home
+from softprompt.models.sources import BUILT_IN, cache_home
 
 OPTIONAL = ("datasets", "pyarrow", "torchao", "tensorboard", "trackio", "wandb")
 
@@ -22,8 +22,8 @@ def doctor_command(as_json: AsJson = False) -> None:
     """Show what softprompt sees: for bug reports, and when something does not work."""
     import torch
 
-    from softprompt import store
-    from softprompt.model import pick_device, pick_dtype
+    from softprompt.models.frozen_lm import pick_device, pick_dtype
+    from softprompt.prompts import store
 
     device, device_reason = pick_device("auto")
     _, dtype_reason = pick_dtype("auto", device)

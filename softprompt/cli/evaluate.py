@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from softprompt.cli.escape import visible
 from softprompt.cli.options import AsJson, Device, Dtype, Metrics, Model, TrustRemoteCode, named, unescaped
-from softprompt.cli.visible import visible
 
 BASELINES = ("base", "text_prompt")
 SUBJECTS = (*BASELINES, "soft_prompt")
@@ -42,15 +42,15 @@ def eval_command(
 
     Of a file that a soft prompt was trained on, only the rows held out in training are scored.
     """
-    from softprompt import store
-    from softprompt.cli.loading import load_base
-    from softprompt.comparison import EMPTY, compare, evaluation_rows
-    from softprompt.decode import Sampling
-    from softprompt.framing import card_subject
-    from softprompt.own_metrics import metrics_of
-    from softprompt.routing import expanded, routed, routers_of
-    from softprompt.voting import check_vote
-    from softprompt.voting import vote as majority
+    from softprompt.cli.base_model import load_base
+    from softprompt.evaluation.compare import EMPTY, compare, evaluation_rows
+    from softprompt.evaluation.custom_metrics import metrics_of
+    from softprompt.evaluation.ensemble import check_vote
+    from softprompt.evaluation.ensemble import vote as majority
+    from softprompt.evaluation.routing import expanded, routed, routers_of
+    from softprompt.formatting.formatted_prompt import card_subject
+    from softprompt.inference.decoding import Sampling
+    from softprompt.prompts import store
 
     own = metrics_of(metric or [])
     routers = routers_of(named(names))

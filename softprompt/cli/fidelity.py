@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from softprompt.cli.escape import visible
 from softprompt.cli.options import AsJson, Device, Metrics, Model, TrustRemoteCode, named
-from softprompt.cli.visible import visible
 
 if TYPE_CHECKING:
-    from softprompt.distil.again import Kept
+    from softprompt.distillation.composed_fidelity import Kept
 
 
 def fidelity_command(
@@ -35,10 +35,10 @@ def fidelity_command(
     Beside it: no text, the soft prompt of that text alone, all texts one behind the other, the full text. It needs the
     runs of the distillations (in .runs beside the prompts), and their texts and rows unchanged.
     """
-    from softprompt import store
-    from softprompt.cli.loading import load_base
-    from softprompt.distil.again import measure, sources_of, studied
-    from softprompt.own_metrics import metrics_of
+    from softprompt.cli.base_model import load_base
+    from softprompt.distillation.composed_fidelity import measure, sources_of, studied
+    from softprompt.evaluation.custom_metrics import metrics_of
+    from softprompt.prompts import store
 
     own = metrics_of(metric or [])
     card = store.load_card(store.locate(name))
@@ -59,7 +59,7 @@ def fidelity_command(
 
 def _show(found: list[Kept], console: Console) -> None:
     """A table for each text, and whether composing cost something."""
-    from softprompt.cli.report import print_fidelity
+    from softprompt.cli.fidelity_table import print_fidelity
 
     for one in found:
         console.print(Text(visible(f"held-out messages of {one.source}"), style="bold"))
@@ -71,7 +71,7 @@ def _show(found: list[Kept], console: Console) -> None:
 
 def _verdict(one: Kept) -> Text:
     """Whether the soft prompt in question holds less of the text than the one of this text alone."""
-    from softprompt.distil.again import WORSE
+    from softprompt.distillation.composed_fidelity import WORSE
 
     by_texts = "" if one.lost_by_texts is None else f"; all texts together lose {max(0.0, one.lost_by_texts):.1%}"
     if one.lost > WORSE:

@@ -12,15 +12,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from softprompt.cli.escape import visible
 from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, named, unescaped
-from softprompt.cli.visible import visible
 from softprompt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from softprompt.decode import Answer
-    from softprompt.framing import Subject
-    from softprompt.generation import Request
-    from softprompt.model import FrozenLM
+    from softprompt.formatting.formatted_prompt import Subject
+    from softprompt.inference.decoding import Answer
+    from softprompt.inference.generate import Request
+    from softprompt.models.frozen_lm import FrozenLM
 
 SHOWN = 64  # answers printed at a time: a long input shows what is done, and an interruption keeps it
 
@@ -54,10 +54,10 @@ def generate_command(
 
     For a template with several fields a text is a JSON object: '{"text": "...", "text2": "..."}'.
     """
-    from softprompt.cli.loading import load_base
-    from softprompt.decode import Sampling
-    from softprompt.generation import Request, answer
-    from softprompt.routing import assign, expanded, routers_of
+    from softprompt.cli.base_model import load_base
+    from softprompt.evaluation.routing import assign, expanded, routers_of
+    from softprompt.inference.decoding import Sampling
+    from softprompt.inference.generate import Request, answer
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(map(unescaped, stop or ())), seed)
     chosen = named(names)
@@ -99,8 +99,8 @@ def _block(request: Request, result: Answer) -> Text:
 
 
 def _subjects(lm: FrozenLM, names: list[str], base: bool) -> dict[str, Subject]:
-    from softprompt.framing import base_subject
-    from softprompt.generation import load_subjects
+    from softprompt.formatting.formatted_prompt import base_subject
+    from softprompt.inference.generate import load_subjects
 
     subjects = load_subjects(lm, names)
     if base:
@@ -123,7 +123,7 @@ def _texts(texts: list[str] | None) -> list[tuple[str, str]]:
 
 def _own_prompt(line: str, where: str, names: list[str]) -> Request:
     """A line of --jsonl."""
-    from softprompt.generation import Request
+    from softprompt.inference.generate import Request
 
     try:
         row = json.loads(line)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.visible import visible
+from softprompt.cli.escape import visible
 from softprompt.errors import ModelError, SoftpromptError, StoreError, is_out_of_memory
 
 app = typer.Typer(
@@ -36,14 +36,14 @@ def _register() -> None:
         chat,
         compose,
         data,
-        distil,
+        distill,
         doctor,
         evaluate,
         fidelity,
         generate,
-        interchange,
+        import_export,
+        list_show,
         models,
-        prompts,
         prune,
         serve,
         similar,
@@ -53,7 +53,7 @@ def _register() -> None:
 
     options = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", context_settings=options)(train.train_command)
-    app.command("distil", context_settings=options)(distil.distil_command)
+    app.command("distil", context_settings=options)(distill.distil_command)
     app.command("fidelity")(fidelity.fidelity_command)
     app.command("sweep", context_settings=options)(sweep.sweep_command)
     app.command("eval")(evaluate.eval_command)
@@ -63,10 +63,10 @@ def _register() -> None:
     app.command("compose")(compose.compose_command)
     app.command("prune")(prune.prune_command)
     app.command("similar")(similar.similar_command)
-    app.command("list")(prompts.list_command)
-    app.command("show")(prompts.show_command)
-    app.command("import")(interchange.import_command)
-    app.command("export")(interchange.export_command)
+    app.command("list")(list_show.list_command)
+    app.command("show")(list_show.show_command)
+    app.command("import")(import_export.import_command)
+    app.command("export")(import_export.export_command)
     app.add_typer(data.app, name="data")
     app.command("models")(models.models_command)
     app.command("doctor")(doctor.doctor_command)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.options import AsJson
-from softprompt.sources import BUILT_IN, cache_home
+from softprompt.models.sources import BUILT_IN, cache_home
 
 
 def models_command(as_json: AsJson = False) -> None:

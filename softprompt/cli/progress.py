@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from softprompt.config import TrainConfig
-    from softprompt.train import Event
+    from softprompt.training.config import TrainConfig
+    from softprompt.training.loop import Event
 
 PLAIN_EVERY = 10  # steps between plain lines
 
@@ -24,14 +24,14 @@ def progress_for(
 ) -> Iterator[Callable[[Event], None]]:
     """A function that shows events."""
     if as_json:
-        from softprompt.recording import line_of
+        from softprompt.training.recorder import line_of
 
         yield lambda event: typer.echo(json.dumps(line_of(event)))
         return
     if not console.is_terminal:
         yield lambda event: _plain(event, console)
         return
-    from softprompt.schedule import default_steps
+    from softprompt.training.schedule import default_steps
 
     steps = settings.steps or (None if settings.minutes else default_steps(rows, settings.batch_size))
     columns = (

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from softprompt.cli.escape import visible
 from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
-from softprompt.cli.visible import visible
 
 if TYPE_CHECKING:
-    from softprompt.card import Card
-    from softprompt.pruning import Pruned
+    from softprompt.editing.prune import Pruned
+    from softprompt.prompts.card import Card
 
 
 def prune_command(
@@ -37,13 +37,13 @@ def prune_command(
 
     The result is a shorter soft prompt, and a start to train on, as XPrompt does.
     """
-    from softprompt import store
-    from softprompt.cli.loading import load_base
-    from softprompt.comparison import selection_rows
-    from softprompt.framing import card_subject
-    from softprompt.modelcard import model_card
-    from softprompt.prompt import EmbeddingPrompt, size_of
-    from softprompt.pruning import nearest_tokens, prune, score
+    from softprompt.cli.base_model import load_base
+    from softprompt.editing.prune import nearest_tokens, prune, score
+    from softprompt.evaluation.compare import selection_rows
+    from softprompt.formatting.formatted_prompt import card_subject
+    from softprompt.prompts import store
+    from softprompt.prompts.forms import EmbeddingPrompt, size_of
+    from softprompt.prompts.model_card import model_card
 
     folder = store.locate(name)
     store.check_free(folder, overwrite)
@@ -92,7 +92,7 @@ def check_keep(keep: int, n_tokens: int) -> None:
 
 def pruned_card(card: Card, pruned: Pruned, name: str, rows: int) -> Card:
     """The card of what was kept of `card`'s soft prompt."""
-    from softprompt.card import provenance
+    from softprompt.prompts.card import provenance
 
     method = {"name": "prune", "kept": list(pruned.kept), "init_text": card.method.get("init_text")}
     inputs = [{"name": card.name, "sha256": card.sha256}]

@@ -18,13 +18,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from softprompt.cli.escape import visible
 from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
-from softprompt.cli.visible import visible
 from softprompt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from softprompt.engine.interface import Engine
-    from softprompt.model import FrozenLM
+    from softprompt.engine.base import Engine
+    from softprompt.models.frozen_lm import FrozenLM
     from softprompt.server.service import Service
 
 NEEDED = ("fastapi", "limits", "prometheus_client", "structlog", "uvicorn")  # the extra `serve`
@@ -91,20 +91,20 @@ def serve_command(
 
     Loads nothing a request names but soft prompts of that folder. Keys come from files or the environment only.
     """
-    from softprompt import store
+    from softprompt.prompts import store
 
     options = engine_options(engine, engine_option or ())
     check_installed(engine)
-    from softprompt.cli.loading import load_base
+    from softprompt.cli.base_model import load_base
+    from softprompt.server.api_keys import ADMIN_ENV, USER_ENV, Keys, read_keys
     from softprompt.server.app import create_app
     from softprompt.server.catalogue import Catalogue
-    from softprompt.server.keys import ADMIN_ENV, USER_ENV, Keys, read_keys
     from softprompt.server.limits import parse_limits
-    from softprompt.server.listen import check_address, default_hosts, listen, run
     from softprompt.server.logs import configure
-    from softprompt.server.quota import Quota
+    from softprompt.server.rate_limit import Quota
     from softprompt.server.service import Service
     from softprompt.server.service import served_name as name_of
+    from softprompt.server.uvicorn_server import check_address, default_hosts, listen, run
 
     keys = Keys(read_keys(USER_ENV, api_keys), read_keys(ADMIN_ENV, admin_keys))
     quota, pinned = Quota(parse_limits(limit or ()), rate), pinned_paths(prompt or ())
@@ -170,7 +170,7 @@ def built(engine: EngineName, lm: FrozenLM, options: dict[str, Any]) -> Engine:
 def _beside_vllm(dtype: str, device: str) -> tuple[str, str]:
     """Dtype and device of the library's own copy of the model, which compiles soft prompts: vLLM's dtype, and unless it
     was asked for no memory of vLLM's device. And vLLM's lines, which it decides when it is imported, go to stderr."""
-    from softprompt.model import pick_device, pick_dtype
+    from softprompt.models.frozen_lm import pick_device, pick_dtype
 
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     if device != "auto":
@@ -181,7 +181,7 @@ def _beside_vllm(dtype: str, device: str) -> tuple[str, str]:
 
 def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:
     """Folders by name, of NAME=PATH or NAME. Raises ConfigError, StoreError for a name that is none."""
-    from softprompt import store
+    from softprompt.prompts import store
 
     paths = dict[str, Path]()
     for text in texts:
@@ -209,7 +209,7 @@ def _check_places(places: int, pinned: int, folder: Path | None) -> None:
 
 def _folders(pinned: dict[str, Path], folder: Path | None) -> list[str]:
     """Soft prompts whose cards name the base model when --model does not."""
-    from softprompt import store
+    from softprompt.prompts import store
 
     found = list(pinned.values())
     if not found and folder is not None:
@@ -221,7 +221,7 @@ def _folders(pinned: dict[str, Path], folder: Path | None) -> list[str]:
 
 async def _checked(service: Service) -> int:
     """How many models fail, as exit code: 0 or 1."""
-    from softprompt.server.check import check
+    from softprompt.server.selfcheck import check
 
     console, failed = Console(soft_wrap=True), 0
     await service.engine.start()

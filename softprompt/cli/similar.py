@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from softprompt.cli.escape import visible
 from softprompt.cli.options import AsJson
-from softprompt.cli.visible import visible
 
 
 def similar_command(
@@ -22,9 +22,9 @@ def similar_command(
 
     Train briefly on a new task, see which prompt that has become most like, and start from that one.
     """
-    from softprompt import store
-    from softprompt.card import Card
-    from softprompt.similarity import rank
+    from softprompt.editing.similarity import rank
+    from softprompt.prompts import store
+    from softprompt.prompts.card import Card
 
     own = store.locate(name)
     prompt, card = store.load(own)

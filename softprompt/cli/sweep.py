@@ -16,7 +16,7 @@ from softprompt.cli.options import AsJson, TrustRemoteCode
 from softprompt.cli.train import dotted, print_next
 
 if TYPE_CHECKING:
-    from softprompt.sweep import Swept
+    from softprompt.training.sweep import Swept
 
 
 def sweep_command(
@@ -44,10 +44,10 @@ def sweep_command(
     share are flags, as in train: --template '…', --train.batch_size 4.
     """
     from softprompt.cli.progress import progress_for
-    from softprompt.config import resolve
-    from softprompt.model import load
-    from softprompt.preparation import prepare
-    from softprompt.sweep import RUNGS, grid, sweep
+    from softprompt.models.frozen_lm import load
+    from softprompt.training.config import resolve
+    from softprompt.training.prepare import prepare
+    from softprompt.training.sweep import RUNGS, grid, sweep
 
     axes = [text for text in given if "=" in text]
     flags, yaml_path = dotted([*(text for text in given if "=" not in text), *context.args])
@@ -76,7 +76,7 @@ def sweep_command(
 
 def _show(found: Swept, as_json: bool) -> None:
     """The candidates, best first."""
-    from softprompt.sweep import row
+    from softprompt.training.sweep import row
 
     rows = [row(name, result) for name, result in found.results.items()]
     if as_json:

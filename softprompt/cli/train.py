@@ -20,9 +20,9 @@ from softprompt.cli.progress import progress_for
 from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, StoreError, TrainError
 
 if TYPE_CHECKING:
-    from softprompt.config import Config
-    from softprompt.preparation import Prepared
-    from softprompt.recipe import Outcome
+    from softprompt.training.config import Config
+    from softprompt.training.prepare import Prepared
+    from softprompt.training.run import Outcome
 
 KINDS = {
     "label": "texts with labels",
@@ -104,7 +104,7 @@ def train_command(
     and explains them all.
     """
     given = locals()
-    from softprompt.config import resolve, to_yaml
+    from softprompt.training.config import resolve, to_yaml
 
     extra, yaml_path = dotted([config, *context.args] if config else context.args)
     given["init_text"] = None if init_text is None else unescaped(init_text)
@@ -133,10 +133,10 @@ def run_training(
     settings: Config, *, overwrite: bool, resume: bool, quiet: bool, as_json: bool, trust_remote_code: bool
 ) -> int:
     """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
-    from softprompt.checkpoint import latest_step
-    from softprompt.interrupt import Terminated, terminable
-    from softprompt.model import load
-    from softprompt.recipe import fit, prepare
+    from softprompt.models.frozen_lm import load
+    from softprompt.training.checkpoint import latest_step
+    from softprompt.training.run import fit, prepare
+    from softprompt.training.signals import Terminated, terminable
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one talks
     quiet, as_json = quiet or not first, as_json and first
@@ -226,7 +226,7 @@ def _ended(outcome: Outcome, seen: float, *, first: bool, as_json: bool) -> int:
 
 def _stopped(run: Path, by: signal.Signals) -> int:
     """Say what is left of a run that was stopped outside of its steps; the exit code, as shells have it."""
-    from softprompt.checkpoint import latest_step
+    from softprompt.training.checkpoint import latest_step
 
     saved = latest_step(run) is not None
     then = (
@@ -253,7 +253,7 @@ def sources(data: list[str] | None) -> str | dict[str, str] | None:
 
 def print_next(settings: Config) -> None:
     """The commands that follow a finished run."""
-    from softprompt import store
+    from softprompt.prompts import store
 
     console, before = Console(soft_wrap=True), "next"
     named = settings.data if isinstance(settings.data, dict) else {"": settings.data}

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Literal, final
 
-from softprompt.data.formats import Message, Record
+from softprompt.data.records import Message, Record
 from softprompt.data.tokenizer import (
     Tokenizer,
     bos_ids,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import jinja2
 
-from softprompt.data.formats import Message
+from softprompt.data.records import Message
 from softprompt.errors import DataError
 
 __all__ = [

@@ -8,9 +8,9 @@ import psutil
 import torch
 from transformers import ContinuousBatchingConfig
 
-from softprompt.engine.eviction import NAME as SCHEDULER
+from softprompt.engine.cache_eviction import NAME as SCHEDULER
 from softprompt.errors import ConfigError
-from softprompt.model import FrozenLM
+from softprompt.models.frozen_lm import FrozenLM
 
 # Tokens of a block. Rows share whole blocks, so small ones share more of a short soft prompt (docs/log.md).
 PAGE, CPU_PAGE = 16, 4

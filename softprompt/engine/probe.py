@@ -1,4 +1,4 @@
-"""Proof on the loaded model, before an engine takes jobs, that its logits are those of `softprompt.attach`."""
+"""Proof on the loaded model, before an engine takes jobs, that its logits are those of `softprompt.prefix`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import asyncio
 import torch
 from torch import Tensor
 
-from softprompt.attach.bank import Prefix
-from softprompt.attach.start import session
-from softprompt.attach.verify import HALF_TOLERANCE, TOLERANCE, bank, keys_values
-from softprompt.decode import Sampling
-from softprompt.engine.fitting import unsupported
-from softprompt.engine.interface import Engine, Job, Token
+from softprompt.engine.base import Engine, Job, Token
+from softprompt.engine.checks import unsupported
 from softprompt.errors import EngineError
-from softprompt.model import FrozenLM
-from softprompt.prompt import KVPrompt
+from softprompt.inference.decoding import Sampling
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.prepare import session
+from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE, bank, keys_values
+from softprompt.prompts.forms import KVPrompt
 
 NAME = "probe"
 

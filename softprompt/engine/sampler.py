@@ -10,9 +10,9 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from softprompt.decode import GREEDY, pick
-from softprompt.engine.interface import Job, Token
+from softprompt.engine.base import Job, Token
 from softprompt.errors import EngineError
+from softprompt.inference.decoding import GREEDY, pick
 
 
 class Sampler:

@@ -16,16 +16,16 @@ from typing import final
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 
-from softprompt.attach.bank import Prefix
+from softprompt.engine.base import Job, Stats, Token
+from softprompt.engine.batching_loop import Loop, News, Row
 from softprompt.engine.capacity import Capacity
-from softprompt.engine.fitting import check_job, check_prefix, check_room, check_supported, unsupported
+from softprompt.engine.checks import check_job, check_prefix, check_room, check_supported, unsupported
 from softprompt.engine.integrity import check_blocks
-from softprompt.engine.interface import Job, Stats, Token
-from softprompt.engine.loop import Loop, News, Row
 from softprompt.engine.probe import probe
-from softprompt.engine.virtual import Vocabulary
+from softprompt.engine.virtual_tokens import Vocabulary
 from softprompt.errors import EngineError
-from softprompt.model import FrozenLM
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.kv import Prefix
 
 
 @final
@@ -47,7 +47,7 @@ class TransformersEngine:
         self._loop: Loop | None = None
 
     async def start(self) -> None:
-        """Make the cache and start the thread, and compare what comes out with `softprompt.attach`.
+        """Make the cache and start the thread, and compare what comes out with `softprompt.prefix`.
 
         Raises:
             UnsupportedModelError: the model's cache cannot be paged, or its logits are not exact then.

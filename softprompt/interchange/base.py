@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softprompt.data.template import Template
 from softprompt.errors import StoreError
-from softprompt.prompt import DTYPES, EmbeddingPrompt, Prompt
+from softprompt.prompts.forms import DTYPES, EmbeddingPrompt, Prompt
 
 _DAMAGED_ZIP = (
     zipfile.BadZipFile,

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from softprompt.errors import StoreError
 from softprompt.interchange.base import Found, shown, usable
-from softprompt.interchange.torchfile import parameters
-from softprompt.prompt import KVPrompt
+from softprompt.interchange.safe_pickle import parameters
+from softprompt.prompts.forms import KVPrompt
 
 FORMAT = "cartridges"
 FROZEN = ("frozen", "fixed")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from softprompt.interchange import npyfile
+from softprompt.interchange import npy
 from softprompt.interchange.base import Found, embedding_prompt
 
 FORMAT = "google-prompt-tuning"
@@ -17,5 +17,5 @@ FORMAT = "google-prompt-tuning"
 def read(path: Path) -> list[Found]:
     """The one prompt of the file."""
     with path.open("rb") as stream:
-        tensor = npyfile.read(stream, path)
+        tensor = npy.read(stream, path)
     return [Found(embedding_prompt(tensor, path), {"name": "prompt_tuning", "imported_from": FORMAT})]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from softprompt.errors import StoreError
-from softprompt.interchange import torchfile
+from softprompt.interchange import safe_pickle
 from softprompt.interchange.base import Found, embedding_prompt
 
 FORMAT, WEIGHTS = "nemo", "model_weights.ckpt"
@@ -64,7 +64,7 @@ def read_tar(path: Path) -> list[Found]:
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise StoreError("damaged .nemo file", where=path, got=str(error)[:120]) from error
     where = f"{path}/{WEIGHTS}"
-    return read(torchfile.read(io.BytesIO(weights), where), where)
+    return read(safe_pickle.read(io.BytesIO(weights), where), where)
 
 
 def read(saved: object, where: object) -> list[Found]:

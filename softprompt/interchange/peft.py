@@ -26,15 +26,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from softprompt.card import Card
 from softprompt.data.template import Template
 from softprompt.errors import GeometryError, StoreError
 from softprompt.files import read_json, read_tensors, write_folder, write_json
-from softprompt.geometry import Geometry, LayerShape
-from softprompt.interchange import torchfile
+from softprompt.interchange import safe_pickle
 from softprompt.interchange.base import Found, Frame, embedding_prompt, shown, usable
-from softprompt.modelcard import public_name
-from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt, check_fits
+from softprompt.models.geometry import Geometry, LayerShape
+from softprompt.prompts.card import Card
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt, check_fits
+from softprompt.prompts.model_card import public_name
 
 FORMAT = "peft"
 CONFIG, TENSORS, PICKLE, FRAME = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "frame.json"
@@ -169,7 +169,7 @@ def _tensors(folder: Path, kind: str) -> dict[str, Tensor]:
     if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
         path = folder / PICKLE
         with path.open("rb") as file:
-            tensors: Any = torchfile.read(file, path)
+            tensors: Any = safe_pickle.read(file, path)
     else:
         path = folder / TENSORS
         tensors = read_tensors(path)

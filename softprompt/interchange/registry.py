@@ -14,9 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from softprompt.errors import StoreError
-from softprompt.geometry import Geometry
-from softprompt.interchange import cartridges, google, kobold, nemo, npyfile, peft, torchfile
+from softprompt.interchange import cartridges, google, kobold, nemo, npy, peft, safe_pickle
 from softprompt.interchange.base import Found, zip_archive
+from softprompt.models.geometry import Geometry
 
 FORMATS = (peft.FORMAT, google.FORMAT, nemo.FORMAT, cartridges.FORMAT, kobold.FORMAT)
 _TORCH, _TAR = "torch", "tar"
@@ -59,7 +59,7 @@ def _kind(path: Path) -> str:
         raise StoreError("no such file or folder", where=path)
     with path.open("rb") as file:
         start = file.read(_TAR_AT + len(_TAR_MAGIC))
-    if start.startswith(npyfile.MAGIC):
+    if start.startswith(npy.MAGIC):
         return google.FORMAT
     if start.startswith(nemo.GZIP_MAGIC) or start[_TAR_AT:] == _TAR_MAGIC:
         return _TAR
@@ -88,7 +88,7 @@ def _names(path: Path) -> list[str]:
 
 def _torch(path: Path) -> object:
     with path.open("rb") as file:
-        return torchfile.read(file, path)
+        return safe_pickle.read(file, path)
 
 
 def _torch_format(saved: object, path: Path) -> str:

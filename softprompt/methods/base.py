@@ -10,8 +10,8 @@ from typing import final
 import torch
 from torch import nn
 
-from softprompt.data.tokenise import Example
-from softprompt.prompt import Prompt, frozen
+from softprompt.data.tokenize import Example
+from softprompt.prompts.forms import Prompt, frozen
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from softprompt.methods.base import Method, Start
-from softprompt.methods.inits import embeddings
-from softprompt.model import FrozenLM
-from softprompt.prompt import EmbeddingPrompt
+from softprompt.methods.initializers import embeddings
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.forms import EmbeddingPrompt
 
 
 @final

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.methods.base import Method, Start
-from softprompt.methods.draws import seeded
-from softprompt.methods.inits import embeddings
-from softprompt.model import FrozenLM
-from softprompt.prompt import EmbeddingPrompt
+from softprompt.methods.initializers import embeddings
+from softprompt.methods.rng import seeded
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.forms import EmbeddingPrompt
 
 
 @final

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.methods.base import Method, Start
-from softprompt.methods.draws import Noise
-from softprompt.methods.inits import keys_values
+from softprompt.methods.initializers import keys_values
+from softprompt.methods.matrix import from_table, to_table
 from softprompt.methods.prefix_tuning import check_frozen
-from softprompt.methods.table import from_table, to_table
-from softprompt.model import FrozenLM
-from softprompt.prompt import Prompt, to
+from softprompt.methods.rng import Noise
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.forms import Prompt, to
 
 DROPOUT = 0.1  # hidden_dropout_prob of BERT, which the authors' code puts on the prompt
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
-from softprompt.methods.draws import generator
-from softprompt.methods.inits import keys_values
-from softprompt.methods.table import from_table, to_table
-from softprompt.model import FrozenLM
-from softprompt.prompt import KVPrompt, Prompt, to
+from softprompt.methods.initializers import keys_values
+from softprompt.methods.matrix import from_table, to_table
+from softprompt.methods.rng import generator
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.forms import KVPrompt, Prompt, to
 
 
 @final

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from softprompt.errors import ConfigError
+from softprompt.methods.attempt import Mixture
 from softprompt.methods.base import Method, Start
 from softprompt.methods.decomposed import DecomposedPromptTuning
-from softprompt.methods.mixture import Mixture
 from softprompt.methods.multitask import MultitaskPromptTuning
 from softprompt.methods.p_tuning import p_tuning, p_tuning_lstm
 from softprompt.methods.p_tuning_v2 import PTuningV2
@@ -13,7 +13,7 @@ from softprompt.methods.prefix_tuning import PrefixTuning, ReparametrisedPrefixT
 from softprompt.methods.prompt_tuning import PromptTuning
 from softprompt.methods.residual import residual, residual_separate
 from softprompt.methods.smop import SMoP
-from softprompt.model import FrozenLM
+from softprompt.models.frozen_lm import FrozenLM
 
 METHODS: dict[str, Callable[[FrozenLM, Start], Method | SMoP]] = {
     "decomposed": DecomposedPromptTuning,

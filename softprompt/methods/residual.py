@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.functional import layer_norm
 
 from softprompt.methods.base import Method, Start
-from softprompt.methods.draws import generator
-from softprompt.methods.inits import embeddings
-from softprompt.model import FrozenLM
-from softprompt.prompt import EmbeddingPrompt
+from softprompt.methods.initializers import embeddings
+from softprompt.methods.rng import generator
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.forms import EmbeddingPrompt
 
 
 @final

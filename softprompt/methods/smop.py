@@ -15,14 +15,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from softprompt.data.tokenise import Example
+from softprompt.data.tokenize import Example
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Start
-from softprompt.methods.draws import Noise, generator
-from softprompt.methods.inits import embeddings
-from softprompt.model import FrozenLM
-from softprompt.prompt import EmbeddingPrompt, Prompt, frozen
-from softprompt.router import Router, pooled
+from softprompt.methods.initializers import embeddings
+from softprompt.methods.rng import Noise, generator
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.forms import EmbeddingPrompt, Prompt, frozen
+from softprompt.prompts.router import Router, pooled
 
 
 @final

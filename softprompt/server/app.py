@@ -9,14 +9,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from softprompt.server.gate import gate
-from softprompt.server.generation_routes import add_generation
-from softprompt.server.guard import Guard, refusal
-from softprompt.server.keys import Keys
-from softprompt.server.model_routes import add_models
-from softprompt.server.operation_routes import add_operations
-from softprompt.server.problem import ProblemError
-from softprompt.server.prompt_routes import add_prompts
+from softprompt.server.api_keys import Keys
+from softprompt.server.auth import gate
+from softprompt.server.error_responses import ProblemError
+from softprompt.server.middleware import Guard, refusal
+from softprompt.server.routes.generation import add_generation
+from softprompt.server.routes.models import add_models
+from softprompt.server.routes.operations import add_operations
+from softprompt.server.routes.soft_prompts import add_prompts
 from softprompt.server.service import Service
 
 

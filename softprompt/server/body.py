@@ -9,8 +9,8 @@ from typing import Any
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from softprompt.server.error_responses import ProblemError, invalid
 from softprompt.server.limits import Limits
-from softprompt.server.problem import ProblemError, invalid
 
 # Strings as a whole, also one that never ends, so that brackets in them do not count and the search is linear.
 _PARTS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)

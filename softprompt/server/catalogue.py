@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt import router, store
-from softprompt.card import Card
 from softprompt.errors import StoreError, WrongBaseError
-from softprompt.geometry import Geometry
+from softprompt.models.geometry import Geometry
+from softprompt.prompts import router, store
+from softprompt.prompts.card import Card
 
 OTHER_BASE = "it was made for another base model"
 RACY_NS = 2_000_000_000  # a folder that changed this short ago may change again without a newer time

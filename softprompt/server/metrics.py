@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from softprompt.engine.interface import Stats
+from softprompt.engine.base import Stats
 
 PREFIX = "softprompt_"
 # vLLM's buckets, in seconds.

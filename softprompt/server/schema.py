@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from softprompt.data.formats import Message
-from softprompt.server.problem import SHOWN, ProblemError, invalid, shown
+from softprompt.data.records import Message
+from softprompt.server.error_responses import SHOWN, ProblemError, invalid, shown
 
 # Fields that change nothing here: bookkeeping, hints, and how a client's own account is charged.
 IGNORED = frozenset(

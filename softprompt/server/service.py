@@ -15,19 +15,19 @@ import anyio
 import structlog
 from anyio.to_thread import run_sync
 
-from softprompt import router
-from softprompt.engine.interface import Engine, Job, Token
+from softprompt.engine.base import Engine, Job, Token
 from softprompt.errors import DataError, EngineError
-from softprompt.model import FrozenLM
-from softprompt.server.ask import Ask
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts import router
 from softprompt.server.catalogue import Catalogue, Entry
-from softprompt.server.frame import BaseModel, Frame, Ids, Reader, read_frame
-from softprompt.server.library import Library, Loaded, told
+from softprompt.server.error_responses import ProblemError, from_text, invalid, unknown_model, unknown_prompt
 from softprompt.server.limits import Limits
 from softprompt.server.metrics import Loads, Metrics
-from softprompt.server.problem import ProblemError, from_text, invalid, unknown_model, unknown_prompt
-from softprompt.server.quota import Quota
-from softprompt.server.writing import Piece, merged, write
+from softprompt.server.prompt_cache import Library, Loaded, told
+from softprompt.server.prompt_reader import BaseModel, Frame, Ids, Reader, read_frame
+from softprompt.server.rate_limit import Quota
+from softprompt.server.request import Ask
+from softprompt.server.streaming import Piece, merged, write
 
 log = structlog.get_logger("softprompt.server")
 

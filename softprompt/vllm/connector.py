@@ -34,7 +34,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from vllm.logger import init_logger
 
 from softprompt.errors import GeometryError
-from softprompt.vllm import compiled
+from softprompt.vllm import prefix_file
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -129,11 +129,11 @@ class SoftPromptConnector(KVConnectorBase_V1):
         if PARAM not in params:
             return None
         name = params[PARAM]
-        return name if isinstance(name, str) and compiled.ID.fullmatch(name) else REFUSED
+        return name if isinstance(name, str) and prefix_file.ID.fullmatch(name) else REFUSED
 
     def _length(self, name: str) -> int | None:
         if name not in self._lengths:
-            shape = compiled.shape(self._folder, name)
+            shape = prefix_file.shape(self._folder, name)
             if shape is None:
                 return None
             self._lengths[name] = shape[1]
@@ -194,13 +194,13 @@ class SoftPromptConnector(KVConnectorBase_V1):
         model, parallel = self._vllm_config.model_config, self._vllm_config.parallel_config
         layer = self._layers[0][1]
         whole = (model.hf_text_config.num_hidden_layers, model.get_total_num_kv_heads(), layer.head_size)
-        found = compiled.shape(self._folder, name)
+        found = prefix_file.shape(self._folder, name)
         if found is None or (found[0], *found[2:]) != whole:
             raise GeometryError("the prefix is not of this model", where=name, expected=whole, got=found)
         # With more processes than heads, several have the same one.
         first = get_tensor_model_parallel_rank() * whole[1] // parallel.tensor_parallel_size
         heads = slice(first, first + layer.num_kv_heads)
-        return compiled.read(self._folder, name, [number for number, _ in self._layers], heads)
+        return prefix_file.read(self._folder, name, [number for number, _ in self._layers], heads)
 
     # What other connectors do, which send keys and values away.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from softprompt.engine.interface import Stats
+from softprompt.engine.base import Stats
 
 
 class Counters:

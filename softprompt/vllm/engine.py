@@ -27,18 +27,18 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from softprompt.attach.bank import Prefix
-from softprompt.decode import GREEDY
-from softprompt.engine.fitting import check_job, check_prefix, check_room, check_supported
-from softprompt.engine.interface import Job, Stats, Token
+from softprompt.engine.base import Job, Stats, Token
+from softprompt.engine.checks import check_job, check_prefix, check_room, check_supported
 from softprompt.engine.probe import probe
 from softprompt.errors import ConfigError, EngineError
-from softprompt.measure import first_line
-from softprompt.model import FrozenLM
-from softprompt.sources import find
-from softprompt.vllm.compiled import compile_prefix, write
+from softprompt.inference.decoding import GREEDY
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.measure import first_line
+from softprompt.models.sources import find
+from softprompt.prefix.kv import Prefix
 from softprompt.vllm.connector import request_params, transfer_config
 from softprompt.vllm.counters import Counters
+from softprompt.vllm.prefix_file import compile_prefix, write
 
 PLACEHOLDER = 0
 OURS = ("model", "tokenizer", "dtype", "skip_tokenizer_init", "kv_transfer_config", "max_logprobs")
@@ -88,7 +88,7 @@ class VllmEngine:
         self._keys, self._compiling, self._stopped = 0, 0, False
 
     async def start(self) -> None:
-        """Start vLLM, which takes its time and the event loop, and compare what it says with `softprompt.attach`.
+        """Start vLLM, which takes its time and the event loop, and compare what it says with `softprompt.prefix`.
 
         Raises:
             UnsupportedModelError: vLLM's log-probabilities are not the library's.

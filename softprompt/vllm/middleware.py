@@ -20,12 +20,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from softprompt.conversation import chat_ids, text_ids
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import DataError, StoreError
-from softprompt.framing import Subject
-from softprompt.model import load_tokenizer
-from softprompt.server.problem import ProblemError, from_text, invalid
+from softprompt.formatting.formatted_prompt import Subject
+from softprompt.formatting.inputs import chat_ids, text_ids
+from softprompt.models.frozen_lm import load_tokenizer
+from softprompt.server.error_responses import ProblemError, from_text, invalid
 from softprompt.server.schema import ChatRequest, CompletionRequest, parse
 from softprompt.vllm import published
 from softprompt.vllm.published import Published

@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompt import store
-from softprompt.card import Card, Layout
 from softprompt.data.template import Template
 from softprompt.errors import DataError, StoreError
 from softprompt.files import read_json, write_json, writing
-from softprompt.framing import card_subject, end_ids
-from softprompt.model import FrozenLM
-from softprompt.prompt import Prompt
-from softprompt.vllm.compiled import ID, compile_prefix, place, write
+from softprompt.formatting.formatted_prompt import card_subject, end_ids
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts import store
+from softprompt.prompts.card import Card, Layout
+from softprompt.prompts.forms import Prompt
+from softprompt.vllm.prefix_file import ID, compile_prefix, place, write
 
 NO_LAYOUT = Layout()  # what stands around the virtual tokens is compiled with them
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.shell import LONG, SHORT, done, same_answer
-from tests.data.rows import labelled, write_jsonl
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.support.rows import labelled, write_jsonl
+from tests.support.shell import LONG, SHORT, done, same_answer
+from tests.support.tiny import tiny_model, tiny_tokenizer
 
 
 def saved_model(folder: Path, family: str, seed: int = 0) -> Path:
@@ -70,4 +70,4 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
         raise AssertionError("a base model was loaded")
 
-    monkeypatch.setattr("softprompt.model._load_model", load)
+    monkeypatch.setattr("softprompt.models.frozen_lm._load_model", load)

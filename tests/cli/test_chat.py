@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from softprompt import decode
 from softprompt.cli import chat as verb
-from softprompt.cli.loading import load_base
-from softprompt.cli.talk import Talk
-from softprompt.cli.visible import visible
-from softprompt.data.formats import Message
-from softprompt.decode import Sampling
+from softprompt.cli.base_model import load_base
+from softprompt.cli.escape import visible
+from softprompt.data.records import Message
 from softprompt.errors import DataError
-from softprompt.framing import Subject, layout_for
-from softprompt.generation import Request, answer, load_subjects
-from tests.cli.shell import done
-from tests.laws.cases import random_prompt
-from tests.server.live import TEMPLATES
-from tests.tiny import DEVICE, tiny_lm
+from softprompt.formatting.formatted_prompt import Subject, layout_for
+from softprompt.inference import decoding
+from softprompt.inference.chat import Talk
+from softprompt.inference.decoding import Sampling
+from softprompt.inference.generate import Request, answer, load_subjects
+from tests.support.cases import random_prompt
+from tests.support.live_server import TEMPLATES
+from tests.support.shell import done
+from tests.support.tiny import DEVICE, tiny_lm
 
 OPTIONS = ("--dtype", "float32", "--device", DEVICE, "--max-new-tokens", 8)
 
@@ -131,8 +131,8 @@ def test_what_does_not_fit_is_not_remembered() -> None:
 
 def test_the_prefix_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one, sessions = talk("talk"), list[object]()
-    real = decode.session
-    monkeypatch.setattr(decode, "session", lambda lm, bank, *rest: sessions.append(bank) or real(lm, bank, *rest))
+    real = decoding.session
+    monkeypatch.setattr(decoding, "session", lambda lm, bank, *rest: sessions.append(bank) or real(lm, bank, *rest))
     said(one, "Hi")
     said(one, "Ho")
     assert sessions == [one._bank] * 2

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt import store
 from softprompt.errors import ConfigError, PromptError, SoftpromptError, StoreError, WrongBaseError
-from tests.cli.shell import done, parsed, refused
+from softprompt.prompts import store
+from tests.support.shell import done, parsed, refused
 
 
 @pytest.fixture

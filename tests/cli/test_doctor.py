@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from softprompt.cli import doctor
-from tests.cli.shell import done, parsed
+from tests.support.shell import done, parsed
 
 
 def test_doctor_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from softprompt.errors import ConfigError, DataError
-from tests.cli.shell import done, parsed, refused
-from tests.cli.test_distil import QUICK
-from tests.data.rows import write_jsonl
+from tests.cli.test_distill import QUICK
+from tests.support.rows import write_jsonl
+from tests.support.shell import done, parsed, refused
 
 METRIC = """
 def short(answer, references):

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from softprompt import generation, store
 from softprompt.cli import generate as verb
 from softprompt.cli.main import app
 from softprompt.errors import ConfigError, DataError, StoreError, WrongBaseError
-from tests.cli.shell import done, json_lines, refused, softprompt
+from softprompt.inference import generate
+from softprompt.prompts import store
+from tests.support.shell import done, json_lines, refused, softprompt
 
 ASKED = ("question 3", "question 14", "question 5")
 OPTIONS = ("--dtype", "float32", "--max-new-tokens", 8)
@@ -43,13 +44,13 @@ def test_one_text_is_streamed(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_several_prompts_share_one_batch(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every prompt answers every text, and each as if it were alone."""
-    batches, real = list[list[int]](), generation.generate
+    batches, real = list[list[int]](), generate.generate
 
     def counted(lm: Any, bank: Any, rows: Any, owners: list[int], *args: Any, **options: Any) -> Any:
         batches.append(list(owners))
         return real(lm, bank, rows, owners, *args, **options)
 
-    monkeypatch.setattr(generation, "generate", counted)
+    monkeypatch.setattr(generate, "generate", counted)
     together = answers("ok,no", *ASKED)
     assert batches == [[0, 1] * 3]
     assert together == [(name, text, name) for text in ASKED for name in ("ok", "no")]
@@ -107,13 +108,13 @@ def test_a_text_is_taken_as_it_is(trained: Path) -> None:
 
 
 def test_a_typed_line_break_in_a_stop_string_is_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stops, real = list[tuple[str, ...]](), generation.generate
+    stops, real = list[tuple[str, ...]](), generate.generate
 
     def watched(lm: Any, bank: Any, rows: Any, owners: Any, sampling: Any, **options: Any) -> Any:
         stops.append(sampling.stop)
         return real(lm, bank, rows, owners, sampling, **options)
 
-    monkeypatch.setattr(generation, "generate", watched)
+    monkeypatch.setattr(generate, "generate", watched)
     answers("ok", ASKED[0], "--stop", r"\n\n")
     assert stops == [("\n\n",)]
 

@@ -10,7 +10,7 @@ import pytest
 
 from softprompt.cli.main import fail, run
 from softprompt.errors import ConfigError, StoreError
-from tests.cli.shell import done, softprompt
+from tests.support.shell import done, softprompt
 
 VERBS = (
     *("train", "eval", "generate", "list", "show", "import", "export", "sweep", "compose", "prune", "similar"),
@@ -132,10 +132,10 @@ def test_what_the_machine_refuses_is_a_message(
     def refuse() -> None:
         raise raised
 
-    monkeypatch.setattr("softprompt.store.home", refuse)
+    monkeypatch.setattr("softprompt.prompts.store.home", refuse)
     with pytest.raises(SystemExit, match="1"):
         run_with(monkeypatch, "list")
     assert capsys.readouterr().err.startswith(shown)
-    monkeypatch.setattr("softprompt.store.home", lambda: [][0])
+    monkeypatch.setattr("softprompt.prompts.store.home", lambda: [][0])
     with pytest.raises(IndexError):
         run_with(monkeypatch, "list")

@@ -8,8 +8,8 @@ import huggingface_hub
 import pytest
 
 from softprompt.cli import models
-from softprompt.sources import BUILT_IN
-from tests.cli.shell import done, parsed
+from softprompt.models.sources import BUILT_IN
+from tests.support.shell import done, parsed
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from softprompt import store
 from softprompt.errors import ConfigError, DataError, SoftpromptError, StoreError
-from tests.cli.shell import SHORT, done, parsed, refused, same_answer
-from tests.data.rows import write_jsonl
+from softprompt.prompts import store
+from tests.support.rows import write_jsonl
+from tests.support.shell import SHORT, done, parsed, refused, same_answer
 
 
 @pytest.fixture

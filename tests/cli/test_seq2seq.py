@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from softprompt import store
 from softprompt.errors import ConfigError
-from tests.cli.shell import LONG, SHORT, done, parsed, refused, same_answer
-from tests.tiny import tiny_seq2seq_model, tiny_tokenizer
+from softprompt.prompts import store
+from tests.support.shell import LONG, SHORT, done, parsed, refused, same_answer
+from tests.support.tiny import tiny_seq2seq_model, tiny_tokenizer
 
 STRONG = ("--method", "prompt-tuning", "--n-tokens", 16, "--steps", 200, "--lr", 1.0)  # what a random encoder needs
 

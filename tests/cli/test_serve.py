@@ -15,12 +15,12 @@ import pytest
 
 from softprompt.cli import serve as verb
 from softprompt.errors import ConfigError, StoreError
-from softprompt.model import load
-from softprompt.server import listen as listen_module
+from softprompt.models.frozen_lm import load
 from softprompt.server import logs
-from tests.cli.shell import refused, softprompt
-from tests.server.live import TEMPLATES, save_prompt
-from tests.tiny import DEVICE
+from softprompt.server import uvicorn_server as listen_module
+from tests.support.live_server import TEMPLATES, save_prompt
+from tests.support.shell import refused, softprompt
+from tests.support.tiny import DEVICE
 
 PLAIN = TEMPLATES["review"][1]
 # What the engine of the package will be: the tests' own, found as the package finds its engines.
@@ -38,7 +38,9 @@ run()
 def shelf(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two soft prompts for the tests' base model, and the tests' engine."""
     monkeypatch.setattr(logs, "configure", lambda kind: None)  # it would take the tests' own handlers away
-    monkeypatch.setattr(verb, "ENGINES", {verb.EngineName.transformers: ("tests.server.oracle", "OracleEngine")})
+    monkeypatch.setattr(
+        verb, "ENGINES", {verb.EngineName.transformers: ("tests.support.server_oracle", "OracleEngine")}
+    )
     lm = load(str(base), dtype="float32", device=DEVICE)
     for seed, name in enumerate(("one", "two"), 1):
         save_prompt(tmp_path / "shelf" / name, "kv", PLAIN, seed, lm)

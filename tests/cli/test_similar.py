@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from softprompt import store
-from softprompt.similarity import similarity
-from tests.cli.shell import SHORT, done, parsed, same_answer
+from softprompt.editing.similarity import similarity
+from softprompt.prompts import store
+from tests.support.shell import SHORT, done, parsed, same_answer
 
 
 @pytest.fixture

@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from softprompt import artifact, preparation, recipe, store
 from softprompt.cli import train as verb
 from softprompt.cli.progress import progress_for
-from softprompt.config import MethodConfig, TrainConfig
 from softprompt.errors import CheckpointError, DataError, ModelError, StoreError, TrainError
-from softprompt.train import Event
-from tests.cli.shell import SHORT, done, json_lines, parsed, refused, same_answer, softprompt
-from tests.data.rows import labelled, write_jsonl
+from softprompt.prompts import store
+from softprompt.training import artifacts, prepare, run
+from softprompt.training.config import MethodConfig, TrainConfig
+from softprompt.training.loop import Event
+from tests.support.rows import labelled, write_jsonl
+from tests.support.shell import SHORT, done, json_lines, parsed, refused, same_answer, softprompt
 
-ARTIFACT = {store.TENSORS, store.CARD, store.README, artifact.CURVE}
+ARTIFACT = {store.TENSORS, store.CARD, store.README, artifacts.CURVE}
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def tensors(name: str) -> bytes:
 
 
 def checkpoints(name: str) -> list[str]:
-    return sorted(path.name for path in (store.home() / preparation.RUNS / name).glob("checkpoint-*"))
+    return sorted(path.name for path in (store.home() / prepare.RUNS / name).glob("checkpoint-*"))
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
@@ -78,13 +79,13 @@ def test_three_flags_make_an_artifact(base: Path, rows: Path) -> None:
     assert (prompt.form, prompt.n_tokens) == ("kv", MethodConfig().n_tokens)
     assert card.geometry.base == str(base)
     assert card.data["train_rows"] == 11 and card.data["validation_rows"] == 1
-    assert (folder / artifact.CURVE).read_bytes().startswith(b"\x89PNG")
+    assert (folder / artifacts.CURVE).read_bytes().startswith(b"\x89PNG")
     assert "softprompt generate tone" in (folder / store.README).read_text()
-    run = store.home() / preparation.RUNS / "tone"
+    run = store.home() / prepare.RUNS / "tone"
     kinds = [line["event"] for line in json_lines((run / "metrics.jsonl").read_text())]
     assert kinds.count("checkpoint") == 3, "there were some"
     assert {path.name for path in run.iterdir()} == {"metrics.jsonl", "config.yaml"}
-    for part in (f"saved       {folder}", f"curve       {folder / artifact.CURVE}", "ended by    steps after 3 steps"):
+    for part in (f"saved       {folder}", f"curve       {folder / artifacts.CURVE}", "ended by    steps after 3 steps"):
         assert part in output
     assert f"next        softprompt eval tone --data {rows}" in output
     assert 'softprompt generate tone "your text"' in output
@@ -154,7 +155,7 @@ def test_a_name_that_is_taken(command: tuple[object, ...], monkeypatch: pytest.M
     done(*command, "--name", "tone")
     before = tensors("tone")
     with monkeypatch.context() as patch:
-        patch.setattr("softprompt.model._load_model", lambda *_: pytest.fail("a base model was loaded"))
+        patch.setattr("softprompt.models.frozen_lm._load_model", lambda *_: pytest.fail("a base model was loaded"))
         error = refused(*command, "--name", "tone")
     assert isinstance(error, StoreError)
     assert error.where == store.home() / "tone" and "--overwrite" in str(error.hint)
@@ -197,7 +198,7 @@ def test_an_interrupted_run_goes_on(
     assert "ended by    steps after 6 steps" in output
     assert tensors("stopped") == tensors("straight")
     assert checkpoints("stopped") == []
-    log = json_lines((store.home() / preparation.RUNS / "stopped" / "metrics.jsonl").read_text())
+    log = json_lines((store.home() / prepare.RUNS / "stopped" / "metrics.jsonl").read_text())
     assert [line["step"] for line in log if line["event"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
@@ -215,7 +216,7 @@ def test_a_signal_while_the_start_is_made(
             if at:
                 stop_at(patch, at, signal.SIGINT)
                 softprompt(*command, "--name", "tone")
-            patch.setattr(recipe, "start_of", stop)
+            patch.setattr(run, "start_of", stop)
             stopped = softprompt(*command, "--name", "tone", *(["--resume"] if at else []))
         assert stopped.exit_code == code
         assert f"stopped by {number.name}" in stopped.stderr and then in stopped.stderr
@@ -243,7 +244,7 @@ def test_a_run_that_fails_says_how_to_go_on(command: tuple[object, ...], monkeyp
             if at:
                 stop_at(patch, at, signal.SIGINT)
                 softprompt(*command, "--name", "tone")
-            patch.setattr(recipe, "train", fail)
+            patch.setattr(run, "train", fail)
             error = refused(*command, "--name", "tone", *(["--resume"] if at else []))
         assert error.what == "the machine is on fire" and hint in str(error.hint)
 

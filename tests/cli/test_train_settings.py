@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from softprompt.cli.train import FLAGS, dotted
-from softprompt.config import Config, MethodConfig, known_keys
 from softprompt.errors import ConfigError
-from tests.cli.shell import done, refused
+from softprompt.training.config import Config, MethodConfig, known_keys
+from tests.support.shell import done, refused
 
 EXAMPLES: dict[str, Any] = {
     "model": "owner/name",

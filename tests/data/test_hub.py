@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub import constants
 
 from softprompt.data.hub import is_hub_name, read_hub
-from softprompt.data.load import load_splits
+from softprompt.data.splits import load_splits
 from softprompt.errors import DataError
-from tests.data.rows import labelled
+from tests.support.rows import labelled
 
 
 class Split:

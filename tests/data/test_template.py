@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.data.answer import end_id, joined, target_text
+from softprompt.data.targets import end_id, joined, target_text
 from softprompt.data.template import (
     Template,
     answered_apart,
@@ -22,9 +22,9 @@ from softprompt.data.template import (
 )
 from softprompt.data.tokenizer import closing_ids, encode
 from softprompt.errors import DataError
-from tests.data.bytes_tokenizer import BOS, END, EOS, START, BytesTokenizer, Turns, chatml, llama2
-from tests.data.rows import one, records
-from tests.tiny import tiny_tokenizer
+from tests.support.bytes_tokenizer import BOS, END, EOS, START, BytesTokenizer, Turns, chatml, llama2
+from tests.support.rows import one, records
+from tests.support.tiny import tiny_tokenizer
 
 PLAIN = Template("text", "Review: {text}\nSentiment:")
 SYSTEM = "<|im_start|>system\nYou are tiny.<|im_end|>\n"

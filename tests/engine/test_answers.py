@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softprompt.attach.bank import Prefix
-from softprompt.decode import Sampling
-from softprompt.engine import paged
+from softprompt.engine import paged_cache
+from softprompt.engine.base import Job, Penalties, Token
+from softprompt.engine.batching_loop import Loop, Row
 from softprompt.engine.capacity import CPU_PAGE, Capacity
-from softprompt.engine.interface import Job, Penalties, Token
-from softprompt.engine.loop import Loop, Row
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import UnsupportedModelError
-from tests.engine.running import END, NAMES, generated, ids_of, job, running, said
-from tests.laws.cases import mixed_prefixes, random_prompt, text_ids
-from tests.server.oracle import OracleEngine
-from tests.tiny import FAMILIES, SEQ2SEQ_FAMILIES, tiny_lm, tiny_seq2seq
+from softprompt.inference.decoding import Sampling
+from softprompt.prefix.kv import Prefix
+from tests.support.cases import mixed_prefixes, random_prompt, text_ids
+from tests.support.engines import END, NAMES, generated, ids_of, job, running, said
+from tests.support.server_oracle import OracleEngine
+from tests.support.tiny import FAMILIES, SEQ2SEQ_FAMILIES, tiny_lm, tiny_seq2seq
 
 CASES = int(os.environ.get("SOFTPROMPT_CASES", "25"))
 
@@ -53,11 +53,11 @@ def test_keys_are_gathered_for_a_few_rows_at_a_time(family: str, monkeypatch: py
     lm, rows, groups = tiny_lm(family), [text_ids(1 + 5 * i % 37, i) for i in range(12)], list[list[int]]()
     shape = lm.geometry.layers[0]
     assert shape is not None
-    monkeypatch.setattr(paged, "CORE_BYTES", 4 * 70 * 2 * shape.kv_heads * shape.key_dim * 4)
+    monkeypatch.setattr(paged_cache, "CORE_BYTES", 4 * 70 * 2 * shape.kv_heads * shape.key_dim * 4)
 
-    def planned(*given: Any) -> paged.Plan:
-        found = paged.plan(*given)
-        padded = [part for read in found.reads for part in read.parts if isinstance(part, paged.Padded)]
+    def planned(*given: Any) -> paged_cache.Plan:
+        found = paged_cache.plan(*given)
+        padded = [part for read in found.reads for part in read.parts if isinstance(part, paged_cache.Padded)]
         if len(found.reads) > 1:
             groups.append([part.queries.stop - part.queries.start for part in padded])
         return found
@@ -67,7 +67,7 @@ def test_keys_are_gathered_for_a_few_rows_at_a_time(family: str, monkeypatch: py
             jobs = [job(str(i), NAMES[i % 6], row, Sampling(20), ends=()) for i, row in enumerate(rows)]
             return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
 
-    with patch("softprompt.engine.loop.plan", planned):
+    with patch("softprompt.engine.batching_loop.plan", planned):
         answers = asyncio.run(run())
     prefixes = mixed_prefixes(lm)
     assert answers == [generated(lm, prefixes[i % 6], row, Sampling(20), ()) for i, row in enumerate(rows)]

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt.attach.bank import Prefix
-from softprompt.decode import Sampling
-from softprompt.engine import loop, paged
-from softprompt.engine.loop import Loop
+from softprompt.engine import batching_loop, paged_cache
+from softprompt.engine.batching_loop import Loop
 from softprompt.engine.sampler import Sampler
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import EngineError, UnsupportedModelError
-from softprompt.prompt import KVPrompt
-from tests.engine.running import NAMES, SMALL, generated, ids_of, job, running, said
-from tests.laws.cases import mixed_prefixes, text_ids
-from tests.tiny import tiny_lm
+from softprompt.inference.decoding import Sampling
+from softprompt.prefix.kv import Prefix
+from softprompt.prompts.forms import KVPrompt
+from tests.support.cases import mixed_prefixes, text_ids
+from tests.support.engines import NAMES, SMALL, generated, ids_of, job, running, said
+from tests.support.tiny import tiny_lm
 
 LONG = Sampling(40)
 
@@ -112,7 +112,7 @@ def test_a_step_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "steps"), [(RuntimeError("no"), loop.FAILED_STEPS), (torch.AcceleratorError("no"), 1)]
+    ("error", "steps"), [(RuntimeError("no"), batching_loop.FAILED_STEPS), (torch.AcceleratorError("no"), 1)]
 )
 def test_all_steps_fail(error: Exception, steps: int, capfd: pytest.CaptureFixture[str]) -> None:
     calls = 0
@@ -145,14 +145,14 @@ def test_all_steps_fail(error: Exception, steps: int, capfd: pytest.CaptureFixtu
 
 def test_a_model_that_is_not_exact_is_refused() -> None:
     """The probe compares numbers: attention that is a little off does not pass."""
-    whole = paged.attention
+    whole = paged_cache.attention
 
     def off(*arguments: Any) -> Tensor:
         return whole(*arguments) * 1.01
 
     async def run() -> None:
         engine = TransformersEngine(tiny_lm("llama"), SMALL)
-        with patch.object(paged, "attention", off), pytest.raises(UnsupportedModelError, match="are off by"):
+        with patch.object(paged_cache, "attention", off), pytest.raises(UnsupportedModelError, match="are off by"):
             await engine.start()
         assert engine.failure == "the engine was stopped"
 
@@ -162,7 +162,7 @@ def test_a_model_that_is_not_exact_is_refused() -> None:
 def test_a_model_whose_attention_cannot_be_replaced_is_refused() -> None:
     async def run() -> None:
         engine = TransformersEngine(tiny_lm("llama"), SMALL)
-        broken = patch.object(paged.Step, "attend", side_effect=TypeError("no cache"))
+        broken = patch.object(paged_cache.Step, "attend", side_effect=TypeError("no cache"))
         with broken, pytest.raises(UnsupportedModelError, match="TypeError: no cache"):
             await engine.start()
 

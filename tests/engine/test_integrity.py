@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from softprompt.decode import Sampling
 from softprompt.engine.integrity import check_blocks
-from tests.engine.running import job, running, said
-from tests.laws.cases import text_ids
-from tests.tiny import tiny_lm
+from softprompt.inference.decoding import Sampling
+from tests.support.cases import text_ids
+from tests.support.engines import job, running, said
+from tests.support.tiny import tiny_lm
 
 
 def lose_a_free_block(cache: Any, allocator: Any) -> None:

@@ -10,16 +10,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from softprompt.attach.bank import Prefix
-from softprompt.decode import Sampling
+from softprompt.engine.base import Job, Token
 from softprompt.engine.capacity import Capacity
-from softprompt.engine.interface import Job, Token
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import ConfigError, EngineError
-from softprompt.prompt import EmbeddingPrompt
-from tests.engine.running import NAMES, generated, ids_of, job, running, said, settled
-from tests.laws.cases import mixed_prefixes, random_prompt, text_ids
-from tests.tiny import VOCAB, tiny_lm
+from softprompt.inference.decoding import Sampling
+from softprompt.prefix.kv import Prefix
+from softprompt.prompts.forms import EmbeddingPrompt
+from tests.support.cases import mixed_prefixes, random_prompt, text_ids
+from tests.support.engines import NAMES, generated, ids_of, job, running, said, settled
+from tests.support.tiny import VOCAB, tiny_lm
 
 LONG = Sampling(150)
 

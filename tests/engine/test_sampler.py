@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from softprompt.decode import Sampling
-from softprompt.engine.interface import Penalties, Token
+from softprompt.engine.base import Penalties, Token
 from softprompt.engine.sampler import Sampler
 from softprompt.errors import EngineError
-from tests.engine.running import job
+from softprompt.inference.decoding import Sampling
+from tests.support.engines import job
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0])
 GREEDY = job("a", None, (1,), Sampling(4), ends=(2,))

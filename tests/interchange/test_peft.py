@@ -12,19 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from softprompt.card import Layout
 from softprompt.data.template import Template
 from softprompt.errors import DataError, GeometryError, SoftpromptError, StoreError
-from softprompt.geometry import Geometry, LayerShape
 from softprompt.interchange import peft
-from softprompt.interchange.adopt import adopt
 from softprompt.interchange.base import Found
+from softprompt.interchange.import_card import adopt
 from softprompt.interchange.registry import read
-from softprompt.prompt import EmbeddingPrompt, KVPrompt, digest
-from tests import artifacts
-from tests.interchange.adapters import saved_adapter
-from tests.laws.cases import random_prompt
-from tests.tiny import tiny_lm
+from softprompt.models.geometry import Geometry, LayerShape
+from softprompt.prompts.card import Layout
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, digest
+from tests.support import artifacts
+from tests.support.adapters import saved_adapter
+from tests.support.cases import random_prompt
+from tests.support.tiny import tiny_lm
 
 SHAPE = LayerShape(2, 4, 4)
 BASE = artifacts.geometry(layers=(SHAPE,) * 3, windows=(None,) * 3)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from softprompt.attach.bank import Prefix
-from softprompt.model import FrozenLM
-from softprompt.prompt import EmbeddingPrompt, KVPrompt
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.kv import Prefix
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
 
 def plain_logits(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> Tensor:

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import DynamicCache, EncoderDecoderCache
 
-from softprompt.attach.bank import Prefix
-from softprompt.attach.cache import KV
-from softprompt.attach.encoder_decoder import SITES
-from softprompt.model import FrozenLM
-from softprompt.prompt import EmbeddingPrompt, KVPrompt, Prompt
-from tests.laws.cases import random_prompt
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.cache import KV
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.seq2seq import SITES
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from tests.support.cases import random_prompt
 
 END = 2  # the tiny tokenizer's, behind every text that an encoder reads
 SUBSETS = (("encoder",), ("decoder",), ("cross",), ("encoder", "cross"), SITES)

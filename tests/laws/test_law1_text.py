@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.attach.bank import Prefix
-from softprompt.attach.rows import hidden
-from softprompt.attach.verify import bank
 from softprompt.data.template import bos_ids
-from softprompt.methods.inits import harvest
-from softprompt.model import FrozenLM
-from softprompt.packing import Row
-from softprompt.prompt import EmbeddingPrompt
-from tests.laws.cases import check_close, text_ids
-from tests.tiny import FAMILIES, tiny_lm
+from softprompt.methods.initializers import harvest
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.packed import hidden
+from softprompt.prefix.packing import Row
+from softprompt.prefix.verify import bank
+from softprompt.prompts.forms import EmbeddingPrompt
+from tests.support.cases import check_close, text_ids
+from tests.support.tiny import FAMILIES, tiny_lm
 
 TEXT, ROWS = text_ids(9, 1), (text_ids(14, 2), text_ids(1, 3), text_ids(5, 4))  # past the sliding window of 11
 AROUND = [((), ()), ((31, 32), ()), ((), (33, 34, 35)), ((31, 32), (33, 34, 35))]

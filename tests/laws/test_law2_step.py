@@ -12,21 +12,21 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-import softprompt.attach.rows as rows_module
-import softprompt.model as model_module
-from softprompt.attach.bank import Prefix
-from softprompt.attach.verify import bank
-from softprompt.candidate import Candidate, Task
-from softprompt.config import TrainConfig
-from softprompt.data.tokenise import Example
+import softprompt.models.frozen_lm as model_module
+import softprompt.prefix.packed as rows_module
+from softprompt.data.tokenize import Example
 from softprompt.methods.base import Start
 from softprompt.methods.registry import build
-from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, token_losses
-from softprompt.train import Event, train
-from tests.laws.cases import examples, gradient_tensors, mixed_prefixes, random_prompt, text_ids
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.next_token import learned_tokens, token_losses
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.verify import bank
+from softprompt.training.config import TrainConfig
+from softprompt.training.loop import Event, train
+from softprompt.training.trial import Candidate, Task
 from tests.laws.oracle import plain_logits
-from tests.tiny import FAMILIES, tiny_lm
+from tests.support.cases import examples, gradient_tensors, mixed_prefixes, random_prompt, text_ids
+from tests.support.tiny import FAMILIES, tiny_lm
 
 LENGTHS = (9, 2, 15, 3, 1, 7, 12, 4, 2)  # some past the sliding window of 11; the row of one token learns nothing
 OWNERS = (0, 1, 2, 3, 4, 5, 1, 3, 0)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softprompt.attach.bank import Bank
-from softprompt.attach.rows import hidden
-from softprompt.attach.session import Session
-from softprompt.attach.verify import bank
-from softprompt.decode import Sampling, generate
-from softprompt.packing import Row
-from tests.laws.cases import FIRST, check_close, mixed_prefixes, text_ids
-from tests.tiny import FAMILIES, VOCAB, tiny_lm
+from softprompt.inference.decoding import Sampling, generate
+from softprompt.prefix.decoding import Session
+from softprompt.prefix.kv import Bank
+from softprompt.prefix.packed import hidden
+from softprompt.prefix.packing import Row
+from softprompt.prefix.verify import bank
+from tests.support.cases import FIRST, check_close, mixed_prefixes, text_ids
+from tests.support.tiny import FAMILIES, VOCAB, tiny_lm
 
 PREFIXES = 6  # of `mixed_prefixes`
 Lengths = st.lists(st.tuples(st.integers(1, 14), st.integers(0, PREFIXES - 1)), min_size=2, max_size=7)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from softprompt.methods.registry import METHODS
-from tests.tasks import learner, run
-from tests.tiny import tiny_lm
+from tests.support.tasks import learner, run
+from tests.support.tiny import tiny_lm
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from softprompt.files import read_json, read_tensors
 from softprompt.methods.registry import KV_METHODS, METHODS
-from softprompt.prompt import digest
-from softprompt.train import Event, Result
-from tests.tasks import learner, run
-from tests.tiny import FAMILIES, tiny_lm
+from softprompt.prompts.forms import digest
+from softprompt.training.loop import Event, Result
+from tests.support.tasks import learner, run
+from tests.support.tiny import FAMILIES, tiny_lm
 
 STEPS = 9
 

@@ -9,23 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt import store
-from softprompt.attach.rows import hidden
-from softprompt.attach.verify import bank
-from softprompt.card import Card, Layout
 from softprompt.data.template import Template
-from softprompt.framing import card_subject, layout_ids
+from softprompt.formatting.formatted_prompt import card_subject, layout_ids
 from softprompt.interchange import peft
-from softprompt.interchange.adopt import adopt
 from softprompt.interchange.base import Found
+from softprompt.interchange.import_card import adopt
 from softprompt.interchange.registry import read
-from softprompt.model import FrozenLM
-from softprompt.packing import Row
-from softprompt.prompt import Prompt, digest
-from tests.artifacts import contents
-from tests.interchange.adapters import CONFIGS, peft_logits, saved_adapter
-from tests.laws.cases import check_close, random_prompt, text_ids
-from tests.tiny import FAMILIES, tiny_lm
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.packed import hidden
+from softprompt.prefix.packing import Row
+from softprompt.prefix.verify import bank
+from softprompt.prompts import store
+from softprompt.prompts.card import Card, Layout
+from softprompt.prompts.forms import Prompt, digest
+from tests.support.adapters import CONFIGS, peft_logits, saved_adapter
+from tests.support.artifacts import contents
+from tests.support.cases import check_close, random_prompt, text_ids
+from tests.support.tiny import FAMILIES, tiny_lm
 
 ROWS = [text_ids(n, n) for n in (9, 2, 14, 1)]  # some past the sliding window of 11; padded to 14 in PEFT's batch
 TEMPLATE = Template("text", "Row: {text}")

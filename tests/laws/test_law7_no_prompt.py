@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.attach.bank import Prefix
-from softprompt.attach.forward import mask_styles
-from softprompt.attach.rows import hidden
-from softprompt.attach.session import Session
-from softprompt.attach.verify import bank, verify
-from softprompt.packing import Row
-from tests.laws.cases import check_close, mixed_prefixes, text_ids
-from tests.tiny import FAMILIES, tiny_lm
+from softprompt.prefix.decoding import Session
+from softprompt.prefix.forward import mask_styles
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.packed import hidden
+from softprompt.prefix.packing import Row
+from softprompt.prefix.verify import bank, verify
+from tests.support.cases import check_close, mixed_prefixes, text_ids
+from tests.support.tiny import FAMILIES, tiny_lm
 
 ROWS = [text_ids(n, 20 + n) for n in (13, 1, 25, 6)]
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from softprompt.methods.base import Method
-from softprompt.methods.inits import INITS
+from softprompt.methods.initializers import INITS
 from softprompt.methods.registry import KV_METHODS, METHODS
 from softprompt.methods.smop import SMoP
-from softprompt.prompt import check_fits, digest
-from tests.laws.cases import random_prompt, text_ids
-from tests.tasks import learner
-from tests.tiny import FAMILIES, tiny_lm
+from softprompt.prompts.forms import check_fits, digest
+from tests.support.cases import random_prompt, text_ids
+from tests.support.tasks import learner
+from tests.support.tiny import FAMILIES, tiny_lm
 
 LABELS = (tuple(text_ids(1, 1)), tuple(text_ids(3, 2)))
 

@@ -17,26 +17,26 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-import softprompt.attach.encoder_decoder as module
-from softprompt.attach.bank import Prefix
-from softprompt.attach.encoder_decoder import SITES, EncoderDecoderBank, answer_states, recorded
-from softprompt.attach.rows import hidden
-from softprompt.attach.start import session
-from softprompt.attach.verify import bank, proven, verify
-from softprompt.data.tokenise import Example
-from softprompt.decode import Sampling, generate
+import softprompt.prefix.seq2seq as module
+from softprompt.data.tokenize import Example
 from softprompt.errors import UnsupportedModelError
+from softprompt.inference.decoding import Sampling, generate
 from softprompt.methods.base import Start
-from softprompt.methods.inits import harvest
+from softprompt.methods.initializers import harvest
 from softprompt.methods.registry import build
-from softprompt.model import FrozenLM
-from softprompt.objective import learned_tokens, token_losses
-from softprompt.packing import Row
-from softprompt.prompt import EmbeddingPrompt, KVPrompt, check_fits
-from tests.laws.cases import examples, gradient_tensors, random_prompt, text_ids
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.next_token import learned_tokens, token_losses
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.packed import hidden
+from softprompt.prefix.packing import Row
+from softprompt.prefix.prepare import session
+from softprompt.prefix.seq2seq import SITES, EncoderDecoderBank, answer_states, recorded
+from softprompt.prefix.verify import bank, proven, verify
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from tests.laws.seq2seq import SUBSETS, at, check_close, mixed, only, own_logits, plain_encoder, plain_logits
-from tests.tasks import METHOD_NAMES
-from tests.tiny import SEQ2SEQ_FAMILIES, tiny_seq2seq
+from tests.support.cases import examples, gradient_tensors, random_prompt, text_ids
+from tests.support.tasks import METHOD_NAMES
+from tests.support.tiny import SEQ2SEQ_FAMILIES, tiny_seq2seq
 
 TEXT, ANSWER = text_ids(9, 1), text_ids(4, 2)
 LENGTHS = (9, 2, 15, 3, 1, 7, 12, 4, 2, 8)  # the row of one token learns nothing

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from softprompt.errors import ConfigError
-from softprompt.methods.inits import embeddings
-from softprompt.prompt import EmbeddingPrompt
-from tests.methods.learning import learn
-from tests.tasks import answers, learner, start_of
-from tests.tiny import tiny_lm
+from softprompt.methods.initializers import embeddings
+from softprompt.prompts.forms import EmbeddingPrompt
+from tests.support.learning import learn
+from tests.support.tasks import answers, learner, start_of
+from tests.support.tiny import tiny_lm
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6, 40])

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt import store
-from softprompt.attach.bank import Prefix
-from softprompt.card import Card
-from softprompt.methods.inits import INITS, embeddings, keys_values
+from softprompt.methods.initializers import INITS, embeddings, keys_values
+from softprompt.methods.matrix import to_table
 from softprompt.methods.registry import KV_METHODS, METHODS
-from softprompt.methods.table import to_table
-from softprompt.prompt import Prompt, digest, frozen
-from tests.laws.cases import check_close, random_prompt, text_ids
+from softprompt.prefix.kv import Prefix
+from softprompt.prompts import store
+from softprompt.prompts.card import Card
+from softprompt.prompts.forms import Prompt, digest, frozen
 from tests.laws.oracle import plain_logits
-from tests.methods.learning import FOLLOW, judged, learn, nats, nats_behind
-from tests.tasks import answers, learner, start_of
-from tests.tiny import FAMILIES, tiny_lm
+from tests.support.cases import check_close, random_prompt, text_ids
+from tests.support.learning import FOLLOW, judged, learn, nats, nats_behind
+from tests.support.tasks import answers, learner, start_of
+from tests.support.tiny import FAMILIES, tiny_lm
 
 TRAINED = [name for name in METHODS if name not in ("prompt-tuning", "prefix-tuning")]  # have more than their prompt
 

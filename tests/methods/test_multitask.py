@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch.testing import assert_close
 
-from softprompt.data.tokenise import Example
-from softprompt.methods.inits import embeddings
-from softprompt.prompt import EmbeddingPrompt
-from tests.methods.learning import judged, learn, nats_behind, stir
-from tests.tasks import ANSWER, END, answers, learner, start_of
-from tests.tiny import tiny_lm
+from softprompt.data.tokenize import Example
+from softprompt.methods.initializers import embeddings
+from softprompt.prompts.forms import EmbeddingPrompt
+from tests.support.learning import judged, learn, nats_behind, stir
+from tests.support.tasks import ANSWER, END, answers, learner, start_of
+from tests.support.tiny import tiny_lm
 
 
 def two_tasks(count: int, seed: int) -> list[Example]:

@@ -10,11 +10,11 @@ from peft import PromptEncoder, PromptEncoderConfig
 from torch import Tensor
 from torch.testing import assert_close
 
-from softprompt.methods.inits import embeddings
-from softprompt.prompt import EmbeddingPrompt
-from tests.methods.learning import stir
-from tests.tasks import learner, start_of
-from tests.tiny import tiny_lm
+from softprompt.methods.initializers import embeddings
+from softprompt.prompts.forms import EmbeddingPrompt
+from tests.support.learning import stir
+from tests.support.tasks import learner, start_of
+from tests.support.tiny import tiny_lm
 
 LAYERS = {  # PEFT's name of each of ours
     "MLP": {"first": "mlp_head.0", "second": "mlp_head.2", "last": "mlp_head.4"},

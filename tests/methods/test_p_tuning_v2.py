@@ -8,11 +8,11 @@ from torch.testing import assert_close
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method
+from softprompt.methods.matrix import to_table
 from softprompt.methods.p_tuning_v2 import DROPOUT
-from softprompt.methods.table import to_table
-from tests.methods.learning import learn, stir
-from tests.tasks import answers, learner
-from tests.tiny import tiny_lm
+from tests.support.learning import learn, stir
+from tests.support.tasks import answers, learner
+from tests.support.tiny import tiny_lm
 
 
 def table(method: Method) -> torch.Tensor:

@@ -11,13 +11,13 @@ from torch.testing import assert_close
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
-from softprompt.methods.inits import harvest, keys_values
+from softprompt.methods.initializers import harvest, keys_values
 from softprompt.methods.registry import build
 from softprompt.methods.smop import SMoP
-from softprompt.prompt import KVPrompt
-from tests.laws.cases import pairs, same_kv
-from tests.tasks import run
-from tests.tiny import FAMILIES, tiny_lm
+from softprompt.prompts.forms import KVPrompt
+from tests.support.cases import pairs, same_kv
+from tests.support.tasks import run
+from tests.support.tiny import FAMILIES, tiny_lm
 
 TEXT = (70, 71, 72, 73, 74)
 NAMES = ("prefix-tuning", "prefix-tuning-mlp")

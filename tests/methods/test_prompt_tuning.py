@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Start
 from softprompt.methods.registry import METHODS, build
-from softprompt.prompt import EmbeddingPrompt
-from tests.tiny import FAMILIES, tiny_lm
+from softprompt.prompts.forms import EmbeddingPrompt
+from tests.support.tiny import FAMILIES, tiny_lm
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from softprompt.prompt import EmbeddingPrompt
-from tests.methods.learning import stir
-from tests.tasks import learner
-from tests.tiny import tiny_lm
+from softprompt.prompts.forms import EmbeddingPrompt
+from tests.support.learning import stir
+from tests.support.tasks import learner
+from tests.support.tiny import tiny_lm
 
 
 @pytest.mark.parametrize(("name", "networks"), [("residual", 1), ("residual-separate", 6)])

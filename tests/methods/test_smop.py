@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.data.tokenise import Example
+from softprompt.data.tokenize import Example
 from softprompt.errors import ConfigError
-from softprompt.methods.draws import generator
-from softprompt.methods.inits import embeddings
+from softprompt.methods.initializers import embeddings
+from softprompt.methods.rng import generator
 from softprompt.methods.smop import SMoP
-from softprompt.prompt import EmbeddingPrompt
-from tests.methods.learning import judged, learn, nats_behind
-from tests.tasks import ANSWER, END, answers, learner, start_of
-from tests.tiny import tiny_lm
+from softprompt.prompts.forms import EmbeddingPrompt
+from tests.support.learning import judged, learn, nats_behind
+from tests.support.tasks import ANSWER, END, answers, learner, start_of
+from tests.support.tiny import tiny_lm
 
 
 def smop(**changes: Any) -> SMoP:

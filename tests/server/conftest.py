@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.server.live import Live, live, save_all
+from tests.support.live_server import Live, live, save_all
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from softprompt.data.template import Template
-from softprompt.decode import Sampling
-from softprompt.framing import Subject, base_subject
-from softprompt.generation import Request, answer, load_subjects
-from softprompt.model import FrozenLM
-from tests.server.live import BASE, TEMPLATES, Live
-from tests.tiny import tiny_lm
+from softprompt.formatting.formatted_prompt import Subject, base_subject
+from softprompt.inference.decoding import Sampling
+from softprompt.inference.generate import Request, answer, load_subjects
+from softprompt.models.frozen_lm import FrozenLM
+from tests.support.live_server import BASE, TEMPLATES, Live
+from tests.support.tiny import tiny_lm
 
 TEXTS = ("Where is my parcel?", "Hm", "\u00e9\N{GRINNING FACE}")
 LONG = 12

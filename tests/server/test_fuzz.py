@@ -21,7 +21,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
 from softprompt.server.limits import Limits
-from tests.server.live import ADMIN, BASE, TEMPLATES, USER, Live, live
+from tests.support.live_server import ADMIN, BASE, TEMPLATES, USER, Live, live
 
 EXAMPLES = int(os.environ.get("SOFTPROMPT_FUZZ_EXAMPLES", "12"))
 UNHURRIED = [

@@ -8,8 +8,8 @@ from typing import Any
 import openai
 import pytest
 
-from softprompt.server.reply import Usage
-from tests.server.live import ADMIN, BASE, TEMPLATES, USER, Live
+from softprompt.server.responses import Usage
+from tests.support.live_server import ADMIN, BASE, TEMPLATES, USER, Live
 
 SAY = [{"role": "user", "content": "Hi there"}]
 

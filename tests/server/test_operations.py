@@ -15,14 +15,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from softprompt.server.catalogue import Catalogue
-from softprompt.server.check import check
 from softprompt.server.limits import Limits
 from softprompt.server.logs import configure
+from softprompt.server.selfcheck import check
 from softprompt.server.service import Service, served_name
-from tests.server.live import ADMIN, BASE, TEMPLATES, Live, live
-from tests.server.oracle import OracleEngine
-from tests.server.test_leaving import open_request, until
-from tests.tiny import tiny_lm
+from tests.server.test_generation_stream import open_request, until
+from tests.support.live_server import ADMIN, BASE, TEMPLATES, Live, live
+from tests.support.server_oracle import OracleEngine
+from tests.support.tiny import tiny_lm
 
 SECRET = "the secret of the client"
 ASKED = {"model": "review", "prompt": SECRET, "temperature": 0, "max_tokens": 5}
@@ -105,9 +105,9 @@ def test_liveness(server: Live) -> None:
 def test_a_failed_engine(prompts: Path) -> None:
     """Nothing is taken any more, liveness and metrics answer, and the server ends by itself with the error."""
     from softprompt.errors import EngineError
+    from softprompt.server.api_keys import Keys
     from softprompt.server.app import create_app
-    from softprompt.server.keys import Keys
-    from softprompt.server.listen import listen, run
+    from softprompt.server.uvicorn_server import listen, run
 
     async def work() -> None:
         engine = OracleEngine(tiny_lm("llama", bos=True))

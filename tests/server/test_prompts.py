@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from softprompt import store
+from softprompt.prompts import store
 from softprompt.server import catalogue as catalogue_module
 from softprompt.server.catalogue import OTHER_BASE, Catalogue
-from tests.server.live import ADMIN, TEMPLATES, Live, live, save_all, save_prompt
-from tests.tiny import tiny_lm
+from tests.support.live_server import ADMIN, TEMPLATES, Live, live, save_all, save_prompt
+from tests.support.tiny import tiny_lm
 
 PLAIN = TEMPLATES["review"][1]
 

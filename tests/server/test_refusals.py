@@ -9,7 +9,7 @@ import pytest
 from softprompt.errors import ConfigError
 from softprompt.server.limits import Limits, parse_limits
 from softprompt.server.schema import IGNORED, NEUTRAL
-from tests.server.live import BASE, Live, live
+from tests.support.live_server import BASE, Live, live
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SAY = [{"role": "user", "content": "Hi"}]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from softprompt import router
-from softprompt.generation import Request, load_subjects
-from softprompt.router import Router
-from softprompt.routing import assign, expanded, routers_of
+from softprompt.evaluation.routing import assign, expanded, routers_of
+from softprompt.inference.generate import Request, load_subjects
+from softprompt.prompts import router
+from softprompt.prompts.router import Router
 from softprompt.server.catalogue import OTHER_BASE
-from tests.server.live import ADMIN, TEMPLATES, Live, live, save_prompt
-from tests.tiny import tiny_lm
+from tests.support.live_server import ADMIN, TEMPLATES, Live, live, save_prompt
+from tests.support.tiny import tiny_lm
 
 TEXTS = ("cats and cats", "a long way home")
 NAMES = ("mix.1", "mix.2")

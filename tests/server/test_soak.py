@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.serve_soak import KINDS, arguments, run
 from tests.cli.test_serve import PROGRAM
-from tests.saved import save_tiny
+from tests.support.saved import save_tiny
 
 ROOT = Path(__file__).parents[2]
 

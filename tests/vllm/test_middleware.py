@@ -14,15 +14,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from softprompt import store
-from softprompt.conversation import chat_ids, text_ids
-from softprompt.data.formats import Message
-from softprompt.framing import card_subject
+from softprompt.data.records import Message
+from softprompt.formatting.formatted_prompt import card_subject
+from softprompt.formatting.inputs import chat_ids, text_ids
+from softprompt.prompts import store
 from softprompt.vllm import middleware
 from softprompt.vllm.middleware import SoftPrompts, without
 from softprompt.vllm.published import Published, find, publish
-from tests.server.live import TEMPLATES, save_prompt
-from tests.tiny import tiny_lm, tiny_tokenizer
+from tests.support.live_server import TEMPLATES, save_prompt
+from tests.support.tiny import tiny_lm, tiny_tokenizer
 
 ASK = {"messages": [{"role": "user", "content": "Where is my parcel?"}]}
 

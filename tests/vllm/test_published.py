@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from softprompt import store
 from softprompt.data.template import Template
 from softprompt.errors import StoreError
-from softprompt.framing import card_subject, end_ids
+from softprompt.formatting.formatted_prompt import card_subject, end_ids
+from softprompt.prompts import store
 from softprompt.vllm import published
-from softprompt.vllm.compiled import compile_prefix, digest, place
+from softprompt.vllm.prefix_file import compile_prefix, digest, place
 from softprompt.vllm.published import Published, find, publish
-from tests.server.live import TEMPLATES, save_prompt
-from tests.tiny import tiny_lm
+from tests.support.live_server import TEMPLATES, save_prompt
+from tests.support.tiny import tiny_lm
 
 
 def saved(folder: Path, name: str, seed: int = 1) -> Published:

@@ -1,0 +1,6 @@
+"""`python -m softprompt`: the same as the command `softprompt`."""
+
+from softprompt.cli.main import run
+
+if __name__ == "__main__":
+    run()

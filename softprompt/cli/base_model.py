@@ -1,0 +1,50 @@
+"""Which base model a verb loads, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from softprompt.cli.escape import visible
+from softprompt.errors import ConfigError, ModelError, WrongBaseError
+from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.sources import is_here
+from softprompt.prompts import store
+
+
+def base_of(names: Sequence[str]) -> str:
+    """The base model that these soft prompts' cards name.
+
+    Raises WrongBaseError if they name different ones, StoreError if one is missing.
+    """
+    bases = {name: store.load_card(store.locate(name)).geometry.base for name in names}
+    if len(set(bases.values())) > 1:
+        got = ", ".join(f"{name}: {base}" for name, base in bases.items())
+        raise WrongBaseError("these soft prompts belong to different base models", got=got, hint="or give --model")
+    return next(iter(bases.values()))
+
+
+def load_base(model: str | None, names: Sequence[str], dtype: str, device: str, trust_remote_code: bool) -> FrozenLM:
+    """The base model with the options of the command line: `model`, or what the cards of `names` say.
+
+    A card may come from a stranger, so it never makes anything be downloaded, and never chooses whose code is run.
+    What was chosen, and why, goes to stderr.
+    """
+    from_card = model is None
+    if model is None:
+        if trust_remote_code:
+            what = "--trust-remote-code needs --model: a soft prompt's card must not choose whose code is run"
+            raise ConfigError(what, hint="--model OWNER/NAME")
+        model = base_of(names)
+        if not is_here(model):
+            raise ModelError(
+                "the card names a base model that is not on this machine",
+                where=store.locate(names[0]),
+                got=model,
+                hint=f"if you trust that name, --model {model} downloads it",
+            )
+    lm = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, local_files_only=from_card)
+    Console(stderr=True, soft_wrap=True).print(Text(f"base model  {visible(lm.name)}, frozen ({lm.reason})", "dim"))
+    return lm

@@ -1,0 +1,177 @@
+"""`softprompt import` and `softprompt export`: soft prompts of other tools in, PEFT adapters and vLLM's files out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from softprompt.cli.escape import visible
+from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, unescaped
+from softprompt.errors import ConfigError, DataError, StoreError
+
+if TYPE_CHECKING:
+    from softprompt.data.template import Template
+    from softprompt.interchange.base import Found
+    from softprompt.models.frozen_lm import FrozenLM
+    from softprompt.prompts.card import Card
+
+
+def import_command(
+    path: Annotated[Path, typer.Argument(help="Folder of a PEFT adapter, or a .npy, .nemo, .pt or .zip file.")],
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the soft prompt.")],
+    model: Model = None,
+    template: Annotated[str | None, typer.Option(help=r"Row to text, e.g. 'Review: {text}\nSentiment:'.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
+    bos: Annotated[
+        bool | None, typer.Option("--bos/--no-bos", help="Whether the text behind the virtual tokens begins with BOS.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task of a file with several.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace soft prompts of that name.")] = False,
+    as_json: AsJson = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Import a soft prompt that another tool made: PEFT, Google prompt-tuning, NeMo, Cartridges or KoboldAI.
+
+    softprompt import my-adapter --model smollm2-135m --name tone
+
+    softprompt import prompts.nemo --model OWNER/NAME --name support --task billing
+
+    A file with several tasks becomes NAME.TASK for each, unless --task picks one. Nothing in the file is run: a
+    pickle that does more than hold tensors is refused. The text is fed as the other tool feeds it: virtual tokens
+    first, then BOS if the tokenizer adds one, then the template, by default the text alone.
+    """
+    from softprompt.cli.base_model import load_base
+    from softprompt.interchange.import_card import adopt
+    from softprompt.interchange.registry import detect, read
+    from softprompt.prompts import store
+    from softprompt.prompts.forms import size_of
+    from softprompt.prompts.model_card import model_card
+
+    store.check_free(store.locate(name), overwrite)
+    kind = detect(path)
+    if model is None:
+        raise ConfigError("which base model is this soft prompt for", where="--model", hint="--model OWNER/NAME")
+    lm = load_base(model, [], dtype, device, trust_remote_code)
+    chosen = _template(lm, template, chat)
+    found = names_of(read(path, lm.geometry), name, task, path)
+    cards = {own: adopt(lm, one, Path(own).name, template=chosen, bos=bos) for own, one in found.items()}
+    for own in found:
+        store.check_free(store.locate(own), overwrite)
+    for own, one in found.items():
+        size = size_of(one.prompt)
+        readme = model_card(cards[own], bytes_on_disk=size, curve=None)
+        card = store.save(own, one.prompt, cards[own], readme=readme, overwrite=overwrite)
+        _report(own, kind, one, card, as_json)
+
+
+def export_command(
+    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of vLLM's files also one that is there.")],
+    to: Annotated[Literal["peft", "vllm"], typer.Option("--to", help="Format.")] = "peft",
+    model: Model = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="vllm: replace another version.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Export a soft prompt as a PEFT adapter, which PeftModel.from_pretrained loads, or for vLLM's own server.
+
+    softprompt export tone --to peft --out tone-peft
+
+    softprompt export tone --to vllm --out served
+
+    An embedding prompt becomes PROMPT_TUNING, with the BOS that stands before it as its first virtual token (for
+    which the base model is loaded); a KV prompt becomes PREFIX_TUNING, or CARTRIDGE if first tokens were frozen. For
+    vLLM both become keys and values, which the base model computes; docs/server.md says how to serve them.
+    """
+    if to == "vllm":
+        _export_vllm(name, out, model, overwrite, dtype, device, trust_remote_code)
+        return
+    import torch
+
+    from softprompt.cli.base_model import load_base
+    from softprompt.formatting.formatted_prompt import layout_ids
+    from softprompt.interchange import peft
+    from softprompt.prompts import store
+
+    prompt, card = store.load(store.locate(name))
+    lead = torch.zeros(0, card.geometry.hidden)
+    if card.layout.bos or card.layout.lead:
+        lm = load_base(model, [name], dtype, device, trust_remote_code)
+        prompt, card = store.load(store.locate(name), lm.geometry)
+        lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
+    peft.write(out, prompt, card, lead)
+    done = f"{card.name} is now a PEFT adapter in {out}; its README.md says how to feed it"
+    Console(soft_wrap=True).print(Text(visible(done)))
+
+
+def _export_vllm(
+    name: str, out: Path, model: str | None, overwrite: bool, dtype: str, device: str, trust_remote_code: bool
+) -> None:
+    from softprompt.cli.base_model import load_base
+    from softprompt.prompts import store
+    from softprompt.vllm.published import publish
+
+    lm = load_base(model, [name], dtype, device, trust_remote_code)
+    prompt, card = store.load(store.locate(name), lm.geometry)
+    found = publish(lm, prompt, card, out, overwrite=overwrite)
+    done = f"{card.name} is in {out}, {found.size} tokens of keys and values ({found.id[:8]}); see docs/server.md"
+    Console(soft_wrap=True).print(Text(visible(done)))
+
+
+def names_of(found: list[Found], name: str, task: str | None, path: Path) -> dict[str, Found]:
+    """The prompts to keep, by the names they get: NAME, or NAME.TASK if there are several.
+
+    Raises:
+        ConfigError: a task that the file does not have.
+        StoreError: two tasks whose names become one.
+    """
+    tasks = [one.task for one in found]
+    if task is not None:
+        picked = [one for one in found if one.task == task]
+        if not picked:
+            have = ", ".join(filter(None, tasks[:20])) or "a file with one prompt, without --task"
+            raise ConfigError(f"no task {task!r} in the file", where=path, expected=have)
+        return {name: picked[0]}
+    if len(found) == 1:
+        return {name: found[0]}
+    named = {f"{name}.{re.sub('[^a-z0-9._-]+', '-', one.task.lower())}": one for one in found}
+    if len(named) < len(found):
+        raise StoreError("two tasks would get one name", where=path, got=", ".join(tasks), hint="--task picks one")
+    return named
+
+
+def _template(lm: FrozenLM, text: str | None, chat: bool) -> Template | None:
+    """The user's template, or None to leave the choice to the file."""
+    from softprompt.data.template import Template
+    from softprompt.data.tokenizer import has_chat_template
+
+    if chat and not has_chat_template(lm.tokenizer):
+        raise DataError("chat was asked for, but the tokenizer has no chat template", hint="leave --chat out")
+    if text is None and not chat:
+        return None
+    return Template("chat" if chat else "text", "{text}" if text is None else unescaped(text))
+
+
+def _report(name: str, kind: str, found: Found, card: Card, as_json: bool) -> None:
+    if as_json:
+        facts = {"name": name, "format": kind, "form": card.form, "n_tokens": card.n_tokens}
+        typer.echo(json.dumps(facts | {"method": card.method, "layout": card.layout.model_dump()}))
+        return
+    made_for = f"\n  made for    {found.made_for[:100]}, as the file says" if found.made_for else ""
+    bos = "BOS, then " if card.layout.follow_bos else ""
+    method = card.method["name"]
+    text = (
+        f"{name}: {card.form} prompt, {card.n_tokens} virtual tokens, from {kind} ({method}){made_for}"
+        f"\n  text        virtual tokens, then {bos}{json.dumps(card.template, ensure_ascii=False)}"
+        f'\n  next        softprompt generate {name} --model {card.geometry.base} "your text"'
+    )
+    Console(soft_wrap=True).print(Text(visible(text)))

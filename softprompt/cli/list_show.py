@@ -1,0 +1,82 @@
+"""`softprompt list` and `softprompt show`: what soft prompts are there, and what one is."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from softprompt.cli.escape import visible
+from softprompt.cli.options import AsJson
+
+
+def list_command(as_json: AsJson = False) -> None:
+    """List the soft prompts in $SOFTPROMPT_HOME (./prompts)."""
+    from softprompt.prompts import store
+    from softprompt.prompts.card import Card
+
+    found = store.list_cards(store.home())
+    if as_json:
+        rows = [
+            (card.model_dump(mode="json") if isinstance(card, Card) else {"error": str(card)}) | {"name": path.name}
+            for path, card in found
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    console = Console()
+    if not found:
+        console.print(Text(f"no soft prompts in {store.home()}; softprompt train makes one"))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "form", "tokens", "base model", "method", "created"):
+        align = "right" if column == "tokens" else "left"
+        whole = max(len(path.name) for path, _ in found) if column == "name" else None  # grep and loops read it
+        table.add_column(column, justify=align, no_wrap=True, min_width=whole)
+    for path, card in found:
+        if isinstance(card, Card):
+            method = str(card.method.get("name", ""))
+            cells = (path.name, card.form, str(card.n_tokens), card.geometry.base, method, card.created[:16])
+            table.add_row(*(Text(visible(cell)) for cell in cells))  # a stranger's card holds no markup of ours
+        else:
+            table.add_row(Text(visible(path.name)), Text(visible(f"damaged: {card.what}"), style="red"))
+    console.print(table)
+
+
+def show_command(
+    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a soft prompt's card, after checking its tensors."""
+    from softprompt.prompts import store
+    from softprompt.prompts.forms import size_of
+
+    folder = store.locate(name)
+    prompt, card = store.load(folder)
+    size = size_of(prompt)
+    if as_json:
+        typer.echo(json.dumps(card.model_dump(mode="json") | {"bytes": size}))
+        return
+    geometry = card.geometry
+    facts = {
+        "name": card.name,
+        "form": f"{card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB, sha256 {card.sha256[:16]}…",
+        "base model": f"{geometry.base} ({geometry.architecture}, fingerprint {geometry.fingerprint})",
+        "layout": card.layout.model_dump_json(),
+        "template": json.dumps(card.template, ensure_ascii=False),
+        "labels": ", ".join(card.labels),
+        "method": json.dumps(card.method, ensure_ascii=False),
+        "recipe": json.dumps(card.recipe),
+        "data": json.dumps(card.data),
+        "metrics": json.dumps(card.metrics),
+        "versions": json.dumps(card.versions),
+        "created": card.created,
+        "files": str(folder),
+    }
+    console = Console(soft_wrap=True)
+    for key, value in facts.items():
+        if value:
+            console.print(Text.assemble((f"{key:<12}", "bold"), visible(value)))

@@ -1,0 +1,4 @@
+"""Distillation of a long text into virtual tokens: the model with the text teaches the model behind a soft prompt.
+
+Knows nothing of servers. Start reading at `run`.
+"""

@@ -1,0 +1,139 @@
+"""What a text is distilled on: inputs with the teacher's answers and what it says at each of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from softprompt.data.records import Record
+from softprompt.data.sampler import permutation
+from softprompt.data.soft_labels import Lesson
+from softprompt.data.targets import end_id
+from softprompt.data.template import Template
+from softprompt.data.tokenize import Example, prompt_ids, target_ids
+from softprompt.data.tokenizer import Tokenizer
+from softprompt.distillation.config import StudyConfig
+from softprompt.distillation.queries import Input, finder, record_of, said
+from softprompt.distillation.study_cache import Notebook
+from softprompt.distillation.teacher import Teacher
+from softprompt.formatting.formatted_prompt import as_turns, end_ids
+from softprompt.inference.decoding import Sampling
+
+BATCH = 64  # inputs answered at once, and kept at once
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An input with its answer.
+
+    Attributes:
+        chunk: number of the piece of text that the teacher reads.
+        answer: token ids, with the end token if it came to an end.
+    """
+
+    chunk: int
+    record: Record
+    answer: tuple[int, ...] = ()
+    lesson: Lesson | None = None
+
+    def example(self, template: Template, tokenizer: Tokenizer) -> Example:
+        """As a row behind a prefix: the answer is learned."""
+        body = prompt_ids(self.record, template, tokenizer)
+        mask = [False] * len(body) + [True] * len(self.answer)
+        return Example((*body, *self.answer), tuple(mask), self.record.where, lesson=self.lesson)
+
+
+@dataclass(frozen=True)
+class Exercises:
+    """All of them, each in one part.
+
+    Attributes:
+        train: are learned.
+        validation: choose the best prompt.
+        held_out: are for the fidelity report alone.
+    """
+
+    train: list[Exercise]
+    validation: list[Exercise]
+    held_out: list[Exercise]
+
+    @staticmethod
+    def split(exercises: Sequence[Exercise], held_out: int, validation: int, seed: int) -> Exercises:
+        """Drawn by seed; no part takes more than a quarter from training."""
+        quarter = len(exercises) // 4
+        order = permutation(len(exercises), seed).tolist()
+        first, second = min(held_out, quarter), min(validation, quarter)
+        parts = order[:first], order[first : first + second], order[first + second :]
+        held, judged, learned = ([exercises[i] for i in sorted(part)] for part in parts)
+        return Exercises(learned, judged, held)
+
+
+def of_inputs(inputs: Sequence[Input], template: Template, tokenizer: Tokenizer) -> list[Exercise]:
+    """Self-written inputs as exercises, those of a piece together; without answers but where the text has them."""
+
+    def answer(text: str) -> tuple[int, ...]:
+        return (*target_ids(text, template, tokenizer), end_id(template, tokenizer)) if text else ()
+
+    ordered = enumerate(sorted(inputs, key=lambda one: one.chunk))
+    return [
+        Exercise(one.chunk, record_of(one.text, template, f"{one.kind}:{i}"), answer(one.answer)) for i, one in ordered
+    ]
+
+
+def of_rows(rows: Sequence[Record], chunks: Sequence[str], template: Template) -> list[Exercise]:
+    """The user's rows as exercises without answers, each for the piece that shares most words with it."""
+    nearest = finder(chunks)
+    found = [Exercise(nearest(said(row)), as_turns(row, template)) for row in rows]
+    return sorted(found, key=lambda exercise: exercise.chunk)
+
+
+def answered(
+    exercises: Sequence[Exercise],
+    teacher: Teacher,
+    study: StudyConfig,
+    notebook: Notebook,
+    seed: int,
+    report: Callable[[float], None],
+) -> list[Exercise]:
+    """The exercises with answers and lessons: from the notebook, or from the teacher and then kept there.
+
+    Args:
+        exercises: those of a piece together.
+        report: is told of the share that is done.
+    """
+    done: list[Exercise] = []
+    for number, batch in enumerate(_batches(exercises)):
+        found = notebook.lessons(number, study.temperature)
+        if found is None:
+            found = _taught(batch, teacher, study, seed + number)
+            notebook.add_lessons(number, found)
+        for exercise, (answer, lesson) in zip(batch, found, strict=True):
+            done.append(replace(exercise, answer=answer, lesson=replace(lesson, hard=study.hard)))
+        report(len(done) / len(exercises))
+    return done
+
+
+def _taught(
+    batch: Sequence[Exercise], teacher: Teacher, study: StudyConfig, seed: int
+) -> list[tuple[tuple[int, ...], Lesson]]:
+    """Answers of the teacher to exercises of one piece that have none, and its lessons on all."""
+    chunk, template, tokenizer = batch[0].chunk, teacher.template, teacher.lm.tokenizer
+    asking = [exercise for exercise in batch if not exercise.answer]
+    rows = [prompt_ids(exercise.record, template, tokenizer) for exercise in asking]
+    sampling = Sampling(study.answer_tokens, study.answer_temperature, seed=seed * BATCH)
+    ends, how = end_ids(teacher.lm, template), (study.top_k, study.temperature)
+    written = iter(teacher.answers(chunk, rows, sampling, ends, *how) if rows else [])
+    known = [exercise for exercise in batch if exercise.answer]
+    examples = [exercise.example(template, tokenizer) for exercise in known]
+    heard = iter(teacher.lessons(chunk, examples, *how) if known else [])
+    return [(exercise.answer, next(heard)) if exercise.answer else next(written) for exercise in batch]
+
+
+def _batches(exercises: Sequence[Exercise]) -> list[list[Exercise]]:
+    """At most `BATCH` each, of one piece each."""
+    found: list[list[Exercise]] = []
+    for exercise in exercises:
+        if not found or len(found[-1]) == BATCH or found[-1][0].chunk != exercise.chunk:
+            found.append([])
+        found[-1].append(exercise)
+    return found

@@ -1,0 +1,203 @@
+"""How much of a text a soft prompt holds: teacher (full text), student and no text at all, on held-out inputs.
+
+Shapes: N answer tokens, H width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.data.tokenize import prompt_ids
+from softprompt.distillation.dataset import Exercise
+from softprompt.distillation.teacher import Teacher
+from softprompt.evaluation.custom_metrics import Metric, scores_of
+from softprompt.evaluation.metrics import generation_scores, token_f1
+from softprompt.formatting.formatted_prompt import Subject, base_subject, end_ids
+from softprompt.inference.decoding import Sampling, generate
+from softprompt.models.frozen_lm import FrozenLM, wait_for
+from softprompt.objectives.chunked import CHUNK, cross_entropies, divergences
+from softprompt.objectives.next_token import supervised
+from softprompt.prefix.kv import Bank, Prefix
+from softprompt.prefix.packing import by_tokens
+from softprompt.prefix.verify import bank
+
+TOKENS = 4096  # text tokens run at once
+TIMES = 3  # a prefill is timed
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way to answer.
+
+    Attributes:
+        divergence: KL(teacher ‖ it) of the next token, nats per token of the teacher's answers.
+        agreement: share of these tokens at which its likeliest next token is the teacher's.
+        log_likelihood: of the teacher's answers, nats per token.
+        scores: exact match, F1 and so on of its greedy answers, where the rows have answers; the user's metrics.
+        prefix_tokens: in front of every row.
+        prefill_seconds: to compute them once, the median of three.
+        kv_bytes: that their keys and values take in a request's cache, in the model's dtype.
+    """
+
+    divergence: float
+    agreement: float
+    log_likelihood: float
+    scores: dict[str, float]
+    prefix_tokens: int
+    prefill_seconds: float
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Soft prompts beside the text that they stand for, on inputs that were not trained on.
+
+    Attributes:
+        soft: by name.
+        tokens: of the whole text.
+        rows: held-out inputs.
+    """
+
+    no_text: Measured
+    full_text: Measured
+    soft: dict[str, Measured]
+    tokens: int
+    rows: int
+
+    def recovered(self, name: str) -> float:
+        """Share of the divergence between no text and full text that is gone."""
+        return 1 - self.soft[name].divergence / self.no_text.divergence if self.no_text.divergence else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        soft = {name: asdict(one) | {"recovered": self.recovered(name)} for name, one in self.soft.items()}
+        both = {"no_text": asdict(self.no_text), "full_text": asdict(self.full_text)}
+        return {"rows": self.rows, "text_tokens": self.tokens, **both, "soft": soft}
+
+
+@torch.no_grad()
+def fidelity(
+    teacher: Teacher,
+    exercises: Sequence[Exercise],
+    students: Mapping[str, Subject],
+    tokens: int,
+    own: Mapping[str, Metric] | None = None,
+) -> Fidelity:
+    """Measure all on the same held-out exercises.
+
+    Args:
+        students: soft prompts in their frames.
+        tokens: of the whole text.
+        own: further metrics of the greedy answers.
+    """
+    lm = teacher.lm
+    chunks = {exercise.chunk: teacher.subject(exercise.chunk) for exercise in exercises}
+    full = [chunks[exercise.chunk] for exercise in exercises]
+    alone = base_subject(lm, teacher.template)
+    taught, _ = _states(lm, full, exercises)
+
+    def measured(subjects: Sequence[Subject]) -> Measured:
+        scores = _scores(lm, subjects, exercises, own or {})
+        return _measured(lm, subjects, exercises, taught, scores)
+
+    soft = {name: measured([one] * len(exercises)) for name, one in students.items()}
+    return Fidelity(measured([alone] * len(exercises)), measured(full), soft, tokens, len(exercises))
+
+
+def _measured(
+    lm: FrozenLM,
+    subjects: Sequence[Subject],
+    exercises: Sequence[Exercise],
+    taught_NH: Tensor,
+    scores: dict[str, float],
+) -> Measured:
+    """One way to answer, each exercise with its own subject, against the teacher's states and answers."""
+    states_NH, targets_N = _states(lm, subjects, exercises)
+    pairs = zip(states_NH.split(CHUNK), taught_NH.split(CHUNK), strict=True)
+    agreed = [lm.logits(own).argmax(-1) == lm.logits(taught).argmax(-1) for own, taught in pairs]
+    distinct = {id(subject): subject for subject in subjects}
+    prefix = max((subject.prefix(lm) for subject in distinct.values()), key=_length)
+    return Measured(
+        divergence=divergences(states_NH, taught_NH, lm.logits).mean().item(),
+        agreement=torch.cat(agreed).float().mean().item(),
+        log_likelihood=-cross_entropies(states_NH, targets_N, lm.logits).mean().item(),
+        scores=scores,
+        prefix_tokens=_length(prefix),
+        prefill_seconds=_seconds(lm, lambda: bank(lm, [prefix])) if _length(prefix) else 0.0,
+        kv_bytes=_length(prefix) * kv_bytes_per_token(lm),
+    )
+
+
+def _states(lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exercise]) -> tuple[Tensor, Tensor]:
+    """Hidden states [N, H] before each answer token behind each exercise's own subject, and the tokens [N]."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for prefixes, subject, own in _by_subject(subjects, lm):
+        examples = {i: exercises[i].example(subject.template, lm.tokenizer) for i in own}
+        for part in by_tokens([len(examples[i].ids) for i in own], TOKENS):
+            numbers = [own[j] for j in part]
+            states, targets = supervised(lm, prefixes, [examples[i] for i in numbers], None)
+            sizes = [len(exercises[i].answer) for i in numbers]
+            found |= dict(zip(numbers, zip(states.split(sizes), targets.split(sizes), strict=True), strict=True))
+    parts = [found[i] for i in range(len(exercises))]
+    return torch.cat([states for states, _ in parts]), torch.cat([targets for _, targets in parts])
+
+
+def _scores(
+    lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exercise], further: Mapping[str, Metric]
+) -> dict[str, float]:
+    """Scores of greedy answers: those that need references where all rows have some, and the user's own."""
+    references = [exercise.record.references for exercise in exercises]
+    compared = all(references)
+    if not compared and not further:
+        return {}
+    right = [len(lm.encode(text)) for texts in references for text in texts]
+    sampling = Sampling(2 * max(right or [len(exercise.answer) for exercise in exercises]) + 8)
+    answers = [""] * len(exercises)
+    for prefixes, subject, own in _by_subject(subjects, lm):
+        rows, ends = (
+            [prompt_ids(exercises[i].record, subject.template, lm.tokenizer) for i in own],
+            end_ids(lm, subject.template),
+        )
+        found = generate(lm, prefixes, rows, [0] * len(own), sampling, end_ids=[ends] * len(own))
+        for i, answer in zip(own, found, strict=True):
+            answers[i] = answer.text
+    usual = generation_scores(answers, references) | {"f1": token_f1(answers, references)} if compared else {}
+    scores = usual | scores_of(further, answers, references)
+    return {name: score.value for name, score in scores.items()}
+
+
+def _by_subject(subjects: Sequence[Subject], lm: FrozenLM) -> Iterator[tuple[Bank, Subject, list[int]]]:
+    """Each subject's prefix, run once, with the numbers of its exercises."""
+    groups: dict[int, list[int]] = {}
+    for i, subject in enumerate(subjects):
+        groups.setdefault(id(subject), []).append(i)
+    for own in groups.values():
+        subject = subjects[own[0]]
+        yield bank(lm, [subject.prefix(lm)]), subject, own
+
+
+def kv_bytes_per_token(lm: FrozenLM) -> int:
+    """Bytes of one token's keys and values in all layers, in the model's dtype."""
+    shapes = [shape for shape in lm.geometry.layers if shape is not None]
+    return sum(shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in shapes) * lm.dtype.itemsize
+
+
+def _length(prefix: Prefix) -> int:
+    return len(prefix.lead) + (prefix.prompt.n_tokens if prefix.prompt else 0) + len(prefix.follow)
+
+
+def _seconds(lm: FrozenLM, call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(TIMES):
+        begin = time.perf_counter()
+        call()
+        wait_for(lm)
+        times.append(time.perf_counter() - begin)
+    return median(times)

@@ -1,0 +1,83 @@
+"""Where a distillation begins: with what its rows look at most in the whole text, fitted to what they get from it.
+
+Shapes as in `attended` and `matching`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from softprompt.compaction.attention_matching import STEPS, heard, matched
+from softprompt.compaction.selection import Reading, start_from
+from softprompt.data.tokenize import Example
+from softprompt.distillation.dataset import Exercise, Exercises
+from softprompt.distillation.prepare import Prepared
+from softprompt.errors import UnsupportedModelError
+from softprompt.formatting.formatted_prompt import layout_for, layout_ids, opening_ids
+from softprompt.methods.registry import KV_METHODS
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.forms import Prompt
+from softprompt.training.schedule import Horizon
+
+ASKING = 768  # tokens of answers about a piece that are asked what they look at
+MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one
+ASKING_ROWS = 16  # where there are no validation rows
+FIT_STEPS = {"kv": STEPS, "embedding": 800}  # 32 embeddings go on learning for longest
+
+
+def beginnings(
+    prepared: Prepared,
+    lm: FrozenLM,
+    text: tuple[int, ...],
+    exercises: Exercises,
+    progress: Callable[[float], None] = lambda done: None,
+) -> dict[int, Prompt]:
+    """By size the prompt that training starts from; none for a size that the settings start elsewhere, that takes in
+    the whole text, or where the model's keys cannot be moved."""
+    sizes = [size for size in prepared.sizes if len(text) > size]
+    if prepared.settings.method.init != "attended" or not sizes:
+        return {}
+    form = "kv" if prepared.settings.method.name in KV_METHODS else "embedding"
+    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, form))
+    looking = _readings(prepared, lm, exercises, ASKING)
+    judges = examples(exercises.validation or exercises.train[:ASKING_ROWS], prepared, lm)
+    try:
+        found = {size: start_from(lm, form, looking, size, (lead, follow), judges) for size in sizes}
+    except UnsupportedModelError:
+        return {}
+    chosen = prepared.settings.fit_steps
+    steps = FIT_STEPS[form] if chosen is None else chosen
+    if not steps:
+        return found
+    try:
+        rows = heard(lm, _readings(prepared, lm, exercises, max(ASKING, MATCHING // len(looking))))
+        for i, (size, prompt) in enumerate(found.items()):
+
+            def told(done: float, before: int = i) -> None:
+                progress((before + done) / len(found))
+
+            found[size] = matched(lm, prompt, rows, lead, follow, Horizon(steps, None), told)
+    except UnsupportedModelError:  # it starts unfitted then
+        pass
+    return found
+
+
+def examples(part: Sequence[Exercise], prepared: Prepared, lm: FrozenLM) -> list[Example]:
+    """Exercises as rows."""
+    return [exercise.example(prepared.template, lm.tokenizer) for exercise in part]
+
+
+def _readings(prepared: Prepared, lm: FrozenLM, exercises: Exercises, tokens: int) -> list[Reading]:
+    """All pieces, each with exercises about it of so many tokens of answers."""
+    opening = opening_ids(lm, prepared.template)
+    _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))
+    rows: dict[int, list[Exercise]] = {}
+    asking = dict[int, int]()
+    for exercise in exercises.train:
+        if asking.get(exercise.chunk, 0) < tokens:
+            asking[exercise.chunk] = asking.get(exercise.chunk, 0) + len(exercise.answer)
+            rows.setdefault(exercise.chunk, []).append(exercise)
+    return [
+        Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, examples(own, prepared, lm), len(opening))
+        for chunk, own in sorted(rows.items())
+    ]

@@ -1,0 +1,220 @@
+"""Distillation of a text into virtual tokens: study, answers, training, fidelity report, artifacts.
+
+    outcome = distil(settings)        # prompts/NAME, or NAME.8, NAME.16, … for several sizes
+
+The teacher is the frozen model with the text in front, the student the same model with the soft prompt; the loss is the
+divergence of the student's next-token distribution from the teacher's on the teacher's answers (context distillation:
+Askell et al. 2021, https://arxiv.org/abs/2112.00861; Eyuboglu et al.: Cartridges, https://arxiv.org/abs/2506.06266).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from softprompt.distillation.artifacts import save_all
+from softprompt.distillation.dataset import BATCH, Exercise, Exercises, answered, of_inputs, of_rows
+from softprompt.distillation.fidelity import Fidelity, fidelity
+from softprompt.distillation.initialization import beginnings, examples
+from softprompt.distillation.prepare import Prepared, longest_input
+from softprompt.distillation.queries import Input
+from softprompt.distillation.self_study import studied
+from softprompt.distillation.study_cache import Notebook
+from softprompt.distillation.teacher import Teacher
+from softprompt.evaluation.custom_metrics import Metric
+from softprompt.formatting.formatted_prompt import Subject, check_context, layout_for, layout_ids, opening_ids
+from softprompt.methods.base import Start
+from softprompt.methods.registry import KV_METHODS, build
+from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.prefix.kv import Prefix
+from softprompt.prompts.card import Card
+from softprompt.prompts.forms import Prompt, check_fits
+from softprompt.training.checkpoint import latest_step
+from softprompt.training.loop import Event, Result, train
+from softprompt.training.recorder import Recording, recorded
+from softprompt.training.trial import Candidate, Task
+
+DOCUMENT_DETAILS, TEXT_DETAILS = 0.75, 0.25
+HINT = "a shorter text, or --document, which reads it in pieces"
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation left.
+
+    Attributes:
+        results: of training, by size ("" for the only one).
+        saved: folder and card of every soft prompt; none if a signal ended the run (then `resume` goes on).
+        fidelity: None if a signal ended the run.
+    """
+
+    results: dict[str, Result]
+    saved: tuple[tuple[Path, Card], ...] = ()
+    fidelity: Fidelity | None = None
+
+    @property
+    def stopped(self) -> str:
+        """Why training ended."""
+        return next(iter(self.results.values())).stopped
+
+
+def distil(
+    prepared: Prepared,
+    lm: FrozenLM | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    own: Mapping[str, Metric] | None = None,
+    report: Callable[[Event], None] = lambda event: None,
+) -> Distilled:
+    """Distil and write the artifacts.
+
+    What was studied is kept beside the run (`notebook`), so another size, method or rate on the same text begins with
+    training.
+
+    Args:
+        lm: the base model, if it is loaded already.
+        own: further metrics of the fidelity report.
+        report: is told of every event: "study", "answers" and "fit" with their progress, then those of training.
+
+    Raises:
+        DataError: a text that does not fit, or inputs that do not.
+        what `load`, `train` and `store.save` raise.
+    """
+    settings = prepared.settings
+    if lm is None:
+        lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
+    teacher = Teacher(lm, prepared.chunks, prepared.template)
+    exercises = exercises_of(prepared, teacher, report)
+    text = tuple(lm.encode(prepared.text))
+    # Stopped before its first checkpoint, a run goes on from the notebook alone; after it the checkpoint has it all.
+    resume = resume and latest_step(prepared.run) is not None
+    begun = {} if resume else beginnings(prepared, lm, text, exercises, progress(report, "fit"))
+    candidates = {
+        str(size): _candidate(prepared, lm, text, size, begun.get(size), exercises) for size in prepared.sizes
+    }
+    where = Recording(prepared.run, prepared.folder.name, settings, settings.train.track)
+    with recorded(where, True, resume, report) as everywhere:
+        found = train(lm, list(candidates.values()), prepared.run, resume=resume, report=everywhere)
+    results = dict(zip(candidates, found, strict=True))
+    if any(result.interrupted for result in found):
+        return Distilled(results)
+    students = {size: student(prepared, lm, result.prompt) for size, result in results.items()}
+    measured = fidelity(teacher, exercises.held_out, students, len(text), own)
+    saved = save_all(prepared, lm, results, measured, overwrite=overwrite)
+    for checkpoint in prepared.run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return Distilled(results, saved, measured)
+
+
+def exercises_of(prepared: Prepared, teacher: Teacher, report: Callable[[Event], None]) -> Exercises:
+    """Inputs, the teacher's answers and lessons, in three parts; taken from the notebook as far as it goes."""
+    settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
+    _check_room(prepared, teacher)
+    notebook = Notebook.begun(prepared.notebook, _identity(prepared, teacher))
+
+    batches = notebook.inputs()
+    if not prepared.rows:
+        for batch in studied(teacher, study, details_of(prepared), batches, seed=seed):
+            notebook.add_inputs(len(batches), batch)
+            batches.append(batch)
+            progress(report, "study")(sum(map(len, batches)) / study.inputs)
+    bare = _bare(prepared, teacher.lm, batches)
+    done = answered(bare, teacher, study, notebook, seed, progress(report, "answers"))
+    return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
+
+
+def progress(report: Callable[[Event], None], kind: Literal["study", "answers", "fit"]) -> Callable[[float], None]:
+    """What reports how far a phase before training is."""
+    return lambda done: report(Event(kind, 0, {"progress": done}))
+
+
+def kept_exercises(prepared: Prepared, teacher: Teacher) -> Exercises:
+    """Those of a finished run, from its notebook. Raises StoreError if they are not there."""
+    settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
+    notebook = Notebook.kept(prepared.notebook, _identity(prepared, teacher))
+    bare = _bare(prepared, teacher.lm, notebook.inputs())
+    done = answered(bare, teacher, study, notebook, seed, lambda done: None)
+    return Exercises.split(done, study.held_out, settings.train.eval_rows, seed)
+
+
+def student(prepared: Prepared, lm: FrozenLM, prompt: Prompt) -> Subject:
+    """A soft prompt in the frame that it was distilled in."""
+    return Subject(prompt, prepared.template, layout_for(lm, prepared.template, prompt.form))
+
+
+def details_of(prepared: Prepared) -> float:
+    """Share of self-study that is about details: a document is asked for facts, a text is followed."""
+    wanted = prepared.settings.study.details
+    if wanted is not None:
+        return wanted
+    return DOCUMENT_DETAILS if prepared.settings.document else TEXT_DETAILS
+
+
+def _bare(prepared: Prepared, lm: FrozenLM, batches: Sequence[Sequence[Input]]) -> list[Exercise]:
+    """The user's rows, or these inputs, as exercises without answers."""
+    if prepared.rows:
+        return of_rows(prepared.rows, prepared.chunks, prepared.template)
+    return of_inputs([one for batch in batches for one in batch], prepared.template, lm.tokenizer)
+
+
+def _candidate(
+    prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: int, begun: Prompt | None, exercises: Exercises
+) -> Candidate:
+    """The method at its start: this prompt, or the first tokens of the text."""
+    settings = prepared.settings
+    method, kv = settings.method, settings.method.name in KV_METHODS
+    start = Start(
+        n_tokens=size,
+        init="prompt" if begun else "text" if method.init == "attended" else method.init,
+        prompt=begun,
+        text=tuple(lm.encode(method.init_text)) if method.init_text else text,
+        lead=tuple(opening_ids(lm, prepared.template)) if kv else (),
+        frozen_tokens=method.frozen_tokens if kv else 0,
+        hidden=method.hidden,
+        rank=method.rank,
+        seed=settings.train.seed,
+    )
+    learner = build(method.name, lm, start)
+    (prompt,) = learner.freeze()
+    check_fits(prompt, lm.geometry)
+    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, prompt.form))
+    facts = [prepared.sha256, prepared.template.to_dict(), settings.study.model_dump(mode="json"), method.model_dump()]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    parts = [examples(part, prepared, lm) for part in (exercises.train, exercises.validation)]
+    task = Task(parts[0], parts[1], lead, follow, digest)
+    return Candidate(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")
+
+
+def _check_room(prepared: Prepared, teacher: Teacher) -> None:
+    """DataError if the text, an input and an answer do not fit in the model's context."""
+    study = prepared.settings.study
+    around = longest_input(prepared.settings) + study.answer_tokens + 64
+    sizes = [len(_ids(teacher.prefix(i))) for i in range(len(teacher.chunks))]
+    check_context(teacher.lm, [(prepared.where, size, around) for size in sizes], HINT)
+
+
+def _ids(prefix: Prefix) -> tuple[int, ...]:
+    return (*prefix.lead, *prefix.follow)
+
+
+def _identity(prepared: Prepared, teacher: Teacher) -> str:
+    """A digest of all that inputs and lessons depend on."""
+    facts: Mapping[str, object] = {
+        "chunks": teacher.chunks,
+        "template": prepared.template.to_dict(),
+        "rows": prepared.rows_sha256,
+        "base": teacher.lm.geometry.fingerprint,
+        "dtype": str(teacher.lm.dtype),
+        "study": prepared.settings.study.model_dump(mode="json", exclude={"hard", "held_out", "details"}),
+        "details": None if prepared.rows else details_of(prepared),
+        "seed": prepared.settings.train.seed,
+        "batch": BATCH,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,134 @@
+"""Which virtual tokens a soft prompt can do without.
+
+Ma et al.: XPrompt: Exploring the Extreme of Prompt Tuning. EMNLP 2022. https://arxiv.org/abs/2210.04457
+prunes the negative tokens of a trained prompt and trains what is left again, from where it began ("rewind"). Here a
+token's score is measured, not estimated: the loss of the rows without it, minus the loss with it. What is scored is
+what would be saved: of a KV prompt the gap is closed, so what stood behind it moves one place to the left.
+
+All candidates are one bank of prefixes, each row run behind every candidate in the same passes.
+
+Shapes: P virtual tokens, V vocabulary, H embedding width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from softprompt.data.records import Record
+from softprompt.data.tokenize import Example, tokenise
+from softprompt.editing.compose import select
+from softprompt.errors import PromptError
+from softprompt.formatting.formatted_prompt import Subject, check_context
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.next_token import learned_tokens, token_losses
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.packing import by_tokens
+from softprompt.prefix.verify import bank
+from softprompt.prompts.forms import EmbeddingPrompt, Prompt
+
+TOKENS = 8192  # row and prefix tokens run at once
+CANDIDATE_TOKENS = 4096  # virtual tokens of the candidates in one bank
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of each virtual token.
+
+    Attributes:
+        loss: mean -log p per learned token with the whole prompt.
+        rises: [P] by how much the loss is higher without each token; negative: better without it.
+    """
+
+    loss: float
+    rises: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A soft prompt's most useful tokens.
+
+    Attributes:
+        kept: their numbers, in order.
+        loss: of the pruned prompt on the same rows; scores of single tokens do not add up to it.
+    """
+
+    prompt: Prompt
+    kept: tuple[int, ...]
+    loss: float
+
+
+def score(lm: FrozenLM, subject: Subject, records: Sequence[Record]) -> Scores:
+    """Leave each virtual token out in turn.
+
+    Raises:
+        PromptError: nothing to leave out: no soft prompt, or one token.
+        DataError: the rows cannot be used, or do not fit in the context.
+        UnsupportedModelError: a KV prompt of a model whose keys cannot be moved.
+    """
+    prompt = _prompt_of(subject)
+    if prompt.n_tokens < 2:
+        raise PromptError("the only virtual token cannot be pruned")
+    everything = range(prompt.n_tokens)
+    candidates = [
+        select(prompt, everything),
+        *(select(prompt, [*everything[:i], *everything[i + 1 :]], lm) for i in everything),
+    ]
+    whole, *without = _losses(lm, subject, candidates, records)
+    return Scores(whole, tuple(loss - whole for loss in without))
+
+
+def prune(lm: FrozenLM, subject: Subject, records: Sequence[Record], scores: Scores, keep: int) -> Pruned:
+    """Keep the `keep` tokens with the greatest scores. Raises PromptError if there are not so many."""
+    prompt = _prompt_of(subject)
+    if not 1 <= keep <= prompt.n_tokens:
+        raise PromptError("so many virtual tokens cannot be kept", expected=f"1 to {prompt.n_tokens}", got=keep)
+    best = sorted(range(prompt.n_tokens), key=lambda i: -scores.rises[i])[:keep]
+    kept = tuple(sorted(best))
+    pruned = select(prompt, kept, lm)
+    return Pruned(pruned, kept, _losses(lm, subject, [pruned], records)[0])
+
+
+def nearest_tokens(lm: FrozenLM, prompt: EmbeddingPrompt) -> list[str]:
+    """For each virtual token the text of the vocabulary's token that points most in its direction (cosine)."""
+    table_VH = normalize(lm.embedding.weight.detach().float(), dim=-1)
+    virtual_PH = normalize(prompt.embeddings.detach().to(lm.device, torch.float32), dim=-1)
+    return [str(lm.tokenizer.decode([i])) for i in (virtual_PH @ table_VH.T).argmax(1).tolist()]
+
+
+@torch.no_grad()
+def _losses(lm: FrozenLM, subject: Subject, candidates: Sequence[Prompt], records: Sequence[Record]) -> list[float]:
+    """Mean -log p per learned token of the rows behind each candidate in the subject's frame."""
+    examples = tokenise(records, subject.template, lm.tokenizer, max_length=sys.maxsize)
+    prefixes = [replace(subject, prompt=candidate).prefix(lm) for candidate in candidates]
+    longest = max(candidate.n_tokens for candidate in candidates) + len(prefixes[0].lead) + len(prefixes[0].follow)
+    check_context(lm, [(row.where, len(row.ids), longest) for row in examples], "leave the row out")
+    sums, group = list[Tensor](), max(1, CANDIDATE_TOKENS // longest)
+    for start in range(0, len(prefixes), group):
+        part = prefixes[start : start + group]
+        sums.append(_sums(lm, part, examples, longest))
+    return (torch.cat(sums) / learned_tokens(examples)).tolist()
+
+
+def _sums(lm: FrozenLM, prefixes: Sequence[Prefix], examples: Sequence[Example], around: int) -> Tensor:
+    """Sum of -log p over all rows behind each prefix, float64."""
+    shared = bank(lm, prefixes)
+    pairs = [(owner, example) for owner in range(len(prefixes)) for example in examples]
+    sums = torch.zeros(len(prefixes), dtype=torch.float64)
+    for part in by_tokens([len(example.ids) + around for _, example in pairs], TOKENS):
+        owners, rows = [pairs[i][0] for i in part], [pairs[i][1] for i in part]
+        values = token_losses(lm, shared, rows, owners).double().cpu()
+        counts = torch.tensor([learned_tokens([row]) for row in rows])
+        sums.index_add_(0, torch.tensor(owners).repeat_interleave(counts), values)
+    return sums
+
+
+def _prompt_of(subject: Subject) -> Prompt:
+    if subject.prompt is None:
+        raise PromptError("there is no soft prompt whose tokens could be pruned")
+    return subject.prompt

@@ -1,0 +1,72 @@
+"""How much alike soft prompts are: which saved one is a good start for a new task.
+
+Vu et al.: SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer. ACL 2022. https://arxiv.org/abs/2110.07904
+uses a prompt that was trained briefly on a task as that task's embedding, and the prompts of other tasks near it as
+starts. Its two measures, for embedding prompts e [P, H]:
+
+    average tokens     cos(mean_i e1_i, mean_j e2_j)
+    per token          mean_ij cos(e1_i, e2_j)
+
+For KV prompts the same on values: in each layer a token's vector is its values of all heads, and the measure is the
+mean over the layers. Values alone, since they are what a token adds to the text; keys are turned by their positions,
+so equal tokens at different places have different keys. The paper has embedding prompts only: for KV prompts
+this is our choice.
+
+Shapes: P virtual tokens, H embedding width, K key/value heads, D value size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from softprompt.errors import PromptError
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Both measures, in -1…1."""
+
+    average: float
+    per_token: float
+
+
+def similarity(one: Prompt, other: Prompt) -> Similarity:
+    """How much alike two prompts of the same base model are; lengths may differ.
+
+    Raises PromptError for different forms, layers or widths.
+    """
+    mine, theirs = _vectors(one), _vectors(other)
+    if one.form != other.form or [x.shape[1] for x in mine] != [x.shape[1] for x in theirs]:
+        raise PromptError(
+            "soft prompts of different forms or base models cannot be compared",
+            got=f"{one.form} and {other.form}",
+            hint="train both with the same form on the same base model",
+        )
+    pairs = list(zip(mine, theirs, strict=True))
+
+    def mean(measure: Callable[[Tensor, Tensor], Tensor]) -> float:
+        return sum(measure(a, b).item() for a, b in pairs) / len(pairs)
+
+    return Similarity(
+        mean(lambda a, b: cosine_similarity(a.mean(0), b.mean(0), dim=0)),
+        mean(lambda a, b: (normalize(a, dim=1) @ normalize(b, dim=1).T).mean()),
+    )
+
+
+def rank(prompt: Prompt, candidates: Mapping[str, Prompt]) -> list[tuple[str, Similarity]]:
+    """The candidates by `average`, the most similar first; of equal ones the first given."""
+    found = [(name, similarity(prompt, candidate)) for name, candidate in candidates.items()]
+    return sorted(found, key=lambda pair: -pair[1].average)
+
+
+def _vectors(prompt: Prompt) -> list[Tensor]:
+    """[P, width] of the embedding layer, or of every layer's values."""
+    if isinstance(prompt, EmbeddingPrompt):
+        return [prompt.embeddings.detach().float().cpu()]
+    assert isinstance(prompt, KVPrompt)
+    return [kv[1].detach().float().cpu().transpose(0, 1).flatten(1) for kv in prompt.layers if kv is not None]

@@ -1,0 +1,91 @@
+"""What every engine refuses before it runs anything: models, prefixes and jobs that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from softprompt.engine.base import Job
+from softprompt.errors import EngineError, GeometryError, UnsupportedModelError
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.kv import Prefix
+from softprompt.prompts.forms import KVPrompt, check_fits
+
+SEEDS = 2**63
+
+
+def check_supported(lm: FrozenLM) -> None:
+    """Raises UnsupportedModelError for a model whose keys and values do not all look alike."""
+    shapes = set(lm.geometry.layers)
+    reason = ""
+    if lm.is_encoder_decoder:
+        reason = "it reads and writes apart (encoder-decoder)"
+    elif None in shapes or len(shapes) > 1:
+        reason = "its layers keep keys and values of different shapes, or none"
+    elif any(shape.key_dim != shape.value_dim for shape in shapes if shape):
+        reason = "its keys and values differ in size"
+    if reason:
+        raise unsupported(lm, reason)
+
+
+def unsupported(lm: FrozenLM, reason: str) -> UnsupportedModelError:
+    """The error for a model that the engine cannot run."""
+    return UnsupportedModelError(
+        f"{lm.geometry.architecture} models cannot be batched continuously",
+        where=lm.name,
+        got=reason,
+        hint="softprompt generate runs this model",
+    )
+
+
+def check_prefix(lm: FrozenLM, name: str, prefix: Prefix, rooms: Mapping[str, int]) -> None:
+    """Raises EngineError unless the engine can put the prefix in front of a text and a new token.
+
+    Args:
+        rooms: tokens that a job may have in all, by what gives the room ("context", "cache").
+    """
+    if prefix.unseen[0] < prefix.unseen[1]:
+        raise EngineError("an engine shows all virtual tokens", where=name, hint="drop the unseen ones: prune")
+    if isinstance(prefix.prompt, KVPrompt) and prefix.lead:
+        raise EngineError("a KV prompt starts at position 0, so no lead can stand before it", where=name)
+    check_ids(lm, name, (*prefix.lead, *prefix.follow))
+    try:
+        if prefix.prompt is not None:
+            check_fits(prefix.prompt, lm.geometry)
+    except GeometryError as error:
+        raise EngineError(
+            f"the soft prompt does not fit the model: {error.what}",
+            where=name,
+            expected=error.expected,
+            got=error.got,
+        ) from error
+    size = prefix.prompt.n_tokens if prefix.prompt else 0
+    check_room(name, len(prefix.lead) + size + len(prefix.follow), 2, rooms, "fewer virtual tokens")
+
+
+def check_job(lm: FrozenLM, job: Job) -> None:
+    """Raises EngineError for a job without tokens, with ids that are none of the model's, or an impossible seed."""
+    if not job.ids:
+        raise EngineError("a job has no tokens", where=job.id, hint="give at least one token of text")
+    if not 0 <= job.sampling.seed < SEEDS:
+        raise EngineError("the seed is out of range", where=job.id, expected=f"0 to {SEEDS - 1}", got=job.sampling.seed)
+    check_ids(lm, job.id, job.ids)
+
+
+def check_ids(lm: FrozenLM, where: str, ids: tuple[int, ...]) -> None:
+    """Raises EngineError for an id that is no token of the model."""
+    vocab = lm.geometry.vocab
+    if strange := [i for i in ids if not 0 <= i < vocab]:
+        raise EngineError("an id is no token of the model", where=where, expected=f"0 to {vocab - 1}", got=strange[0])
+
+
+def check_room(where: str, before: int, new: int, rooms: Mapping[str, int], hint: str) -> None:
+    """Raises EngineError if `before` tokens and `new` ones are more than one of the rooms has."""
+    for name, room in rooms.items():
+        if before + new > room:
+            raise EngineError(
+                f"it does not fit in the {name}",
+                where=where,
+                expected=f"at most {room} tokens",
+                got=f"{before} and {new} new ones",
+                hint=hint,
+            )

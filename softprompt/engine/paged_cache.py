@@ -1,0 +1,286 @@
+"""Attention over a paged cache for one step of a batch: rows that decode by one token, padded; longer ones, one by one.
+
+Transformers' own attention for a paged cache multiplies the queries of all rows with the keys of all rows and masks
+what is not theirs. Here a row meets its own keys only, and the virtual tokens of KV prompts get their trained keys and
+values on the way into the cache. On a CPU a few rows' keys are gathered at a time, and used while they are at hand.
+
+Shapes: Q queries of the batch, n rows that decode, C cache slots read, L keys of the longest of them, A query heads,
+K key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.cache_allocators import CacheAllocator
+
+from softprompt.engine.virtual_tokens import Loaded
+from softprompt.errors import UnsupportedModelError
+from softprompt.prefix.forward import additive
+
+NAME = "softprompt_paged"  # of the attention implementation
+CORE_BYTES = 2**20  # keys and values that stay in the cache of a CPU's core
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one row has in a step: `length` tokens at the positions `past`, `past + 1`, …"""
+
+    past: int
+    length: int
+    loaded: Loaded
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens [start, stop) of the batch are the virtual tokens [begin, end) of a prompt."""
+
+    start: int
+    stop: int
+    begin: int
+    end: int
+    loaded: Loaded
+
+
+def virtual_spans(pieces: Sequence[Piece]) -> list[Span]:
+    """Where virtual tokens are in the batch."""
+    spans, start = [], 0
+    for piece in pieces:
+        begin, end = piece.loaded.virtual(piece.past, piece.past + piece.length)
+        if begin < end:
+            first = start + piece.loaded.first + begin - piece.past
+            spans.append(Span(first, first + end - begin, begin, end, piece.loaded))
+        start += piece.length
+    return spans
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows of one query each in a step; their keys are padded to one length.
+
+    Attributes:
+        queries, keys: where they are in the batch, and among the keys read with them.
+        mask: additive [n, 1, 1, L]; None if all rows have L keys.
+    """
+
+    queries: slice
+    keys: slice
+    mask: Tensor | None
+
+    def find(
+        self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scale: float, cap: float | None
+    ) -> Tensor:
+        """What the queries find among the keys, [n, A, D]."""
+        n, (heads, size) = self.queries.stop - self.queries.start, keys_CKD.shape[1:]
+        # Heads that share keys are queries of one row, so that no key is copied for them.
+        grouped_NKGD = queries_AQD[:, self.queries].transpose(0, 1).reshape(n, heads, -1, size)
+        keys_NKLD, values_NKLD = (x[self.keys].unflatten(0, (n, -1)).transpose(1, 2) for x in (keys_CKD, values_CKD))
+        found = attention(grouped_NKGD, keys_NKLD, values_NKLD, self.mask, False, scale, cap)
+        return found.reshape(n, -1, values_CKD.shape[2])
+
+
+@dataclass(frozen=True)
+class Long:
+    """A row of several queries in a step.
+
+    Attributes:
+        queries, keys: where they are in the batch, and among the keys read with them.
+        mask: additive [q, k]; None is plainly causal.
+    """
+
+    queries: slice
+    keys: slice
+    mask: Tensor | None
+
+    def find(
+        self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scale: float, cap: float | None
+    ) -> Tensor:
+        """What the queries find among the keys, [q, A, D]."""
+        keys_KLD, values_KLD = keys_CKD[self.keys].transpose(0, 1), values_CKD[self.keys].transpose(0, 1)
+        queries = queries_AQD[None, :, self.queries]
+        found = attention(queries, keys_KLD[None], values_KLD[None], self.mask, self.mask is None, scale, cap)
+        return found[0].transpose(0, 1)
+
+
+Part = Padded | Long
+
+
+@dataclass(frozen=True)
+class Read:
+    """Keys and values that are read at once, and who looks at them.
+
+    Attributes:
+        index: [C] cache slots; empty where nothing of the past is looked at.
+    """
+
+    index: Tensor
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all layers of one kind of attention read and write in a step.
+
+    Attributes:
+        write: [Q] cache slots of the new tokens.
+        reads: one after the other; their parts are in the order of the batch.
+    """
+
+    write: Tensor
+    reads: tuple[Read, ...]
+
+
+def plan(allocator: CacheAllocator, pieces: Sequence[Piece], flat: Tensor, write: Tensor, dtype: torch.dtype) -> Plan:
+    """The plan of one kind of attention.
+
+    Args:
+        flat: cache slots of all rows' keys, row by row; empty where no row has a past.
+        write: cache slots of the new tokens.
+    """
+    window: int | None = getattr(allocator, "sliding_window", None)
+    sizes = [allocator.get_seqlen_k(piece.past, piece.length) for piece in pieces]
+    # A sliding cache finds the new tokens' places in the order of the queries, so only leading rows are padded, and
+    # everything is read at once.
+    whole = window is not None or not len(flat) or flat.device.type != "cpu"
+    decoding = next((i for i, piece in enumerate(pieces) if piece.length > 1), len(pieces)) if len(flat) else 0
+    rows = decoding if whole else _rows_at_once(allocator, max(sizes[:decoding], default=0), dtype)
+    reads, slot, query = list[Read](), 0, 0
+    for first in range(0, decoding, rows or 1):
+        own = sizes[first : min(first + rows, decoding)]
+        index, mask = _padded(flat[slot : slot + sum(own)], own, allocator.read_trash_index, dtype)
+        slot, query = slot + sum(own), query + len(own)
+        reads.append(Read(index, (Padded(slice(first, query), slice(0, len(index)), mask),)))
+    for piece, size in zip(pieces[decoding:], sizes[decoding:], strict=True):
+        queries, mask = slice(query, query + piece.length), _causal(piece.length, size, window, dtype, flat.device)
+        reads.append(Read(flat[slot : slot + size], (Long(queries, slice(0, size), mask),)))
+        slot, query = slot + size, queries.stop
+    return Plan(write, (_joined(reads),) if whole else tuple(reads))
+
+
+def _rows_at_once(allocator: CacheAllocator, longest: int, dtype: torch.dtype) -> int:
+    """Rows whose keys and values stay in a core's own cache between being gathered and being used."""
+    any_allocator: Any = allocator
+    numbers = 2 * any_allocator.num_key_value_heads * any_allocator.head_dim * longest
+    return max(1, CORE_BYTES // max(1, numbers * dtype.itemsize))
+
+
+def _padded(flat: Tensor, sizes: Sequence[int], filler: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Slots of rows of these sizes, padded to the longest, and the mask of what is there; None if nothing is padded."""
+    longest = max(sizes)
+    if len(flat) == len(sizes) * longest:
+        return flat, None
+    there_NL = (torch.arange(longest)[None] < torch.tensor(sizes)[:, None]).to(flat.device)
+    slots_NL = flat.new_full(there_NL.shape, filler)
+    slots_NL[there_NL] = flat
+    return slots_NL.flatten(), additive(there_NL[:, None], dtype)
+
+
+def _joined(reads: Sequence[Read]) -> Read:
+    """All in one."""
+    parts, key = list[Part](), 0
+    for read in reads:
+        for part in read.parts:
+            parts.append(replace(part, keys=slice(key, key + part.keys.stop)))
+            key += part.keys.stop
+    return Read(torch.cat([read.index for read in reads]), tuple(parts))
+
+
+class Step:
+    """One step of a batch, as the attention layers see it.
+
+    Args:
+        plans: one for each kind of attention, by the number of its allocator.
+        spans: where virtual tokens are.
+    """
+
+    def __init__(self, cache: PagedAttentionCache, plans: Sequence[Plan], spans: Sequence[Span]) -> None:
+        self._cache, self._plans = cache, plans
+        self._spans = [span for span in spans if span.loaded.layers]
+
+    def attend(
+        self, layer: int, queries_AQD: Tensor, keys_KQD: Tensor, values_KQD: Tensor, scale: float, cap: float | None
+    ) -> Tensor:
+        """Store the new keys and values; returns what each query finds among its row's, [Q, A, D]."""
+        allocator = self._cache.layer_to_allocator[layer]
+        plan = self._plans[allocator.index]
+        keys_QKD, values_QKD = keys_KQD.transpose(0, 1), values_KQD.transpose(0, 1)
+        if self._spans:
+            keys_QKD, values_QKD = keys_QKD.clone(), values_QKD.clone()
+            for span in self._spans:
+                keys_PKD, values_PKD = span.loaded.layers[layer]
+                keys_QKD[span.start : span.stop] = keys_PKD[span.begin : span.end]
+                values_QKD[span.start : span.stop] = values_PKD[span.begin : span.end]
+        parts, new = list[Tensor](), slice(None)
+        for read in plan.reads:
+            told = (keys_QKD[new], values_QKD[new], layer, read.index, plan.write[new])
+            keys_CKD, values_CKD = allocator.update(*told)
+            parts += [part.find(queries_AQD, keys_CKD, values_CKD, scale, cap) for part in read.parts]
+            new = slice(0)  # the new ones are in the cache
+        return torch.cat(parts)
+
+
+def attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float, cap: float | None
+) -> Tensor:
+    """[rows, heads, queries, size]; query heads may share the heads of keys.
+
+    Args:
+        cap: soft cap of the scores (Gemma 2), which SDPA has not.
+    """
+    shared = queries.shape[1] != keys.shape[1]
+    if cap is None:
+        return scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=shared
+        )
+    if shared:
+        keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], 1) for x in (keys, values))
+    scores = cap * torch.tanh(queries @ keys.transpose(2, 3) * scale / cap)
+    if causal:
+        mask = additive(torch.ones_like(scores[0, :1], dtype=torch.bool).tril(), scores.dtype)
+    scores = scores if mask is None else scores + mask
+    return torch.softmax(scores, -1, dtype=torch.float32).to(queries.dtype) @ values
+
+
+def paged_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    step: Step | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The attention of Transformers' models during a step; query, key and value are [1, heads, Q, D].
+
+    Raises UnsupportedModelError for attention that needs more than queries, keys and values.
+    """
+    needed = [name for name in ("s_aux", "position_bias") if others.get(name) is not None]
+    if step is None or needed:
+        raise UnsupportedModelError("the attention of this model cannot be paged", got=", ".join(needed) or None)
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    return step.attend(module.layer_idx, query[0], key[0], value[0], scale, softcap)[None], None
+
+
+def no_mask(*_: Any, **__: Any) -> None:
+    """A step has its own masks."""
+
+
+AttentionInterface.register(NAME, paged_attention)
+AttentionMaskInterface.register(NAME, no_mask)
+
+
+def _causal(queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    if queries == keys and (window is None or keys <= window):
+        return None
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    return additive(((distance >= 0) & (distance < (window or keys)))[None], dtype)

@@ -1,0 +1,153 @@
+"""The virtual vocabulary: token ids at and above the base vocabulary, by which an engine addresses soft prompts.
+
+A prefix cache tells tokens apart by their ids alone, so an id stands for one virtual token for ever: every load takes
+new ids, and none is given twice. An id holds no memory; a prompt's tensors go with the last job that uses them.
+
+A tenant has an alphabet of its own, as many ids as the base model has, from `SALTED` on. The first token of a text is
+written in it, and since a block's hash holds that of the block before, no other tenant finds a block of the text.
+
+Shapes: P virtual tokens, K key/value heads, D head size, H width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softprompt.errors import EngineError
+from softprompt.prefix.kv import Prefix
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
+
+IDS = 2**31  # an engine hashes and stores ids as int32
+SALTED = 2**30  # below are virtual ids, above the tenants' alphabets
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A prefix as an engine runs it.
+
+    Attributes:
+        ids: lead · virtual ids · follow; text starts behind them.
+        first: number of lead ids, which is the position of the first virtual token.
+        size: P.
+        embeddings: [P, H] of an embedding prompt.
+        layers: per layer (keys [P, K, D], values [P, K, D']) of a KV prompt, as a paged cache stores them.
+        users: jobs that hold it.
+        listed: whether new jobs can name it.
+    """
+
+    name: str
+    ids: tuple[int, ...] = ()
+    first: int = 0
+    size: int = 0
+    embeddings: Tensor | None = None
+    layers: tuple[tuple[Tensor, Tensor], ...] = ()
+    users: int = 0
+    listed: bool = True
+
+    def virtual(self, begin: int, end: int) -> tuple[int, int]:
+        """Which virtual tokens [a, b) lie at the positions [begin, end); a >= b if none."""
+        return max(begin, self.first) - self.first, min(end, self.first + self.size) - self.first
+
+
+class Vocabulary:
+    """The loaded prefixes by name, and their virtual ids.
+
+    Args:
+        first: the first id that is no token of the base model.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first = self._next = first
+        self._listed: dict[str, Loaded] = {}
+        self._held: set[Loaded] = set()
+        self._tenants: dict[str, int] = {"": 0}
+
+    def salted(self, token: int, tenant: str) -> int:
+        """The token in the alphabet of a tenant; "" has that of the base model.
+
+        Raises EngineError when there are more tenants than alphabets.
+        """
+        number = self._tenants.setdefault(tenant, len(self._tenants))
+        if SALTED + number * self.first > IDS:
+            del self._tenants[tenant]
+            raise EngineError("there are too many tenants", expected=f"at most {len(self._tenants)}", got=tenant)
+        return token if number == 0 else SALTED + (number - 1) * self.first + token
+
+    def names(self) -> tuple[str, ...]:
+        """Names that `take` knows."""
+        return tuple(self._listed)
+
+    def load(self, name: str, prefix: Prefix, device: torch.device, dtype: torch.dtype) -> None:
+        """Make a prefix known, its tensors copied to this device and dtype. Whoever holds an older one keeps it.
+
+        Raises EngineError when the ids are used up.
+        """
+        size = prefix.prompt.n_tokens if prefix.prompt else 0
+        if self._next + size > SALTED:
+            raise EngineError("no virtual ids are left", where=name, hint="restart the engine")
+        ids = (*prefix.lead, *range(self._next, self._next + size), *prefix.follow)
+        loaded = Loaded(name, ids, len(prefix.lead), size)
+        if isinstance(prefix.prompt, EmbeddingPrompt):
+            loaded.embeddings = prefix.prompt.embeddings.detach().to(device, dtype, copy=True)
+        elif isinstance(prefix.prompt, KVPrompt):
+            own = (kv for kv in prefix.prompt.layers if kv is not None)
+            loaded.layers = tuple((_stored(k, device, dtype), _stored(v, device, dtype)) for k, v in own)
+        self._next += size
+        if name in self._listed:
+            self.unload(name)
+        self._listed[name] = loaded
+
+    def unload(self, name: str) -> None:
+        """Forget a name; its tensors go when nobody holds them. Raises EngineError for an unknown name."""
+        loaded = self._find(name)
+        del self._listed[name]
+        loaded.listed = False
+        self._free(loaded)
+
+    def take(self, name: str | None) -> Loaded:
+        """The prefix of this name, to be given back with `release`; an empty one for None.
+
+        Raises EngineError for an unknown name.
+        """
+        loaded = Loaded("", listed=False) if name is None else self._find(name)
+        loaded.users += 1
+        self._held.add(loaded)
+        return loaded
+
+    def release(self, loaded: Loaded) -> None:
+        """Give back what `take` gave."""
+        loaded.users -= 1
+        if not loaded.users:
+            self._held.discard(loaded)
+            self._free(loaded)
+
+    def check_integrity(self, holders: list[Loaded]) -> None:
+        """Raises AssertionError unless `holders`, one entry for each time it was taken, are all that is held."""
+        known = self._held | set(self._listed.values())
+        for loaded in known | set(holders):
+            assert loaded.users == sum(one is loaded for one in holders), f"{loaded.name} has {loaded.users} users"
+            assert loaded in known, f"{loaded.name} is held but not known"
+        ids = [i for loaded in known for i in loaded.ids if i >= self.first]
+        assert len(ids) == len(set(ids)), "two prompts share a virtual id"
+        assert max(ids, default=0) < self._next, "a virtual id was not given out"
+
+    def _find(self, name: str) -> Loaded:
+        if name not in self._listed:
+            raise EngineError("no such soft prompt is loaded", expected=sorted(self._listed), got=name)
+        return self._listed[name]
+
+    def _free(self, loaded: Loaded) -> None:
+        if not loaded.users and not loaded.listed:
+            loaded.embeddings, loaded.layers = None, ()
+
+
+def text_ids(ids_Q: Tensor, vocab: int) -> Tensor:
+    """The ids of text tokens in the base vocabulary, of whatever alphabet; those of virtual tokens become 0."""
+    return torch.where(ids_Q < SALTED, ids_Q.where(ids_Q < vocab, 0), (ids_Q - SALTED) % vocab)
+
+
+def _stored(states_KPD: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return states_KPD.detach().to(device, dtype, copy=True).transpose(0, 1).contiguous()

@@ -1,0 +1,109 @@
+"""Metrics by name: the library's own, or a user's function of one answer.
+
+    metrics_of(["f1", "rules.py:is_polite", "my_package.scores:overlap"])
+
+A user's function takes an answer and its references (none where a row has no answer) and returns a number:
+
+    def is_polite(answer: str, references: list[str]) -> float: ...
+
+It is Python that the user wrote and names on the command line, from a file or an installed module. No config file,
+card, data set or request can name one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from softprompt.errors import ConfigError
+from softprompt.evaluation.metrics import Score, bleu, bootstrap, exact_match, rouge_l, token_f1, valid_json
+
+Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Score]  # answers, and the references of each
+OwnMetric = Callable[[str, list[str]], float]  # one answer, and its references
+
+NAMED: dict[str, Metric] = {
+    "bleu": bleu,
+    "exact_match": exact_match,
+    "f1": token_f1,
+    "rouge_l": rouge_l,
+    "valid_json": lambda answers, references: valid_json(answers),
+}
+HINT = "FILE.py:function or package.module:function, a function of one answer and its references"
+
+
+def metrics_of(names: Sequence[str]) -> dict[str, Metric]:
+    """Metrics by the names they are asked for with.
+
+    Raises ConfigError for a name that is none, and for a file, module or function that cannot be had.
+    """
+    found: dict[str, Metric] = {}
+    for name in names:
+        place, colon, function = name.rpartition(":")
+        if name in NAMED:
+            found[name] = NAMED[name]
+        elif colon and place and function:
+            found[name] = row_by_row(_function(place, function), name)
+        else:
+            known = ", ".join(NAMED)
+            raise ConfigError("no such metric", where="--metric", expected=f"{known}, or {HINT}", got=name)
+    return found
+
+
+def row_by_row(function: OwnMetric, name: str) -> Metric:
+    """A metric that is the mean of a function's values, with the interval over resampled rows.
+
+    It raises ConfigError where the function fails or returns no finite number.
+    """
+
+    def value(answer: str, references: Sequence[str]) -> float:
+        try:
+            number = float(function(answer, list(references)))
+        except Exception as error:  # a user's own code may raise anything
+            got = f"{type(error).__name__}: {error}"
+            raise ConfigError("the metric failed", where=name, expected="a number", got=got) from error
+        if not math.isfinite(number):
+            raise ConfigError("the metric is not a finite number", where=name, got=f"{number} for {answer!r}")
+        return number
+
+    def scored(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+        values = [value(answer, right) for answer, right in zip(answers, references, strict=True)]
+        return bootstrap(len(values), lambda rows: sum(values[row] for row in rows) / len(values))
+
+    return scored
+
+
+def scores_of(
+    metrics: Mapping[str, Metric], answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, Score]:
+    """The score of every metric on the same answers."""
+    return {name: metric(answers, references) for name, metric in metrics.items()}
+
+
+def _function(place: str, name: str) -> OwnMetric:
+    """The function of that name in a file or an installed module."""
+    where = f"{place}:{name}"
+    try:
+        module = _of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        got = f"{type(error).__name__}: {error}"
+        raise ConfigError("the metric cannot be imported", where=where, expected=HINT, got=got) from error
+    found: OwnMetric | None = getattr(module, name, None)
+    if found is None or not callable(found):
+        functions = [other for other, one in vars(module).items() if callable(one) and other[:1] != "_"]
+        raise ConfigError("no such function", where=where, expected=f"one of {functions}", got=name)
+    return found
+
+
+def _of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None, "a path that ends in .py has a loader"
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

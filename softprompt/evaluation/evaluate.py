@@ -1,0 +1,137 @@
+"""Evaluation of subjects (a soft prompt, the base model, a text prompt) on the same rows.
+
+Classification ranks all labels by log-likelihood (`ranking`), generation decodes and compares, plain text gets loss
+and perplexity.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from softprompt.data.records import Record
+from softprompt.data.tokenize import prompt_ids, tokenise
+from softprompt.errors import ConfigError, DataError
+from softprompt.evaluation import metrics
+from softprompt.evaluation.custom_metrics import Metric, scores_of
+from softprompt.evaluation.label_ranking import rank
+from softprompt.evaluation.metrics import Score
+from softprompt.formatting.formatted_prompt import Subject, check_context, check_records, end_ids
+from softprompt.inference.decoding import Answer, Sampling, generate
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.next_token import learned_tokens, token_losses
+from softprompt.prefix.packing import by_tokens
+from softprompt.prefix.verify import bank
+
+TOKENS = 8192  # run at once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one subject, with what it answered.
+
+    Attributes:
+        answers: predicted label or generated text of each row; empty for loss.
+        labels: the classes, for classification.
+        log_likelihoods: of each row, of every class.
+    """
+
+    scores: dict[str, Score]
+    rows: int
+    answers: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    log_likelihoods: tuple[tuple[float, ...], ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """{"rows": n, metric: value, …, "confidence_interval": {metric: [low, high]}}"""
+        values = {name: score.value for name, score in self.scores.items()}
+        intervals = {name: [score.low, score.high] for name, score in self.scores.items()}
+        return {"rows": self.rows, **values, "confidence_interval": intervals}
+
+
+def evaluate(
+    lm: FrozenLM,
+    subject: Subject,
+    records: Sequence[Record],
+    *,
+    labels: Sequence[str] = (),
+    sampling: Sampling | None = None,
+    own: Mapping[str, Metric] | None = None,
+) -> Evaluation:
+    """Scores by the kind of the rows: classification, generation, or loss of plain text.
+
+    Args:
+        labels: all classes; those in the rows if empty. Classification only.
+        sampling: for generation; greedy by default.
+        own: further metrics, of the answers (of a classification the likeliest labels).
+
+    Raises:
+        DataError: no rows, rows without answers, labels that are not among the classes.
+        ConfigError: further metrics for plain text, which has no answers; or one of them fails.
+    """
+    if not records:
+        raise DataError("there are no rows to evaluate")
+    if records[0].kind == "label":
+        found = classification(lm, subject, records, labels)
+        further = scores_of(own or {}, found.answers, [record.references for record in records])
+        return replace(found, scores=found.scores | further)
+    if records[0].kind == "text":
+        if own:
+            raise ConfigError("plain text has no answers to score", where="--metric", got=", ".join(own))
+        return loss(lm, subject, records)
+    for record in records:
+        if not record.references:
+            raise DataError("the row has no answer to compare with", where=record.where)
+    answers = [answer.text for answer in answer_all(lm, subject, records, sampling or Sampling())]
+    references = [record.references for record in records]
+    scores = metrics.generation_scores(answers, references) | scores_of(own or {}, answers, references)
+    return Evaluation(scores, len(records), tuple(answers))
+
+
+def classification(lm: FrozenLM, subject: Subject, records: Sequence[Record], labels: Sequence[str]) -> Evaluation:
+    """Accuracy of the likeliest label, and of the likeliest per token (`accuracy_norm`, for unequal labels)."""
+    classes = list(labels) or sorted({record.target for record in records if record.target is not None})
+    for record in records:
+        if record.target not in classes:
+            raise DataError(f"label {record.target!r} is not among the classes", where=record.where, expected=classes)
+    totals, lengths = rank(lm, subject, records, classes)
+    best, best_norm = totals.argmax(1), (totals / lengths).argmax(1)
+    truth = torch.tensor([classes.index(str(record.target)) for record in records])
+    scores = {
+        "accuracy": metrics.proportion((best == truth).tolist()),
+        "accuracy_norm": metrics.proportion((best_norm == truth).tolist()),
+    }
+    answers = tuple(classes[i] for i in best.tolist())
+    return Evaluation(scores, len(records), answers, tuple(classes), tuple(map(tuple, totals.tolist())))
+
+
+def answer_all(lm: FrozenLM, subject: Subject, records: Sequence[Record], sampling: Sampling) -> list[Answer]:
+    """Generated answers, in the order of the rows."""
+    with torch.no_grad():
+        prefixes = bank(lm, [subject.prefix(lm)])
+    bodies = [prompt_ids(record, subject.template, lm.tokenizer) for record in records]
+    check_records(lm, records, bodies, prefixes.lengths[0] + sampling.max_new_tokens)
+    ends, rows = end_ids(lm, subject.template), len(bodies)
+    return generate(lm, prefixes, bodies, [0] * rows, sampling, end_ids=[ends] * rows, stops=[subject.stop] * rows)
+
+
+@torch.no_grad()
+def loss(lm: FrozenLM, subject: Subject, records: Sequence[Record]) -> Evaluation:
+    """Mean -log p of the learned tokens, and its exponential."""
+    prefixes = bank(lm, [subject.prefix(lm)])
+    examples = tokenise(records, subject.template, lm.tokenizer, max_length=sys.maxsize)
+    rows = [(example.where, len(example.ids), prefixes.lengths[0]) for example in examples]
+    check_context(lm, rows, "leave the row out, or give the text prompt fewer --shots")
+    sums = [0.0] * len(examples)
+    for part in by_tokens([len(example.ids) for example in examples], TOKENS):
+        shared = [examples[i] for i in part]
+        values = token_losses(lm, prefixes, shared)
+        for i, own in zip(part, values.split([learned_tokens([row]) for row in shared]), strict=True):
+            sums[i] = own.sum().item()
+    score = metrics.mean_loss(sums, [learned_tokens([example]) for example in examples])
+    perplexity = Score(math.exp(score.value), math.exp(score.low), math.exp(score.high))
+    return Evaluation({"loss": score, "perplexity": perplexity}, len(examples))

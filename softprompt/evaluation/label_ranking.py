@@ -1,0 +1,147 @@
+"""Labels ranked by log-likelihood behind each row's text, which is run once and shared by its labels.
+
+The labels are a tree of tokens: shared beginnings are run once, and a label's last token needs no run at all.
+
+Shapes: R rows, M inner nodes of the label tree, E edges, H width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softprompt.data.records import Record
+from softprompt.data.targets import end_id
+from softprompt.data.tokenize import prompt_ids, target_ids
+from softprompt.formatting.formatted_prompt import Subject, check_records
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.kv import Bank
+from softprompt.prefix.packed import hidden
+from softprompt.prefix.packing import Row, by_tokens
+from softprompt.prefix.prepare import session
+from softprompt.prefix.verify import bank
+
+TOKENS = 8192  # text and label tokens run at once
+HEAD_POSITIONS = 256  # positions whose logits are held at once
+
+
+@torch.no_grad()
+def rank(lm: FrozenLM, subject: Subject, records: Sequence[Record], labels: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Log-likelihood [R, labels] of every label behind every row, and tokens [labels] of each label."""
+    tree = LabelTree.of(lm, subject, labels)
+    bodies = [prompt_ids(record, subject.template, lm.tokenizer) for record in records]
+    prefixes = bank(lm, [subject.prefix(lm)])
+    check_records(lm, records, bodies, prefixes.lengths[0] + max(tree.lengths) - 1)
+    totals = torch.zeros(len(records), len(labels))
+    states_of, sizes = (_levels, _copied) if lm.is_encoder_decoder else (_packed, _joined)
+    for part in by_tokens(sizes(bodies, prefixes, tree), TOKENS):
+        totals[part] = tree.totals(lm, states_of(lm, prefixes, [bodies[i] for i in part], tree)).cpu()
+    return totals, torch.tensor(tree.lengths, dtype=torch.float)
+
+
+def _packed(lm: FrozenLM, prefixes: Bank, bodies: Sequence[Sequence[int]], tree: LabelTree) -> Tensor:
+    """Hidden states [R, M + 1, H] of the text's last token and the inner nodes: each text is one row with the tree."""
+    rows = [tree.behind(body) for body in bodies]
+    states = hidden(lm, prefixes, rows)
+    ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0)
+    nodes = torch.arange(-1, len(tree.tokens)) - len(tree.tokens)
+    return states[(ends[:, None] + nodes).to(lm.device)]
+
+
+def _joined(bodies: Sequence[Sequence[int]], _: Bank, tree: LabelTree) -> list[int]:
+    """Tokens that each text takes in `_packed`."""
+    return [len(body) + len(tree.tokens) for body in bodies]
+
+
+def _levels(lm: FrozenLM, prefixes: Bank, bodies: Sequence[Sequence[int]], tree: LabelTree) -> Tensor:
+    """The same for an encoder–decoder: each text is read once, and its answers grow as a tree, a level a step.
+
+    T5 tells tokens apart by their distance in the row, so branches cannot stand behind one another: a row with several
+    branches goes on as several.
+    """
+    rows = len(bodies)
+    growing = session(lm, prefixes, bodies, [0] * rows, room=max(tree.lengths))
+    states = growing.hidden.new_empty(rows, len(tree.tokens) + 1, growing.hidden.shape[1])
+    states[:, 0] = growing.hidden
+    tokens, level = torch.tensor(tree.tokens, device=lm.device), [-1]
+    while nodes := [node for node, parent in enumerate(tree.parents) if parent in level]:
+        parents = torch.tensor([level.index(tree.parents[node]) for node in nodes], device=lm.device)
+        growing.keep((torch.arange(rows, device=lm.device)[:, None] * len(level) + parents).flatten())
+        new = growing.step(tokens[nodes].repeat(rows))
+        states[:, [node + 1 for node in nodes]] = new.view(rows, len(nodes), -1)
+        level = nodes
+    return states
+
+
+def _copied(bodies: Sequence[Sequence[int]], prefixes: Bank, tree: LabelTree) -> list[int]:
+    """Encoder tokens that each text takes at most in `_levels`: a copy for each branch."""
+    return [(prefixes.lengths[0] + len(body)) * max(1, len(tree.tokens)) for body in bodies]
+
+
+@dataclass(frozen=True)
+class LabelTree:
+    """All labels as one tree of tokens. Only inner nodes are run: a last token needs no successor.
+
+    Attributes:
+        tokens: the token of each inner node but the root (the text's last token).
+        parents: its parent's number in `tokens`, -1 for the root.
+        edges: (node, token) pairs whose log-likelihoods are needed; node 0 is the root.
+        paths: for each label the numbers of its edges.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    edges: tuple[tuple[int, int], ...]
+    paths: tuple[tuple[int, ...], ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each label."""
+        return [len(path) for path in self.paths]
+
+    @staticmethod
+    def of(lm: FrozenLM, subject: Subject, labels: Sequence[str]) -> LabelTree:
+        """The tree of these labels. If one label begins another, the end token is part of all of them."""
+        texts = [target_ids(label, subject.template, lm.tokenizer) for label in labels]
+        begins = {tuple(ids[:n]) for ids in texts for n in range(1, len(ids))}
+        if any(tuple(ids) in begins for ids in texts):
+            texts = [[*ids, end_id(subject.template, lm.tokenizer)] for ids in texts]
+        nodes: dict[tuple[int, ...], int] = {(): 0}
+        edges: dict[tuple[int, int], int] = {}
+        paths = []
+        for ids in texts:
+            path = []
+            for n, token in enumerate(ids):
+                node = nodes.setdefault(tuple(ids[:n]), len(nodes))
+                path.append(edges.setdefault((node, token), len(edges)))
+            paths.append(tuple(path))
+        inner = list(nodes)[1:]
+        return LabelTree(
+            tuple(ids[-1] for ids in inner),
+            tuple(nodes[ids[:-1]] - 1 for ids in inner),
+            tuple(edges),
+            tuple(paths),
+        )
+
+    def behind(self, body: Sequence[int]) -> Row:
+        """The row of a text with the tree grown on its last token."""
+        stem = len(body)
+        parents = [
+            *range(-1, stem - 1),
+            *(stem + parent if parent >= 0 else stem - 1 for parent in self.parents),
+        ]
+        return Row([*body, *self.tokens], parents=parents)
+
+    def totals(self, lm: FrozenLM, states_RMH: Tensor) -> Tensor:
+        """Log-likelihood [R, labels] from the hidden states of root and inner nodes."""
+        nodes = states_RMH.shape[1]
+        at = torch.tensor(self.edges, device=lm.device)
+        parts = []
+        for states in states_RMH.split(max(1, HEAD_POSITIONS // nodes)):
+            logits = lm.logits(states.flatten(0, 1)).float().view(len(states), nodes, -1)
+            parts.append(logits[:, at[:, 0], at[:, 1]] - logits.logsumexp(-1)[:, at[:, 0]])
+        per_edge = torch.cat(parts)
+        return torch.stack([per_edge[:, list(path)].sum(1) for path in self.paths], dim=1)

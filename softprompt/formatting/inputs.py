@@ -1,0 +1,86 @@
+"""Texts and conversations as the token ids that stand behind a subject's prefix.
+
+A text is read as `generation.answer` reads it. A conversation depends on what the soft prompt was trained on:
+
+    conversations         the model's chat template writes all its turns
+    chat with a template  the same, and every user's turn goes through the template first
+    plain text            the last turn, the user's, is a text of its own; what was said before is not read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from softprompt.data.records import Message, Record
+from softprompt.data.template import fill, head, with_system
+from softprompt.data.tokenize import prompt_ids
+from softprompt.data.tokenizer import Tokenizer, encode, render_chat
+from softprompt.errors import DataError
+from softprompt.formatting.formatted_prompt import Subject
+from softprompt.inference.generate import record_of
+
+ROLES = ("system", "user", "assistant")
+
+
+def text_ids(text: str, subject: Subject, tokenizer: Tokenizer, where: str = "text") -> list[int]:
+    """The ids of one text; for a template with several fields it is a JSON object with them. Raises DataError."""
+    return prompt_ids(record_of(text, subject, where), subject.template, tokenizer)
+
+
+def chat_ids(messages: Sequence[Message], subject: Subject, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a conversation, up to where the assistant begins.
+
+    Args:
+        messages: turns of the system (the first alone), the user and the assistant; the last is the user's.
+
+    Raises:
+        DataError: other turns, a system turn where the soft prompt brings its own opening, or what the model's chat
+            template refuses.
+    """
+    _check_turns(messages)
+    template = subject.template
+    if template.kind == "chat" and not template.text:
+        record = Record({}, None, "messages", messages=tuple(messages), where="messages")
+        return prompt_ids(record, template, tokenizer)
+    if messages[0].role == "system" and messages[0].content == template.system:
+        messages = messages[1:]
+    if messages[0].role == "system":
+        raise DataError(
+            "this soft prompt brings its own opening, so it takes no system turn",
+            where="messages[0]",
+            hint="leave the system turn out, or ask the base model",
+        )
+    if template.kind != "chat":
+        return text_ids(messages[-1].content, subject, tokenizer, f"messages[{len(messages) - 1}]")
+    return _filled_ids(messages, subject, tokenizer)
+
+
+def _filled_ids(messages: Sequence[Message], subject: Subject, tokenizer: Tokenizer) -> list[int]:
+    """Every user's turn through the template, and all turns behind the opening that the prefix holds already."""
+    template, opening = subject.template, head(subject.template, tokenizer)
+    turns = [_filled(message, subject, f"messages[{i}]") for i, message in enumerate(messages)]
+    text = render_chat(with_system(template, turns), tokenizer, add_generation_prompt=True)
+    if not text.startswith(opening):
+        raise DataError("the model's chat template writes this conversation with another opening", where="messages")
+    return encode(text[len(opening) :], tokenizer)
+
+
+def _filled(message: Message, subject: Subject, where: str) -> Message:
+    if message.role != "user":
+        return message
+    return Message("user", fill(subject.template, record_of(message.content, subject, where)))
+
+
+def _check_turns(messages: Sequence[Message]) -> None:
+    for i, message in enumerate(messages):
+        if message.role not in ROLES or (message.role == "system" and i > 0):
+            raise DataError(
+                "a conversation has a system turn at most first, then turns of user and assistant",
+                where=f"messages[{i}]",
+                expected=", ".join(ROLES),
+                got=repr(message.role[:20]),
+            )
+    if not messages or messages[-1].role != "user":
+        raise DataError(
+            "the last turn must be the user's", where=f"messages[{len(messages) - 1}]" if messages else "messages"
+        )

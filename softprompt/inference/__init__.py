@@ -1,0 +1,4 @@
+"""Text generation behind soft prompts: sampling, decoding, chat.
+
+Knows neither methods nor training. Start reading at `generate`.
+"""

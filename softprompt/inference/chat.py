@@ -1,0 +1,49 @@
+"""A conversation with one subject, on this machine and without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from softprompt.data.records import Message
+from softprompt.formatting.formatted_prompt import Subject, check_context, end_ids
+from softprompt.formatting.inputs import chat_ids
+from softprompt.inference.decoding import Sampling, generate
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.verify import bank
+
+
+class Talk:
+    """What was said so far, and the prefix, which is run once."""
+
+    def __init__(self, lm: FrozenLM, subject: Subject, sampling: Sampling) -> None:
+        self.said: list[Message] = []
+        self._lm, self._subject, self._sampling = lm, subject, sampling
+        self._ends = end_ids(lm, subject.template)
+        with torch.no_grad():
+            self._bank = bank(lm, [subject.prefix(lm)])
+
+    def say(self, text: str, on_text: Callable[[str], None]) -> None:
+        """Stream the answer to a text. When it is interrupted, what was said of it is remembered.
+
+        Raises DataError for a text that does not fit the template or the context; it is not remembered then.
+        """
+        turns = [*self.said, Message("user", text)]
+        ids = chat_ids(turns, self._subject, self._lm.tokenizer)
+        around = self._bank.lengths[0] + self._sampling.max_new_tokens
+        check_context(self._lm, [("the conversation", len(ids), around)], "/reset, or fewer --max-new-tokens")
+        answer = list[str]()
+
+        def tell(_: int, new: str) -> None:
+            answer.append(new)
+            on_text(new)
+
+        try:
+            generate(self._lm, self._bank, [ids], [0], self._sampling, end_ids=[self._ends], on_text=tell)
+        finally:
+            self.said = [*turns, Message("assistant", "".join(answer))]
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self.said = []

@@ -1,0 +1,101 @@
+"""Answers to texts through soft prompts: any mix of prompts in one batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from softprompt.data.records import Message, Record
+from softprompt.data.tokenize import prompt_ids
+from softprompt.errors import ConfigError, DataError
+from softprompt.formatting.formatted_prompt import Subject, card_subject, check_context, end_ids
+from softprompt.inference.decoding import Answer, Sampling, generate
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.verify import bank
+from softprompt.prompts import store
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text for the subject called `name`; `where` names it in messages, e.g. "stdin:3".
+
+    For a template with several fields the text is a JSON object: '{"text": "…", "text2": "…"}'.
+    """
+
+    text: str
+    name: str
+    where: str = ""
+
+
+def load_subjects(lm: FrozenLM, names: Sequence[str]) -> dict[str, Subject]:
+    """Soft prompts by name or path, each in its card's frame. Raises StoreError, WrongBaseError."""
+    return {name: card_subject(*store.load(store.locate(name), lm.geometry)) for name in names}
+
+
+def answer(
+    lm: FrozenLM,
+    subjects: Mapping[str, Subject],
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    on_text: Callable[[int, str], None] = lambda row, text: None,
+) -> list[Answer]:
+    """One answer per request; different prompts share batches.
+
+    Args:
+        subjects: by the names that requests use.
+        on_text: is told of new text as it comes, with the request's number.
+
+    Raises:
+        ConfigError: a request for none of the subjects.
+        DataError: a text that does not fit the template or the context.
+    """
+    names = list(subjects)
+    for request in requests:
+        if request.name not in subjects:
+            raise ConfigError("a request names an unknown soft prompt", expected=names, got=request.name)
+    with torch.no_grad():
+        prefixes = bank(lm, [subjects[name].prefix(lm) for name in names])
+    wheres = [request.where or f"text {i + 1} for {request.name}" for i, request in enumerate(requests)]
+    records = [record_of(r.text, subjects[r.name], where) for r, where in zip(requests, wheres, strict=True)]
+    rows = [
+        prompt_ids(record, subjects[request.name].template, lm.tokenizer)
+        for record, request in zip(records, requests, strict=True)
+    ]
+    ends = [end_ids(lm, subjects[request.name].template) for request in requests]
+    stops = [subjects[request.name].stop for request in requests]
+    owners = [names.index(request.name) for request in requests]
+    around = [prefixes.lengths[owner] + sampling.max_new_tokens for owner in owners]
+    lengths = zip(wheres, map(len, rows), around, strict=True)
+    check_context(lm, lengths, "shorten the text, or ask for fewer new tokens")
+    return generate(lm, prefixes, rows, owners, sampling, end_ids=ends, stops=stops, on_text=on_text)
+
+
+def record_of(text: str, subject: Subject, where: str) -> Record:
+    """A text as a row of the subject's template: its one field, or the user's turn of a conversation.
+
+    For a template with several fields it must be a JSON object with these fields; DataError otherwise.
+    """
+    names = subject.template.names
+    if not names:
+        return Record({}, None, "messages", messages=(Message("user", text),), where=where)
+    fields = {names[0]: text} if len(names) == 1 else _fields(text, names, where)
+    return Record(fields, None, "label" if "text" in names else "completion", where=where)
+
+
+def _fields(text: str, names: tuple[str, ...], where: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or any(not isinstance(found.get(name), str) for name in names):
+        raise DataError(
+            "this soft prompt's template has several fields, so a text must be a JSON object with them",
+            where=where,
+            expected=json.dumps(dict.fromkeys(names, "...")),
+            got=repr(text[:60]),
+        )
+    return {name: found[name] for name in names}

@@ -1,0 +1,92 @@
+"""Attention over the prompts of other tasks, as in ATTEMPT but the same for every input.
+
+Asai, Salehi, Peters, Hajishirzi: ATTEMPT: Parameter-Efficient Multi-task Tuning via Attentional Mixtures of Soft
+Prompts. EMNLP 2022. https://arxiv.org/abs/2205.11961
+
+Shapes: J source prompts, P virtual tokens, C numbers a token (see `table.py`), R = 100 reduced width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from softprompt.errors import ConfigError
+from softprompt.methods.base import Method, Start
+from softprompt.methods.initializers import embeddings, keys_values
+from softprompt.methods.matrix import from_table, to_table
+from softprompt.methods.prefix_tuning import check_frozen
+from softprompt.methods.rng import seeded
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.forms import EmbeddingPrompt, Prompt, check_fits, to
+
+REDUCED = 100  # of the authors' code
+
+
+@final
+class Mixture(Method):
+    """P' = P_0 + Δ + Σ_j (a_j - a⁰_j) P_j, a = softmax_j(p_j · LayerNorm(U SiLU(D q)) / (e √C)).
+
+    P_j are the source prompts, which do not change, and p_j [C] their largest value over the tokens, brought to mean
+    square one. Δ [P, C] from zero, q [C], D [R, C], U [C, R] are learned. a⁰ is a at the start, so training starts
+    exactly at P_0; with `init: prompt` that can be a source, or an average of them.
+
+    In the paper q is the largest value over the embeddings of the input, so every input has its own mixture. Here q is
+    learned: one mixture for the task, which folds into one ordinary prompt, but inputs of different kinds can no longer
+    lean on different sources. The paper also attends to the target prompt P_0 + Δ, and has no a⁰; its temperature
+    e·C suits the large embeddings of T5, while this one does not depend on their size. The sources may be of either
+    form; a KV prompt's first `frozen_tokens` do not change.
+    """
+
+    begin: Tensor
+    sources: Tensor
+    even: Tensor
+
+    def __init__(self, lm: FrozenLM, start: Start) -> None:
+        super().__init__()
+        like = _check_sources(lm, start)
+        embedding = isinstance(like, EmbeddingPrompt)
+        if not embedding:
+            check_frozen(start)
+        self.like, self.frozen_tokens = to(like, device="meta"), 0 if embedding else start.frozen_tokens
+        self.register_buffer("begin", embeddings(lm, start) if embedding else to_table(keys_values(lm, start)))
+        tables = [to_table(to(source, device=lm.device, dtype=torch.float32)) for source in start.sources]
+        self.register_buffer("sources", torch.stack(tables))
+        width = self.begin.shape[1]
+        with seeded(start.seed):
+            self.query = nn.Parameter(torch.randn(width))
+            self.down, self.up = nn.Linear(width, REDUCED, bias=False), nn.Linear(REDUCED, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.target = nn.Parameter(torch.zeros(start.n_tokens, width))
+        self.to(lm.device)
+        self.register_buffer("even", self.attention().detach())
+
+    def attention(self) -> Tensor:
+        """The weights a [J] of the sources."""
+        keys_JC = self.sources.amax(dim=1)
+        keys_JC = keys_JC / keys_JC.square().mean().sqrt()
+        query_C = self.norm(self.up(nn.functional.silu(self.down(self.query))))
+        return torch.softmax(keys_JC @ query_C / (math.e * math.sqrt(len(query_C))), dim=0)
+
+    def forward(self) -> tuple[Prompt]:
+        change = self.target + torch.einsum("j,jpc->pc", self.attention() - self.even, self.sources)
+        moves = torch.arange(len(change), device=change.device) >= self.frozen_tokens
+        return (from_table(self.begin + change * moves[:, None], self.like),)
+
+
+def _check_sources(lm: FrozenLM, start: Start) -> Prompt:
+    """The first source. Raises ConfigError or GeometryError unless there are two or more, and they fit each other."""
+    if len(start.sources) < 2:
+        hint = "name two saved soft prompts or more"
+        raise ConfigError("a mixture needs source prompts", where="method.sources", got=len(start.sources), hint=hint)
+    found = {(source.form, source.n_tokens) for source in start.sources}
+    if len(found) > 1 or start.sources[0].n_tokens != start.n_tokens:
+        what, expected = "the source prompts must be of one form and length", f"{start.n_tokens} virtual tokens each"
+        got = ", ".join(f"{form} of {n}" for form, n in sorted(found))
+        raise ConfigError(what, where="method.sources", expected=expected, got=got)
+    for source in start.sources:
+        check_fits(source, lm.geometry)
+    return start.sources[0]

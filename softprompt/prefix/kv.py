@@ -1,0 +1,217 @@
+"""Prefixes and their keys and values.
+
+Shapes: N prefixes, S key slots of a bank, K key/value heads, D head size, H width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from softprompt.errors import GeometryError, UnsupportedModelError
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.cache import KV, PrefixCache
+from softprompt.prefix.forward import check_room, forward
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What stands in front of a row: lead ids · soft prompt (or none) · follow ids.
+
+    Nothing behind them looks at the virtual tokens [first, last) of `unseen`; the others keep their positions.
+    """
+
+    prompt: Prompt | None = None
+    lead: tuple[int, ...] = ()
+    follow: tuple[int, ...] = ()
+    unseen: tuple[int, int] = (0, 0)
+
+
+class Bank(ABC):
+    """N prefixes, ready to stand in front of rows. What it holds depends on the kind of model.
+
+    Attributes:
+        lengths: tokens of each prefix; its text starts at that position.
+    """
+
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """All of N prefixes but their prompts' numbers: slots, positions and the text around, on the model's device.
+
+    Attributes:
+        positions: [N, S] position of each slot, -1 for an empty one.
+        starts: [N] tokens of each prefix; its text starts at that position.
+        lengths: the same, on the host.
+        past_slots: the first of the S slots, those of KV prompts; the others are run.
+        around: of each prefix the embeddings [n, H] of its lead and of its follow.
+    """
+
+    positions: Tensor
+    starts: Tensor
+    lengths: tuple[int, ...]
+    past_slots: int
+    around: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.positions.shape[1]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CausalBank(Bank):
+    """The keys and values of N prefixes of a causal model.
+
+    Attributes:
+        layers: per layer (keys [N, K, S, D], values [N, K, S, D']) or None.
+        front: what else there is to know of the prefixes.
+        lengths: tokens of each prefix; its text starts at that position.
+    """
+
+    layers: tuple[KV, ...]
+    front: Front
+    lengths: tuple[int, ...]
+
+    @property
+    def positions(self) -> Tensor:
+        """[N, S] position of each slot, -1 for an empty one."""
+        return self.front.positions
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.front.slots
+
+    def past(self, owners: Tensor) -> tuple[KV, ...]:
+        """Per layer the keys and values [G, K, S, D] of the prefixes `owners` [G], shared where there is only one."""
+        if len(self.lengths) == 1:
+            size = (len(owners), -1, -1, -1)
+            return tuple(None if kv is None else (kv[0].expand(size), kv[1].expand(size)) for kv in self.layers)
+        return tuple(None if kv is None else (kv[0][owners], kv[1][owners]) for kv in self.layers)
+
+
+def laid_out(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Front:
+    """Where the tokens of these prefixes stand: KV prompts are the past, everything else is run behind it, padded to
+    the right.
+
+    Raises:
+        DataError: a prefix alone is longer than the model's context.
+        GeometryError: a KV prompt behind a lead.
+    """
+    past_lengths = [p.prompt.n_tokens if isinstance(p.prompt, KVPrompt) else 0 for p in prefixes]
+    run_lengths = [_run_length(prefix) for prefix in prefixes]
+    longest = max(past + run for past, run in zip(past_lengths, run_lengths, strict=True))
+    hint = "fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front"
+    check_room(lm, longest, "what stands in front of the row does not fit in the model's context", hint)
+    past_slots, run_slots = max(past_lengths), max(run_lengths)
+    past_N1, run_N1 = torch.tensor(past_lengths)[:, None], torch.tensor(run_lengths)[:, None]
+    past_S, run_S = torch.arange(past_slots), torch.arange(run_slots)
+    past_positions, run_positions = (
+        past_S.where(past_S < past_N1, -1),
+        (run_S + past_N1).where(run_S < run_N1, -1),
+    )
+    positions = torch.cat([past_positions, run_positions], dim=1)
+    for i, prefix in enumerate(prefixes):
+        begin = 0 if isinstance(prefix.prompt, KVPrompt) else past_slots + len(prefix.lead)
+        positions[i, begin + prefix.unseen[0] : begin + prefix.unseen[1]] = -1
+    starts_N = (past_N1 + run_N1)[:, 0]
+    around = tuple((lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow))) for prefix in prefixes)
+    return Front(positions.to(lm.device), starts_N.to(lm.device), tuple(starts_N.tolist()), past_slots, around)
+
+
+def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], front: Front | None = None) -> CausalBank:
+    """Keys and values of every prefix in one pass, with gradient where a prompt has one.
+
+    Args:
+        front: where their tokens stand, if that is known already. With it nothing is copied from the host.
+
+    Raises as `laid_out`.
+    """
+    front = front or laid_out(lm, prefixes)
+    positions, past_slots = front.positions, front.past_slots
+    run_slots = front.slots - past_slots
+    layers = _stack(lm, prefixes, past_slots)
+    if run_slots:
+        queries = positions[:, past_slots:]
+        cache = PrefixCache(layers, past_slots, record=True)
+        runs = [_joined(lm, prefix, *texts) for prefix, texts in zip(prefixes, front.around, strict=True)]
+        forward(
+            lm,
+            embeds_GLH=torch.stack([pad(run, (0, 0, 0, run_slots - len(run))) for run in runs]),
+            positions_GL=queries.clamp_min(0),
+            key_positions_GK=positions,
+            visible_GQK=(positions >= 0)[:, None, :] & (positions[:, None, :] <= queries[:, :, None]),
+            cache=cache,
+        )
+        layers = tuple(cache.seen.get(i) for i in range(len(layers)))
+    return CausalBank(layers, front, front.lengths)
+
+
+def causal(bank: Bank) -> CausalBank:
+    """The bank of a causal model; UnsupportedModelError for that of an encoder–decoder."""
+    if isinstance(bank, CausalBank):
+        return bank
+    raise UnsupportedModelError("this works with causal models only, and the base model is an encoder-decoder")
+
+
+def embedded(lm: FrozenLM, prefix: Prefix) -> Tensor:
+    """Embeddings [n, H] of all that must be run for this prefix: everything but a KV prompt's own keys and values.
+
+    Raises GeometryError for a KV prompt behind a lead.
+    """
+    _run_length(prefix)
+    return _joined(lm, prefix, lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow)))
+
+
+def _run_length(prefix: Prefix) -> int:
+    """How many tokens `embedded` gives."""
+    if isinstance(prefix.prompt, KVPrompt) and prefix.lead:
+        raise GeometryError(
+            "a KV prompt starts at position 0, so no lead can stand before it",
+            hint="make the lead part of the prompt: initialise it from a text that begins with the lead",
+        )
+    virtual = prefix.prompt.n_tokens if isinstance(prefix.prompt, EmbeddingPrompt) else 0
+    return len(prefix.lead) + virtual + len(prefix.follow)
+
+
+def _joined(lm: FrozenLM, prefix: Prefix, lead: Tensor, follow: Tensor) -> Tensor:
+    if isinstance(prefix.prompt, EmbeddingPrompt):
+        return torch.cat([lead, prefix.prompt.embeddings.to(lm.device, lm.dtype), follow])
+    return torch.cat([lead, follow])
+
+
+def _ids(ids: Sequence[int]) -> Tensor:
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _stack(lm: FrozenLM, prefixes: Sequence[Prefix], slots: int) -> tuple[KV, ...]:
+    """Per layer the keys and values of all KV prompts, padded to `slots`; empty for the other prefixes."""
+    stacked: list[KV] = []
+    for i, shape in enumerate(lm.geometry.layers):
+        if shape is None or slots == 0:
+            stacked.append(None)
+            continue
+        keys, values = [], []
+        for prefix in prefixes:
+            kv = prefix.prompt.layers[i] if isinstance(prefix.prompt, KVPrompt) else None
+            if kv is None:
+                kv = (
+                    torch.zeros(shape.kv_heads, 0, shape.key_dim, device=lm.device),
+                    torch.zeros(shape.kv_heads, 0, shape.value_dim, device=lm.device),
+                )
+            missing = (0, 0, 0, slots - kv[0].shape[1])
+            keys.append(pad(kv[0].to(lm.device, lm.dtype), missing))
+            values.append(pad(kv[1].to(lm.device, lm.dtype), missing))
+        stacked.append((torch.stack(keys), torch.stack(values)))
+    return tuple(stacked)

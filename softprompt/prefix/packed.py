@@ -1,0 +1,99 @@
+"""Rows of text behind a bank of prefixes, packed, with gradient into the prefixes.
+
+Shapes: T tokens of all rows, G bins, L tokens per bin, S prefix slots, K key/value heads, D head size, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.cache import PrefixCache
+from softprompt.prefix.forward import check_not_empty, check_room, forward
+from softprompt.prefix.kv import Bank, CausalBank, Front, causal
+from softprompt.prefix.packing import Bins, Row, best_capacity, pack
+
+
+def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | None = None) -> Tensor:
+    """Final hidden states [T, H] of all tokens of all rows, in the order of the rows.
+
+    Args:
+        bank: the prefixes that `Row.prefix` counts.
+        capacity: tokens per bin; 1 pads every row by itself, a large number packs all into one; chosen by
+            estimated cost if None.
+
+    Raises:
+        DataError: an empty row, or one that does not fit in the model's context behind its prefix.
+        UnsupportedModelError: the bank of an encoder–decoder.
+    """
+    bank = causal(bank)
+    bins = packed(lm, bank, rows, capacity)
+    return run(lm, bank, bins).flatten(0, 1)[bins.flat.to(lm.device)]
+
+
+def recorded(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row]) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+    """`hidden`, and by layer the keys [T, K, D] and values [T, K, D'] of these tokens."""
+    bins, layers = packed(lm, bank, rows), dict[int, tuple[Tensor, Tensor]]()
+    flat_T = bins.flat.to(lm.device)
+    states_GLH = run(lm, bank, bins, layers=layers)
+
+    def own(seen_GKSD: Tensor) -> Tensor:
+        return seen_GKSD[:, :, bank.slots :].transpose(1, 2).flatten(0, 1)[flat_T]
+
+    return states_GLH.flatten(0, 1)[flat_T], {i: (own(keys), own(values)) for i, (keys, values) in layers.items()}
+
+
+def run(
+    lm: FrozenLM,
+    bank: CausalBank,
+    bins: Bins,
+    attentions: list[Tensor] | None = None,
+    layers: dict[int, tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """Final hidden states [G, L, H] of rows behind their prefixes, as `packed` lays them out.
+
+    Args:
+        attentions: as in `forward`.
+        layers: gets the keys [G, K, S + L, D] and values [G, K, S + L, D'] of each layer that has some.
+    """
+    bins = bins.to(lm.device)
+    owners = bins.prefix
+    cache = PrefixCache(bank.past(owners), bank.slots, record=layers is not None)
+    positions_GL = bins.depth + bank.front.starts[owners][:, None]
+    prefix_GS = bank.positions[owners]
+    visible_prefix = (prefix_GS >= 0)[:, None, :].expand(-1, positions_GL.shape[1], -1)
+    states_GLH = forward(
+        lm,
+        ids_GL=bins.ids,
+        positions_GL=positions_GL,
+        key_positions_GK=torch.cat([prefix_GS, positions_GL], dim=1),
+        visible_GQK=torch.cat([visible_prefix, bins.visible], dim=2),
+        cache=cache,
+        attentions=attentions,
+    )
+    if layers is not None:
+        layers.update(cache.seen)
+    return states_GLH
+
+
+def packed(lm: FrozenLM, bank: CausalBank | Front, rows: Sequence[Row], capacity: int | None = None) -> Bins:
+    """The rows, which will stand behind these prefixes, in bins of this many tokens, or of what is estimated to cost
+    least; on the host.
+
+    Raises DataError for an empty row, or one that does not fit in the model's context.
+    """
+    check_not_empty(row.ids for row in rows)
+    bins = pack(rows, best_capacity(rows, bank.slots, *_costs(lm)) if capacity is None else capacity)
+    check_room(lm, int((bins.depth.max(1).values + torch.tensor(bank.lengths)[bins.prefix]).max()) + 1)
+    return bins
+
+
+def _costs(lm: FrozenLM) -> tuple[float, float]:
+    """FLOPs of a forward pass per token (matrix products) and per query-key pair (attention), all layers together."""
+    weights = sum(p.numel() for p in lm.model.base_model.parameters()) - lm.embedding.weight.numel()
+    heads = lm.config.num_attention_heads
+    pairs = sum(2 * heads * (shape.key_dim + shape.value_dim) for shape in lm.geometry.layers if shape is not None)
+    return 2.0 * weights, float(pairs)

@@ -1,0 +1,174 @@
+"""Moving the keys of a KV prompt to other positions.
+
+A rotary model turns each key by an angle that grows with its position (Su et al.: RoFormer. 2021.
+https://arxiv.org/abs/2104.09864), and turns add up: R(p + d) k = R(d) R(p) k. So a key that stands at position p is
+moved by d with the model's own angles at d, whatever it was before. Values carry no position.
+
+How a model lays the pairs of a turn out in a key differs between families, and some layers do not turn at all. The
+first move tries the known layouts, layer by layer, on the loaded model's own keys of a text at two places; a model that
+none explains (learned positions, or positions mixed into the values) is refused.
+
+Shapes: K key/value heads, P virtual tokens, D head size, R = 2 F turned numbers of a key, F frequencies.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from softprompt.errors import GeometryError, UnsupportedModelError
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.cache import KV, PrefixCache
+from softprompt.prefix.forward import forward
+from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE, verify
+from softprompt.prompts.forms import KVPrompt
+
+# The two numbers of a pair: F apart (Llama, and GPT-NeoX for the first R of D), side by side (Cohere, GLM), or none.
+Layout = Literal["halves", "pairs", "still"]
+LAYOUTS: tuple[Layout, ...] = ("halves", "pairs", "still")
+TOKENS, DISTANCE = 6, 13  # of the trial
+_layouts: weakref.WeakKeyDictionary[FrozenLM, tuple[Layout | None, ...]] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def moved(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVPrompt:
+    """The prompt with the key of token i moved by `by[i]` positions, right if positive. In float32, values as given.
+
+    Raises:
+        GeometryError: a move as long as the context. Within it every kind of scaled rotation ("longrope", "dynamic")
+            keeps one set of frequencies, so the move is exact; beyond it there is none.
+        UnsupportedModelError: the keys of this model cannot be moved.
+    """
+    assert len(by) == prompt.n_tokens, "one distance for each token"
+    if (farthest := max(map(abs, by))) >= lm.geometry.max_positions:
+        raise GeometryError(
+            "the keys would leave the model's context",
+            expected=f"moves of less than {lm.geometry.max_positions} positions",
+            got=farthest,
+        )
+    if not any(by):
+        return prompt
+    layouts = _layouts_of(lm)
+    distances = torch.tensor(by, device=lm.device)
+    layers: list[KV] = []
+    for i, (kv, layout) in enumerate(zip(prompt.layers, layouts, strict=True)):
+        if kv is None or layout is None:
+            layers.append(kv)
+        else:
+            layers.append((_turn(kv[0].to(lm.device), *_angles(lm, i, distances), layout), kv[1]))
+    return KVPrompt(tuple(layers))
+
+
+@torch.no_grad()
+def turned(lm: FrozenLM, layer: int, vectors_XTD: Tensor, by: Sequence[int]) -> Tensor:
+    """Keys or queries of a layer, turned as if token t stood `by[t]` positions further right. In float32.
+
+    Raises UnsupportedModelError as `moved`.
+    """
+    layout = _layouts_of(lm)[layer]
+    assert layout is not None, "a layer with keys"
+    return _turn(vectors_XTD, *_angles(lm, layer, torch.tensor(by, device=lm.device)), layout)
+
+
+def turns_keys(lm: FrozenLM) -> bool:
+    """Whether the model turns keys by their position; in another a key is the same wherever rows stand behind it."""
+    return _rotary(lm) is not None
+
+
+def _layouts_of(lm: FrozenLM) -> tuple[Layout | None, ...]:
+    """Of each layer with keys the layout that turns the keys of a text at 0 into those of the same text further on."""
+    if lm in _layouts:
+        return _layouts[lm]
+    verify(lm)
+    if _rotary(lm) is None:
+        raise _unmovable(lm, "no rotary module")
+    here, there = _keys(lm, 0), _keys(lm, DISTANCE)
+    distances = torch.full((TOKENS,), DISTANCE, device=lm.device)
+    found: list[Layout | None] = [None] * len(lm.geometry.layers)
+    for i, (keys, values) in here.items():
+        angles = _angles(lm, i, distances)
+        off = {layout: _difference(_turn(keys, *angles, layout), there[i][0]) for layout in LAYOUTS}
+        found[i] = min(LAYOUTS, key=off.__getitem__)
+        worst = max(min(off.values()), _difference(values, there[i][1]))
+        if worst > TOLERANCE.get(lm.dtype, HALF_TOLERANCE):
+            raise _unmovable(lm, f"layer {i} is off by {worst:.1%}")
+    _layouts[lm] = tuple(found)
+    return _layouts[lm]
+
+
+def _unmovable(lm: FrozenLM, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the keys of {lm.geometry.architecture} models cannot be moved to other positions",
+        where=lm.name,
+        expected="keys turned by their position (rotary), and positions nowhere else",
+        got=reason,
+        hint="embedding prompts can be joined, resized and pruned on any model",
+    )
+
+
+def _keys(lm: FrozenLM, start: int) -> dict[int, tuple[Tensor, Tensor]]:
+    """Per layer the keys and values [K, TOKENS, D] of a short text that starts at this position."""
+    positions = torch.arange(start, start + TOKENS, device=lm.device)[None]
+    cache = PrefixCache((None,) * len(lm.geometry.layers), 0, record=True)
+    ids = torch.tensor([[(7 * i + 3) % lm.geometry.vocab for i in range(TOKENS)]], device=lm.device)
+    forward(
+        lm,
+        ids_GL=ids,
+        positions_GL=positions,
+        key_positions_GK=positions,
+        visible_GQK=positions[:, None, :] <= positions[:, :, None],
+        cache=cache,
+    )
+    return {i: (keys[0].float(), values[0].float()) for i, (keys, values) in cache.seen.items()}
+
+
+def _rotary(lm: FrozenLM) -> Any:
+    """The module that makes the angles, or None."""
+    named = (module for module in lm.model.base_model.modules() if type(module).__name__.endswith("RotaryEmbedding"))
+    return next(named, None)
+
+
+def _angles(lm: FrozenLM, layer: int, distances_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [P, F] of this layer's turns over these distances, in float32.
+
+    Models write the F numbers once, twice in a row or each one twice, and scale them (`attention_scaling`): the keys
+    have that factor already.
+    """
+    rotary = _rotary(lm)
+    like = torch.zeros(1, dtype=torch.float32, device=lm.device)
+    per_type = "layer_type" in inspect.signature(rotary.forward).parameters
+    kind = (lm.layer_types[layer],) if per_type else ()
+    cos, sin = (part[0].float() for part in rotary(like, distances_P.abs()[None], *kind))
+    half = cos.shape[-1] // 2
+    doubled = torch.stack([cos, sin])
+    if torch.equal(doubled[..., :half], doubled[..., half:]):
+        cos, sin = cos[..., :half], sin[..., :half]
+    elif torch.equal(doubled[..., 0::2], doubled[..., 1::2]):
+        cos, sin = cos[..., 0::2], sin[..., 0::2]
+    size = (cos.square() + sin.square()).sqrt()
+    return cos / size, sin / size * distances_P.sign()[:, None]
+
+
+def _turn(keys_KPD: Tensor, cos_PF: Tensor, sin_PF: Tensor, layout: Layout) -> Tensor:
+    """The keys with their first R numbers turned, in float32."""
+    keys_KPD = keys_KPD.float()
+    turned_KPR, rest = keys_KPD[..., : 2 * cos_PF.shape[1]], keys_KPD[..., 2 * cos_PF.shape[1] :]
+    if layout == "still" or turned_KPR.shape[-1] < 2 * cos_PF.shape[1]:  # still, or keys shorter than a turn
+        return keys_KPD
+    if layout == "halves":
+        x, y = turned_KPR.chunk(2, dim=-1)
+        turned_KPR = torch.cat([x * cos_PF - y * sin_PF, y * cos_PF + x * sin_PF], dim=-1)
+    else:
+        x, y = turned_KPR[..., 0::2], turned_KPR[..., 1::2]
+        turned_KPR = torch.stack([x * cos_PF - y * sin_PF, y * cos_PF + x * sin_PF], dim=-1).flatten(-2)
+    return torch.cat([turned_KPR, rest], dim=-1)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """Relative to the other's size."""
+    return ((one - other).norm() / other.norm().clamp_min(1e-6)).item()

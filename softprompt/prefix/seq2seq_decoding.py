@@ -1,0 +1,67 @@
+"""Decoding with an encoder–decoder: each text is read once, answers grow by one token a step.
+
+Shapes: B rows, S prefix slots, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.cache import CrossCache, DecoderCache, GrowingCache
+from softprompt.prefix.seq2seq import EncoderDecoderBank, Reading, read
+from softprompt.prefix.seq2seq_forward import run_decoder
+
+
+@final
+class AnsweringSession:
+    """B answers in the middle of decoding, each to its own text. Without gradient. The counterpart of `Session`.
+
+    Args:
+        texts: token ids of each text, at least one each.
+        owners: the prefix of each text, by its number in the bank.
+        room: how many steps will be taken at most.
+
+    Attributes:
+        hidden: [B, H] final hidden state of each answer's last token; at first of the decoder's start token.
+
+    Raises:
+        DataError: an empty text, or one that does not fit in the model's context.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, lm: FrozenLM, bank: EncoderDecoderBank, texts: Sequence[Sequence[int]], owners: Sequence[int], room: int
+    ) -> None:
+        self.lm = lm
+        owners_B = torch.tensor(owners, device=lm.device)
+        self._reading = read(lm, bank, texts, owners_B)
+        own, cross = bank.pasts["decoder"].of(owners_B), bank.pasts["cross"].of(owners_B)
+        self._visible = own.visible
+        self._crossing = torch.cat([cross.visible, self._reading.visible], 1)
+        self._own = GrowingCache(own.layers, own.slots, room + 1)
+        self._cross = CrossCache(cross.layers)
+        self._cache = DecoderCache(self._own, self._cross)
+        self.hidden = self._run(torch.full((len(texts),), lm.start_id, device=lm.device))
+
+    @torch.no_grad()
+    def step(self, ids_B: Tensor) -> Tensor:
+        """Append one token to each answer; returns the new `hidden` [B, H]."""
+        self.hidden = self._run(ids_B)
+        return self.hidden
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the rows in `index` [B'] only; a row that is named twice goes on as two."""
+        self._visible, self._crossing, self.hidden = self._visible[index], self._crossing[index], self.hidden[index]
+        self._reading = Reading(self._reading.states[index], self._reading.visible[index])
+        self._own.keep(index)
+        self._cross.keep(index)
+
+    def _run(self, ids_B: Tensor) -> Tensor:
+        self._visible = torch.cat([self._visible, torch.ones_like(ids_B, dtype=torch.bool)[:, None]], 1)
+        visible = self._visible[:, None]
+        return run_decoder(self.lm, ids_B[:, None], visible, self._reading.states, self._crossing, self._cache)[:, -1]

@@ -1,0 +1,77 @@
+"""One forward pass of an encoder or of its decoder, with masks given outright and keys and values in front.
+
+T5's decoder takes a cache; its encoder drops the one it is given, but its attention would use it. So a hook on each
+encoder attention hands it the cache that comes with the call: nothing is kept between calls, a call without one is the
+model's own, and a layer that gradient checkpointing runs twice gets the same cache twice.
+
+Shapes: B rows, E encoder tokens, T decoder tokens, S slots of a prefix, H width.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Cache, EncoderDecoderCache
+
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.forward import additive
+
+HANDED = "softprompt_cache"  # travels through the encoder's **kwargs to its attention
+opened: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # encoders with hooks
+
+
+def run_encoder(lm: FrozenLM, embeds_BEH: Tensor, visible_BK: Tensor, cache: Cache) -> Tensor:
+    """Final hidden states [B, E, H].
+
+    Args:
+        visible_BK: True for each key, those of the cache first, that all of the row's tokens look at.
+        cache: shows the prefix to each layer.
+    """
+    encoder: Any = lm.model.get_encoder()
+    _open(encoder)
+    mask = additive(visible_BK[:, None, :], lm.dtype)
+    return encoder(inputs_embeds=embeds_BEH, attention_mask=mask, **{HANDED: cache}).last_hidden_state
+
+
+def run_decoder(
+    lm: FrozenLM,
+    ids_BT: Tensor,
+    visible_BTK: Tensor,
+    states_BEH: Tensor,
+    crossing_BK: Tensor,
+    cache: EncoderDecoderCache,
+) -> Tensor:
+    """Final hidden states [B, T, H].
+
+    Args:
+        visible_BTK: True where a token may look at a key of the decoder, those of the cache first.
+        states_BEH: what the encoder made of the text.
+        crossing_BK: True for each key of the cross-attention, those of its prefix first, that the row looks at.
+        cache: shows the prefixes of self-attention and cross-attention.
+    """
+    decoder: Any = lm.model.get_decoder()
+    out = decoder(
+        input_ids=ids_BT,
+        attention_mask=additive(visible_BTK, lm.dtype),
+        encoder_hidden_states=states_BEH,
+        encoder_attention_mask=additive(crossing_BK[:, None, :], lm.dtype),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return out.last_hidden_state
+
+
+def _open(encoder: nn.Module) -> None:
+    """Let the encoder's attention take a cache; once."""
+    if encoder not in opened:
+        for module in encoder.modules():
+            if hasattr(module, "layer_idx"):
+                module.register_forward_pre_hook(_hand_over, with_kwargs=True)
+        opened.add(encoder)
+
+
+def _hand_over(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    cache = kwargs.pop(HANDED, None)
+    return args, kwargs if cache is None else kwargs | {"past_key_values": cache}

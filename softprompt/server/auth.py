@@ -1,0 +1,35 @@
+"""Who may call what. Denied by default: a route that is in none of these lists needs a user's key."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+
+from softprompt.server.api_keys import Keys
+from softprompt.server.error_responses import ProblemError
+from softprompt.server.rate_limit import Quota
+
+PUBLIC = frozenset({"/livez", "/readyz", "/health"})
+ADMIN = frozenset({"/v1/soft_prompts", "/v1/soft_prompts/{name}"})
+UNCOUNTED = frozenset({"/metrics", "/version"})  # no rate, and they answer while the server stops
+
+
+def gate(keys: Keys, quota: Quota) -> Callable[[Request], Awaitable[None]]:
+    """The one dependency of the app; sets `request.state.caller`. It raises ProblemError 401, 403, 429 or 503."""
+
+    async def authorise(request: Request) -> None:
+        route = request.scope["route"].path
+        if route in PUBLIC:
+            return
+        caller = keys.caller(request.headers.get("authorization", ""))
+        if caller is None:
+            raise ProblemError(401, "A valid API key is needed: Authorization: Bearer KEY.", "invalid_api_key")
+        request.state.facts["caller"] = caller.id
+        if route in ADMIN and not caller.admin:
+            raise ProblemError(403, "This needs the admin's key.", "admin_key_needed")
+        if route not in UNCOUNTED:
+            quota.count(caller)
+        request.state.caller = caller
+
+    return authorise

@@ -1,0 +1,96 @@
+"""What happens around every request: its id, the Host check, headers, faults, the log line and the count."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+import uuid
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from softprompt.server.error_responses import ProblemError, internal
+from softprompt.server.metrics import Metrics
+
+log = structlog.get_logger("softprompt.server")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+SECURITY = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def refusal(problem: ProblemError) -> JSONResponse:
+    """A problem as a reply."""
+    return JSONResponse(problem.body, problem.status, problem.headers)
+
+
+class Guard:
+    """ASGI middleware around the whole app.
+
+    Args:
+        hosts: names that the Host header may have; empty: any.
+        log_content: whether messages of unforeseen errors, which may hold a client's text, go to the log.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: frozenset[str], log_content: bool) -> None:
+        self._app, self._metrics, self._hosts, self._log_content = app, metrics, hosts, log_content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; nothing but HTTP and the lifespan comes through."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun, headers, status = time.monotonic(), Headers(scope=scope), 0
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        facts: dict[str, Any] = {}
+        scope.setdefault("state", {}).update(request_id=request_id, begun=begun, facts=facts)
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update({**SECURITY, "x-request-id": request_id})
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                if self._hosts and _host(headers.get("host", "")) not in self._hosts:
+                    raise ProblemError(400, "This server has another name.", "unknown_host")
+                await self._app(scope, receive, sending)
+            except ProblemError as problem:
+                if status:  # a stream that broke; there is no one to tell
+                    facts["broke"] = problem.code
+                else:
+                    await refusal(problem)(scope, receive, sending)
+            except Exception as error:
+                self._log_fault(error)
+                if not status:
+                    await refusal(internal(request_id))(scope, receive, sending)
+            self._log_request(scope, status, time.monotonic() - begun, facts)
+
+    def _log_request(self, scope: Scope, status: int, seconds: float, facts: dict[str, Any]) -> None:
+        route = getattr(scope.get("route"), "path", "other")  # the template, never what a client sent
+        self._metrics.http.labels(route, str(status)).inc()
+        log.info("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **facts)
+
+    def _log_fault(self, error: Exception) -> None:
+        where = "".join(traceback.format_tb(error.__traceback__))
+        message = {"message": str(error)} if self._log_content else {}
+        log.error("fault", error=type(error).__name__, traceback=where, **message)
+
+
+def _host(header: str) -> str:
+    """The name without the port; an IPv6 address keeps its brackets."""
+    return header.lower() if header.endswith("]") else header.lower().rpartition(":")[0] or header.lower()

@@ -1,0 +1,42 @@
+"""What the OpenAPI document says of routes that read their bodies themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from softprompt.server.error_responses import ErrorReply
+
+FAULTS = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
+
+
+def body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """A JSON body of this kind."""
+    schema = kind.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}}
+
+
+def replies_of(kind: Any, *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The reply of a success, also as a stream, and the errors."""
+    success: dict[str, Any] = {"model": kind, "description": "The answer."}
+    if stream:
+        success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    faults = {status: {"model": ErrorReply, "description": "Not answered."} for status in FAULTS}
+    return {200: success, **faults}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema without references to its own definitions, which the document has no place for."""
+    definitions: dict[str, Any] = schema.pop("$defs", {})
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolved(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:
+            return resolved(definitions[value["$ref"].rpartition("/")[2]])
+        return {name: resolved(part) for name, part in value.items()}
+
+    return resolved(schema)

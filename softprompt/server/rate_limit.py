@@ -1,0 +1,84 @@
+"""Who may start how much: requests a time and at a time for each key, answers at a time for all, none once draining."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from limits import RateLimitItem, parse
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+
+from softprompt.errors import ConfigError
+from softprompt.server.api_keys import Caller
+from softprompt.server.error_responses import ProblemError
+from softprompt.server.limits import Limits
+
+
+class Quota:
+    """Counts requests.
+
+    Args:
+        rate: requests of one key in a time, such as "600/minute"; "" is any number.
+
+    Attributes:
+        limits: as given.
+        draining: no new request is taken.
+        jobs: answers that run or wait.
+
+    Raises ConfigError for a rate that is none.
+    """
+
+    def __init__(self, limits: Limits, rate: str = "") -> None:
+        self.limits, self._rate = limits, _parsed(rate)
+        self._limiter = FixedWindowRateLimiter(MemoryStorage()) if self._rate else None  # it starts a thread
+        self.draining, self.jobs, self._requests = False, 0, Counter[str]()
+
+    def count(self, caller: Caller) -> None:
+        """A request has come. Raises ProblemError 429 if it is one too many, 503 when the server is stopping."""
+        if self.draining:
+            raise ProblemError(503, "The server is stopping.", "stopping", retry_after_s=5)
+        if self._rate is None or self._limiter is None or self._limiter.hit(self._rate, caller.id):
+            return
+        reset = self._limiter.get_window_stats(self._rate, caller.id).reset_time
+        wait = max(1, math.ceil(reset - time.time()))
+        raise ProblemError(429, f"More requests than {self._rate}.", "rate_limit_exceeded", retry_after_s=wait)
+
+    @contextlib.contextmanager
+    def request(self, caller: Caller) -> Iterator[None]:
+        """Hold one of the caller's places. Raises ProblemError 429 if there is none left."""
+        if self._requests[caller.id] >= self.limits.key_requests:
+            raise ProblemError(
+                429, "Too many requests at a time for this key.", "concurrency_exceeded", retry_after_s=1
+            )
+        self._requests[caller.id] += 1
+        try:
+            yield
+        finally:
+            self._requests[caller.id] -= 1
+
+    @contextlib.contextmanager
+    def answers(self, count: int) -> Iterator[None]:
+        """Hold places for this many answers. Raises ProblemError 429 if the queue is full."""
+        if self.jobs + count > self.limits.jobs:
+            raise ProblemError(429, "The queue of the server is full.", "queue_full", retry_after_s=1)
+        self.jobs += count
+        try:
+            yield
+        finally:
+            self.jobs -= count
+
+    @property
+    def requests(self) -> int:
+        """Requests that are being answered."""
+        return self._requests.total()
+
+
+def _parsed(rate: str) -> RateLimitItem | None:
+    try:
+        return parse(rate) if rate else None
+    except ValueError as error:
+        raise ConfigError("not a rate", where="--rate", expected="such as 600/minute", got=rate) from error

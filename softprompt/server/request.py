@@ -1,0 +1,117 @@
+"""A checked request: what is asked of which model, within the server's limits, free of HTTP."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from softprompt.engine.base import Penalties
+from softprompt.inference.decoding import Sampling
+from softprompt.server.error_responses import invalid
+from softprompt.server.limits import Limits
+from softprompt.server.prompt_reader import Ids, Reader
+from softprompt.server.schema import ChatRequest, CompletionRequest, Generation
+
+DEFAULT_TOKENS = 16  # of a completion, as OpenAI and vLLM have it; a conversation's answer may fill the context
+
+Text = Callable[[Reader], Ids]  # a text or conversation, as the model that is asked reads it; raises DataError
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request.
+
+    Attributes:
+        model: as the client names it.
+        texts: each is answered `n` times.
+        param: the field they came in, for messages.
+        sampling: of each text's first answer; the others count its seed on. `max_new_tokens` is the server's cap.
+        new_tokens: longest answer; None: as long as there is room.
+        logprobs: likeliest tokens to report for each token; None reports nothing.
+        tenant: who asks: an engine shares what it keeps of their texts with nobody else.
+    """
+
+    model: str
+    texts: tuple[Text, ...]
+    param: str
+    n: int
+    sampling: Sampling
+    new_tokens: int | None
+    penalties: Penalties
+    logprobs: int | None
+    tenant: str = ""
+
+
+def ask_chat(request: ChatRequest, limits: Limits) -> Ask:
+    """Raises ProblemError for what is over the limits."""
+    _check_most(len(request.messages), limits.messages, "messages")
+    messages = [turn.message for turn in request.messages]
+    _check_most(sum(len(message.content) for message in messages), limits.chars, "messages", " characters")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise invalid("top_logprobs goes with logprobs: true.", "top_logprobs")
+    if None not in (request.max_tokens, request.max_completion_tokens):
+        raise invalid("Give max_completion_tokens or max_tokens, not both.", "max_tokens")
+    _check_most(request.top_logprobs or 0, limits.logprobs, "top_logprobs")
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    new_tokens = request.max_completion_tokens or request.max_tokens
+    return _ask(request, limits, (lambda reader: reader.chat(messages),), "messages", new_tokens, logprobs)
+
+
+def ask_completion(request: CompletionRequest, limits: Limits) -> Ask:
+    """Raises ProblemError for what is over the limits."""
+    prompts = _several(request.prompt)
+    if not prompts or not all(prompts):
+        raise invalid("There is nothing to complete.", "prompt")
+    _check_most(sum(map(len, prompts)), limits.chars, "prompt", " characters")
+    _check_most(request.logprobs or 0, limits.logprobs, "logprobs")
+    texts = tuple(partial(_read, prompt, f"prompt[{i}]") for i, prompt in enumerate(prompts))
+    return _ask(request, limits, texts, "prompt", request.max_tokens or DEFAULT_TOKENS, request.logprobs)
+
+
+def _several(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """The texts of a completion request, also of one that holds a single one."""
+    if isinstance(prompt, str):
+        return [prompt]
+    tokens = [part for part in prompt if isinstance(part, int)]
+    return [tokens] if tokens else [part for part in prompt if not isinstance(part, int)]
+
+
+def _read(prompt: str | list[int], where: str, reader: Reader) -> Ids:
+    return reader.text(prompt, where) if isinstance(prompt, str) else reader.tokens(prompt)
+
+
+def _ask(
+    request: Generation,
+    limits: Limits,
+    texts: tuple[Text, ...],
+    param: str,
+    new_tokens: int | None,
+    logprobs: int | None,
+) -> Ask:
+    n, stops = _or(request.n, 1), request.stops
+    top_k = max(0, _or(request.top_k, 0))  # -1 is all, as in vLLM
+    _check_most(len(texts) * n, limits.choices, "n", " answers")
+    _check_most(len(stops), limits.stops, "stop", " strings")
+    _check_most(max(map(len, stops), default=0), limits.stop_chars, "stop", " characters")
+    _check_most(top_k, limits.top_k, "top_k")
+    _check_most(_or(new_tokens, 1), limits.new_tokens, "max_tokens")
+    if not all(stops):
+        raise invalid("A stop string is not empty.", "stop")
+    seed = _or(request.seed, secrets.randbits(62))
+    sampling = Sampling(limits.new_tokens, _or(request.temperature, 1.0), top_k, _or(request.top_p, 1.0), stops, seed)
+    repetition, presence = _or(request.repetition_penalty, 1.0), _or(request.presence_penalty, 0.0)
+    penalties = Penalties(repetition, presence, _or(request.frequency_penalty, 0.0))
+    return Ask(request.model, texts, param, n, sampling, new_tokens, penalties, logprobs)
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _check_most(value: int, most: int, param: str, unit: str = "") -> None:
+    if value > most:
+        raise invalid(f"{param} is over the limit of this server: at most {most}{unit}.", param, "over_limit")

@@ -1,0 +1,224 @@
+"""Answers as OpenAI's objects: whole, and in chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import (
+    Any,
+    Literal,
+    NotRequired,  # pydantic reads them, and wants these before Python 3.12
+)
+
+from typing_extensions import TypedDict
+
+from softprompt.server.service import Work
+from softprompt.server.streaming import Piece, Scored
+
+
+class Usage(TypedDict):
+    """Tokens of texts and answers; virtual ones do not count."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TopLogprob(TypedDict):
+    """A token that was likely."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """Of a piece of a conversation's answer."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class TextLogprobs(TypedDict):
+    """Of a piece of a completion."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class AssistantMessage(TypedDict):
+    """The answer to a conversation."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class Delta(TypedDict):
+    """What is new of it."""
+
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+
+
+Finish = Literal["stop", "length"]
+
+
+class ChatChoice(TypedDict):
+    """One answer."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish
+
+
+class ChatChunkChoice(TypedDict):
+    """What is new of one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish | None
+
+
+class TextChoice(TypedDict):
+    """One completion, or what is new of it."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: Finish | None
+
+
+class _Head(TypedDict):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: NotRequired[Usage | None]
+
+
+class ChatCompletion(_Head):
+    """Reply of /v1/chat/completions."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class ChatChunk(_Head):
+    """Event of its stream."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+
+
+class TextCompletion(_Head):
+    """Reply of /v1/completions, and event of its stream."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+@dataclass
+class Whole:
+    """An answer that is put together from its pieces."""
+
+    text: str = ""
+    scored: list[Scored] = field(default_factory=list)
+    finish: str = ""
+
+    def add(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.scored += piece.scored
+        self.finish = piece.finish
+
+
+class Replies:
+    """The objects that answer one request.
+
+    Args:
+        chat: of /v1/chat/completions; else of /v1/completions.
+        model: as the client named it.
+        logprobs: whether they were asked for.
+    """
+
+    def __init__(self, work: Work, model: str, *, chat: bool, logprobs: bool) -> None:
+        self._chat, self._logprobs, self._work = chat, logprobs, work
+        self._head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{work.id}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": work.fingerprint,
+        }
+
+    def whole(self, answers: Sequence[Whole], tokens: int) -> dict[str, Any]:
+        """A ChatCompletion or TextCompletion."""
+        choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
+        kind = "chat.completion" if self._chat else "text_completion"
+        return self._head | {"object": kind, "choices": choices, "usage": self.usage(tokens)}
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        """A ChatChunk or TextCompletion with what is new."""
+        logprobs = self._scored(piece.scored) if piece.scored else None
+        choice = {"index": piece.choice, "logprobs": logprobs, "finish_reason": piece.finish or None}
+        return self._event([choice | ({"delta": {"content": piece.text}} if self._chat else {"text": piece.text})])
+
+    def opening(self) -> list[dict[str, Any]]:
+        """The events in front of all text: in a conversation one that says who speaks, for each answer."""
+        delta = {"role": "assistant", "content": ""}
+        first = {"delta": delta, "logprobs": None, "finish_reason": None}
+        return [self._event([first | {"index": i}]) for i in range(len(self._work.jobs))] if self._chat else []
+
+    def closing(self, tokens: int) -> dict[str, Any]:
+        """The event with the usage, behind all others."""
+        return self._event([]) | {"usage": self.usage(tokens)}
+
+    def usage(self, tokens: int) -> Usage:
+        """What the request took, with `tokens` of all answers."""
+        given = self._work.prompt_tokens
+        return {"prompt_tokens": given, "completion_tokens": tokens, "total_tokens": given + tokens}
+
+    def _event(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return self._head | {"object": kind, "choices": choices}
+
+    def _choice(self, index: int, answer: Whole) -> dict[str, Any]:
+        logprobs = self._scored(answer.scored) if self._logprobs else None
+        facts = {"index": index, "logprobs": logprobs, "finish_reason": answer.finish}
+        if not self._chat:
+            return facts | {"text": answer.text}
+        return facts | {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+
+    def _scored(self, scored: Sequence[Scored]) -> ChatLogprobs | TextLogprobs:
+        return _chat_logprobs(scored) if self._chat else _text_logprobs(scored)
+
+
+def _chat_logprobs(scored: Sequence[Scored]) -> ChatLogprobs:
+    content: list[TokenLogprob] = [
+        {**_top(token.text, token.logprob), "top_logprobs": [_top(*other) for other in token.likeliest]}
+        for token in scored
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _top(text: str, logprob: float) -> TopLogprob:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def _text_logprobs(scored: Sequence[Scored]) -> TextLogprobs:
+    return {
+        "tokens": [token.text for token in scored],
+        "token_logprobs": [token.logprob for token in scored],
+        "top_logprobs": [{**dict(token.likeliest), token.text: token.logprob} for token in scored],
+        "text_offset": [token.start for token in scored],
+    }

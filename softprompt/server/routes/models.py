@@ -1,0 +1,70 @@
+"""/v1/models: the base model and the soft prompts that requests can name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import FastAPI
+from starlette.responses import JSONResponse
+from typing_extensions import TypedDict
+
+from softprompt.server.error_responses import unknown_model
+from softprompt.server.openapi import replies_of
+from softprompt.server.service import Service
+
+
+class Model(TypedDict):
+    """A model of OpenAI's list; `parent` and `root` as vLLM has them for adapters."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["softprompt"]
+    root: str
+    parent: str | None
+    max_model_len: int
+
+
+class ModelList(TypedDict):
+    """All of them."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+def add_models(app: FastAPI, service: Service) -> None:
+    """Add the two routes."""
+
+    @app.get("/v1/models", responses=replies_of(ModelList))
+    async def models() -> JSONResponse:
+        """The base model, then every soft prompt for it."""
+        return JSONResponse({"object": "list", "data": await _models(service)})
+
+    @app.get("/v1/models/{model:path}", responses=replies_of(Model))
+    async def model(model: str) -> JSONResponse:
+        """One of them, by any name that requests may use."""
+        rows = {row["id"]: row for row in await _models(service)}
+        found = rows.get(model) or rows.get(model.removeprefix(f"{service.name}:"))
+        if found is None:
+            raise unknown_model(model, rows)
+        return JSONResponse(found)
+
+
+async def _models(service: Service) -> list[Model]:
+    base = _row(service, service.name, service.name, None, service.started)
+    return [base] + [
+        _row(service, service.model_id(entry), entry.name, service.name, entry.created)
+        for entry in await service.models()
+    ]
+
+
+def _row(service: Service, name: str, root: str, parent: str | None, created: int) -> Model:
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "softprompt",
+        "root": root,
+        "parent": parent,
+        "max_model_len": service.engine.context,
+    }

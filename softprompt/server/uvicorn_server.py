@@ -1,0 +1,125 @@
+"""The server on its socket: where it may listen, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+import socket
+import time
+from types import FrameType
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+from softprompt.errors import ConfigError, EngineError
+from softprompt.server.api_keys import Keys
+from softprompt.server.service import Service
+
+log = structlog.get_logger("softprompt.server")
+
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+CONNECTIONS = 4096  # open at a time
+LAST_S = 2  # for what is cut off to say so
+
+
+def check_address(host: str, keys: Keys) -> None:
+    """Raises ConfigError for an address that others reach while there is no key."""
+    if not is_loopback(host) and not keys:
+        raise ConfigError(
+            "other machines would reach this address, and no API key is asked for",
+            where="--host",
+            got=host,
+            hint="set SOFTPROMPT_API_KEYS or --api-keys FILE, or listen on 127.0.0.1",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def default_hosts(host: str) -> frozenset[str]:
+    """Names in the Host header: on this machine its own, so that no web page talks to it by a name that resolves here.
+
+    Elsewhere any, for only keys open it.
+    """
+    return LOCAL_NAMES | {host} if is_loopback(host) else frozenset()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError if the address cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"cannot listen there: {reason}", where=f"{host}:{port}", hint="choose another --port"
+        ) from None
+
+
+async def serve(service: Service, app: ASGIApp, listening: socket.socket) -> None:
+    """Serve a started service until a signal comes and what runs has ended.
+
+    Raises EngineError if the engine failed: whoever watches this process should start a new one.
+    """
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=LAST_S,
+    )
+    host, port = listening.getsockname()[:2]
+    log.info("listening", host=host, port=port, model=service.name)
+    server = Draining(config, service)
+    await server.serve(sockets=[listening])
+    log.info("stopped")
+    if service.engine.failure and not server.told:  # Ctrl-C also ends an engine's own processes
+        raise EngineError("the engine has failed", got=service.engine.failure)
+
+
+class Draining(uvicorn.Server):
+    """Told to stop, it takes no new requests (503), lets the others end, and then goes; told twice, it goes at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service, self._until, self.told = service, float("inf"), False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT."""
+        self.told = True
+        if self._service.quota.draining:
+            self.should_exit = True
+            self.force_exit = sig == signal.SIGINT
+        self._service.quota.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        quota = self._service.quota
+        if self._service.engine.failure:
+            quota.draining = True
+        if quota.draining:
+            if self._until == float("inf"):
+                log.info("draining", requests=quota.requests)
+                self._until = time.monotonic() + self._service.limits.drain_s
+            if not quota.requests or time.monotonic() > self._until:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+
+async def run(service: Service, app: ASGIApp, listening: socket.socket) -> None:
+    """Start the service, serve, stop it. Raises ProblemError for a pinned soft prompt, EngineError."""
+    try:
+        await service.start()
+        await serve(service, app, listening)
+    finally:
+        await asyncio.shield(service.stop())

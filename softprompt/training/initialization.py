@@ -1,0 +1,186 @@
+"""Where the virtual tokens of a run start: texts, labels and demonstrations made from its rows.
+
+Demonstrations are worked examples drawn from the training rows: training then starts from in-context learning and
+improves it by gradient. A row that is one of them does not see itself (as in Lu et al.: Context Tuning for In-Context
+Optimization. 2025. https://arxiv.org/abs/2507.04221). With init "attended" a few virtual tokens begin as what rows look
+at most in many demonstrations, or in a long text (`attended`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from softprompt.compaction.attention_matching import STEPS, heard, matched
+from softprompt.compaction.selection import Reading, start_from
+from softprompt.data.records import Message, Record
+from softprompt.data.sampler import permutation
+from softprompt.data.targets import end_id
+from softprompt.data.template import Template, bos_ids, fill
+from softprompt.data.tokenize import target_ids
+from softprompt.data.tokenizer import render_chat
+from softprompt.errors import ConfigError, UnsupportedModelError
+from softprompt.formatting.formatted_prompt import APART, layout_for, layout_ids, worked_example
+from softprompt.methods.base import Start
+from softprompt.methods.registry import KV_METHODS
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.forms import Prompt
+from softprompt.training.auto import HURRIED
+from softprompt.training.prepare import Prepared, PreparedTask
+from softprompt.training.schedule import Horizon
+
+FULL = 0.9  # demonstrations that fill so much of the room are enough: no search for one that still fits
+ASKING = 16  # training rows that are asked what they look at
+FITTING = 0.1  # of the minutes of a run, at most, go into fitting what it starts from
+INIT_ROWS = 8  # training rows that a made-up start text is drawn from
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Worked examples as token ids.
+
+    Attributes:
+        ids: all of them, behind an opening.
+        spans: where each one stands in `ids`, by the `where` of its row.
+    """
+
+    ids: tuple[int, ...]
+    spans: dict[str, tuple[int, int]]
+
+
+def start_of(
+    prepared: Prepared, lm: FrozenLM, prompts: Mapping[str, Prompt] | None = None
+) -> tuple[Start, dict[str, tuple[int, int]]]:
+    """What the settings say to start from, and the virtual tokens that rows may not see, by their `where`.
+
+    Args:
+        prompts: those that `method.init_from` and `method.sources` name.
+    """
+    config, task, known = prepared.config.method, prepared.tasks[0], prompts or {}
+    kv = config.name in KV_METHODS
+    text, n_tokens = tuple(lm.encode(config.init_text or start_text(task))), config.n_tokens
+    lead, unseen = tuple(bos_ids(lm.tokenizer)) if kv else (), dict[str, tuple[int, int]]()
+    if config.init == "demonstrations":
+        found = demonstrations(task, lm, config.init_text, n_tokens - len(lead), prepared.config.train.seed)
+        text, n_tokens = found.ids, len(lead) + len(found.ids)
+        unseen = {where: (len(lead) + first, len(lead) + last) for where, (first, last) in found.spans.items()}
+    start = Start(
+        n_tokens=n_tokens,
+        init="prompt" if config.init == "attended" else config.init,
+        text=text,
+        labels=tuple(tuple(target_ids(label, task.template, lm.tokenizer)) for label in task.classes),
+        prompt=_attended(prepared, lm) if config.init == "attended" else known.get(config.init_from or ""),
+        lead=lead,
+        frozen_tokens=config.frozen_tokens if kv else 0,
+        hidden=config.hidden,
+        sites=tuple(site.strip() for site in config.sites.split(",")) if config.sites else (),
+        rank=config.rank,
+        sources=tuple(known[name] for name in config.sources),
+        n_tasks=len(prepared.tasks),
+        n_prompts=config.n_prompts,
+        seed=prepared.config.train.seed,
+    )
+    return start, unseen
+
+
+def _attended(prepared: Prepared, lm: FrozenLM) -> Prompt:
+    """The virtual tokens of the text, or of demonstrations, that rows look at most: rows that are not shown in it."""
+    config, task = prepared.config.method, prepared.tasks[0]
+    if lm.is_encoder_decoder:
+        got, hint = f"{lm.name}: encoder-decoder", "--init text"
+        raise ConfigError("init attended is for causal models", where="method.init", got=got, hint=hint)
+    ids, shown = lm.encode(config.init_text or ""), set[str]()
+    if not config.init_text:
+        room = min(config.text_tokens, lm.geometry.max_positions // 2)
+        found = demonstrations(task, lm, None, room, prepared.config.train.seed)
+        ids, shown = list(found.ids), set(found.spans)
+    asking = [row for row in task.train if row.where not in shown] or task.train
+    form = "kv" if config.name in KV_METHODS else "embedding"
+    (_, behind), between = (layout_ids(lm, layout_for(lm, task.template, kind)) for kind in ("kv", form))
+    opening = bos_ids(lm.tokenizer)
+    reading = Reading((*opening, *ids), behind, asking[:ASKING], len(opening))
+    prompt = start_from(lm, form, [reading], config.n_tokens, between, asking[:ASKING])
+    minutes = prepared.config.train.minutes
+    if len(task.classes) > ASKING or (minutes is not None and minutes < HURRIED):
+        return prompt  # rows speak only for the classes that they have; half a fit is worse than none (docs/log.md)
+    horizon = Horizon(STEPS, minutes * 60 * FITTING if minutes else None)
+    try:
+        return matched(lm, prompt, heard(lm, [reading]), *between, horizon)
+    except UnsupportedModelError:  # it starts unfitted then
+        return prompt
+
+
+def instruction_for(labels: Sequence[str]) -> str:
+    """An instruction made from the class labels."""
+    return f"Classify the text. Answer with one of: {', '.join(labels)}."
+
+
+def start_text(task: PreparedTask) -> str:
+    """A text to start from when the user gives none: the labels, or the first training rows with their answers."""
+    if task.classes:
+        return instruction_for(task.classes)
+    rows = task.splits.train[:INIT_ROWS]
+    if rows[0].messages:
+        return "\n\n".join(message.content for row in rows for message in row.messages)
+    return "\n\n".join(worked_example(task.template, row) for row in rows)
+
+
+def demonstrations(task: PreparedTask, lm: FrozenLM, opening: str | None, room: int, seed: int) -> Demonstrations:
+    """As many worked examples as fit in `room` tokens, drawn by seed, every label in turn.
+
+    Args:
+        opening: what stands in front of them; by default the instruction, if there is one.
+
+    Raises ConfigError if not one fits.
+    """
+    opening = opening or (instruction_for(task.classes) if task.classes else "")
+    ids = lm.encode(opening + APART) if opening else []
+    spans: dict[str, tuple[int, int]] = {}
+    before, turns = "", list[Message]()
+    for record in in_turn(task.splits.train, seed):
+        own, text, more = _written(task.template, record, turns, before, lm)
+        if len(ids) + len(own) > room:
+            if len(spans) >= 1 and len(ids) > room * FULL:
+                break
+            continue
+        spans[record.where] = (len(ids), len(ids) + len(own))
+        ids += own
+        turns, before = [*turns, *more], before + text
+    if not spans:
+        raise ConfigError(
+            "not one demonstration fits",
+            where="method",
+            got=f"{room} tokens",
+            hint="more --n-tokens (with --init attended: --method.text-tokens), or another --init",
+        )
+    return Demonstrations(tuple(ids), spans)
+
+
+def in_turn(records: Sequence[Record], seed: int) -> list[Record]:
+    """The records in an order drawn by seed in which the labels take turns."""
+    order = permutation(len(records), seed).tolist()
+    if records[0].kind != "label":
+        return [records[i] for i in order]
+    turn: dict[str | None, int] = {}
+    place: dict[int, int] = {}
+    for i in order:
+        place[i] = turn[records[i].target] = turn.get(records[i].target, 0) + 1
+    return [records[i] for i in sorted(order, key=place.__getitem__)]
+
+
+def _written(
+    template: Template, record: Record, turns: Sequence[Message], before: str, lm: FrozenLM
+) -> tuple[list[int], str, list[Message]]:
+    """Token ids of one more demonstration behind those before it; of a conversation its text and its turns too.
+
+    An answer ends as in training: one that goes on with the next demonstration would teach not to end.
+    """
+    if template.kind == "text":
+        end = end_id(template, lm.tokenizer)
+        return [*lm.encode(worked_example(template, record)), end, *lm.encode(APART)], "", []
+    own = list(record.messages) or [Message("user", fill(template, record)), Message("assistant", record.target or "")]
+    whole = render_chat([*turns, *own], lm.tokenizer, add_generation_prompt=False)
+    if not whole.startswith(before):  # a chat template that rewrites earlier turns: each one for itself
+        whole = before + render_chat(own, lm.tokenizer, add_generation_prompt=False)
+    text = whole[len(before) :]
+    return lm.encode(text), text, own

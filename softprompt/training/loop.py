@@ -1,0 +1,348 @@
+"""The training loop: one candidate, or many in the same forward passes, behind a frozen model.
+
+One step: run every prefix once, run all rows packed behind them, take the loss at learned tokens, one gradient for each
+candidate. The loop runs on Accelerate, so one process and several share the code. It knows nothing of methods, file
+formats or terminals: it reports events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from softprompt.errors import ConfigError, NonFiniteLossError
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.cuda_graphs import Replays
+from softprompt.objectives.next_token import learned_tokens
+from softprompt.prefix.packing import by_tokens
+from softprompt.prompts.forms import Prompt
+from softprompt.training import checkpoint
+from softprompt.training.batched_losses import losses_of, memory_advice, validation_losses
+from softprompt.training.checkpoint import Checkpoint
+from softprompt.training.config import TrainConfig
+from softprompt.training.signals import Interrupt
+from softprompt.training.trial import Candidate, running
+
+JUDGING = 0.1  # share of a run bounded by minutes that validations may have taken before the next one starts
+PROBED = 8  # validation rows, about, whose time says how many there is time for
+STEP_TOKENS = 16384  # text tokens of many candidates' rows run at once
+SIGNALS = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, and its numbers. "init", with the validation loss of every start that
+    was tried, and "start" come first; of a resumed run with its checkpoint's step. A distillation has "study",
+    "answers" and "fit" before them.
+
+    Attributes:
+        candidate: whose step, validation or end it is, where there are several.
+    """
+
+    kind: Literal["study", "answers", "fit", "init", "start", "step", "validation", "checkpoint", "end"]
+    step: int
+    numbers: dict[str, float]
+    candidate: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a candidate leaves: the best prompts by validation loss, and how it got there.
+
+    Attributes:
+        prompts: one, or one for each task of a method that learns several.
+        seconds: of the run until the candidate's end.
+        stopped: why it ended: "steps", "minutes", "patience", "halving", "not finite" or the name of a signal.
+    """
+
+    prompts: tuple[Prompt, ...]
+    step: int
+    seconds: float
+    stopped: str
+    validation_loss: float | None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The first one."""
+        return self.prompts[0]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it before its time; a checkpoint is there to resume from."""
+        return self.stopped in SIGNALS
+
+
+def train(
+    lm: FrozenLM,
+    candidates: Sequence[Candidate],
+    folder: Path,
+    *,
+    rungs: Sequence[float] = (),
+    resume: bool = False,
+    report: Callable[[Event], None] = lambda event: None,
+) -> list[Result]:
+    """Train all candidates, each on its own rows with its own settings; the best prompts of each.
+
+    Alone or among others, a candidate takes the same steps, up to the order of floating-point sums.
+
+    Args:
+        folder: for checkpoints.
+        rungs: successive halving (Jamieson, Talwalkar 2016, https://arxiv.org/abs/1502.07943): whenever the run has
+            got so far, in [0, 1], the half with the higher validation loss stops.
+        resume: go on from the newest checkpoint in `folder`; on CPU the result is bitwise that of an
+            uninterrupted run.
+        report: is told of every step, validation and checkpoint.
+
+    Raises:
+        NonFiniteLossError: loss or gradient of the only candidate became NaN or infinite; names step and rows. One of
+            several stops instead.
+        CheckpointError: nothing to resume, or a checkpoint of another run.
+        StoreError: a checkpoint cannot be written.
+        TrainError: out of memory.
+    """
+    loop = _Loop(lm, candidates, folder, rungs, report)
+    if resume:
+        loop.restore()
+    report(Event("start", loop.step, {"elapsed": loop.elapsed}))
+    settings = candidates[0].settings
+    lm.checkpoint_layers(settings.gradient_checkpointing)
+    try:
+        with Interrupt() as interrupt:
+            return loop.run(interrupt)
+    finally:
+        lm.checkpoint_layers(False)
+
+
+class _Loop:
+    """The state of a run between two steps, and one function for each stage."""
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        candidates: Sequence[Candidate],
+        folder: Path,
+        rungs: Sequence[float],
+        report: Callable[[Event], None],
+    ) -> None:
+        self.lm, self.candidates, self.folder, self.report = lm, list(candidates), folder, report
+        self.accelerator = Accelerator(cpu=lm.device.type == "cpu")
+        self.replays = replays_for(lm, candidates[0].settings)
+        world, fewest = self.accelerator.num_processes, min(c.settings.batch_size for c in candidates)
+        if world > fewest:
+            hint = f"--batch-size {world} or more, or fewer processes"
+            raise ConfigError("a step has fewer rows than there are processes", expected=world, hint=hint)
+        self.rungs = sorted(rungs)
+        self.elapsed, self.mark = 0.0, 0.0
+        self.judging = 0.0  # seconds of `elapsed` that validations took
+        self.seconds = [0.0] * len(self.candidates)
+        torch.manual_seed(candidates[0].settings.seed)
+
+    @property
+    def step(self) -> int:
+        """Steps of the candidates that still run, or of the last that did."""
+        return max(candidate.record.step for candidate in self.candidates)
+
+    def tick(self) -> None:
+        """Add the time since the last tick to the run's."""
+        now = time.monotonic()
+        self.elapsed, self.mark = self.elapsed + now - self.mark, now
+
+    def run(self, interrupt: Interrupt) -> list[Result]:
+        """Step until every candidate has stopped, or a signal came."""
+        self.mark = time.monotonic()
+        self.share_start()
+        self.bound_judging()
+        while active := running(self.candidates):
+            if not interrupt.received and self.has_time_to_judge():
+                self.validate([c for c in active if c.is_due(self.elapsed)])
+            self.tick()
+            self.agree(interrupt)
+            if interrupt.received:
+                for candidate in active:
+                    candidate.record.stopped = interrupt.received.name
+                self.save()
+                break
+            for candidate in active:
+                self.stop(candidate, candidate.why_stop(self.elapsed))
+            self.halve()
+            if active := running(active):
+                with memory_advice(f"step {self.step + 1}"):
+                    self.one_step(active)
+                if self.step % self.candidates[0].settings.save_every == 0:
+                    self.save()
+        return [self.result(i) for i in range(len(self.candidates))]
+
+    def share_start(self) -> None:
+        """Let the start count the same in all processes, or they would not end at the same step."""
+        if self.accelerator.num_processes > 1:
+            told: list[float] = gather_object([candidate.record.before for candidate in self.candidates])
+            for candidate, before in zip(self.candidates, told, strict=False):  # the first process's come first
+                candidate.record.before = before
+
+    def bound_judging(self) -> None:
+        """Where minutes bound a new run, judge by no more rows than there is time for at its start and at its end."""
+        first = self.candidates[0]
+        minutes, rows = first.settings.minutes, sum(map(len, first.judged))
+        if minutes is None or rows <= PROBED or first.record.history:
+            return
+        begin = time.monotonic()
+        with memory_advice("validation"):
+            validation_losses(self.lm, first, PROBED / rows)
+        spent = (time.monotonic() - begin) * rows / PROBED * len(self.candidates)
+        share = min(1.0, max(PROBED / rows, JUDGING / 2 * minutes * 60 / max(spent, 1e-9)))
+        if self.accelerator.num_processes > 1:
+            share = gather_object([share])[0]
+        for candidate in self.candidates:
+            candidate.record.judged = share
+
+    def has_time_to_judge(self) -> bool:
+        """Whether a validation may start: where minutes are short, steps teach more than it tells."""
+        timed = self.candidates[0].settings.minutes is not None
+        return not timed or self.judging <= JUDGING * self.elapsed
+
+    def stop(self, candidate: Candidate, reason: str) -> None:
+        """Let a candidate end for this reason, judged as it is; nothing if there is none."""
+        if reason:
+            if not candidate.is_judged():
+                self.validate([candidate])
+                self.tick()
+            candidate.record.stopped = candidate.record.stopped or reason
+            self.seconds[self.candidates.index(candidate)] = self.elapsed
+
+    def halve(self) -> None:
+        """At a rung, stop the worse half of the candidates that still run."""
+        active = running(self.candidates)
+        if not self.rungs or not active or max(c.progress(self.elapsed) for c in active) < self.rungs[0]:
+            return
+        self.rungs.pop(0)
+        self.validate([candidate for candidate in active if not candidate.is_judged()])
+        ranked = sorted(running(active), key=lambda c: c.latest_loss)
+        for candidate in ranked[(len(ranked) + 1) // 2 :]:
+            self.stop(candidate, "halving")
+
+    def agree(self, interrupt: Interrupt) -> None:
+        """Let all processes decide alike: by the clock of the first one, and by a signal that any of them got."""
+        if self.accelerator.num_processes > 1:
+            told: list[Any] = gather_object([(self.elapsed, interrupt.received)])
+            self.elapsed = told[0][0]
+            interrupt.received = next((received for _, received in told if received), None)
+
+    def one_step(self, candidates: Sequence[Candidate]) -> None:
+        """Forward and backward on the next batch of each candidate, and an update of each."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rows = [candidate.next_rows() for candidate in candidates]
+        losses = torch.zeros(len(candidates), device=self.lm.device)
+        for together in by_tokens([sum(len(row.ids) for row in own) for own in rows], STEP_TOKENS):
+            parts = {i: candidates[i].settings.accumulate for i in together}
+            for part in range(max(parts.values())):
+                shares = [(i, rows[i][rank::world][part :: parts[i]]) for i in together if part < parts[i]]
+                shares = [(i, own) for i, own in shares if own]
+                if shares:
+                    found = losses_of(self.lm, [(candidates[i], own) for i, own in shares], self.replays)
+                    means = [own.sum() / learned_tokens(rows[i]) for (i, _), own in zip(shares, found, strict=True)]
+                    torch.stack(means).sum().backward()  # apart: no candidate's loss depends on another's parameters
+                    for (i, _), mean in zip(shares, means, strict=True):
+                        losses[i] += mean.detach()
+        if world > 1:
+            losses = self.reduced(candidates, losses)
+        for candidate, own, loss in zip(candidates, rows, losses.tolist(), strict=True):
+            with self.stopping(candidate):
+                numbers = candidate.update(loss, own, self.elapsed)
+                self.report(Event("step", candidate.record.step, numbers, candidate.name))
+
+    def reduced(self, candidates: Sequence[Candidate], losses: Tensor) -> Tensor:
+        """Sum gradients and losses over all processes."""
+        for candidate in candidates:
+            for parameter in candidate.learner.parameters():
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                summed: Any = self.accelerator.reduce(grad, "sum")
+                parameter.grad = summed
+        total: Any = self.accelerator.reduce(losses, "sum")
+        return total
+
+    def validate(self, candidates: Sequence[Candidate]) -> None:
+        """Validation losses of these candidates as they are; the best state of each is kept."""
+        if not candidates:
+            return
+        begin = time.monotonic()
+        for candidate in candidates:
+            with memory_advice(f"validation after step {candidate.record.step}"):
+                means = validation_losses(self.lm, candidate)
+            with self.stopping(candidate):
+                numbers = candidate.judge(means, self.elapsed)
+                self.report(Event("validation", candidate.record.step, numbers, candidate.name))
+        self.judging += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def stopping(self, candidate: Candidate) -> Iterator[None]:
+        """Let one of several candidates stop, and not the run, if its numbers are no longer finite."""
+        try:
+            yield
+        except NonFiniteLossError:
+            if len(self.candidates) == 1:
+                raise
+            candidate.record.stopped = "not finite"
+            self.seconds[self.candidates.index(candidate)] = self.elapsed
+
+    def result(self, number: int) -> Result:
+        """What a candidate leaves."""
+        candidate = self.candidates[number]
+        record, prompts = candidate.record, candidate.finish()
+        seconds = self.elapsed if record.stopped in SIGNALS else self.seconds[number]
+        numbers = {"elapsed": seconds, "validation_loss": record.best_loss or 0.0}
+        self.report(Event("end", record.step, numbers, candidate.name))
+        return Result(prompts, record.step, seconds, record.stopped, record.best_loss, record.history)
+
+    def save(self) -> None:
+        """Write a checkpoint from the first process."""
+        if not self.accelerator.is_main_process:
+            return
+        parts = {
+            "candidates": [candidate.state() for candidate in self.candidates],
+            "random": checkpoint.random_state(self.lm.device),
+        }
+        tensors, tree = checkpoint.flatten(parts, "state")
+        facts = {"tree": tree, "elapsed": self.elapsed, "judging": self.judging}
+        facts |= {"seconds": self.seconds, "rungs": self.rungs}
+        checkpoint.save(self.folder, Checkpoint(self.identity(), self.step, tensors, facts))
+        self.report(Event("checkpoint", self.step, {"elapsed": self.elapsed}))
+
+    def restore(self) -> None:
+        """Take up the state of the newest checkpoint."""
+        found = checkpoint.latest(self.folder, self.identity())
+        state, facts = checkpoint.unflatten(found.tensors, found.facts["tree"]), found.facts
+        for candidate, own in zip(self.candidates, state["candidates"], strict=True):
+            candidate.restore(own)
+            if candidate.record.stopped in SIGNALS:
+                candidate.record.stopped = ""
+        checkpoint.restore_random_state(state["random"], self.lm.device)
+        self.elapsed, self.judging = facts["elapsed"], facts["judging"]
+        self.seconds, self.rungs = facts["seconds"], facts["rungs"]
+
+    def identity(self) -> str:
+        """A digest of all that must be the same for a resumed run to be the same run."""
+        facts = [self.lm.geometry.fingerprint, str(self.lm.dtype), *(c.identity() for c in self.candidates)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def replays_for(lm: FrozenLM, settings: TrainConfig) -> Replays | None:
+    """Passes are replayed on a GPU, where starting kernels takes longer than running them; elsewhere it gains nothing.
+
+    A checkpointed layer runs again in the backward pass, an encoder-decoder's rows are padded anew for each batch:
+    neither is recorded.
+    """
+    able = lm.device.type == "cuda" and not lm.is_encoder_decoder
+    return Replays(lm) if able and settings.graphs and not settings.gradient_checkpointing else None

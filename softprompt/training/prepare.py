@@ -1,0 +1,198 @@
+"""A run before its base model is loaded: every name, row and length checked, and the recipe chosen.
+
+    prepared = prepare(config)        # no model weights touched
+
+Knows nothing of prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from softprompt.data.records import Record
+from softprompt.data.splits import Splits, load_splits
+from softprompt.data.template import Template, answered_apart, bos_ids, default_template
+from softprompt.data.tokenize import Example, tokenise
+from softprompt.data.tokenizer import Tokenizer
+from softprompt.errors import CheckpointError, ConfigError, StoreError
+from softprompt.files import check_writable
+from softprompt.methods.registry import KV_METHODS
+from softprompt.models.frozen_lm import context_length, is_encoder_decoder, load_tokenizer, pick_device
+from softprompt.prompts import store
+from softprompt.training import auto, tracking
+from softprompt.training.checkpoint import latest_step
+from softprompt.training.config import Config
+
+RUNS, SHARED = ".runs", "shared"
+TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """The checked rows of one task.
+
+    Attributes:
+        name: empty if it is the only one.
+        train, validation: tokenised; each row carries the number of its task.
+        dropped: rows left out because they were too long.
+    """
+
+    name: str
+    splits: Splits
+    template: Template
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    dropped: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels of a classification task, sorted; empty for other tasks."""
+        if self.splits.train[0].kind != "label":
+            return ()
+        return tuple(sorted({str(record.target) for record in self.splits.train}))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Settings with everything that can be checked before the base model is loaded.
+
+    Attributes:
+        config: complete; what the recipe chose is filled in.
+        facts: of the rows, which it chose by.
+        choices: what it chose, and why.
+        folder: where the artifact will be; with several tasks each has its own, see `folder_of`.
+        run: where checkpoints and metrics.jsonl go.
+    """
+
+    config: Config
+    facts: auto.Facts
+    choices: tuple[auto.Choice, ...]
+    tasks: tuple[PreparedTask, ...]
+    folder: Path
+    run: Path
+
+    def folder_of(self, part: str) -> Path:
+        """Where the artifact of a task (or expert) goes: NAME.part, or NAME itself for the only one."""
+        return _folder_of(self.folder, part)
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts that will be there, see `part_names`."""
+        return part_names(self.config, [task.name for task in self.tasks])
+
+
+def prepare(
+    config: Config, *, overwrite: bool = False, resume: bool = False, trust_remote_code: bool = False
+) -> Prepared:
+    """Check names, every row of data, and lengths in tokens; choose the recipe.
+
+    Raises:
+        ConfigError: name or data missing.
+        StoreError: the name is taken (without `overwrite`), or an unfinished run of that name is there.
+        DataError: anything wrong with the rows.
+        ModelError: the tokenizer cannot be found.
+    """
+    if not config.name or not config.data:
+        missing = "name" if not config.name else "data"
+        raise ConfigError(f"{missing} is not given", hint="softprompt train --model M --data D --name N")
+    tracking.check(config.train.track)
+    folder = store.locate(config.name)
+    run = folder.parent / RUNS / folder.name
+    sources = config.data if isinstance(config.data, dict) else {"": config.data}
+    _check_names(config, list(sources), folder, overwrite)
+    _check_run(run, overwrite, resume)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
+    config = _as_long_as_its_start(config, tokenizer)
+    apart = is_encoder_decoder(config.model, trust_remote_code=trust_remote_code)
+    shape = answered_apart if apart else _as_it_is
+    tasks = tuple(
+        _task(config, number, name, path, tokenizer, shape) for number, (name, path) in enumerate(sources.items())
+    )
+    room = 0 if apart else context_length(config.model, trust_remote_code=trust_remote_code) // 4
+    gpu = pick_device(config.device)[0].startswith("cuda")
+    facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks], room, gpu)
+    config, choices = auto.choose(config, facts)
+    return Prepared(config, facts, choices, tasks, folder, run)
+
+
+def _as_long_as_its_start(config: Config, tokenizer: Tokenizer) -> Config:
+    """With as many virtual tokens as the soft prompt that `method.init_from` names, unless the user says how many.
+
+    Raises StoreError if there is no such soft prompt.
+    """
+    method = config.method
+    if method.init != "prompt" or not method.init_from or "n_tokens" in method.model_fields_set:
+        return config
+    card = store.load_card(store.locate(method.init_from))
+    lead = len(bos_ids(tokenizer)) if method.name in KV_METHODS and card.form == "embedding" else 0
+    length = card.n_tokens + lead  # an embedding prompt is run behind BOS to become keys and values
+    return config.model_copy(update={"method": method.model_copy(update={"n_tokens": length})})
+
+
+def part_names(config: Config, tasks: Sequence[str]) -> list[str]:
+    """What the run saves: a prompt for each task; the one that multitask training shares; each expert of smop."""
+    if config.method.name == "smop":
+        return [str(i) for i in range(1, config.method.n_prompts + 1)]
+    return [*tasks, SHARED] if config.method.name == "multitask" else [*tasks]
+
+
+def check_free(prepared: Prepared, overwrite: bool) -> None:
+    """Raise StoreError if an artifact of the run may not be written."""
+    for part in prepared.part_names:
+        store.check_free(prepared.folder_of(part), overwrite)
+
+
+def _folder_of(folder: Path, part: str) -> Path:
+    return folder.with_name(f"{folder.name}.{part}") if part else folder
+
+
+def _check_names(config: Config, tasks: Sequence[str], folder: Path, overwrite: bool) -> None:
+    """Refuse names of tasks that cannot be part of a name, and names that are taken."""
+    for name in tasks:
+        if name and not TASK_NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is not a usable name for a task", where="data", expected="a-z 0-9 _ -")
+    for part in part_names(config, tasks):
+        store.check_free(_folder_of(folder, part), overwrite)
+    if config.method.name == "smop":  # the router's own
+        store.check_free(folder, overwrite)
+        if len(tasks) > 1:
+            raise ConfigError("smop learns one task", where="data", got=", ".join(tasks), hint="one --data")
+
+
+def _check_run(run: Path, overwrite: bool, resume: bool) -> None:
+    """Refuse to overwrite an unfinished run, or to resume none."""
+    check_writable(run)
+    if resume and latest_step(run) is None:
+        raise CheckpointError("there is nothing to resume", where=run, hint="train without --resume")
+    if not resume and not overwrite and latest_step(run) is not None:
+        raise StoreError(
+            "an unfinished run of that name is there",
+            where=run,
+            hint="--resume to go on, or --overwrite to start anew",
+        )
+
+
+def _as_it_is(template: Template) -> Template:
+    return template
+
+
+def _task(
+    config: Config, number: int, name: str, path: str, tokenizer: Tokenizer, shape: Callable[[Template], Template]
+) -> PreparedTask:
+    """Load and tokenise the rows of one task; `shape` makes a template the model's."""
+    splits = load_splits(path, seed=config.train.seed)
+    text = config.template.get(name) if isinstance(config.template, dict) else config.template
+    text = text.replace("\\n", "\n").replace("\\t", "\t") if text else None
+    template = shape(default_template(splits.train, tokenizer, text, config.chat))
+    on_long = "drop" if config.drop_long else "error"
+
+    def ids(records: Sequence[Record]) -> list[Example]:
+        rows = tokenise(records, template, tokenizer, max_length=config.max_length, on_long=on_long)
+        return [replace(row, task=number) for row in rows] if number else rows
+
+    rows, held_out = ids(splits.train), ids(splits.validation)
+    dropped = len(splits.train) + len(splits.validation) - len(rows) - len(held_out)
+    return PreparedTask(name, splits, template, rows, held_out, dropped)

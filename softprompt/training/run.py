@@ -1,0 +1,217 @@
+"""From settings to finished soft prompts: base model loaded, prompts trained, artifacts written.
+
+    prepared = prepare(config)        # every row checked; no model weights touched
+    outcome = fit(prepared)           # trains and writes prompts/NAME
+
+`softprompt train` is these two calls with a progress bar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from softprompt.data.splits import digest
+from softprompt.editing.compose import select
+from softprompt.errors import ConfigError, UnsupportedModelError
+from softprompt.formatting.formatted_prompt import check_context, layout_for, layout_ids
+from softprompt.methods.base import Start
+from softprompt.methods.registry import KV_METHODS, build
+from softprompt.methods.smop import SMoP
+from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.prompts import router, store
+from softprompt.prompts.card import Card
+from softprompt.prompts.forms import Prompt, check_fits, size_of
+from softprompt.prompts.forms import digest as prompt_digest
+from softprompt.training import artifacts
+from softprompt.training.batched_losses import validation_losses
+from softprompt.training.config import Config, Init
+from softprompt.training.initialization import start_of
+from softprompt.training.loop import Event, Result, train
+from softprompt.training.prepare import Prepared, PreparedTask, check_free, prepare
+from softprompt.training.recorder import Recording, recorded
+from softprompt.training.trial import Candidate, Task
+
+__all__ = ["Outcome", "Prepared", "candidate_of", "fit", "prepare", "recording"]
+
+TRIED: tuple[Init, ...] = ("text", "attended", "labels", "vocab", "demonstrations")  # by init "best"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        result: its steps and losses.
+        saved: folder and card of every soft prompt; none if a signal ended the run (then `--resume` goes on).
+        bytes: size of their tensors.
+    """
+
+    result: Result
+    run: Path
+    saved: tuple[tuple[Path, Card], ...] = ()
+    bytes: int = 0
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the first soft prompt, if the run came to its end."""
+        return self.saved[0][0] if self.saved else None
+
+    @property
+    def card(self) -> Card:
+        """Of the first soft prompt."""
+        return self.saved[0][1]
+
+
+def fit(
+    prepared: Prepared,
+    lm: FrozenLM | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    report: Callable[[Event], None] = lambda event: None,
+) -> Outcome:
+    """Train and write the artifacts.
+
+    Args:
+        lm: the base model, if it is loaded already.
+        report: is told of every event, besides metrics.jsonl.
+
+    Raises:
+        what `load`, `train` and `store.save` raise.
+    """
+    config, run = prepared.config, prepared.run
+    if lm is None:
+        lm = load(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
+    check_free(prepared, overwrite)
+    begin = time.monotonic()
+    prepared, candidate, tried = candidate_of(prepared, lm)
+    candidate.record.before = time.monotonic() - begin
+    if tried:
+        report(Event("init", 0, tried))
+    processes = PartialState(cpu=lm.device.type == "cpu")
+    with recorded(recording(prepared), processes.is_main_process, resume, report) as everywhere:
+        (result,) = train(lm, [candidate], run, resume=resume, report=everywhere)
+    if result.interrupted:
+        return Outcome(result, run)
+    saved = save(prepared, lm, candidate, result, overwrite=overwrite) if processes.is_main_process else []
+    processes.wait_for_everyone()
+    return Outcome(result, run, tuple(saved), sum(map(size_of, result.prompts)))
+
+
+def recording(prepared: Prepared) -> Recording:
+    """Where the events of a run go."""
+    return Recording(prepared.run, prepared.folder.name, prepared.config, prepared.config.train.track)
+
+
+def save(
+    prepared: Prepared, lm: FrozenLM, candidate: Candidate, result: Result, *, overwrite: bool
+) -> list[tuple[Path, Card]]:
+    """Write what a finished candidate leaves, a mixture's router too, and remove the run's checkpoints."""
+    saved = artifacts.write(prepared, lm, result, candidate=candidate.name, overwrite=overwrite)
+    if isinstance(candidate.learner, SMoP):
+        names = [folder.name for folder, _ in saved]
+        router.save(prepared.folder, candidate.learner.router(names), overwrite=overwrite)
+    for checkpoint in prepared.run.glob("checkpoint-*"):  # the run is over: what is left of it is its log
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return saved
+
+
+def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Prepared, Candidate, dict[str, float]]:
+    """The method at its start, with its rows and settings.
+
+    For init "best" all starts are tried on the validation rows: the settings that come back say which one it is, and
+    the last value has the mean loss behind each. A start that `auto` chose and this model or these rows cannot have
+    gives way to the text, which is told in the same way.
+
+    Raises:
+        ConfigError: settings that do not fit each other.
+        GeometryError: a prompt that the base model cannot take.
+        DataError: rows that do not fit in the model's context behind it.
+        StoreError, WrongBaseError: a soft prompt that the settings name cannot be used.
+    """
+    if prepared.config.method.init != "best":
+        try:
+            return prepared, _candidate(prepared, lm, name), {}
+        except (ConfigError, UnsupportedModelError):  # keys that cannot move, no room for a demonstration
+            if not any(choice.setting == "method.init" for choice in prepared.choices):
+                raise
+        return _best_of(("text",), prepared, lm, name)
+    return _best_of(TRIED, prepared, lm, name)
+
+
+def _best_of(
+    inits: Sequence[Init], prepared: Prepared, lm: FrozenLM, name: str
+) -> tuple[Prepared, Candidate, dict[str, float]]:
+    """The start with the lowest validation loss of those that can be had, the first of which always can."""
+    made: dict[str, tuple[Prepared, Candidate]] = {}
+    for init in inits:
+        try:
+            own = _with_init(prepared, init)
+            made[init] = own, _candidate(own, lm, name)
+        except (ConfigError, UnsupportedModelError):  # no labels, no room for a demonstration, keys that cannot move
+            if init == inits[0]:  # there is always a text: something else is wrong
+                raise
+    losses = {init: validation_losses(lm, candidate) for init, (_, candidate) in made.items()}
+    tried = {init: sum(own) / max(1, len(own)) for init, own in losses.items()}
+    return *made[min(tried, key=tried.__getitem__)], tried
+
+
+def _with_init(prepared: Prepared, init: Init) -> Prepared:
+    method = prepared.config.method.model_copy(update={"init": init})
+    return replace(prepared, config=prepared.config.model_copy(update={"method": method}))
+
+
+def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
+    """The method at the start that the settings name."""
+    config = prepared.config
+    named = [config.method.init_from] if config.method.init_from else []
+    loaded = {n: store.load(n, lm.geometry)[0] for n in (*named, *config.method.sources, *config.method.teachers)}
+    start, unseen = start_of(prepared, lm, loaded)
+    if config.method.kept:
+        start, unseen = _rewound(config, lm, start), {}
+    method = build(config.method.name, lm, start)
+    prompts = method.freeze()
+    for prompt in prompts:
+        check_fits(prompt, lm.geometry)
+    facts = [config.method.model_dump(mode="json"), config.max_length, {n: prompt_digest(p) for n, p in loaded.items()}]
+    tasks = [_task(task, lm, prompts[0], facts, unseen if len(prepared.tasks) == 1 else {}) for task in prepared.tasks]
+    teachers = [loaded[teacher] for teacher in config.method.teachers]
+    if teachers and len(teachers) != len(tasks):
+        raise ConfigError(
+            "each task needs a teacher", where="method.teachers", expected=f"{len(tasks)} names", got=len(teachers)
+        )
+    return Candidate(method, tasks, config.train, lm.device, name, teachers)
+
+
+def _rewound(config: Config, lm: FrozenLM, start: Start) -> Start:
+    """The start with some of its virtual tokens only: those that pruning kept, as they were before training."""
+    kept, kv = config.method.kept, config.method.name in KV_METHODS
+    if min(kept) < 0 or max(kept) >= start.n_tokens or len(set(kept)) < len(kept):
+        expected = f"different numbers from 0 to {start.n_tokens - 1}"
+        raise ConfigError("no such virtual tokens to keep", where="method.kept", expected=expected, got=kept)
+    (whole,) = build("prefix-tuning" if kv else "prompt-tuning", lm, replace(start, frozen_tokens=0)).freeze()
+    return replace(start, init="prompt", prompt=select(whole, sorted(kept), lm), n_tokens=len(kept))
+
+
+def _task(
+    task: PreparedTask, lm: FrozenLM, prompt: Prompt, facts: list[Any], unseen: Mapping[str, tuple[int, int]]
+) -> Task:
+    """The rows of a task in the frame that its prompt will be saved with; DataError if one is too long."""
+    lead, follow = layout_ids(lm, layout_for(lm, task.template, prompt.form))
+    around = len(lead) + prompt.n_tokens + len(follow)
+    lengths = [(row.where, len(row.ids), around) for row in (*task.train, *task.validation)]
+    check_context(lm, lengths, "--max-length N --drop-long leaves such rows out; fewer --n-tokens make room")
+    shared = [digest(task.splits.train), digest(task.splits.validation), task.template.to_dict(), *facts]
+    whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+    rows = [replace(row, unseen=unseen[row.where]) if row.where in unseen else row for row in task.train]
+    return Task(rows, task.validation, lead, follow, whole, task.name)

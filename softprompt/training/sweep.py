@@ -1,0 +1,136 @@
+"""Many settings tried at once: all candidates train in the same forward passes, and the better half goes on.
+
+    cells = grid(["train.lr=1e-2,3e-2", "method.n_tokens=16,32"])          # four of them
+    outcome = sweep(prepared, configs, lm)                                 # the best is saved as prompts/NAME
+
+The base model runs once for the rows of all candidates, each behind its own prefix. A candidate learns what it would
+learn alone, up to the order of floating-point sums.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from softprompt.errors import ConfigError
+from softprompt.files import write_json, writing
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.card import Card
+from softprompt.training import auto
+from softprompt.training.config import Config
+from softprompt.training.loop import Event, Result, train
+from softprompt.training.prepare import Prepared, check_free
+from softprompt.training.recorder import recorded
+from softprompt.training.run import candidate_of, recording, save
+
+RUNGS = (0.25, 0.5)  # of the run: there the worse half stops
+TOGETHER = ("train.minutes", "train.save_every", "train.track", "train.gradient_checkpointing", "train.graphs")
+MOST = 256
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep found.
+
+    Attributes:
+        results: of every candidate by name, the best first.
+        saved: folder and card of the best one; none if a signal ended the sweep (then `--resume` goes on).
+    """
+
+    results: dict[str, Result]
+    saved: tuple[tuple[Path, Card], ...]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it."""
+        return any(result.interrupted for result in self.results.values())
+
+
+def grid(axes: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Every combination of the values of all axes, as settings by name.
+
+    Args:
+        axes: "train.lr=1e-2,3e-2"; one setting each, its values between commas.
+
+    Raises ConfigError for an axis without values, one given twice, a setting that all candidates must share, or over
+    256 combinations.
+    """
+    values: dict[str, list[str]] = {}
+    for axis in axes:
+        name, _, given = axis.partition("=")
+        options = [value.strip() for value in given.split(",") if value.strip()]
+        if not options or len(set(options)) < len(options):
+            raise ConfigError("an axis needs different values", expected="train.lr=1e-2,3e-2", got=axis)
+        if name in values:
+            raise ConfigError("an axis is given twice", got=name, hint=f"{name}={','.join([*values[name], *options])}")
+        if name.partition(".")[0] not in {"method", "train"} or name in TOGETHER:
+            what = "candidates of one sweep share this setting"
+            raise ConfigError(what, got=name, expected="method.… or train.…", hint=f"--{name} sets it for all")
+        values[name] = options
+    combinations = list(itertools.product(*values.values()))
+    if len(combinations) > MOST:
+        raise ConfigError("too many candidates", expected=f"<= {MOST}", got=len(combinations))
+    cells = [dict(zip(values, chosen, strict=True)) for chosen in combinations]
+    return {" ".join(f"{name.partition('.')[2]}={value}" for name, value in cell.items()): cell for cell in cells}
+
+
+def sweep(
+    prepared: Prepared,
+    configs: Mapping[str, Config],
+    lm: FrozenLM,
+    *,
+    rungs: Sequence[float] = RUNGS,
+    overwrite: bool = False,
+    resume: bool = False,
+    report: Callable[[Event], None] = lambda event: None,
+) -> Swept:
+    """Train a candidate for every config and save the one with the lowest validation loss.
+
+    Args:
+        prepared: the rows, and where the artifact goes.
+        configs: settings by the name of the candidate; they differ in method and training only.
+        rungs: shares of the run after which the worse half stops; none for no halving.
+
+    Raises what `fit` raises.
+    """
+    cells = dict[str, Prepared]()
+    for name, config in configs.items():
+        chosen, choices = auto.choose(config, prepared.facts)
+        cells[name] = replace(prepared, config=chosen, choices=choices)
+    for cell in cells.values():
+        check_free(cell, overwrite)
+    begin = time.monotonic()
+    made = {name: candidate_of(cell, lm, name)[:2] for name, cell in cells.items()}
+    candidates = [candidate for _, candidate in made.values()]
+    for candidate in candidates:
+        candidate.record.before = time.monotonic() - begin
+    processes = PartialState(cpu=lm.device.type == "cpu")
+    with recorded(recording(prepared), processes.is_main_process, resume, report) as everywhere:
+        results = train(lm, candidates, prepared.run, rungs=rungs, resume=resume, report=everywhere)
+    ranked = dict(sorted(zip(cells, results, strict=True), key=lambda pair: _loss(pair[1])))
+    if any(result.interrupted for result in results):
+        return Swept(ranked, ())
+    best, saved = next(iter(ranked)), list[tuple[Path, Card]]()
+    if processes.is_main_process:
+        saved = save(made[best][0], lm, made[best][1], ranked[best], overwrite=overwrite)
+        with writing(prepared.run):
+            write_json(prepared.run / "sweep.json", [row(name, result) for name, result in ranked.items()])
+    processes.wait_for_everyone()
+    return Swept(ranked, tuple(saved))
+
+
+def row(name: str, result: Result) -> dict[str, Any]:
+    """A candidate's line in the table of results."""
+    facts = {"candidate": name, "steps": result.step, "stopped": result.stopped}
+    return facts | {"seconds": round(result.seconds, 1), "validation_loss": result.validation_loss}
+
+
+def _loss(result: Result) -> tuple[bool, float]:
+    """Sorts by validation loss, those without one last."""
+    return result.validation_loss is None, result.validation_loss or 0.0

@@ -1,0 +1,99 @@
+"""A prefix as a foreign engine takes it: the keys and values of lead, virtual tokens and follow, computed once.
+
+Both forms become the same thing, so an engine with a key/value cache of its own needs to know no form, no layout and no
+embedding. A compiled prefix is named by its content: another prompt of the same name never meets cached blocks of the
+old one, and what was read once is right for ever.
+
+Shapes: L layers, T tokens of the prefix, K key/value heads, D head size. Keys are post-RoPE at positions 0…T-1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from softprompt.errors import StoreError, UnsupportedModelError
+from softprompt.files import READABLE, writing
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.verify import keys_values
+
+ID = re.compile(r"[0-9a-f]{32}")
+TENSOR = "prefix"  # [L, 2, T, K, D]: keys, then values
+
+
+def compile_prefix(lm: FrozenLM, prefix: Prefix) -> Tensor:
+    """[L, 2, T, K, D] on the CPU, in the model's dtype.
+
+    Raises:
+        DataError: the prefix is longer than the context.
+        UnsupportedModelError: keys and values of the layers do not all look alike.
+    """
+    layers = [kv for kv in keys_values(lm, prefix) if kv is not None]
+    shapes = {tuple(states.shape) for kv in layers for states in kv}
+    if len(shapes) != 1 or len(layers) != len(lm.geometry.layers):
+        what = "keys and values of the layers do not all look alike"
+        raise UnsupportedModelError(what, where=lm.name, got=sorted(shapes))
+    stacked_L2KTD = torch.stack([torch.stack([keys[0], values[0]]) for keys, values in layers])
+    return stacked_L2KTD.transpose(2, 3).contiguous().cpu()
+
+
+def digest(kv_L2TKD: Tensor) -> str:
+    """The id of a compiled prefix: 32 hex digits over shape, dtype and bytes."""
+    sha = hashlib.sha256(f"{tuple(kv_L2TKD.shape)} {kv_L2TKD.dtype}\n".encode())
+    sha.update(kv_L2TKD.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:32]
+
+
+def write(folder: Path, kv_L2TKD: Tensor) -> str:
+    """Put it in the folder; returns its id. One that is there already stays as it is. Raises StoreError."""
+    name = digest(kv_L2TKD)
+    target = place(folder, name)
+    if not target.exists():
+        with writing(target), tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
+            new = Path(scratch) / target.name
+            save_file({TENSOR: kv_L2TKD}, new)
+            new.chmod(READABLE)
+            os.replace(new, target)
+    return name
+
+
+def place(folder: Path, name: str) -> Path:
+    """The file of an id."""
+    assert ID.fullmatch(name), "an id, not a path"
+    return folder / f"{name}.safetensors"
+
+
+def shape(folder: Path, name: object) -> tuple[int, int, int, int] | None:
+    """(L, T, K, D) of a compiled prefix; None for what is no id, and for a file that is not there or damaged."""
+    if not isinstance(name, str) or not ID.fullmatch(name):
+        return None
+    try:
+        with safe_open(place(folder, name), "pt") as file:
+            sizes = file.get_slice(TENSOR).get_shape()
+    except (OSError, SafetensorError):
+        return None
+    return (sizes[0], *sizes[2:]) if len(sizes) == 5 and sizes[1] == 2 and min(sizes) > 0 else None
+
+
+def read(folder: Path, name: str, layers: Sequence[int], heads: slice) -> Tensor:
+    """[len(layers), 2, T, len(heads), D]: the part that one of several processes has of the model.
+
+    Raises StoreError for a file that is not there or damaged, or has no such layers.
+    """
+    path = place(folder, name)
+    try:
+        with safe_open(path, "pt") as file:
+            entry = file.get_slice(TENSOR)
+            return torch.stack([entry[layer][:, :, heads] for layer in layers])
+    except (OSError, SafetensorError, IndexError) as error:
+        raise StoreError(f"the compiled prefix cannot be read: {error}", where=path) from error

@@ -1,0 +1,137 @@
+"""`softprompt data check` and `preview` on a byte tokenizer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from softprompt.cli.data import app
+from softprompt.errors import DataError
+from tests.support.bytes_tokenizer import BytesTokenizer
+from tests.support.rows import labelled, write_jsonl
+
+PROMPT = r"Review: {text}\nSentiment:"
+
+
+def run(*args: str | Path) -> Result:
+    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"})
+    if isinstance(result.exception, DataError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "train.jsonl", *labelled(6), *labelled(1))
+    write_jsonl(tmp_path / "dev.jsonl", *labelled(2, 10))
+    write_jsonl(tmp_path / "test.jsonl", *labelled(3, 4))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for the model code, which is not what is tested here."""
+    tokenizers = {"tiny": BytesTokenizer(), "endless": BytesTokenizer(None, eos=None)}
+    module = ModuleType("softprompt.models.frozen_lm")
+    module.__dict__["load_tokenizer"] = tokenizers.__getitem__
+    module.__dict__["is_encoder_decoder"] = lambda model: False
+    monkeypatch.setitem(sys.modules, "softprompt.models.frozen_lm", module)
+
+
+def test_check_counts_what_is_there(data: Path) -> None:
+    report = json.loads(run("check", data, "--template", PROMPT, "--model", "tiny", "--json").output)
+    assert (report["kind"], report["ok"]) == ("label", True)
+    assert report["template"] == {"kind": "text", "text": "Review: {text}\nSentiment:", "system": ""}
+    assert report["duplicates"] == {"train": 1, "validation": 0, "test": 2}
+    assert report["end"] == {"id": 257, "token": "</s>"}
+    train = report["splits"]["train"]
+    assert (train["rows"], train["labels"]) == (7, {"even": 4, "odd": 3})
+    text = len("Review: row 0\nSentiment:")
+    assert train["characters"] == {"min": text + 3, "median": text + 4, "p95": text + 4, "max": text + 4}
+    assert train["learned_tokens"]["max"] == len(" even") - 1 + 1  # " e" is one token, and the end
+    assert train["tokens"]["max"] == len(" row 0\nSentiment:") - 1 + 4 + 1
+    assert report["notes"][0] == "'dev' is the validation split"
+    assert len(train["sha256"]) == 64
+
+
+def test_check_for_people_ends_with_ok(data: Path) -> None:
+    output = run("check", data, "--model", "tiny", "--template", PROMPT).output
+    assert output.rstrip().endswith("ok")
+    assert "labels in train: even 4, odd 3" in output
+    assert "an answer ends with '</s>' (id 257)" in output
+    assert "learned tokens" in output
+    assert "2 of 3 test rows ask what a training row asks already" in output
+    plain = run("check", data).output
+    assert "add --model" in plain
+    assert "tokens" not in plain
+
+
+def test_check_refuses_a_model_that_would_never_stop(data: Path) -> None:
+    with pytest.raises(DataError, match="never learn to stop"):
+        run("check", data, "--model", "endless")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--chat"], "--model"),
+        (["--template", "{txet}"], r"did you mean \{text\}"),
+        (["--template", "x"], "no field"),
+    ],
+)
+def test_check_refuses_what_does_not_fit(data: Path, options: list[str], part: str) -> None:
+    with pytest.raises(DataError, match=part):
+        run("check", data, *options)
+
+
+def test_preview_marks_what_is_learned(data: Path) -> None:
+    output = run("preview", data / "train.jsonl", "--model", "tiny", "--template", PROMPT, "-n", "2").output
+    assert "train.jsonl:2" in output
+    assert "train.jsonl:3" not in output
+    assert "Review: row 1\nSentiment:« o»«d»«d»«</s>»" in output
+
+
+def test_preview_of_a_chat(data: Path) -> None:
+    output = run("preview", data, "--model", "tiny", "-n", "1").output
+    assert "<|im_start|>user\nrow 0<|im_end|>\n<|im_start|>assistant\n«e»«v»«e»«n»«<|im_end|>»" in output
+
+
+def test_preview_without_a_model(data: Path) -> None:
+    output = run("preview", data, "-n", "1", "--template", PROMPT).output
+    assert "Review: row 0\nSentiment:« even»" in output
+    assert "Add --model" in output
+
+
+def test_preview_of_conversations_without_a_model(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo\nthere"}]
+    path = write_jsonl(tmp_path / "a.jsonl", {"messages": turns})
+    assert "user: Hi\nassistant: «Yo↵there»" in run("preview", path).output
+    with pytest.raises(DataError, match="take no template"):
+        run("preview", path, "--template", "{text}")
+
+
+def test_preview_keeps_characters_of_several_bytes_together(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", {"prompt": "é", "completion": "a€"}, {"prompt": "a", "completion": "b"})
+    assert "é" in (output := run("preview", path, "--model", "tiny", "--no-chat", "-n", "1").output)
+    assert "« a»«€»«</s>»" in output
+
+
+def test_preview_does_not_let_data_steer_the_terminal(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", {"prompt": "a\x1b[2J\u202e[bold]", "completion": "b\x07"})
+    for options in ([], ["--model", "tiny"]):
+        output = run("preview", path, *options).output
+        assert "a\\x1b[2J\\u202e[bold]" in output
+        assert "b" in output and not {"\x1b", "\x07", "\u202e"} & set(output)
+
+
+def test_what_training_would_leave_out_or_refuse_is_noted(tmp_path: Path) -> None:
+    rows = [{"prompt": "a" * (1100 if i == 1 else 9), "completion": "b", "system": "Be kind."} for i in range(20)]
+    path = write_jsonl(tmp_path / "rows.jsonl", *rows)
+    report = json.loads(run("check", str(path), "--json", "--model", "tiny").stdout)
+    assert "the template does not use the fields system" in report["notes"]
+    assert any("1 rows of train are longer than 1024 tokens" in note for note in report["notes"])

@@ -1,0 +1,369 @@
+"""A text into virtual tokens on a tiny model: the student comes nearer to the teacher, and what is left is true."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from softprompt.compaction.selection import nearest
+from softprompt.data.records import Message
+from softprompt.data.targets import end_id
+from softprompt.data.template import VIRTUAL
+from softprompt.data.tokenizer import render_chat
+from softprompt.distillation import dataset, initialization
+from softprompt.distillation import run as run_module
+from softprompt.distillation.config import DistilConfig
+from softprompt.distillation.prepare import prepare
+from softprompt.distillation.run import Distilled, distil
+from softprompt.distillation.teacher import Teacher
+from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError, UnsupportedModelError
+from softprompt.formatting.formatted_prompt import card_subject, layout_for, layout_ids
+from softprompt.formatting.inputs import chat_ids
+from softprompt.inference.decoding import Sampling
+from softprompt.inference.generate import Request, answer
+from softprompt.models.frozen_lm import load
+from softprompt.objectives.chunked import cross_entropies
+from softprompt.objectives.next_token import learned_tokens, supervised, token_losses
+from softprompt.prefix.kv import Prefix
+from softprompt.prefix.packed import hidden
+from softprompt.prefix.packing import Row
+from softprompt.prefix.verify import bank
+from softprompt.prompts import store
+from softprompt.training.config import resolved
+from softprompt.training.loop import Event
+from tests.cli.conftest import saved_model
+from tests.support.rows import write_jsonl
+
+TEXT = "Speak as a pirate. Fees are 5. End with Arr!"
+SMALL = {
+    "study.inputs": 24,
+    "study.held_out": 6,
+    "study.input_tokens": 8,
+    "study.answer_tokens": 6,
+    "method.n_tokens": 16,
+    "train.steps": 12,
+    "train.batch_size": 4,
+    "train.eval_rows": 4,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_model(tmp_path_factory.mktemp("models") / "base", "llama")
+
+
+@pytest.fixture
+def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the text and rows, and the prompts in it."""
+    monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
+    (tmp_path / "policy.md").write_text(TEXT, encoding="utf-8")
+    write_jsonl(tmp_path / "rows.jsonl", *({"prompt": f"q {i}?", "completion": f"a {i}"} for i in range(24)))
+    return tmp_path
+
+
+def settings(base: Path, place: Path, **changes: Any) -> DistilConfig:
+    flags = SMALL | {"model": str(base), "name": "policy", "text": str(place / "policy.md")}
+    flags |= {"data": str(place / "rows.jsonl")}
+    return resolved(DistilConfig, flags | {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def run(base: Path, place: Path, *, resume: bool = False, **changes: Any) -> Distilled:
+    return distil(
+        prepare(settings(base, place, **changes), resume=resume), load(str(base), dtype="float32"), resume=resume
+    )
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
+def test_the_student_comes_nearer(base: Path, place: Path, method: str) -> None:
+    found = run(base, place, method__name=method, train__steps=80, train__lr=0.05 if method[:6] == "prefix" else 0.3)
+    (folder, card), measured = found.saved[0], found.fidelity
+    assert measured is not None
+    assert measured.full_text.divergence < 1e-6 and measured.full_text.agreement == 1
+    assert measured.no_text.divergence > 0.01
+    assert measured.recovered("16") > (
+        0.5 if method == "prefix-tuning" else 0.1
+    )  # a random model's embeddings say little
+    assert measured.rows == 6 and measured.tokens == len(TEXT)
+    assert measured.soft["16"].prefix_tokens < measured.full_text.prefix_tokens
+    assert measured.soft["16"].kv_bytes * measured.full_text.prefix_tokens == (
+        measured.full_text.kv_bytes * measured.soft["16"].prefix_tokens
+    )
+    assert set(measured.full_text.scores) >= {"exact_match", "f1"}
+    assert card.template["system"] == VIRTUAL
+    assert card.metrics["recovered"] == measured.recovered("16")
+    assert card.data["text_sha256"] and TEXT not in (folder / "card.json").read_text()
+    assert {path.name for path in folder.iterdir()} >= {"card.json", "prompt.safetensors", "curve.png", "fidelity.png"}
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
+def test_it_stands_in_the_system_turn_of_a_conversation(base: Path, place: Path, method: str) -> None:
+    """Prefix and turns are the conversation as the chat template writes it; the virtual tokens are the text's."""
+    size = len(f"<|im_start|>system\n{TEXT}") - 11 if method == "prefix-tuning" else len(TEXT)  # a control token is one
+    flags = {"method__name": method, "method__n_tokens": size, "train__steps": 1, "train__lr": 1e-30}
+    folder = run(base, place, **flags).saved[0][0]  # a prompt that is the whole text
+    lm = load(str(base), dtype="float32")
+    subject = card_subject(*store.load(folder, lm.geometry))
+    turns = [Message("user", "Hi"), Message("assistant", "Yo"), Message("user", "And?")]
+    written = render_chat([Message("system", TEXT), *turns], lm.tokenizer, add_generation_prompt=True)
+    with torch.no_grad():
+        rows = [Row(chat_ids(turns, subject, lm.tokenizer))]
+        ours = hidden(lm, bank(lm, [subject.prefix(lm)]), rows)[-1]
+        plain = hidden(lm, bank(lm, [Prefix()]), [Row(lm.encode(written))])[-1]
+    assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+    (found,) = answer(lm, {"policy": subject}, [Request("Hi", "policy")], Sampling(4))
+    assert found.ids
+
+
+def test_self_study_makes_inputs_of_its_own(base: Path, place: Path) -> None:
+    (place / "policy.md").write_text("Be kind.", encoding="utf-8")
+    seen: list[Event] = []
+    prepared = prepare(settings(base, place, data="null", study__inputs=16, study__held_out=4))
+    found = distil(prepared, load(str(base), dtype="float32"), report=seen.append)
+    assert found.fidelity is not None
+    kinds = [event.kind for event in seen]
+    assert kinds.index("study") < kinds.index("answers") < kinds.index("start")
+    batches = [json.loads(path.read_text()) for path in sorted(prepared.notebook.glob("inputs-*.json"))]
+    texts = [one["text"] for batch in batches for one in batch]
+    assert len(texts) == len(set(texts)) <= 16
+
+
+def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
+    """The teacher writes no answer, and has a lesson on every token of the text's."""
+    text = "Ann Lee opened the old bank in 1932 by the sea."
+    (place / "policy.md").write_text(text, encoding="utf-8")
+    prepared = prepare(settings(base, place, data="null", study__inputs=12, study__details=1))
+    lm = load(str(base), dtype="float32")
+    teacher = Teacher(lm, prepared.chunks, prepared.template)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Teacher, "answers", lambda *args: pytest.fail("the teacher was asked to answer"))
+        parts = run_module.exercises_of(prepared, teacher, lambda event: None)
+    found = [*parts.train, *parts.validation, *parts.held_out]
+    assert len(found) >= 6 and {one.record.where.partition(":")[0] for one in found} >= {"gap", "continuation"}
+    for one in found:
+        assert str(lm.tokenizer.decode(list(one.answer), skip_special_tokens=True)) in text
+        assert one.answer[-1] == end_id(prepared.template, lm.tokenizer)
+        assert one.lesson is not None and len(one.lesson.ids) == len(one.answer)
+
+
+def test_a_document_has_more_details_than_a_text(base: Path, place: Path) -> None:
+    text = prepare(settings(base, place))
+    document = prepare(settings(base, place, text="null", document=str(place / "policy.md")))
+    chosen = prepare(settings(base, place, study__details=0.1))
+    assert [run_module.details_of(one) for one in (text, document, chosen)] == [0.25, 0.75, 0.1]
+
+
+def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) -> None:
+    """Of several real texts in its place the one that is the teacher's own."""
+    prepared, lm = prepare(settings(base, place, method__name="prompt-tuning")), load(str(base), dtype="float32")
+    parts = run_module.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+    own = tuple(lm.encode(TEXT))
+    starts = [own[:8], own, tuple(reversed(own))]
+    between = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
+    assert nearest(lm, starts, between, initialization.examples(parts.validation, prepared, lm)) == own
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
+def test_training_starts_from_a_fitted_prompt(
+    method: str, base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each size, nearer to the teacher on messages that it was not fitted on; unfitted where a model's attention
+    cannot be listened to, and from the text's own beginning where its keys cannot be moved."""
+    (place / "long.md").write_text(TEXT * 3, encoding="utf-8")
+    prepared = prepare(settings(base, place, method__name=method, sizes=(4, 8), text=str(place / "long.md")))
+    lm = load(str(base), dtype="float32")
+    parts = run_module.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+    ids, told = tuple(lm.encode(prepared.text)), list[float]()
+    fitted = initialization.beginnings(prepared, lm, ids, parts, told.append)
+    form = "kv" if method == "prefix-tuning" else "embedding"
+    assert told == sorted(told) and told[-1] == 1 and len(told) == 2 * initialization.FIT_STEPS[form]
+
+    def deaf(*args: object) -> None:
+        raise UnsupportedModelError("not this model")
+
+    monkeypatch.setattr(initialization, "heard", deaf)
+    chosen = initialization.beginnings(prepared, lm, ids, parts)
+    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, form))
+    rows = initialization.examples(parts.held_out, prepared, lm)
+    for size in (4, 8):
+        before, after = (
+            token_losses(lm, bank(lm, [Prefix(found[size], lead, follow)]), rows).mean() for found in (chosen, fitted)
+        )
+        assert fitted[size].n_tokens == size and after < 0.95 * before
+    monkeypatch.setattr(initialization, "start_from", deaf)
+    assert initialization.beginnings(prepared, lm, ids, parts) == {}
+
+
+def test_the_start_is_fitted_for_as_long_as_asked(base: Path, place: Path) -> None:
+    lm, told = load(str(base), dtype="float32"), dict[int, list[float]]()
+    found = {}
+    for steps in (0, 7):
+        prepared = prepare(settings(base, place, fit_steps=steps))
+        parts = run_module.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+        told[steps] = []
+        (found[steps],) = initialization.beginnings(
+            prepared, lm, tuple(lm.encode(prepared.text)), parts, told[steps].append
+        ).values()
+    assert told[0] == [] and len(told[7]) == 7
+    unfitted, fitted = found[0].tensors(), found[7].tensors()
+    assert any(not torch.equal(unfitted[name], fitted[name]) for name in fitted)
+
+
+def test_another_size_begins_with_training(base: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notebook of the first run is read again."""
+    run(base, place)
+    monkeypatch.setattr(dataset, "_taught", lambda *args: pytest.fail("the teacher was asked again"))
+    prepared = prepare(settings(base, place, method__n_tokens=8), overwrite=True)
+    again = distil(prepared, load(str(base), dtype="float32"), overwrite=True)
+    assert again.saved[0][1].n_tokens == 8
+
+
+def test_several_sizes_learn_together_what_they_learn_alone(base: Path, place: Path) -> None:
+    both = run(base, place, name="both", sizes="8,16")
+    alone = run(base, place, name="alone", method__n_tokens=8)
+    assert [folder.name for folder, _ in both.saved] == ["both.8", "both.16"]
+    lm = load(str(base), dtype="float32")
+    one, _ = store.load(both.saved[0][0], lm.geometry)
+    other, _ = store.load(alone.saved[0][0], lm.geometry)
+    for kv, same in zip(one.layers, other.layers, strict=True):  # type: ignore[union-attr]
+        assert kv is not None and same is not None
+        assert_close(kv[0], same[0], rtol=2e-4, atol=2e-4)
+    assert both.fidelity is not None and list(both.fidelity.soft) == ["8", "16"]
+
+
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning", "residual", "p-tuning-v2"])
+def test_a_stopped_run_goes_on_to_the_same_prompt(
+    method: str, base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without fitting a start again that the checkpoint replaces."""
+    lm = load(str(base), dtype="float32")
+    whole = run(base, place, name="whole", method__name=method)
+
+    def stop(event: Event) -> None:
+        if event.kind == "step" and event.step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    first = distil(prepare(settings(base, place, method__name=method)), lm, report=stop)
+    assert first.saved == () and first.stopped == "SIGINT"
+    with pytest.raises(StoreError, match=r"--resume to go on"):
+        prepare(settings(base, place))
+    monkeypatch.setattr(run_module, "beginnings", lambda *args: pytest.fail("it was fitted again"))
+    again = run(base, place, resume=True, method__name=method)
+    assert again.saved[0][1].sha256 == whole.saved[0][1].sha256
+
+
+@pytest.mark.parametrize("phase", ["study", "answers"])
+def test_a_run_that_was_stopped_before_training_goes_on(base: Path, place: Path, phase: str) -> None:
+    """With --resume and without: what was studied is there, and the prompt is that of a run that was not stopped."""
+    (place / "policy.md").write_text("Be kind.", encoding="utf-8")
+    lm, flags = load(str(base), dtype="float32"), {"data": "null", "study__inputs": 40}
+    whole = distil(prepare(settings(base, place, **flags)), lm, report=lambda event: None)
+    shutil.rmtree(place / "prompts")
+
+    def stop(event: Event) -> None:
+        if event.kind == phase:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil(prepare(settings(base, place, **flags)), lm, report=stop)
+    again = distil(prepare(settings(base, place, **flags), resume=True), lm, resume=True)
+    assert again.saved[0][1].sha256 == whole.saved[0][1].sha256
+
+
+def test_the_lessons_are_the_teachers(base: Path, place: Path) -> None:
+    """Teacher and student read the same row; a student with the text in front has no loss but the lumped rest's."""
+    prepared, lm = prepare(settings(base, place)), load(str(base), dtype="float32")
+    teacher = Teacher(lm, prepared.chunks, prepared.template)
+    parts = run_module.exercises_of(prepared, teacher, lambda event: None)
+    examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
+    with torch.no_grad():
+        behind = bank(lm, [teacher.prefix(0)])
+        own = token_losses(lm, behind, examples)
+        states, targets = supervised(lm, behind, examples, None)
+        plain = token_losses(lm, behind, [replace(one, lesson=None) for one in examples])
+    assert own.abs().max() < 1e-5
+    assert_close(plain, cross_entropies(states, targets, lm.logits))
+    assert len(own) == learned_tokens(examples)
+    written = lm.tokenizer.decode([*teacher.prefix(0).lead, *teacher.prefix(0).follow, *examples[0].ids])
+    assert str(written).startswith(f"<|im_start|>system\n{TEXT}<|im_end|>\n<|im_start|>user\nq ")
+
+
+def test_lessons_heard_while_answering_are_those_of_the_whole_answer(base: Path, place: Path) -> None:
+    """What the teacher said when it chose each token is what it says when it reads the answer."""
+    changes = {"study__temperature": 1.5, "study__answer_tokens": 60, "study__answer_temperature": 2}
+    prepared, lm = prepare(settings(base, place, **changes)), load(str(base), dtype="float32")
+    teacher = Teacher(lm, prepared.chunks, prepared.template)
+    parts = run_module.exercises_of(prepared, teacher, lambda event: None)
+    assert len({len(one.answer) for one in parts.train}) > 1, "answers end apart"
+    examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
+    for exercise, lesson in zip(parts.train, teacher.lessons(0, examples, 20, 1.5), strict=True):
+        assert exercise.lesson is not None and len(exercise.lesson.ids) == len(exercise.answer)
+        assert_close(exercise.lesson.logprobs, lesson.logprobs, rtol=1e-4, atol=1e-4)
+        assert (exercise.lesson.ids == lesson.ids).float().mean() > 0.95, "near ties may change places"
+
+
+def test_a_document_is_read_in_pieces(base: Path, place: Path) -> None:
+    text = "\n\n".join(f"Part {i} is about thing {i}." for i in range(8))
+    (place / "book.txt").write_text(text, encoding="utf-8")
+    changes = {"text": "null", "document": str(place / "book.txt"), "study__chunk_tokens": 60}
+    prepared = prepare(settings(base, place, **changes))
+    assert len(prepared.chunks) > 2
+    found = distil(prepared, load(str(base), dtype="float32"))
+    assert found.fidelity is not None and found.saved[0][1].data["chunks"] == len(prepared.chunks)
+
+
+def test_demonstrations_are_distilled_on_the_other_rows(base: Path, place: Path) -> None:
+    changes = {"text": "null", "data": "null", "demonstrations": str(place / "rows.jsonl"), "shots": 3}
+    prepared = prepare(settings(base, place, **changes, study__inputs=16))
+    assert prepared.text == "Input: q 0?\nOutput: a 0\n\nInput: q 1?\nOutput: a 1\n\nInput: q 2?\nOutput: a 2"
+    assert [row.fields["prompt"] for row in prepared.rows][:2] == ["q 3?", "q 4?"] and prepared.template.kind == "text"
+    found = distil(prepared, load(str(base), dtype="float32"))
+    assert found.fidelity is not None and found.fidelity.no_text.scores.keys() == found.fidelity.full_text.scores.keys()
+
+
+def test_what_is_refused(base: Path, place: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)give one source.*--text policy.md"):
+        prepare(settings(base, place, text="null"))
+    with pytest.raises(ConfigError, match="give one source"):
+        prepare(settings(base, place, document=str(place / "policy.md")))
+    with pytest.raises(ConfigError, match=r"name is not given"):
+        prepare(settings(base, place, name="null"))
+    with pytest.raises(ConfigError, match=r"(?s)only attended tokens are fitted.*--init attended"):
+        prepare(settings(base, place, fit_steps=5, method__init="text"))
+    with pytest.raises(DataError, match="no such file"):
+        prepare(settings(base, place, text=str(place / "none.md")))
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        prepare(settings(base, place), resume=True)
+    (place / "policy.md").write_text("long " * 100, encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)too long for the model's context.*--document"):
+        prepare(settings(base, place))
+    (place / "policy.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="not UTF-8"):
+        prepare(settings(base, place))
+    run_folder = place / "prompts" / "policy"
+    assert not run_folder.exists()
+
+
+def test_the_text_is_kept_only_where_asked(base: Path, place: Path) -> None:
+    assert run(base, place, keep_text=True).saved[0][1].data["text"] == TEXT
+
+
+def test_settings() -> None:
+    """Other defaults than in training, also where a section is given in part."""
+    plain = resolved(DistilConfig, {})
+    assert (plain.method.init, plain.method.frozen_tokens, plain.train.lr) == ("attended", 1, 4e-3)
+    part = resolved(DistilConfig, {"method.n_tokens": 8, "train.minutes": 2})
+    assert (part.method.init, part.method.n_tokens, part.train.steps) == ("attended", 8, None)
+    document = resolved(DistilConfig, {"document": "a.md"})
+    assert (document.train.lr, document.train.steps) == (1e-2, plain.train.steps)
+    assert resolved(DistilConfig, {"document": "a.md", "train.lr": 3e-3}).train.lr == 3e-3
+    with pytest.raises(ConfigError, match=r"did you mean study\.inputs"):
+        resolved(DistilConfig, {"study.input": 3})

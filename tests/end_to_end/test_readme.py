@@ -1,0 +1,193 @@
+"""The README does what it says: its Python runs, its commands and flags exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import softprompt
+import softprompt.models.frozen_lm as model_module
+from softprompt.cli.main import app
+from softprompt.cli.train import FLAGS, dotted, sources
+from softprompt.models.sources import Source, find
+from softprompt.prompts import store
+from softprompt.training.config import resolve
+from softprompt.training.run import Outcome
+from tests.support.rows import write_jsonl
+from tests.support.saved import save_tiny
+
+ROOT = Path(__file__).parents[2]
+NAME = "smollm2-135m"
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/helpdesk/README.md")
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def pages() -> list[str]:
+    """Every page for readers, from the root."""
+    return [*PAGES, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(name: str, *languages: str) -> list[str]:
+    """The code blocks of a page in these languages ("" has none)."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page(name), re.MULTILINE | re.DOTALL)
+    return [code for language, code in found if language in languages]
+
+
+def spans(name: str) -> list[str]:
+    """Text in single backticks, outside of code blocks."""
+    prose = re.sub(r"^```.*?^```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+
+
+def python_snippets() -> dict[str, str]:
+    (readme,) = blocks("README.md", "python")
+    docstring = str(softprompt.__doc__)
+    return {"README.md": readme, "softprompt.__doc__": docstring[docstring.index("import softprompt") :]}
+
+
+@pytest.fixture
+def tiny_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The built-in model is a tiny one, the example's data are few rows, prompts go to ./prompts."""
+    folder = save_tiny(tmp_path / "model")
+    data = tmp_path / "examples" / "helpdesk"
+    data.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        write_jsonl(data / f"{split}.jsonl", *({"prompt": f"{split} {i}", "completion": "{}"} for i in range(6)))
+    monkeypatch.setattr(
+        model_module, "find", lambda name: Source(str(folder), "built in") if name == NAME else find(name)
+    )
+    monkeypatch.delenv("SOFTPROMPT_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", python_snippets())
+def test_the_python_of_the_readme_runs(where: str, tiny_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a model to an answer, with two steps for its four minutes."""
+    code = python_snippets()[where]
+    assert code.count('"train.minutes": 4') == 1
+    scope: dict[str, Any] = {}
+    exec(code.replace('"train.minutes": 4', '"train.steps": 2'), scope)
+    outcome = scope["outcome"]
+    assert isinstance(outcome, Outcome)
+    assert outcome.result.step == 2
+    assert outcome.folder == Path("prompts/helpdesk")
+    card = store.load_card(tiny_world / "prompts" / "helpdesk")
+    assert (card.geometry.base, card.geometry.hidden) == (NAME, 32)
+    printed = capsys.readouterr().out
+    subjects = softprompt.load_subjects(scope["lm"], ["helpdesk"])
+    request = softprompt.Request("Where is my parcel?", "helpdesk")
+    said = softprompt.answer(scope["lm"], subjects, [request], softprompt.Sampling())
+    assert printed == f"{said[0].text if where == 'README.md' else said}\n"
+
+
+COMMANDS = typer.main.get_command(app)
+
+
+def parse(line: str) -> None:
+    """Let the verb's own parser read a command line, without running it; anything unknown raises."""
+    words = shlex.split(line, comments=True)
+    assert words.pop(0) == "softprompt"
+    words = words[: words.index("<")] if "<" in words else words
+    command: Any = COMMANDS
+    path = ["softprompt"]
+    while hasattr(command, "commands"):
+        assert words and words[0] in command.commands, f"no such verb: {line}"
+        path.append(words[0])
+        command = command.commands[words.pop(0)]
+    context = command.make_context(" ".join(path), list(words))
+    if path == ["softprompt", "train"]:
+        given = {setting: context.params[flag] for flag, setting in FLAGS.items()}
+        given["data"] = sources(given["data"])
+        config = context.params["config"]
+        resolve(given | dotted([config, *context.args] if config else context.args)[0])
+    else:
+        assert not context.args
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Command lines in blocks and in the text; `softprompt list · show tone` is two."""
+    for name in pages():
+        lines = [line for code in blocks(name, "", "sh", "bash", "console") for line in code.splitlines()]
+        for line in [*lines, *spans(name)]:
+            bare = line.strip().removeprefix("$ ")
+            if bare.startswith("softprompt "):
+                for part in bare.removeprefix("softprompt ").split(" · "):
+                    yield name, f"softprompt {part}"
+
+
+def test_there_are_command_lines() -> None:
+    verbs = {line.split()[1] for name, line in command_lines() if name == "README.md"}
+    assert verbs >= {"train", "eval", "generate", "data", "list", "show", "models", "doctor"}
+
+
+@pytest.mark.parametrize(("name", "line"), sorted(set(command_lines())))
+def test_every_command_exists(name: str, line: str) -> None:
+    parse(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "softprompt trian",
+        "softprompt eval tone --data x --fast",
+        "softprompt train c.yaml --train.rl 1",
+        "softprompt eval",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found_out(line: str) -> None:
+    with pytest.raises(Exception, match=r"(?i)no such|unknown|missing"):
+        parse(line)
+
+
+@pytest.mark.parametrize("flag", [span for span in spans("README.md") if span.startswith("--")])
+def test_flags_in_the_text_are_those_of_train(flag: str) -> None:
+    if "." in flag.split()[0]:
+        assert resolve(dict(dotted(shlex.split(flag))[0])) != resolve({})
+    else:
+        value = "" if " " in flag or flag in {"--resume", "--overwrite"} else " x"
+        parse(f"softprompt train {flag}{value}")
+
+
+@pytest.mark.parametrize("setting", [span for span in spans("README.md") if span.startswith("SOFTPROMPT__")])
+def test_environment_variables_in_the_text_are_settings(setting: str) -> None:
+    name, _, value = setting.partition("=")
+    assert resolve({}, environment={name: value}) != resolve({})
+
+
+def test_make_targets_exist() -> None:
+    asked = {
+        word
+        for name in pages()
+        for word in re.findall(r"\bmake ([a-z]+)\s+#|`make ([a-z]+)`", page(name))
+        for word in word
+    }
+    targets = set(re.findall(r"^([a-z]+):", page("Makefile"), re.MULTILINE))
+    assert asked - {""} >= {"demo", "test", "check"}
+    assert asked - {""} <= targets
+
+
+def links(name: str) -> list[str]:
+    found = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", page(name))
+    return [link.partition("#")[0] for link in found if "://" not in link and not link.startswith(("#", "mailto:"))]
+
+
+def test_there_are_links() -> None:
+    assert len(links("README.md")) >= 5
+
+
+@pytest.mark.parametrize("name", pages())
+def test_every_link_leads_somewhere(name: str) -> None:
+    for link in links(name):
+        target = ((ROOT / name).parent / link).resolve()
+        assert target.is_relative_to(ROOT)
+        assert target.exists(), f"{name} links to {link}"

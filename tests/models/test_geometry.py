@@ -1,0 +1,168 @@
+"""What identifies a base model: shape and sampled weights, whatever dtype it was loaded in."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softprompt.models.frozen_lm import measure
+from softprompt.models.geometry import Geometry, LayerShape
+from tests.support.artifacts import PLAIN, geometries, geometry
+from tests.support.tiny import FAMILIES, tiny_model
+
+OTHER: dict[str, Any] = {
+    "architecture": "gpt2",
+    "hidden": 7,
+    "vocab": 301,
+    "layers": (LayerShape(2, 4, 3), None, LayerShape(1, 2, 3)),
+    "windows": (None, 17, None),
+    "sites": ("encoder", "decoder", "cross"),
+}
+
+
+@settings(deadline=None, max_examples=100)
+@given(geometries())
+def test_round_trip_through_json(one: Geometry) -> None:
+    again = Geometry.from_dict(json.loads(json.dumps(one.to_dict())))
+    assert again == one
+    assert again.fingerprint == one.fingerprint
+    assert again.differs(one) is None
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_another_shape_is_named(name: str) -> None:
+    other = geometry(**{name: OTHER[name]})
+    for mine, theirs in ((PLAIN, other), (other, PLAIN)):
+        reason = mine.differs(theirs)
+        assert reason is not None
+        assert reason.startswith(f"{name} is ")
+    assert str(OTHER[name])[:50] in (PLAIN.differs(other) or "")
+    assert PLAIN.fingerprint != other.fingerprint
+
+
+def test_a_reason_stays_readable_for_many_layers() -> None:
+    many = geometry(layers=(LayerShape(2, 4, 3),) * 80)
+    assert len(PLAIN.differs(many) or "") < 200
+
+
+def test_name_and_context_length_do_not_count() -> None:
+    other = geometry(base="another name for it", max_positions=99)
+    assert PLAIN.differs(other) is None
+    assert PLAIN.fingerprint == geometry(base="another name for it").fingerprint
+
+
+def test_samples_of_other_lengths_are_other_weights() -> None:
+    assert PLAIN.differs(geometry(sample=PLAIN.sample[:-1])) is not None
+
+
+@settings(deadline=None, max_examples=100)
+@given(geometries(), st.sampled_from([torch.bfloat16, torch.float16]))
+def test_rounding_the_weights_changes_nothing(one: Geometry, dtype: torch.dtype) -> None:
+    rounded = dataclasses.replace(one, sample=tuple(torch.tensor(one.sample).to(dtype).double().tolist()))
+    assert one.differs(rounded) is None
+    assert rounded.differs(one) is None
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.floats(-2, 2), min_size=1, max_size=8),
+    st.integers(0, 7),
+    st.sampled_from([-1.0, 1.0]),
+    st.floats(0.05, 1.0),
+)
+def test_one_other_weight_is_another_model(sample: list[float], at: int, sign: float, by: float) -> None:
+    scale = max(1e-3, *map(abs, sample))
+    changed = list(sample)
+    changed[at % len(sample)] += sign * by * scale
+    one, other = geometry(sample=tuple(sample)), geometry(sample=tuple(changed))
+    assert one.differs(other) == other.differs(one) == "same architecture and shape, but other weights"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_itself_in_every_dtype(family: str) -> None:
+    plain = measure(tiny_model(family), "a")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = copy.deepcopy(tiny_model(family))
+        torch.nn.Module.to(model, dtype)
+        cast = measure(model, "b")
+        assert plain.differs(cast) is None
+        assert cast.differs(plain) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_model_of_one_shape_is_told_apart(family: str) -> None:
+    one, other = (measure(tiny_model(family, seed), "a") for seed in (0, 1))
+    assert "other weights" in (one.differs(other) or "")
+    assert one.fingerprint != other.fingerprint
+
+
+def test_no_two_families_are_the_same() -> None:
+    found = [measure(tiny_model(family), "a") for family in FAMILIES]
+    for i, one in enumerate(found):
+        assert [j for j, other in enumerate(found) if one.differs(other) is None] == [i]
+
+
+def test_the_fingerprint_is_short_hex() -> None:
+    assert len(PLAIN.fingerprint) == 16
+    int(PLAIN.fingerprint, 16)
+
+
+def _without(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda data: data.pop(name)
+
+
+def _with(name: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda data: data.update({name: value})
+
+
+BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
+    **{f"no {field.name}": _without(field.name) for field in dataclasses.fields(Geometry) if field.name != "sites"},
+    "sites of other layers": _with("sites", ["encoder"]),
+    "site as number": _with("sites", [1, 2, 3]),
+    "matrices as text": _with("matrices", ["x"]),
+    "another key": _with("weights", 1),
+    "hidden as text": _with("hidden", "6"),
+    "hidden as truth": _with("hidden", True),
+    "base as number": _with("base", 3),
+    "layers as number": _with("layers", 3),
+    "layer without values": _with("layers", [{"kv_heads": 1, "key_dim": 1}]),
+    "layer with a text": _with("layers", [{"kv_heads": "1", "key_dim": 1, "value_dim": 1}]),
+    "window as text": _with("windows", ["16"]),
+    "sample as text": _with("sample", "abc"),
+    "sample beyond float": _with("sample", [10**400]),
+}
+
+
+@pytest.mark.parametrize("change", BROKEN)
+def test_other_data_is_refused(change: str) -> None:
+    data = json.loads(json.dumps(PLAIN.to_dict()))
+    BROKEN[change](data)
+    with pytest.raises((KeyError, TypeError)):
+        Geometry.from_dict(data)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sibling_with_the_same_embeddings_is_told_apart(family: str) -> None:
+    """A merged LoRA leaves the embeddings as they were."""
+    plain, model = measure(tiny_model(family), "a"), copy.deepcopy(tiny_model(family))
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.base_model.named_parameters():
+            if weight.ndim == 2 and not any(table in name for table in ("embed", "wte", "wpe")):
+                weight.add_(torch.randn(weight.shape, generator=draw) * 0.01)
+    assert measure(model, "b").sample == plain.sample
+    assert "other weights" in (measure(model, "b").differs(plain) or "")
+
+
+def test_a_quantised_model_is_compared_by_its_embeddings() -> None:
+    quantised = geometry(matrices=())
+    assert PLAIN.differs(quantised) is quantised.differs(PLAIN) is None
+    assert quantised.differs(geometry(sample=(0.5, -0.25, 0.0, 1.4))) is not None

@@ -1,0 +1,147 @@
+"""What rows ask and get in each layer, and what they would get behind other keys: against the model's own attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from softprompt.errors import UnsupportedModelError
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix import attention_trace
+from softprompt.prefix.attention_trace import Queries, asked
+from softprompt.prefix.kv import Prefix, causal
+from softprompt.prefix.packed import hidden
+from softprompt.prefix.packing import Row
+from softprompt.prefix.verify import bank, keys_values
+from softprompt.prompts.forms import KVPrompt
+from tests.support.cases import text_ids
+from tests.support.tiny import FAMILIES, tiny_lm
+
+TEXT, ROWS = tuple(text_ids(9, 1)), [text_ids(5, 2), text_ids(3, 3)]
+PROJECTIONS = ("attn.o_proj", "attn.c_proj", "attn.out_proj", "attention.dense")
+
+
+def nothing(states_TH: Tensor, numbers: Sequence[int]) -> Tensor:
+    return states_TH.sum()
+
+
+def heard(lm: FrozenLM, prefix: Prefix) -> list[Queries]:
+    found = asked(lm, bank(lm, [prefix]), [Row(row) for row in ROWS], nothing)
+    return [layer for layer in found if layer is not None]
+
+
+def handed_on(lm: FrozenLM, ids: Sequence[int]) -> list[Tensor]:
+    """By layer what the projection behind attention is given [tokens, heads · D]."""
+    found: list[Tensor] = []
+    hooks = [
+        part.register_forward_pre_hook(lambda _, args: found.append(args[0][0]))
+        for name, part in lm.model.named_modules()
+        if name.endswith(PROJECTIONS)
+    ]
+    with torch.no_grad():
+        lm.model(input_ids=torch.tensor([list(ids)]))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def by_token(heads_KRTD: Tensor) -> Tensor:
+    """[T, heads · D]."""
+    return heads_KRTD.flatten(0, 1).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("numbers", [1, 10**9])
+def test_what_rows_get_is_what_the_model_hands_on(family: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row at a time or all at once; and asking the text's own keys again gives the same."""
+    monkeypatch.setattr(attention_trace, "NUMBERS", numbers)
+    lm = tiny_lm(family)
+    before = str(lm.model.config._attn_implementation)
+    found = heard(lm, Prefix(lead=TEXT))
+    assert lm.model.config._attn_implementation == before and len(found) == 2
+    short_first = [handed_on(lm, [*TEXT, *row]) for row in sorted(ROWS, key=len)]
+    for i, (layer, kv) in enumerate(zip(found, causal(bank(lm, [Prefix(lead=TEXT)])).layers, strict=True)):
+        wanted = torch.cat([row[i][len(TEXT) :] for row in short_first])
+        assert_close(by_token(layer.got), wanted, rtol=1e-4, atol=1e-5)
+        assert kv is not None
+        assert_close(by_token(layer.behind(kv[0][0], kv[1][0])), wanted, rtol=1e-4, atol=1e-5)
+        assert layer.positions.tolist() == [9, 10, 11, 9, 10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("gpt2", "opt")])
+def test_moved_queries_ask_a_shorter_prompt_as_rows_behind_it_do(family: str) -> None:
+    """In the first layer, where what rows are does not depend on what stands in front of them."""
+    lm = tiny_lm(family)
+    layers = keys_values(lm, Prefix(lead=tuple(text_ids(4, 7))))
+    prompt = KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers))
+    layer = heard(lm, Prefix(lead=TEXT))[0].moved(lm, 0, 4 - len(TEXT))
+    assert prompt.layers[0] is not None
+    wanted = heard(lm, Prefix(prompt))[0]
+    assert_close(layer.behind(*prompt.layers[0]), wanted.got, rtol=1e-4, atol=1e-5)
+    assert layer.positions.tolist() == wanted.positions.tolist()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_where_positions_are_learned_queries_stay(family: str) -> None:
+    layer = heard(tiny_lm(family), Prefix(lead=TEXT))[0]
+    moved = layer.moved(tiny_lm(family), 0, -5)
+    assert torch.equal(moved.asked, layer.asked) and torch.equal(moved.positions, layer.positions - 5)
+
+
+def test_a_token_beyond_the_window_sees_its_own_row_alone() -> None:
+    """And leaves the gradient of the others as it is."""
+    layer = heard(tiny_lm("mistral"), Prefix(lead=TEXT))[0]
+    assert layer.window == 11
+    far = replace(layer, positions=torch.tensor([9, 10, 11, 9, 10, 11, 12, 90]))
+    keys, values = (torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (0, 1))
+    seen = far.behind(keys, values)
+    assert torch.equal(seen[:, :, -1], layer.own[:, :, -1])
+    near = torch.autograd.grad(layer.of(torch.arange(7)).behind(keys, values).sum(), [keys, values])
+    assert_close(torch.autograd.grad(seen.sum(), [keys, values]), near)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_gradient_is_by_what_attention_gives(family: str) -> None:
+    """Against finite differences: the score with one number of it changed."""
+    lm, weights = tiny_lm(family), torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+
+    def score(states_TH: Tensor, numbers: Sequence[int]) -> Tensor:
+        return (states_TH * weights).sum()
+
+    prefix, row, (token, place), step = bank(lm, [Prefix(lead=TEXT)]), [Row(ROWS[0])], (1, 3), 1e-2
+    layer = asked(lm, prefix, row, score)[1]
+    (part,) = [part for name, part in lm.model.named_modules() if name.endswith("1.self_attn.o_proj")]
+    values = []
+    for change in (step, -step):
+
+        def changed(_: object, args: tuple[Tensor], change: float = change) -> tuple[Tensor]:
+            given = args[0].clone()
+            given[0, token, place] += change
+            return (given,)
+
+        hook = part.register_forward_pre_hook(changed)
+        with torch.no_grad():
+            values.append(score(hidden(lm, prefix, row), []))
+        hook.remove()
+    assert layer is not None
+    assert_close(by_token(layer.gradient)[token, place], (values[0] - values[1]) / (2 * step), rtol=1e-2, atol=1e-3)
+
+
+def test_tokens_and_parts() -> None:
+    layer = heard(tiny_lm("llama"), Prefix(lead=TEXT))[0]
+    parts = [layer.of(torch.tensor([0, 1])), layer.of(torch.arange(2, 8))]
+    both = Queries.joined(parts)
+    for name in ("asked", "own", "mass", "got", "gradient", "positions"):
+        assert torch.equal(getattr(both, name), getattr(layer, name)), name
+
+
+def test_a_model_whose_attention_cannot_be_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(type(lm.model), "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(UnsupportedModelError, match="cannot be listened to"):
+        heard(lm, Prefix(lead=TEXT))
