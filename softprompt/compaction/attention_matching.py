@@ -36,12 +36,12 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.chunked import cross_entropies
 from softprompt.objectives.cuda_graphs import repeatable
 from softprompt.objectives.next_token import learned_places
+from softprompt.objectives.schedule import Horizon, rate
 from softprompt.prefix.attention_trace import Queries, asked
 from softprompt.prefix.kv import Prefix, laid_out, run_prefixes
 from softprompt.prefix.packing import Row
 from softprompt.prefix.verify import bank
 from softprompt.prompts.forms import Prompt, from_tensors, frozen
-from softprompt.training.schedule import Horizon, rate
 
 STEPS, RATE, WARMUP, TOKENS = 200, 5e-2, 0.1, 128  # TOKENS of the rows in a step
 WHOLE = Horizon(STEPS, None)

@@ -16,8 +16,8 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids, opening_ids
 from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.schedule import Horizon
 from softprompt.prompts.forms import Prompt
-from softprompt.training.schedule import Horizon
 
 ASKING = 768  # tokens of answers about a piece that are asked what they look at
 MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one

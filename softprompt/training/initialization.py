@@ -24,10 +24,10 @@ from softprompt.formatting.formatted_prompt import APART, layout_for, layout_ids
 from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.schedule import Horizon
 from softprompt.prompts.forms import Prompt
 from softprompt.training.auto import HURRIED
 from softprompt.training.prepare import Prepared, PreparedTask
-from softprompt.training.schedule import Horizon
 
 FULL = 0.9  # demonstrations that fill so much of the room are enough: no search for one that still fits
 ASKING = 16  # training rows that are asked what they look at

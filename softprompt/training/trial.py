@@ -20,10 +20,10 @@ from softprompt.data.sampler import sample
 from softprompt.data.task_mixture import Mixture
 from softprompt.data.tokenize import Example
 from softprompt.errors import NonFiniteLossError
+from softprompt.objectives.schedule import Horizon, default_steps, rate
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import Prompt
 from softprompt.training.config import TrainConfig
-from softprompt.training.schedule import Horizon, default_steps, rate
 
 NOT_FINITE = "start anew (--overwrite) with a lower --lr, or with --dtype float32"
 

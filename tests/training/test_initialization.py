@@ -18,6 +18,7 @@ from softprompt.editing.compose import select
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.formatted_prompt import APART
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.schedule import Horizon
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
@@ -30,7 +31,6 @@ from softprompt.training.config import resolve
 from softprompt.training.initialization import demonstrations, in_turn, instruction_for
 from softprompt.training.prepare import PreparedTask, prepare
 from softprompt.training.run import candidate_of, fit
-from softprompt.training.schedule import Horizon
 from tests.support.rows import records
 from tests.support.saved import save_tiny, settings
 from tests.support.tiny import tiny_lm

@@ -21,13 +21,13 @@ from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, 
 from softprompt.inference.decoding import Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
+from softprompt.objectives.schedule import default_steps, rate
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.verify import bank
 from softprompt.prompts.forms import Prompt, digest
 from softprompt.training import batched_losses
 from softprompt.training.config import TrainConfig
 from softprompt.training.loop import Event
-from softprompt.training.schedule import default_steps, rate
 from softprompt.training.trial import Candidate, Task
 from tests.support.cases import text_ids
 from tests.support.tasks import ANSWER, END, METHOD_NAMES, answers, learner, run, task

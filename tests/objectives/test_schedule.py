@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softprompt.training.schedule import FLOOR, Horizon, rate
+from softprompt.objectives.schedule import FLOOR, Horizon, rate
 
 Kind = Literal["cosine", "linear", "constant"]
 kinds = st.sampled_from(get_args(Kind))
