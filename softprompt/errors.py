@@ -123,3 +123,9 @@ class CheckpointError(TrainError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch ran out of memory, on any device. By name: this module does not import torch."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message; its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

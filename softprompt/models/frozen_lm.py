@@ -29,8 +29,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from softprompt.data.tokenizer import closing_ids
-from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
-from softprompt.models.measure import context_of, first_line, measure
+from softprompt.errors import ConfigError, ModelError, UnsupportedModelError, first_line
+from softprompt.models.measure import context_of, measure
 from softprompt.models.sources import Source, find
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from softprompt.errors import UnsupportedModelError
+from softprompt.errors import UnsupportedModelError, first_line
 from softprompt.models.geometry import Geometry, LayerShape
 
 SAMPLED_ROWS, SAMPLED_COLUMNS = 8, 4
@@ -118,9 +118,3 @@ def _windows(config: Any, name: str) -> tuple[int | None, ...]:
     if kinds is None:  # Mistral, Phi-3: one window for all layers or none
         return (window,) * config.num_hidden_layers
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's message; its type if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

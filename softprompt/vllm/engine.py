@@ -30,10 +30,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from softprompt.engine.base import Job, Stats, Token
 from softprompt.engine.checks import check_job, check_prefix, check_room, check_supported
 from softprompt.engine.probe import probe
-from softprompt.errors import ConfigError, EngineError
+from softprompt.errors import ConfigError, EngineError, first_line
 from softprompt.inference.decoding import GREEDY
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.measure import first_line
 from softprompt.models.sources import find
 from softprompt.prefix.kv import Prefix
 from softprompt.vllm.connector import request_params, transfer_config
