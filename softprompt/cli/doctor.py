@@ -22,7 +22,7 @@ def doctor_command(as_json: AsJson = False) -> None:
     """Show what softprompt sees: for bug reports, and when something does not work."""
     import torch
 
-    from softprompt.models.frozen_lm import pick_device, pick_dtype
+    from softprompt.models.device import pick_device, pick_dtype
     from softprompt.prompts import store
 
     device, device_reason = pick_device("auto")

@@ -170,7 +170,7 @@ def built(engine: EngineName, lm: FrozenLM, options: dict[str, Any]) -> Engine:
 def _beside_vllm(dtype: str, device: str) -> tuple[str, str]:
     """Dtype and device of the library's own copy of the model, which compiles soft prompts: vLLM's dtype, and unless it
     was asked for no memory of vLLM's device. And vLLM's lines, which it decides when it is imported, go to stderr."""
-    from softprompt.models.frozen_lm import pick_device, pick_dtype
+    from softprompt.models.device import pick_device, pick_dtype
 
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     if device != "auto":

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -29,7 +28,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from softprompt.data.tokenizer import closing_ids
-from softprompt.errors import ConfigError, ModelError, UnsupportedModelError, first_line
+from softprompt.errors import ModelError, UnsupportedModelError, first_line
+from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.measure import context_of, measure
 from softprompt.models.sources import Source, find
 
@@ -189,46 +189,6 @@ def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
             return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
         except Exception as error:  # as above
             raise _unloadable("the base model's config cannot be loaded", name, error) from error
-
-
-def pick_device(wanted: str) -> tuple[str, str]:
-    """The device and why. Raises ConfigError if the wanted one is not there."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if wanted == "auto":
-        found = next(name for name in ("cuda", "mps", "cpu") if available[name])
-        if found == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes
-            found = f"cuda:{os.environ['LOCAL_RANK']}"
-        return found, f"device {found} (the fastest one found)"
-    if not available.get(wanted.split(":")[0], False):
-        have = [name for name, there in available.items() if there]
-        raise ConfigError(f"device {wanted} is not available", expected=f"auto or one of {have}")
-    return wanted, f"device {wanted} (asked for)"
-
-
-def wait_for(lm: FrozenLM) -> None:
-    """Let a GPU finish what it was given, so that time can be taken."""
-    if lm.device.type == "cuda":
-        torch.cuda.synchronize(lm.device)
-
-
-def pick_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
-    """The dtype and why: bfloat16 where the hardware multiplies it natively, else float32."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if wanted != "auto":
-        if wanted not in dtypes:
-            raise ConfigError(f"dtype {wanted!r} is unknown", expected=["auto", *dtypes])
-        return dtypes[wanted], f"dtype {wanted} (asked for)"
-    if device.startswith("cuda"):
-        native = torch.cuda.is_bf16_supported()
-    else:
-        native = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    if native:
-        return torch.bfloat16, f"dtype bfloat16 (native on this {device})"
-    return torch.float32, f"dtype float32 (no native bfloat16 on this {device})"
 
 
 def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -1,0 +1,50 @@
+"""Device and dtype of a base model: chosen from the hardware, or as given."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from softprompt.errors import ConfigError
+from softprompt.models.frozen_lm import FrozenLM
+
+
+def pick_device(wanted: str) -> tuple[str, str]:
+    """The device and why. Raises ConfigError if the wanted one is not there."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        found = next(name for name in ("cuda", "mps", "cpu") if available[name])
+        if found == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes
+            found = f"cuda:{os.environ['LOCAL_RANK']}"
+        return found, f"device {found} (the fastest one found)"
+    if not available.get(wanted.split(":")[0], False):
+        have = [name for name, there in available.items() if there]
+        raise ConfigError(f"device {wanted} is not available", expected=f"auto or one of {have}")
+    return wanted, f"device {wanted} (asked for)"
+
+
+def wait_for(lm: FrozenLM) -> None:
+    """Let a GPU finish what it was given, so that time can be taken."""
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize(lm.device)
+
+
+def pick_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
+    """The dtype and why: bfloat16 where the hardware multiplies it natively, else float32."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if wanted != "auto":
+        if wanted not in dtypes:
+            raise ConfigError(f"dtype {wanted!r} is unknown", expected=["auto", *dtypes])
+        return dtypes[wanted], f"dtype {wanted} (asked for)"
+    if device.startswith("cuda"):
+        native = torch.cuda.is_bf16_supported()
+    else:
+        native = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if native:
+        return torch.bfloat16, f"dtype bfloat16 (native on this {device})"
+    return torch.float32, f"dtype float32 (no native bfloat16 on this {device})"
