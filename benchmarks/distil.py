@@ -38,7 +38,8 @@ from softprompt.distillation.teacher import Teacher
 from softprompt.editing.compose import compose
 from softprompt.files import write_json
 from softprompt.formatting.formatted_prompt import Subject, card_subject
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.prompts import store
 from softprompt.training.config import resolved
 from softprompt.training.loop import Event

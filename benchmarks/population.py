@@ -23,7 +23,8 @@ from benchmarks.machine import facts
 from softprompt.data.tokenize import Example
 from softprompt.methods.base import Start
 from softprompt.methods.registry import build
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.training.config import TrainConfig
 from softprompt.training.loop import _Loop
 from softprompt.training.trial import Candidate, Task

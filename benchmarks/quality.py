@@ -40,7 +40,8 @@ from softprompt.formatting.formatted_prompt import (
     text_subject,
 )
 from softprompt.inference.decoding import Sampling
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.prompts.store import load as load_prompt
 from softprompt.training.config import resolve
 from softprompt.training.initialization import instruction_for

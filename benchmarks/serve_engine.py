@@ -33,7 +33,8 @@ from softprompt.engine.capacity import Capacity, token_bytes
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.inference.decoding import Sampling, generate
 from softprompt.interchange.peft import to_flat
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.prefix.kv import Bank, Prefix
 from softprompt.prefix.verify import bank, keys_values
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt

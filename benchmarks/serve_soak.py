@@ -30,7 +30,8 @@ import torch
 from benchmarks.machine import facts
 from softprompt.data.template import Template
 from softprompt.formatting.formatted_prompt import layout_for
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt

@@ -25,7 +25,8 @@ from benchmarks.output import put
 from benchmarks.serve_engine import QUICK, Load, soft_prompts, texts
 from softprompt.engine.base import Engine, Job
 from softprompt.inference.decoding import Sampling, generate
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.verify import bank
 from softprompt.vllm.engine import VllmEngine

@@ -32,7 +32,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks.machine import facts
 from softprompt.data.tokenize import Example
 from softprompt.models.device import pick_device, wait_for
-from softprompt.models.frozen_lm import FrozenLM, load, load_tokenizer
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load, load_tokenizer
 from softprompt.objectives.cuda_graphs import Replays
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from softprompt.inference.decoding import Answer, Sampling
     from softprompt.inference.generate import Request, answer, load_subjects
     from softprompt.models.frozen_lm import FrozenLM
-    from softprompt.models.frozen_lm import load as load_model
     from softprompt.models.geometry import Geometry
+    from softprompt.models.loading import load as load_model
     from softprompt.prompts.card import Card
     from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
     from softprompt.prompts.store import load, save

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from softprompt.cli.escape import visible
 from softprompt.errors import ConfigError, ModelError, WrongBaseError
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.models.sources import is_here
 from softprompt.prompts import store
 

@@ -109,7 +109,7 @@ def _tokenizer(model: str | None) -> Tokenizer | None:
     if model is None:
         return None
     # Importing the model code takes seconds, and most checks do without it.
-    from softprompt.models.frozen_lm import load_tokenizer
+    from softprompt.models.loading import load_tokenizer
 
     return load_tokenizer(model)
 
@@ -121,7 +121,7 @@ def _template(
     # A shell passes \n as two characters, and nobody means those in a prompt.
     text = None if text is None else unescaped(text)
     if tokenizer is not None and model is not None:
-        from softprompt.models.frozen_lm import is_encoder_decoder
+        from softprompt.models.loading import is_encoder_decoder
 
         chosen = default_template(records, tokenizer, text, chat)
         return answered_apart(chosen) if is_encoder_decoder(model) else chosen

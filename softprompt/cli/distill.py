@@ -123,7 +123,7 @@ def _run(
 ) -> int:
     """Load, distil, report; the exit code."""
     from softprompt.distillation.run import distil
-    from softprompt.models.frozen_lm import load
+    from softprompt.models.loading import load
     from softprompt.training.signals import Terminated, terminable
 
     settings = prepared.settings

@@ -44,7 +44,7 @@ def sweep_command(
     share are flags, as in train: --template '…', --train.batch_size 4.
     """
     from softprompt.cli.progress import progress_for
-    from softprompt.models.frozen_lm import load
+    from softprompt.models.loading import load
     from softprompt.training.config import resolve
     from softprompt.training.prepare import prepare
     from softprompt.training.sweep import RUNGS, grid, sweep

@@ -133,7 +133,7 @@ def run_training(
     settings: Config, *, overwrite: bool, resume: bool, quiet: bool, as_json: bool, trust_remote_code: bool
 ) -> int:
     """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
-    from softprompt.models.frozen_lm import load
+    from softprompt.models.loading import load
     from softprompt.training.checkpoint import latest_step
     from softprompt.training.run import fit, prepare
     from softprompt.training.signals import Terminated, terminable

@@ -30,7 +30,8 @@ from softprompt.evaluation.custom_metrics import Metric
 from softprompt.formatting.formatted_prompt import Subject, check_context, layout_for, layout_ids, opening_ids
 from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS, build
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import Prompt, check_fits

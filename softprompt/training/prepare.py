@@ -21,7 +21,7 @@ from softprompt.errors import CheckpointError, ConfigError, StoreError
 from softprompt.files import check_writable
 from softprompt.methods.registry import KV_METHODS
 from softprompt.models.device import pick_device
-from softprompt.models.frozen_lm import context_length, is_encoder_decoder, load_tokenizer
+from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
 from softprompt.prompts import store
 from softprompt.training import auto, tracking
 from softprompt.training.checkpoint import latest_step

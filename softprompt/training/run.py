@@ -26,7 +26,8 @@ from softprompt.formatting.formatted_prompt import check_context, layout_for, la
 from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS, build
 from softprompt.methods.smop import SMoP
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.prompts import router, store
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import Prompt, check_fits, size_of

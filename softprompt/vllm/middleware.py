@@ -24,7 +24,7 @@ from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import DataError, StoreError
 from softprompt.formatting.formatted_prompt import Subject
 from softprompt.formatting.inputs import chat_ids, text_ids
-from softprompt.models.frozen_lm import load_tokenizer
+from softprompt.models.loading import load_tokenizer
 from softprompt.server.error_responses import ProblemError, from_text, invalid
 from softprompt.server.schema import ChatRequest, CompletionRequest, parse
 from softprompt.vllm import published

@@ -70,4 +70,4 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
         raise AssertionError("a base model was loaded")
 
-    monkeypatch.setattr("softprompt.models.frozen_lm._load_model", load)
+    monkeypatch.setattr("softprompt.models.loading._load_model", load)

@@ -15,7 +15,7 @@ import pytest
 
 from softprompt.cli import serve as verb
 from softprompt.errors import ConfigError, StoreError
-from softprompt.models.frozen_lm import load
+from softprompt.models.loading import load
 from softprompt.server import logs
 from softprompt.server import uvicorn_server as listen_module
 from tests.support.live_server import TEMPLATES, save_prompt

@@ -155,7 +155,7 @@ def test_a_name_that_is_taken(command: tuple[object, ...], monkeypatch: pytest.M
     done(*command, "--name", "tone")
     before = tensors("tone")
     with monkeypatch.context() as patch:
-        patch.setattr("softprompt.models.frozen_lm._load_model", lambda *_: pytest.fail("a base model was loaded"))
+        patch.setattr("softprompt.models.loading._load_model", lambda *_: pytest.fail("a base model was loaded"))
         error = refused(*command, "--name", "tone")
     assert isinstance(error, StoreError)
     assert error.where == store.home() / "tone" and "--overwrite" in str(error.hint)

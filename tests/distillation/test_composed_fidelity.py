@@ -15,7 +15,8 @@ from softprompt.distillation.run import distil
 from softprompt.editing.compose import compose
 from softprompt.errors import DataError, StoreError
 from softprompt.evaluation.custom_metrics import metrics_of
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.prompts import store
 from softprompt.training.config import resolved
 from tests.cli.conftest import saved_model

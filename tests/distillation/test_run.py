@@ -29,7 +29,7 @@ from softprompt.formatting.formatted_prompt import card_subject, layout_for, lay
 from softprompt.formatting.inputs import chat_ids
 from softprompt.inference.decoding import Sampling
 from softprompt.inference.generate import Request, answer
-from softprompt.models.frozen_lm import load
+from softprompt.models.loading import load
 from softprompt.objectives.chunked import cross_entropies
 from softprompt.objectives.next_token import learned_tokens, supervised, token_losses
 from softprompt.prefix.kv import Prefix

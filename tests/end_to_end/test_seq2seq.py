@@ -22,8 +22,9 @@ from softprompt.formatting.formatted_prompt import Subject, base_subject, layout
 from softprompt.inference.decoding import Sampling, generate
 from softprompt.methods.base import Start
 from softprompt.methods.registry import build
-from softprompt.models.frozen_lm import FrozenLM, is_encoder_decoder, load
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.geometry import Geometry
+from softprompt.models.loading import is_encoder_decoder, load
 from softprompt.models.measure import measure
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix

@@ -12,8 +12,8 @@ import transformers as tf
 from numpy.typing import NDArray
 
 from softprompt.errors import ModelError
-from softprompt.models.frozen_lm import load
 from softprompt.models.gguf import convert
+from softprompt.models.loading import load
 from tests.support.tiny import SPECIAL, VOCAB, tiny_model, tiny_tokenizer
 
 BLOCK = {

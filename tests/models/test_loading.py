@@ -21,8 +21,8 @@ import softprompt.models.frozen_lm as model_module
 import softprompt.models.measure as measure_module
 from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
 from softprompt.models.device import pick_device, pick_dtype
-from softprompt.models.frozen_lm import load, load_tokenizer
 from softprompt.models.geometry import LayerShape
+from softprompt.models.loading import load, load_tokenizer
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.verify import bank

@@ -10,7 +10,8 @@ import torch
 import transformers as tf
 
 from softprompt.inference.decoding import Sampling, generate
-from softprompt.models.frozen_lm import FrozenLM, load
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.verify import bank
 from tests.support.cases import random_prompt
