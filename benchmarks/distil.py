@@ -41,7 +41,7 @@ from softprompt.formatting.formatted_prompt import Subject, card_subject
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prompts import store
-from softprompt.training.config import resolved
+from softprompt.settings import resolved
 from softprompt.training.loop import Event
 
 TEXTS = Path("benchmarks/instructions")

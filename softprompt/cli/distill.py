@@ -102,7 +102,7 @@ def distil_command(
     from softprompt.distillation.config import DistilConfig
     from softprompt.distillation.prepare import prepare
     from softprompt.evaluation.custom_metrics import metrics_of
-    from softprompt.training.config import resolved, to_yaml
+    from softprompt.settings import resolved, to_yaml
 
     extra, yaml_path = dotted([config, *context.args] if config else context.args)
     given["template"] = None if template is None else unescaped(template)

@@ -104,7 +104,8 @@ def train_command(
     and explains them all.
     """
     given = locals()
-    from softprompt.training.config import resolve, to_yaml
+    from softprompt.settings import to_yaml
+    from softprompt.training.config import resolve
 
     extra, yaml_path = dotted([config, *context.args] if config else context.args)
     given["init_text"] = None if init_text is None else unescaped(init_text)

@@ -22,7 +22,7 @@ from softprompt.formatting.formatted_prompt import Subject, card_subject, layout
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
-from softprompt.training.config import resolved
+from softprompt.settings import resolved
 from softprompt.training.prepare import RUNS
 
 TEXTS = "all texts"  # the texts themselves, one behind the other

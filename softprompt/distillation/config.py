@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from softprompt.training.config import MethodConfig, TrainConfig, names
+from softprompt.settings import names
+from softprompt.training.config import MethodConfig, TrainConfig
 
 OWN: dict[str, dict[str, Any]] = {
     "method": {"frozen_tokens": 1, "init": "attended"},

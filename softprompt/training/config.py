@@ -6,27 +6,14 @@ suggestion.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from softprompt.errors import ConfigError
+from softprompt.settings import names, resolved
 
-MAX_YAML_BYTES = 2**20
 Init = Literal["text", "attended", "labels", "vocab", "uniform", "normal", "demonstrations", "prompt", "best"]
-MAPPINGS = ("data", "template")  # one for all, or one for each task: data.TASK
-
-
-Settings = TypeVar("Settings", bound=BaseModel)
-
-
-def names(value: Any) -> Any:
-    """Names or numbers typed as one text: a,b,c."""
-    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
 class MethodConfig(BaseModel):
@@ -146,137 +133,3 @@ class Config(BaseModel):
 def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: dict[str, str] | None = None) -> Config:
     """The settings of a training run, see `resolved`."""
     return resolved(Config, flags, yaml_path, environment)
-
-
-def resolved(
-    kind: type[Settings],
-    flags: dict[str, Any],
-    yaml_path: Path | None = None,
-    environment: dict[str, str] | None = None,
-) -> Settings:
-    """The settings of a run: defaults < YAML < environment (`SOFTPROMPT__TRAIN__LR=0.1`) < flags.
-
-    Args:
-        flags: dotted names to values as typed, e.g. {"train.lr": "0.3"}; "null" unsets, None means not given.
-        environment: usually os.environ.
-
-    Raises:
-        ConfigError: unknown key (with the closest known one), wrong type or value; names the source.
-    """
-    merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    given: list[tuple[str, dict[str, Any]]] = [
-        (str(yaml_path), _flatten(_read_yaml(yaml_path)) if yaml_path else {}),
-        ("environment", _nulls(_from_environment(environment or {}))),
-        ("flags", _nulls({name: value for name, value in flags.items() if value is not None})),
-    ]
-    for origin, values in given:
-        for name, value in values.items():
-            _set(merged, name, value, origin, known_keys(kind))
-            origins[name] = origin
-    try:
-        return kind.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            first["msg"], where=f"{name} ({origins.get(name, 'settings')})", got=first["input"]
-        ) from error
-
-
-def known_keys(kind: type[BaseModel] = Config) -> dict[str, str]:
-    """Every dotted setting and its description."""
-    keys: dict[str, str] = {}
-    for name, field in kind.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            keys |= {f"{name}.{inner}": _meaning(f) for inner, f in section.model_fields.items()}
-        else:
-            keys[name] = _meaning(field)
-    return keys
-
-
-def _meaning(field: FieldInfo) -> str:
-    """The description, with the choices if there are any."""
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    return (field.description or "") + (f": {', '.join(choices)}" if choices else "")
-
-
-def to_yaml(config: BaseModel) -> str:
-    """The settings as YAML that `resolve` reads back, each under a comment that says what it is."""
-    values = _flatten(config.model_dump(mode="json"))
-    odd_breaks = any(sign in str(value) for value in values.values() for sign in "\x85\u2028\u2029")
-    lines, sections = list[str](), set[str]()
-    for name, meaning in known_keys(type(config)).items():
-        section, _, leaf = name.rpartition(".")
-        nested = {section: {leaf: values[name]}} if section else {leaf: values[name]}
-        text = yaml.safe_dump(nested, allow_unicode=not odd_breaks)  # PyYAML folds odd breaks unless escaped
-        if section:
-            opening, _, text = text.partition("\n")
-            lines += [] if section in sections else [f"{opening}\n"]
-            sections.add(section)
-        lines.append(f"{'  ' * bool(section)}# {meaning}\n{text}")
-    return "".join(lines)
-
-
-def _set(merged: dict[str, Any], name: str, value: Any, origin: str, known: dict[str, str]) -> None:
-    head, _, task = name.partition(".")
-    if head in MAPPINGS and task:
-        own = merged.get(head)
-        merged[head] = (own if isinstance(own, dict) else {}) | {task: value}
-        return
-    if value is None and any(key.startswith(f"{name}.") for key in known):
-        return  # a section of a YAML file with nothing in it
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
-            key for key in known if key.split(".")[-1] == name.split(".")[-1]
-        ]
-        hint = f"did you mean {close[0]}?" if close else "--print-config shows them all"
-        raise ConfigError(f"unknown setting {name!r}", where=origin, hint=hint)
-    *sections, leaf = name.split(".")
-    for section in sections:
-        merged = merged.setdefault(section, {})
-    merged[leaf] = value
-
-
-def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted names; what belongs to single tasks stays in one piece."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        name = f"{prefix}{key}".replace("-", "_")
-        whole = not isinstance(value, dict) or name in MAPPINGS
-        flat |= {name: value} if whole else _flatten(value, f"{name}.")
-    return flat
-
-
-def _from_environment(environment: dict[str, str]) -> dict[str, str]:
-    start = "SOFTPROMPT__"
-    return {
-        key.removeprefix(start).lower().replace("__", "."): value
-        for key, value in environment.items()
-        if key.startswith(start)
-    }
-
-
-def _nulls(values: dict[str, Any]) -> dict[str, Any]:
-    """The word null as YAML reads it."""
-    return {name: None if value == "null" else value for name, value in values.items()}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError("no such config file", where=path)
-    if path.stat().st_size > MAX_YAML_BYTES:
-        raise ConfigError("config file too large", where=path, expected=f"<= {MAX_YAML_BYTES} bytes")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ConfigError("aliases are not allowed in a config file", where=path)  # they can blow up memory
-        data = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror or error}", where=path) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a 13th month
-        raise ConfigError(f"not valid YAML: {error}", where=path) from error
-    if not isinstance(data or {}, dict):
-        raise ConfigError("a config file holds a mapping", where=path, got=type(data).__name__)
-    return data or {}

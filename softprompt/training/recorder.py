@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from softprompt.files import writing
-from softprompt.training.config import to_yaml
+from softprompt.settings import to_yaml
 from softprompt.training.loop import Event
 from softprompt.training.run_log import RunLog
 from softprompt.training.tracking import Tracking

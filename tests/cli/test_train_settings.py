@@ -10,7 +10,8 @@ import yaml
 
 from softprompt.cli.train import FLAGS, dotted
 from softprompt.errors import ConfigError
-from softprompt.training.config import Config, MethodConfig, known_keys
+from softprompt.settings import known_keys
+from softprompt.training.config import Config, MethodConfig
 from tests.support.shell import done, refused
 
 EXAMPLES: dict[str, Any] = {

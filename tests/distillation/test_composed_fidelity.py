@@ -18,7 +18,7 @@ from softprompt.evaluation.custom_metrics import metrics_of
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prompts import store
-from softprompt.training.config import resolved
+from softprompt.settings import resolved
 from tests.cli.conftest import saved_model
 from tests.distillation.test_run import SMALL
 from tests.support.rows import write_jsonl

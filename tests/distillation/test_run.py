@@ -37,7 +37,7 @@ from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
 from softprompt.prefix.verify import bank
 from softprompt.prompts import store
-from softprompt.training.config import resolved
+from softprompt.settings import resolved
 from softprompt.training.loop import Event
 from tests.cli.conftest import saved_model
 from tests.support.rows import write_jsonl

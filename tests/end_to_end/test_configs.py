@@ -11,7 +11,8 @@ from softprompt.data.splits import load_splits
 from softprompt.data.template import Template, fill
 from softprompt.methods.registry import METHODS
 from softprompt.prompts import store
-from softprompt.training.config import Config, resolve, to_yaml
+from softprompt.settings import to_yaml
+from softprompt.training.config import Config, resolve
 from softprompt.training.run import fit, prepare
 from tests.support.saved import save_tiny
 from tests.support.tiny import DEVICE, tiny_lm

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from softprompt.data.tokenize import Example
+from softprompt.settings import to_yaml
 from softprompt.training.auto import Facts, choose
-from softprompt.training.config import Config, resolve, to_yaml
+from softprompt.training.config import Config, resolve
 
 FACTS = {
     "few rows, two classes": Facts(1, 32, 2, 30.0, 2048),

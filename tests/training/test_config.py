@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from softprompt.errors import ConfigError
+from softprompt.settings import known_keys, to_yaml
 from softprompt.training import config
-from softprompt.training.config import Config, MethodConfig, TrainConfig, known_keys, resolve, to_yaml
+from softprompt.training.config import Config, MethodConfig, TrainConfig, resolve
 
 SOURCES = ("yaml", "environment", "flags")  # a later one wins
 
