@@ -20,7 +20,7 @@ from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 Kind = Literal["prompt-tuning", "prefix-tuning", "p-tuning", "lora"]

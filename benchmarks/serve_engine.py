@@ -36,7 +36,7 @@ from softprompt.interchange.peft import to_flat
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prefix.kv import Bank, Prefix
-from softprompt.prefix.verify import bank, keys_values
+from softprompt.prefix.prepare import bank, keys_values
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 numbers = count()  # of jobs

@@ -28,7 +28,7 @@ from softprompt.inference.decoding import Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.vllm.engine import VllmEngine
 
 numbers = count()  # of jobs

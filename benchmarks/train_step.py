@@ -37,7 +37,7 @@ from softprompt.models.loading import load, load_tokenizer
 from softprompt.objectives.cuda_graphs import Replays
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import EmbeddingPrompt
 
 

@@ -40,7 +40,7 @@ from softprompt.objectives.schedule import Horizon, rate
 from softprompt.prefix.attention_trace import Queries, asked
 from softprompt.prefix.kv import Prefix, laid_out, run_prefixes
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import Prompt, from_tensors, frozen
 
 STEPS, RATE, WARMUP, TOKENS = 200, 5e-2, 0.1, 128  # TOKENS of the rows in a step

@@ -29,8 +29,8 @@ from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.attention_scores import attention_mass
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import Row
+from softprompt.prefix.prepare import bank, keys_values
 from softprompt.prefix.rope import moved, turns_keys
-from softprompt.prefix.verify import bank, keys_values
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 SINK = 1  # first tokens that every head keeps: attention dumps on them what belongs nowhere

@@ -17,7 +17,7 @@ from softprompt.distillation.chunking import SENTENCE
 from softprompt.inference.decoding import Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 
 T = TypeVar("T")
 Detail = tuple[str, str, str]  # kind, input, answer

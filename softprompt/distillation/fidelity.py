@@ -27,7 +27,7 @@ from softprompt.objectives.chunked import CHUNK, cross_entropies, divergences
 from softprompt.objectives.next_token import supervised
 from softprompt.prefix.kv import Bank, Prefix
 from softprompt.prefix.packing import by_tokens
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 
 TOKENS = 4096  # text tokens run at once
 TIMES = 3  # a prefill is timed

@@ -20,7 +20,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.chunked import CHUNK
 from softprompt.objectives.next_token import supervised
 from softprompt.prefix.kv import Bank, Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import by_tokens
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import EmbeddingPrompt, Prompt
 
 TOKENS = 8192  # row and prefix tokens run at once

@@ -13,8 +13,8 @@ from softprompt.errors import EngineError
 from softprompt.inference.decoding import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import session
-from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE, bank, keys_values
+from softprompt.prefix.prepare import bank, keys_values, session
+from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE
 from softprompt.prompts.forms import KVPrompt
 
 NAME = "probe"

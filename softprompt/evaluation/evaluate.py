@@ -25,7 +25,7 @@ from softprompt.inference.decoding import Answer, Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.packing import by_tokens
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 
 TOKENS = 8192  # run at once
 

@@ -21,8 +21,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Bank
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row, by_tokens
-from softprompt.prefix.prepare import session
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank, session
 
 TOKENS = 8192  # text and label tokens run at once
 HEAD_POSITIONS = 256  # positions whose logits are held at once

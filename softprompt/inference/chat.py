@@ -11,7 +11,7 @@ from softprompt.formatting.formatted_prompt import Subject, check_context, end_i
 from softprompt.formatting.inputs import chat_ids
 from softprompt.inference.decoding import Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 
 
 class Talk:

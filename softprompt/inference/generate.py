@@ -14,7 +14,7 @@ from softprompt.errors import ConfigError, DataError
 from softprompt.formatting.formatted_prompt import Subject, card_subject, check_context, end_ids
 from softprompt.inference.decoding import Answer, Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts import store
 
 

@@ -24,8 +24,8 @@ from softprompt.methods.base import Start
 from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
+from softprompt.prefix.prepare import keys_values as keys_values_of
 from softprompt.prefix.seq2seq import SITES
-from softprompt.prefix.verify import keys_values as keys_values_of
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt, check_fits, frozen, to
 
 INITS = ("text", "demonstrations", "labels", "vocab", "uniform", "normal", "prompt")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.cache import KV
 from softprompt.prefix.cascade import shared_layers
 from softprompt.prefix.decoding import Session
-from softprompt.prefix.kv import Bank, CausalBank
-from softprompt.prefix.seq2seq import EncoderDecoderBank
+from softprompt.prefix.kv import Bank, CausalBank, Prefix, run_prefixes
+from softprompt.prefix.seq2seq import EncoderDecoderBank, gather, recorded
 from softprompt.prefix.seq2seq_decoding import AnsweringSession
+from softprompt.prefix.verify import verify
 
 
 def session(
@@ -24,3 +29,31 @@ def session(
 def copies_prefix(lm: FrozenLM, bank: Bank) -> bool:
     """Whether each row of a session has a copy of its prefix; if not, all rows share the one that the bank has."""
     return not isinstance(bank, CausalBank) or shared_layers(lm, bank) is None
+
+
+def bank(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
+    """Make every prefix ready, with gradient where its prompt has one: run once, or gathered for an encoder–decoder.
+
+    Raises:
+        GeometryError: a KV prompt behind a lead (its keys start at position 0).
+        UnsupportedModelError: the model is not exact with a prefix.
+    """
+    verify(lm)
+    return gather(lm, prefixes) if lm.is_encoder_decoder else run_prefixes(lm, prefixes)
+
+
+@torch.no_grad()
+def keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[KV, ...]:
+    """The keys and values [1, K, T, D] that the model computes for a prefix, for every layer of `geometry.layers`.
+
+    An encoder–decoder reads the text in its encoder, and its decoder is given the same ids behind its start token, as
+    many tokens in all. Unlike a causal model's, these keys and values do not stand for the text: in the encoder a text
+    also looks at what comes behind it. Raises UnsupportedModelError for one in front of a soft prompt.
+    """
+    verify(lm)
+    if not lm.is_encoder_decoder:
+        return run_prefixes(lm, [prefix]).layers
+    if prefix.prompt is not None:
+        raise UnsupportedModelError("an encoder-decoder has keys and values for a text only", where=lm.name)
+    ids = [*prefix.lead, *prefix.follow]
+    return recorded(lm, ids, [lm.start_id, *ids[:-1]])

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.cache import KV
 from softprompt.prefix.forward import MaskStyle, mask_styles
-from softprompt.prefix.kv import Bank, Prefix, run_prefixes
+from softprompt.prefix.kv import Prefix, run_prefixes
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
 from softprompt.prefix.seq2seq import answer_states, gather, recorded
@@ -23,34 +21,6 @@ HALF_TOLERANCE = 0.1
 FOREIGN = (TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError)  # what a model may raise
 
 proven: weakref.WeakSet[FrozenLM] = weakref.WeakSet()  # encoder–decoders
-
-
-def bank(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
-    """Make every prefix ready, with gradient where its prompt has one: run once, or gathered for an encoder–decoder.
-
-    Raises:
-        GeometryError: a KV prompt behind a lead (its keys start at position 0).
-        UnsupportedModelError: the model is not exact with a prefix.
-    """
-    verify(lm)
-    return gather(lm, prefixes) if lm.is_encoder_decoder else run_prefixes(lm, prefixes)
-
-
-@torch.no_grad()
-def keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[KV, ...]:
-    """The keys and values [1, K, T, D] that the model computes for a prefix, for every layer of `geometry.layers`.
-
-    An encoder–decoder reads the text in its encoder, and its decoder is given the same ids behind its start token, as
-    many tokens in all. Unlike a causal model's, these keys and values do not stand for the text: in the encoder a text
-    also looks at what comes behind it. Raises UnsupportedModelError for one in front of a soft prompt.
-    """
-    verify(lm)
-    if not lm.is_encoder_decoder:
-        return run_prefixes(lm, [prefix]).layers
-    if prefix.prompt is not None:
-        raise UnsupportedModelError("an encoder-decoder has keys and values for a text only", where=lm.name)
-    ids = [*prefix.lead, *prefix.follow]
-    return recorded(lm, ids, [lm.start_id, *ids[:-1]])
 
 
 @torch.no_grad()

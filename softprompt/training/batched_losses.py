@@ -14,7 +14,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.cuda_graphs import Replays
 from softprompt.objectives.next_token import distilled_losses, learned_tokens, token_losses
 from softprompt.prefix.packing import by_tokens
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.training.trial import Candidate
 
 EVAL_TOKENS = 4096  # text tokens of validation rows run at once

@@ -25,7 +25,7 @@ from softprompt.errors import StoreError, UnsupportedModelError
 from softprompt.files import READABLE, writing
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import keys_values
+from softprompt.prefix.prepare import keys_values
 
 ID = re.compile(r"[0-9a-f]{32}")
 TENSOR = "prefix"  # [L, 2, T, K, D]: keys, then values

@@ -13,7 +13,7 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix, causal
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 from tests.compaction.test_selection import FOLLOW, rows, states
 from tests.support.cases import text_ids

@@ -13,7 +13,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank, keys_values
+from softprompt.prefix.prepare import bank, keys_values
 from softprompt.prompts.forms import KVPrompt, Prompt
 from tests.support.cases import text_ids
 from tests.support.tiny import FAMILIES, tiny_lm

@@ -35,7 +35,7 @@ from softprompt.objectives.next_token import learned_tokens, supervised, token_l
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts import store
 from softprompt.settings import resolved
 from softprompt.training.loop import Event

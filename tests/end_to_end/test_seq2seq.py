@@ -28,8 +28,8 @@ from softprompt.models.loading import is_encoder_decoder, load
 from softprompt.models.measure import measure
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
+from softprompt.prefix.prepare import bank
 from softprompt.prefix.seq2seq import SITES
-from softprompt.prefix.verify import bank
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import KVPrompt, Prompt, check_fits, digest

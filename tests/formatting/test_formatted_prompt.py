@@ -23,7 +23,7 @@ from softprompt.formatting.formatted_prompt import (
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.card import Card, Layout
 from tests.support.cases import random_prompt
 from tests.support.rows import one, records

@@ -18,7 +18,7 @@ from softprompt.inference import decoding
 from softprompt.inference.decoding import CUT, Answer, Sampling, generate, pick
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Bank, Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from tests.laws.oracle import plain_logits
 from tests.support.cases import mixed_prefixes, text_ids
 from tests.support.tiny import SPECIAL, VOCAB, tiny_lm

@@ -20,7 +20,7 @@ from softprompt.methods.registry import build
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.training.config import TrainConfig
 from softprompt.training.loop import Event, train
 from softprompt.training.trial import Candidate, Task

@@ -16,7 +16,7 @@ from softprompt.prefix.decoding import Session
 from softprompt.prefix.kv import Bank
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from tests.support.cases import FIRST, check_close, mixed_prefixes, text_ids
 from tests.support.tiny import FAMILIES, VOCAB, tiny_lm
 

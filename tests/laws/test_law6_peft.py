@@ -18,7 +18,7 @@ from softprompt.interchange.registry import read
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts import store
 from softprompt.prompts.card import Card, Layout
 from softprompt.prompts.forms import Prompt, digest

@@ -10,7 +10,8 @@ from softprompt.prefix.forward import mask_styles
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank, verify
+from softprompt.prefix.prepare import bank
+from softprompt.prefix.verify import verify
 from tests.support.cases import check_close, mixed_prefixes, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
 

@@ -29,9 +29,9 @@ from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import session
+from softprompt.prefix.prepare import bank, session
 from softprompt.prefix.seq2seq import SITES, EncoderDecoderBank, answer_states, recorded
-from softprompt.prefix.verify import bank, proven, verify
+from softprompt.prefix.verify import proven, verify
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from tests.laws.seq2seq import SUBSETS, at, check_close, mixed, only, own_logits, plain_encoder, plain_logits
 from tests.support.cases import examples, gradient_tensors, random_prompt, text_ids

@@ -25,7 +25,7 @@ from softprompt.models.geometry import LayerShape
 from softprompt.models.loading import load, load_tokenizer
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.support.cases import examples, random_prompt, text_ids
 from tests.support.saved import save_tiny

@@ -20,7 +20,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.cuda_graphs import Recorder, Replays, Work, rounded
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from tests.laws.test_law2_step import OWNERS, plain_loss
 from tests.support.cases import examples, gradient_tensors, mixed_prefixes, random_prompt
 from tests.support.tasks import learner, run, settings

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from softprompt.data.tokenize import Example
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from tests.laws.oracle import plain_logits
 from tests.support.cases import examples, mixed_prefixes, random_prompt, text_ids
 from tests.support.tiny import tiny_lm

@@ -10,7 +10,7 @@ from softprompt.prefix import attention_scores as module
 from softprompt.prefix.attention_scores import attention_mass
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from tests.support.cases import text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
 

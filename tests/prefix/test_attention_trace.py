@@ -17,7 +17,7 @@ from softprompt.prefix.attention_trace import Queries, asked
 from softprompt.prefix.kv import Prefix, causal
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank, keys_values
+from softprompt.prefix.prepare import bank, keys_values
 from softprompt.prompts.forms import KVPrompt
 from tests.support.cases import text_ids
 from tests.support.tiny import FAMILIES, tiny_lm

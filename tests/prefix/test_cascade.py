@@ -16,7 +16,7 @@ from softprompt.prefix.cascade import NAME, shared_layers
 from softprompt.prefix.decoding import Session
 from softprompt.prefix.kv import Prefix, causal
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from tests.support.cases import check_close, mixed_prefixes, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
 

@@ -8,7 +8,7 @@ import torch
 from softprompt.errors import DataError
 from softprompt.prefix.decoding import Session
 from softprompt.prefix.kv import causal
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from tests.laws.oracle import plain_logits
 from tests.support.cases import check_close, mixed_prefixes, pairs, same_kv, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm

@@ -13,7 +13,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import CausalBank, Prefix, causal
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 from tests.support.cases import (
     cached,

@@ -13,7 +13,8 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.forward import mask_styles
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank, verify
+from softprompt.prefix.prepare import bank
+from softprompt.prefix.verify import verify
 from tests.support.tiny import CONFIGS, VOCAB, tiny_lm, tiny_tokenizer
 
 SMALL: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}

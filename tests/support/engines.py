@@ -14,7 +14,7 @@ from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.inference.decoding import Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from tests.support.cases import mixed_prefixes, text_ids
 from tests.support.tiny import SPECIAL
 

@@ -13,7 +13,7 @@ from softprompt.methods.smop import SMoP
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import Prompt
 
 FOLLOW = (50, 51)

@@ -19,7 +19,7 @@ from softprompt.inference.decoding import pick
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.decoding import Session
 from softprompt.prefix.kv import Bank, Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 
 
 class OracleEngine:

@@ -22,7 +22,7 @@ from softprompt.objectives.schedule import Horizon
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts import store
 from softprompt.prompts.forms import Prompt
 from softprompt.training import initialization

@@ -23,7 +23,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.objectives.schedule import default_steps, rate
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import Prompt, digest
 from softprompt.training import batched_losses
 from softprompt.training.config import TrainConfig

@@ -24,7 +24,7 @@ from softprompt.errors import CheckpointError, DataError, GeometryError, StoreEr
 from softprompt.formatting.formatted_prompt import card_subject
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts import store
 from softprompt.prompts.card import Layout
 from softprompt.prompts.forms import Prompt

@@ -17,7 +17,7 @@ from softprompt.inference.generate import load_subjects
 from softprompt.objectives.chunked import divergences
 from softprompt.objectives.next_token import distilled_losses, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from softprompt.prompts import store
 from softprompt.prompts.forms import EmbeddingPrompt, digest
 from softprompt.training.batched_losses import losses_of

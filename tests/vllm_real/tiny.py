@@ -13,7 +13,7 @@ from softprompt.inference.decoding import Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.verify import bank
+from softprompt.prefix.prepare import bank
 from tests.support.cases import random_prompt
 from tests.support.tiny import VOCAB, tiny_tokenizer
 
