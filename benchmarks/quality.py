@@ -31,20 +31,13 @@ from softprompt.data.splits import load_rows
 from softprompt.evaluation.compare import pick_shots
 from softprompt.evaluation.evaluate import evaluate
 from softprompt.files import write_json
-from softprompt.formatting.formatted_prompt import (
-    Subject,
-    base_subject,
-    card_subject,
-    layout_for,
-    layout_ids,
-    text_subject,
-)
+from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, layout_for, layout_ids
+from softprompt.formatting.text_prompt import instruction_for, text_subject
 from softprompt.inference.decoding import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prompts.store import load as load_prompt
 from softprompt.training.config import resolve
-from softprompt.training.initialization import instruction_for
 from softprompt.training.prepare import Prepared, prepare
 from softprompt.training.run import fit
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from softprompt.errors import SoftpromptError
     from softprompt.evaluation.compare import compare, evaluation_rows
     from softprompt.evaluation.evaluate import Evaluation, evaluate
-    from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, text_subject
+    from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject
+    from softprompt.formatting.text_prompt import text_subject
     from softprompt.inference.decoding import Answer, Sampling
     from softprompt.inference.generate import Request, answer, load_subjects
     from softprompt.models.frozen_lm import FrozenLM

@@ -16,7 +16,8 @@ from softprompt.distillation.config import StudyConfig
 from softprompt.distillation.queries import Input, finder, record_of, said
 from softprompt.distillation.study_cache import Notebook
 from softprompt.distillation.teacher import Teacher
-from softprompt.formatting.formatted_prompt import as_turns, end_ids
+from softprompt.formatting.context import end_ids
+from softprompt.formatting.text_prompt import as_turns
 from softprompt.inference.decoding import Sampling
 
 BATCH = 64  # inputs answered at once, and kept at once

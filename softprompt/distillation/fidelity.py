@@ -19,7 +19,8 @@ from softprompt.distillation.dataset import Exercise
 from softprompt.distillation.teacher import Teacher
 from softprompt.evaluation.custom_metrics import Metric, scores_of
 from softprompt.evaluation.metrics import generation_scores, token_f1
-from softprompt.formatting.formatted_prompt import Subject, base_subject, end_ids
+from softprompt.formatting.context import end_ids
+from softprompt.formatting.formatted_prompt import Subject, base_subject
 from softprompt.inference.decoding import Sampling, generate
 from softprompt.models.device import wait_for
 from softprompt.models.frozen_lm import FrozenLM

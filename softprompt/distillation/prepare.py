@@ -16,7 +16,7 @@ from softprompt.distillation.cloze import LONGEST
 from softprompt.distillation.config import DistilConfig
 from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError
 from softprompt.files import check_writable
-from softprompt.formatting.formatted_prompt import APART, worked_example
+from softprompt.formatting.text_prompt import APART, worked_example
 from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
 from softprompt.prompts import store
 from softprompt.training import tracking

@@ -27,7 +27,8 @@ from softprompt.distillation.self_study import studied
 from softprompt.distillation.study_cache import Notebook
 from softprompt.distillation.teacher import Teacher
 from softprompt.evaluation.custom_metrics import Metric
-from softprompt.formatting.formatted_prompt import Subject, check_context, layout_for, layout_ids, opening_ids
+from softprompt.formatting.context import check_context
+from softprompt.formatting.formatted_prompt import Subject, layout_for, layout_ids, opening_ids
 from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS, build
 from softprompt.models.frozen_lm import FrozenLM

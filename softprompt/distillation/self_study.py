@@ -18,7 +18,7 @@ from softprompt.distillation.cloze import details as detailed
 from softprompt.distillation.config import StudyConfig
 from softprompt.distillation.queries import Input, record_of
 from softprompt.distillation.teacher import Teacher
-from softprompt.formatting.formatted_prompt import end_ids
+from softprompt.formatting.context import end_ids
 from softprompt.inference.decoding import Sampling, generate
 
 SEEDS: dict[str, tuple[str, ...]] = {

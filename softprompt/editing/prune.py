@@ -24,7 +24,8 @@ from softprompt.data.records import Record
 from softprompt.data.tokenize import Example, tokenise
 from softprompt.editing.compose import select
 from softprompt.errors import PromptError
-from softprompt.formatting.formatted_prompt import Subject, check_context
+from softprompt.formatting.context import check_context
+from softprompt.formatting.formatted_prompt import Subject
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix

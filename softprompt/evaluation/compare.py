@@ -11,12 +11,12 @@ from softprompt.data.splits import carve, digest, load_rows, load_splits
 from softprompt.errors import DataError
 from softprompt.evaluation.custom_metrics import Metric
 from softprompt.evaluation.evaluate import Evaluation, evaluate
-from softprompt.formatting.formatted_prompt import as_turns, base_subject, card_subject, text_subject
+from softprompt.formatting.formatted_prompt import base_subject, card_subject
+from softprompt.formatting.text_prompt import as_turns, instruction_for, text_subject
 from softprompt.inference.decoding import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
-from softprompt.training.initialization import instruction_for
 
 EMPTY = "the text prompt is empty, so it is the base model again: --text-prompt or --shots-data gives it words"
 

@@ -20,7 +20,8 @@ from softprompt.evaluation import metrics
 from softprompt.evaluation.custom_metrics import Metric, scores_of
 from softprompt.evaluation.label_ranking import rank
 from softprompt.evaluation.metrics import Score
-from softprompt.formatting.formatted_prompt import Subject, check_context, check_records, end_ids
+from softprompt.formatting.context import check_context, check_records, end_ids
+from softprompt.formatting.formatted_prompt import Subject
 from softprompt.inference.decoding import Answer, Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses

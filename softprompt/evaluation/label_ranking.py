@@ -16,7 +16,8 @@ from torch import Tensor
 from softprompt.data.records import Record
 from softprompt.data.targets import end_id
 from softprompt.data.tokenize import prompt_ids, target_ids
-from softprompt.formatting.formatted_prompt import Subject, check_records
+from softprompt.formatting.context import check_records
+from softprompt.formatting.formatted_prompt import Subject
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Bank
 from softprompt.prefix.packed import hidden

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from softprompt.data.records import Message
-from softprompt.formatting.formatted_prompt import Subject, check_context, end_ids
+from softprompt.formatting.context import check_context, end_ids
+from softprompt.formatting.formatted_prompt import Subject
 from softprompt.formatting.inputs import chat_ids
 from softprompt.inference.decoding import Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM

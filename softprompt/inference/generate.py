@@ -11,7 +11,8 @@ import torch
 from softprompt.data.records import Message, Record
 from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import ConfigError, DataError
-from softprompt.formatting.formatted_prompt import Subject, card_subject, check_context, end_ids
+from softprompt.formatting.context import check_context, end_ids
+from softprompt.formatting.formatted_prompt import Subject, card_subject
 from softprompt.inference.decoding import Answer, Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.prepare import bank

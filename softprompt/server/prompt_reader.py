@@ -10,7 +10,8 @@ from typing import Protocol
 from softprompt.data.records import Message
 from softprompt.data.template import Template
 from softprompt.data.tokenizer import has_chat_template
-from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, end_ids
+from softprompt.formatting.context import end_ids
+from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject
 from softprompt.formatting.inputs import chat_ids, text_ids
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix

@@ -20,7 +20,8 @@ from softprompt.data.template import Template, bos_ids, fill
 from softprompt.data.tokenize import target_ids
 from softprompt.data.tokenizer import render_chat
 from softprompt.errors import ConfigError, UnsupportedModelError
-from softprompt.formatting.formatted_prompt import APART, layout_for, layout_ids, worked_example
+from softprompt.formatting.formatted_prompt import layout_for, layout_ids
+from softprompt.formatting.text_prompt import APART, instruction_for, worked_example
 from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
@@ -108,11 +109,6 @@ def _attended(prepared: Prepared, lm: FrozenLM) -> Prompt:
         return matched(lm, prompt, heard(lm, [reading]), *between, horizon)
     except UnsupportedModelError:  # it starts unfitted then
         return prompt
-
-
-def instruction_for(labels: Sequence[str]) -> str:
-    """An instruction made from the class labels."""
-    return f"Classify the text. Answer with one of: {', '.join(labels)}."
 
 
 def start_text(task: PreparedTask) -> str:

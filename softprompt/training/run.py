@@ -22,7 +22,8 @@ from accelerate import PartialState
 from softprompt.data.splits import digest
 from softprompt.editing.compose import select
 from softprompt.errors import ConfigError, UnsupportedModelError
-from softprompt.formatting.formatted_prompt import check_context, layout_for, layout_ids
+from softprompt.formatting.context import check_context
+from softprompt.formatting.formatted_prompt import layout_for, layout_ids
 from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS, build
 from softprompt.methods.smop import SMoP

@@ -18,7 +18,8 @@ from typing import Any
 from softprompt.data.template import Template
 from softprompt.errors import DataError, StoreError
 from softprompt.files import read_json, write_json, writing
-from softprompt.formatting.formatted_prompt import card_subject, end_ids
+from softprompt.formatting.context import end_ids
+from softprompt.formatting.formatted_prompt import card_subject
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card, Layout

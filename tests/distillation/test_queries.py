@@ -8,7 +8,7 @@ from softprompt.data.records import Message
 from softprompt.data.template import Template
 from softprompt.distillation.queries import finder, record_of
 from softprompt.distillation.self_study import cleaned
-from softprompt.formatting.formatted_prompt import as_turns
+from softprompt.formatting.text_prompt import as_turns
 from tests.support.rows import one
 
 

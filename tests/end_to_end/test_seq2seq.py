@@ -18,7 +18,8 @@ from softprompt.data.tokenize import Example, prompt_ids, target_ids
 from softprompt.errors import ConfigError, DataError, GeometryError, StoreError, UnsupportedModelError
 from softprompt.evaluation import label_ranking
 from softprompt.evaluation.label_ranking import rank
-from softprompt.formatting.formatted_prompt import Subject, base_subject, layout_for, text_subject
+from softprompt.formatting.formatted_prompt import Subject, base_subject, layout_for
+from softprompt.formatting.text_prompt import text_subject
 from softprompt.inference.decoding import Sampling, generate
 from softprompt.methods.base import Start
 from softprompt.methods.registry import build

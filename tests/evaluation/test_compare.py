@@ -15,13 +15,13 @@ from softprompt.data.template import Template
 from softprompt.errors import DataError, StoreError, WrongBaseError
 from softprompt.evaluation.compare import EMPTY, EvaluationRows, compare, evaluation_rows, pick_shots
 from softprompt.evaluation.evaluate import Evaluation, evaluate
-from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, layout_for, text_subject
+from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, layout_for
+from softprompt.formatting.text_prompt import instruction_for, text_subject
 from softprompt.inference.decoding import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import digest
-from softprompt.training.initialization import instruction_for
 from tests.support.artifacts import card
 from tests.support.cases import random_prompt
 from tests.support.rows import labelled, records, write_jsonl

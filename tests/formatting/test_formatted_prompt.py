@@ -10,16 +10,16 @@ from softprompt.data.records import Message, Record
 from softprompt.data.template import VIRTUAL, Template
 from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import DataError
+from softprompt.formatting.context import end_ids
 from softprompt.formatting.formatted_prompt import (
     Subject,
     base_subject,
     card_subject,
-    end_ids,
     layout_for,
     layout_ids,
     opening_ids,
-    text_subject,
 )
+from softprompt.formatting.text_prompt import text_subject
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.packed import hidden
 from softprompt.prefix.packing import Row

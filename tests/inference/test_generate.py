@@ -13,7 +13,8 @@ from softprompt.data.template import Template
 from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import ConfigError, DataError, StoreError, WrongBaseError
 from softprompt.evaluation.evaluate import answer_all
-from softprompt.formatting.formatted_prompt import Subject, base_subject, layout_for, text_subject
+from softprompt.formatting.formatted_prompt import Subject, base_subject, layout_for
+from softprompt.formatting.text_prompt import text_subject
 from softprompt.inference.decoding import Sampling
 from softprompt.inference.generate import Request, answer, load_subjects, record_of
 from softprompt.models.frozen_lm import FrozenLM

@@ -16,7 +16,7 @@ from softprompt.data.splits import Splits
 from softprompt.data.template import Template
 from softprompt.editing.compose import select
 from softprompt.errors import ConfigError, UnsupportedModelError
-from softprompt.formatting.formatted_prompt import APART
+from softprompt.formatting.text_prompt import APART, instruction_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Horizon
 from softprompt.prefix.kv import Prefix
@@ -28,7 +28,7 @@ from softprompt.prompts.forms import Prompt
 from softprompt.training import initialization
 from softprompt.training.auto import HURRIED, Choice
 from softprompt.training.config import resolve
-from softprompt.training.initialization import demonstrations, in_turn, instruction_for
+from softprompt.training.initialization import demonstrations, in_turn
 from softprompt.training.prepare import PreparedTask, prepare
 from softprompt.training.run import candidate_of, fit
 from tests.support.rows import records

@@ -20,11 +20,12 @@ from softprompt.data.template import Template, bos_ids
 from softprompt.data.tokenize import target_ids
 from softprompt.errors import ConfigError, DataError, ModelError, StoreError
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids
+from softprompt.formatting.text_prompt import instruction_for
 from softprompt.prompts.forms import EmbeddingPrompt
 from softprompt.training import initialization, run
 from softprompt.training import prepare as prepare_module
 from softprompt.training.config import Config
-from softprompt.training.initialization import INIT_ROWS, instruction_for, start_of, start_text
+from softprompt.training.initialization import INIT_ROWS, start_of, start_text
 from softprompt.training.prepare import PreparedTask
 from softprompt.training.run import prepare
 from tests.support.rows import records, write_jsonl

@@ -9,7 +9,8 @@ import pytest
 
 from softprompt.data.template import Template
 from softprompt.errors import StoreError
-from softprompt.formatting.formatted_prompt import card_subject, end_ids
+from softprompt.formatting.context import end_ids
+from softprompt.formatting.formatted_prompt import card_subject
 from softprompt.prompts import store
 from softprompt.vllm import published
 from softprompt.vllm.prefix_file import compile_prefix, digest, place

@@ -1,0 +1,58 @@
+"""Text prompts: an instruction and few-shot examples in front of the same template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from softprompt.data.records import Message, Record
+from softprompt.data.targets import joined
+from softprompt.data.template import Template, default_text, fill
+from softprompt.data.tokenizer import writes_system_turn
+from softprompt.formatting.formatted_prompt import Subject, base_subject
+from softprompt.models.frozen_lm import FrozenLM
+
+
+def instruction_for(labels: Sequence[str]) -> str:
+    """An instruction made from the class labels."""
+    return f"Classify the text. Answer with one of: {', '.join(labels)}."
+
+
+APART = "\n\n"  # between instruction, examples and row of a text prompt
+
+
+def text_subject(lm: FrozenLM, template: Template, instruction: str, shots: Sequence[Record] = ()) -> Subject:
+    """A text prompt: an instruction and worked examples in front of the same template.
+
+    In chat the instruction is the system turn and the examples open the user's turn; a model whose chat template
+    has no system turn (Gemma 2) gets the instruction there too.
+    """
+    examples = "".join(worked_example(template, shot) + APART for shot in shots if not shot.messages)
+    opening = instruction.strip() + APART if instruction.strip() else ""
+    if template.kind != "chat":
+        template = replace(template, text=_escape(opening + examples) + template.text)
+    elif template.text and opening and not writes_system_turn(lm.tokenizer):
+        template = Template("chat", _escape(opening + examples) + template.text)
+    else:
+        template = Template("chat", _escape(examples) + template.text if template.text else "", instruction)
+    stop = (APART,) if examples and template.kind == "text" else ()
+    return replace(base_subject(lm, template), stop=stop)
+
+
+def worked_example(template: Template, record: Record) -> str:
+    """A row with its answer, as text."""
+    apart = "\n" if template.kind == "chat" else ""  # there the answer is a turn of its own, which nothing joins
+    return fill(template, record) + apart + joined(record.target or "", template)
+
+
+def as_turns(row: Record, template: Template) -> Record:
+    """A row for a template of conversations: its text is the user's turn, its answer stays for comparison."""
+    if row.kind == "messages" or template.kind != "chat" or template.text:
+        return row
+    words = fill(Template("text", default_text(row)), row)
+    target = (Message("assistant", row.target),) if row.target is not None else ()
+    return replace(row, kind="messages", messages=(Message("user", words), *target))
+
+
+def _escape(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
