@@ -11,7 +11,8 @@ from softprompt.errors import ConfigError
 from softprompt.evaluation import metrics
 from softprompt.evaluation.evaluate import Evaluation
 from softprompt.formatting.formatted_prompt import Subject
-from softprompt.inference.generate import Request, record_of
+from softprompt.formatting.inputs import record_of
+from softprompt.inference.generate import Request
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import router, store
 

@@ -9,6 +9,7 @@ A text is read as `generation.answer` reads it. A conversation depends on what t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from softprompt.data.records import Message, Record
@@ -17,7 +18,6 @@ from softprompt.data.tokenize import prompt_ids
 from softprompt.data.tokenizer import Tokenizer, encode, render_chat
 from softprompt.errors import DataError
 from softprompt.formatting.formatted_prompt import Subject
-from softprompt.inference.generate import record_of
 
 ROLES = ("system", "user", "assistant")
 
@@ -84,3 +84,30 @@ def _check_turns(messages: Sequence[Message]) -> None:
         raise DataError(
             "the last turn must be the user's", where=f"messages[{len(messages) - 1}]" if messages else "messages"
         )
+
+
+def record_of(text: str, subject: Subject, where: str) -> Record:
+    """A text as a row of the subject's template: its one field, or the user's turn of a conversation.
+
+    For a template with several fields it must be a JSON object with these fields; DataError otherwise.
+    """
+    names = subject.template.names
+    if not names:
+        return Record({}, None, "messages", messages=(Message("user", text),), where=where)
+    fields = {names[0]: text} if len(names) == 1 else _fields(text, names, where)
+    return Record(fields, None, "label" if "text" in names else "completion", where=where)
+
+
+def _fields(text: str, names: tuple[str, ...], where: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or any(not isinstance(found.get(name), str) for name in names):
+        raise DataError(
+            "this soft prompt's template has several fields, so a text must be a JSON object with them",
+            where=where,
+            expected=json.dumps(dict.fromkeys(names, "...")),
+            got=repr(text[:60]),
+        )
+    return {name: found[name] for name in names}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from softprompt.data.records import Message, Record
 from softprompt.data.tokenize import prompt_ids
-from softprompt.errors import ConfigError, DataError
+from softprompt.errors import ConfigError
 from softprompt.formatting.context import check_context, end_ids
 from softprompt.formatting.formatted_prompt import Subject, card_subject
+from softprompt.formatting.inputs import record_of
 from softprompt.inference.decoding import Answer, Sampling, generate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.prepare import bank
@@ -73,30 +72,3 @@ def answer(
     lengths = zip(wheres, map(len, rows), around, strict=True)
     check_context(lm, lengths, "shorten the text, or ask for fewer new tokens")
     return generate(lm, prefixes, rows, owners, sampling, end_ids=ends, stops=stops, on_text=on_text)
-
-
-def record_of(text: str, subject: Subject, where: str) -> Record:
-    """A text as a row of the subject's template: its one field, or the user's turn of a conversation.
-
-    For a template with several fields it must be a JSON object with these fields; DataError otherwise.
-    """
-    names = subject.template.names
-    if not names:
-        return Record({}, None, "messages", messages=(Message("user", text),), where=where)
-    fields = {names[0]: text} if len(names) == 1 else _fields(text, names, where)
-    return Record(fields, None, "label" if "text" in names else "completion", where=where)
-
-
-def _fields(text: str, names: tuple[str, ...], where: str) -> dict[str, str]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or any(not isinstance(found.get(name), str) for name in names):
-        raise DataError(
-            "this soft prompt's template has several fields, so a text must be a JSON object with them",
-            where=where,
-            expected=json.dumps(dict.fromkeys(names, "...")),
-            got=repr(text[:60]),
-        )
-    return {name: found[name] for name in names}
