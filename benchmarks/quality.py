@@ -33,7 +33,7 @@ from softprompt.evaluation.evaluate import evaluate
 from softprompt.files import write_json
 from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, layout_for, layout_ids
 from softprompt.formatting.text_prompt import instruction_for, text_subject
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prompts.store import load as load_prompt

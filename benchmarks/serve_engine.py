@@ -31,7 +31,8 @@ from benchmarks.output import put
 from softprompt.engine.base import Job
 from softprompt.engine.capacity import Capacity, token_bytes
 from softprompt.engine.transformers_engine import TransformersEngine
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.interchange.peft import to_flat
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load

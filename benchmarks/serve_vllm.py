@@ -24,7 +24,8 @@ from benchmarks.machine import facts
 from benchmarks.output import put
 from benchmarks.serve_engine import QUICK, Load, soft_prompts, texts
 from softprompt.engine.base import Engine, Job
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prefix.kv import Prefix

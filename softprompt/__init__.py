@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from softprompt.evaluation.evaluate import Evaluation, evaluate
     from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject
     from softprompt.formatting.text_prompt import text_subject
-    from softprompt.inference.decoding import Answer, Sampling
+    from softprompt.inference.decoding import Answer
     from softprompt.inference.generate import Request, answer, load_subjects
+    from softprompt.inference.sampling import Sampling
     from softprompt.models.frozen_lm import FrozenLM
     from softprompt.models.geometry import Geometry
     from softprompt.models.loading import load as load_model

@@ -33,8 +33,8 @@ def chat_command(
     """Talk with a soft prompt. One that was trained on plain text answers each line by itself."""
     from softprompt.cli.base_model import load_base
     from softprompt.inference.chat import Talk
-    from softprompt.inference.decoding import Sampling
     from softprompt.inference.generate import load_subjects
+    from softprompt.inference.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
     lm = load_base(model, [name], dtype, device, trust_remote_code)

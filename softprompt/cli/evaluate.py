@@ -49,7 +49,7 @@ def eval_command(
     from softprompt.evaluation.ensemble import vote as majority
     from softprompt.evaluation.routing import expanded, routed, routers_of
     from softprompt.formatting.formatted_prompt import card_subject
-    from softprompt.inference.decoding import Sampling
+    from softprompt.inference.sampling import Sampling
     from softprompt.prompts import store
 
     own = metrics_of(metric or [])

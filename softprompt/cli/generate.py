@@ -56,8 +56,8 @@ def generate_command(
     """
     from softprompt.cli.base_model import load_base
     from softprompt.evaluation.routing import assign, expanded, routers_of
-    from softprompt.inference.decoding import Sampling
     from softprompt.inference.generate import Request, answer
+    from softprompt.inference.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(map(unescaped, stop or ())), seed)
     chosen = named(names)

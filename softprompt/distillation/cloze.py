@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from softprompt.distillation.chunking import SENTENCE
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import bank

@@ -18,7 +18,7 @@ from softprompt.distillation.study_cache import Notebook
 from softprompt.distillation.teacher import Teacher
 from softprompt.formatting.context import end_ids
 from softprompt.formatting.text_prompt import as_turns
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 
 BATCH = 64  # inputs answered at once, and kept at once
 

@@ -21,7 +21,8 @@ from softprompt.evaluation.custom_metrics import Metric, scores_of
 from softprompt.evaluation.metrics import generation_scores, token_f1
 from softprompt.formatting.context import end_ids
 from softprompt.formatting.formatted_prompt import Subject, base_subject
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.device import wait_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.chunked import CHUNK, cross_entropies, divergences

@@ -19,7 +19,8 @@ from softprompt.distillation.config import StudyConfig
 from softprompt.distillation.queries import Input, record_of
 from softprompt.distillation.teacher import Teacher
 from softprompt.formatting.context import end_ids
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 
 SEEDS: dict[str, tuple[str, ...]] = {
     "question": (

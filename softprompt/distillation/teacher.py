@@ -15,7 +15,8 @@ from softprompt.data.soft_labels import Lesson
 from softprompt.data.template import Template
 from softprompt.data.tokenize import Example
 from softprompt.formatting.formatted_prompt import Subject, layout_for
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.chunked import CHUNK
 from softprompt.objectives.next_token import supervised

@@ -32,7 +32,7 @@ from softprompt.engine.paged_cache import NAME, Piece, Step, plan, virtual_spans
 from softprompt.engine.sampler import Sampler
 from softprompt.engine.virtual_tokens import Loaded, text_ids
 from softprompt.errors import EngineError, first_line
-from softprompt.inference.decoding import likeliest
+from softprompt.inference.sampling import likeliest
 from softprompt.models.frozen_lm import FrozenLM
 
 FAILED_STEPS = 3  # in a row, and the engine has failed

@@ -10,7 +10,7 @@ from torch import Tensor
 from softprompt.engine.base import Engine, Job, Token
 from softprompt.engine.checks import unsupported
 from softprompt.errors import EngineError
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import bank, keys_values, session

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softprompt.engine.base import Job, Token
 from softprompt.errors import EngineError
-from softprompt.inference.decoding import GREEDY, pick
+from softprompt.inference.sampling import GREEDY, pick
 
 
 class Sampler:

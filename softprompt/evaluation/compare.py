@@ -13,7 +13,7 @@ from softprompt.evaluation.custom_metrics import Metric
 from softprompt.evaluation.evaluate import Evaluation, evaluate
 from softprompt.formatting.formatted_prompt import base_subject, card_subject
 from softprompt.formatting.text_prompt import as_turns, instruction_for, text_subject
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card

@@ -22,7 +22,8 @@ from softprompt.evaluation.label_ranking import rank
 from softprompt.evaluation.metrics import Score
 from softprompt.formatting.context import check_context, check_records, end_ids
 from softprompt.formatting.formatted_prompt import Subject
-from softprompt.inference.decoding import Answer, Sampling, generate
+from softprompt.inference.decoding import Answer, generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.packing import by_tokens

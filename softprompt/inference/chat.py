@@ -10,7 +10,8 @@ from softprompt.data.records import Message
 from softprompt.formatting.context import check_context, end_ids
 from softprompt.formatting.formatted_prompt import Subject
 from softprompt.formatting.inputs import chat_ids
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.prepare import bank
 

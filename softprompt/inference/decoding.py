@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from softprompt.data.tokenizer import Tokenizer
-from softprompt.errors import ConfigError
+from softprompt.inference.detokenizer import Transcript
+from softprompt.inference.sampling import Sampling, pick
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.decoding import Session
 from softprompt.prefix.kv import Bank
@@ -21,39 +21,6 @@ from softprompt.prefix.seq2seq_decoding import AnsweringSession
 
 ROWS = 32  # decoded at once, where each has a copy of its prefix
 MOST_ROWS = 128  # where one prefix is there once for all
-GREEDY = 1e-5  # below it logits / temperature may overflow
-CUT = "\N{REPLACEMENT CHARACTER}"  # what a token that ends inside a character decodes to
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen and when to stop.
-
-    Attributes:
-        temperature: 0 is greedy.
-        top_k: only the k likeliest tokens; 0 is all.
-        top_p: only the likeliest tokens that make up this probability.
-        stop: strings that end a text; they are not part of it.
-        seed: with it, row i draws from a generator of its own.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        wrong = {
-            "max_new_tokens": self.max_new_tokens < 1,
-            "temperature": not 0 <= self.temperature < 100,
-            "top_k": self.top_k < 0,
-            "top_p": not 0 < self.top_p <= 1,
-            "stop": any(not text for text in self.stop),
-        }
-        for name in (name for name, bad in wrong.items() if bad):
-            raise ConfigError(f"{name} is out of range", where="sampling", got=getattr(self, name))
 
 
 @dataclass
@@ -147,95 +114,6 @@ def _moved_up(going: list[int]) -> list[int]:
     inside = {i for i in going if i < len(going)}
     behind = [i for i in going if i >= len(going)]
     return [i if i in inside else behind.pop() for i in range(len(going))]
-
-
-def likeliest(logits: Tensor) -> list[int]:
-    """The token of the largest logit, the first of equal ones or of NaN, for each row of [N, V]."""
-    if logits.device.type == "cpu":  # NumPy takes a tenth of torch's time there
-        return logits.numpy().argmax(-1).tolist()
-    return logits.argmax(-1).tolist()
-
-
-def pick(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """One token id from float32 logits [V]."""
-    if sampling.temperature < GREEDY:
-        return likeliest(logits_V[None])[0]
-    probabilities_V = torch.softmax(logits_V.cpu() / sampling.temperature, dim=-1)
-    kept, ids = _candidates(probabilities_V, sampling)
-    sums = kept.cumsum(0, dtype=torch.float64)
-    point = torch.rand((), dtype=torch.float64, generator=generator) * sums[-1]
-    drawn = min(int(torch.searchsorted(sums, point, right=True)), len(sums) - 1)
-    return drawn if ids is None else int(ids[drawn])
-
-
-def _candidates(probabilities_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """What may be drawn, and its ids; None for ids where that is everything.
-
-    To sort a vocabulary takes longer than all else, and few tokens make up most of the probability: a short list is
-    tried first, then a longer one.
-    """
-    size = len(probabilities_V)
-    most = min(sampling.top_k or size, size)
-    if most == size and sampling.top_p == 1:
-        return probabilities_V, None
-    for short in (64, 1024, size):
-        kept, ids = probabilities_V.topk(min(short, most))
-        before = kept.cumsum(0) - kept
-        if len(kept) == most or before[-1] >= sampling.top_p:
-            break
-    keep = before < sampling.top_p
-    keep[0] = True  # also where top_p is nothing in float32
-    return kept[keep], ids[keep]
-
-
-class Transcript:
-    """An answer's text in the making: tokens in, text out; half a character, or what may become a stop string, waits.
-
-    Only the last tokens are decoded again with each new one, as much as a character or a word may need.
-
-    Attributes:
-        ids: the tokens so far.
-        text: their text, up to the first stop string.
-        stopped: a stop string was found.
-        shown: how much of the text `take` gave out.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self.ids: list[int] = []
-        self.text, self.stopped, self.shown = "", False, 0
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._held = max(0, max(map(len, self._stop), default=0) - 1)
-        self._sure = ""  # text of the tokens before `_next`, which no later token changes
-        self._start, self._next = 0, 0  # tokens between the two are decoded again, as context of those behind
-
-    def append(self, token: int) -> None:
-        """Take the next token."""
-        self.ids.append(token)
-        before, now = self._decoded(self._start, self._next), self._decoded(self._start, len(self.ids))
-        if not now.startswith(before):  # a tokenizer that tidies spaces up
-            self._sure, self._start, self._next = "", 0, 0
-            before, now = "", self._decoded(0, len(self.ids))
-        searched = len(self._sure)
-        self.text = self._sure + now[len(before) :]
-        if len(now) > len(before) and not now.endswith(CUT):
-            self._sure, self._start, self._next = self.text, self._next, len(self.ids)
-        cuts = [at for stop in self._stop if (at := self.text.find(stop, max(0, searched - len(stop) + 1))) >= 0]
-        if cuts:
-            self.text, self.stopped = self.text[: min(cuts)], True
-
-    def take(self, *, end: bool) -> str:
-        """Text that was not given out yet and can be now; with `end` all that is left."""
-        stop = len(self.text)
-        if not end:
-            whole = len(self.text.rstrip(CUT))  # behind it a character may be cut in half
-            stop = max(self.shown, whole - self._held)
-        new, self.shown = self.text[self.shown : stop], max(self.shown, stop)
-        return new
-
-    def _decoded(self, start: int, stop: int) -> str:
-        text = self._tokenizer.decode(self.ids[start:stop], skip_special_tokens=True)
-        assert isinstance(text, str), "one sequence decodes to one text"
-        return text
 
 
 class _Writer:

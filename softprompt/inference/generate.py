@@ -12,7 +12,8 @@ from softprompt.errors import ConfigError
 from softprompt.formatting.context import check_context, end_ids
 from softprompt.formatting.formatted_prompt import Subject, card_subject
 from softprompt.formatting.inputs import record_of
-from softprompt.inference.decoding import Answer, Sampling, generate
+from softprompt.inference.decoding import Answer, generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.prepare import bank
 from softprompt.prompts import store

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from softprompt.engine.base import Penalties
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.server.error_responses import invalid
 from softprompt.server.limits import Limits
 from softprompt.server.prompt_reader import Ids, Reader

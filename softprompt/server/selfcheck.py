@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from softprompt.engine.base import Penalties
 from softprompt.errors import SoftpromptError
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.server.catalogue import OTHER_BASE
 from softprompt.server.prompt_reader import Frame, Ids, Reader
 from softprompt.server.request import Ask

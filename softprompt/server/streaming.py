@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.engine.base import Engine, Job, Token
-from softprompt.inference.decoding import Transcript
+from softprompt.inference.detokenizer import Transcript
 
 AHEAD = 32  # pieces that may wait for a slow reader before its answers pause
 

@@ -31,7 +31,7 @@ from softprompt.engine.base import Job, Stats, Token
 from softprompt.engine.checks import check_job, check_prefix, check_room, check_supported
 from softprompt.engine.probe import probe
 from softprompt.errors import ConfigError, EngineError, first_line
-from softprompt.inference.decoding import GREEDY
+from softprompt.inference.sampling import GREEDY
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.sources import find
 from softprompt.prefix.kv import Prefix

@@ -14,8 +14,8 @@ from softprompt.errors import DataError
 from softprompt.formatting.formatted_prompt import Subject, layout_for
 from softprompt.inference import decoding
 from softprompt.inference.chat import Talk
-from softprompt.inference.decoding import Sampling
 from softprompt.inference.generate import Request, answer, load_subjects
+from softprompt.inference.sampling import Sampling
 from tests.support.cases import random_prompt
 from tests.support.live_server import TEMPLATES
 from tests.support.shell import done

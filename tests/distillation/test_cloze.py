@@ -19,7 +19,7 @@ from softprompt.distillation.cloze import (
     gap,
     sentences_of,
 )
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from tests.support.tiny import tiny_lm
 

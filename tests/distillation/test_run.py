@@ -27,8 +27,8 @@ from softprompt.distillation.teacher import Teacher
 from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError, UnsupportedModelError
 from softprompt.formatting.formatted_prompt import card_subject, layout_for, layout_ids
 from softprompt.formatting.inputs import chat_ids
-from softprompt.inference.decoding import Sampling
 from softprompt.inference.generate import Request, answer
+from softprompt.inference.sampling import Sampling
 from softprompt.models.loading import load
 from softprompt.objectives.chunked import cross_entropies
 from softprompt.objectives.next_token import learned_tokens, supervised, token_losses

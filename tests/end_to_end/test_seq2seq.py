@@ -20,7 +20,8 @@ from softprompt.evaluation import label_ranking
 from softprompt.evaluation.label_ranking import rank
 from softprompt.formatting.formatted_prompt import Subject, base_subject, layout_for
 from softprompt.formatting.text_prompt import text_subject
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.methods.base import Start
 from softprompt.methods.registry import build
 from softprompt.models.frozen_lm import FrozenLM

@@ -21,7 +21,7 @@ from softprompt.engine.batching_loop import Loop, Row
 from softprompt.engine.capacity import CPU_PAGE, Capacity
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import UnsupportedModelError
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.prefix.kv import Prefix
 from tests.support.cases import mixed_prefixes, random_prompt, text_ids
 from tests.support.engines import END, NAMES, generated, ids_of, job, running, said

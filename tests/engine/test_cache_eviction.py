@@ -6,7 +6,7 @@ import asyncio
 
 from softprompt.engine.capacity import CPU_PAGE, Capacity
 from softprompt.engine.transformers_engine import TransformersEngine
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.prefix.kv import Prefix
 from tests.support.cases import random_prompt, text_ids
 from tests.support.engines import generated, ids_of, job, running

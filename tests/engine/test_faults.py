@@ -15,7 +15,7 @@ from softprompt.engine.batching_loop import Loop
 from softprompt.engine.sampler import Sampler
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import EngineError, UnsupportedModelError
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import KVPrompt
 from tests.support.cases import mixed_prefixes, text_ids

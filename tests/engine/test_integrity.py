@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from softprompt.engine.integrity import check_blocks
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from tests.support.cases import text_ids
 from tests.support.engines import job, running, said
 from tests.support.tiny import tiny_lm

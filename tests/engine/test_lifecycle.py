@@ -14,7 +14,7 @@ from softprompt.engine.base import Job, Token
 from softprompt.engine.capacity import Capacity
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import ConfigError, EngineError
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.support.cases import mixed_prefixes, random_prompt, text_ids

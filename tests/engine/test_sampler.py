@@ -10,7 +10,7 @@ import torch
 from softprompt.engine.base import Penalties, Token
 from softprompt.engine.sampler import Sampler
 from softprompt.errors import EngineError
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from tests.support.engines import job
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0])

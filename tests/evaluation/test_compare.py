@@ -17,7 +17,7 @@ from softprompt.evaluation.compare import EMPTY, EvaluationRows, compare, evalua
 from softprompt.evaluation.evaluate import Evaluation, evaluate
 from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, layout_for
 from softprompt.formatting.text_prompt import instruction_for, text_subject
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card

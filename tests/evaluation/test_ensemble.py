@@ -9,7 +9,7 @@ from softprompt.errors import ConfigError
 from softprompt.evaluation.ensemble import check_vote, vote
 from softprompt.evaluation.evaluate import Evaluation, evaluate
 from softprompt.evaluation.metrics import generation_scores, proportion
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from tests.support.artifacts import card
 from tests.support.labels import TEXTS, subject
 from tests.support.rows import records

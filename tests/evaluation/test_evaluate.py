@@ -16,7 +16,7 @@ from softprompt.data.tokenize import tokenise
 from softprompt.errors import DataError
 from softprompt.evaluation.evaluate import answer_all, evaluate
 from softprompt.inference import decoding
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.prompts.card import Layout
 from tests.support.labels import LABELS, TEXTS, brute_force, labelled, score, subject
 from tests.support.rows import records

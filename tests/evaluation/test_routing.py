@@ -13,8 +13,8 @@ from softprompt.errors import ConfigError, StoreError, WrongBaseError
 from softprompt.evaluation.evaluate import evaluate
 from softprompt.evaluation.routing import assign, expanded, routed, routers_of
 from softprompt.formatting.formatted_prompt import card_subject
-from softprompt.inference.decoding import Sampling
 from softprompt.inference.generate import Request, answer, load_subjects
+from softprompt.inference.sampling import Sampling
 from softprompt.prompts import router, store
 from softprompt.prompts.router import Router
 from softprompt.training.run import fit, prepare

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference import decoding
-from softprompt.inference.decoding import CUT, Answer, Sampling, generate, pick
+from softprompt.inference.decoding import Answer, generate
+from softprompt.inference.detokenizer import CUT
+from softprompt.inference.sampling import Sampling, pick
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Bank, Prefix
 from softprompt.prefix.prepare import bank

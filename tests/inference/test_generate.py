@@ -16,8 +16,8 @@ from softprompt.evaluation.evaluate import answer_all
 from softprompt.formatting.formatted_prompt import Subject, base_subject, layout_for
 from softprompt.formatting.inputs import record_of
 from softprompt.formatting.text_prompt import text_subject
-from softprompt.inference.decoding import Sampling
 from softprompt.inference.generate import Request, answer, load_subjects
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.forms import digest

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.prefix.decoding import Session
 from softprompt.prefix.kv import Bank
 from softprompt.prefix.packed import hidden

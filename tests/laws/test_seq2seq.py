@@ -20,7 +20,8 @@ from torch.testing import assert_close
 import softprompt.prefix.seq2seq as module
 from softprompt.data.tokenize import Example
 from softprompt.errors import UnsupportedModelError
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.methods.base import Start
 from softprompt.methods.initializers import harvest
 from softprompt.methods.registry import build

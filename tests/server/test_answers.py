@@ -8,8 +8,8 @@ import pytest
 
 from softprompt.data.template import Template
 from softprompt.formatting.formatted_prompt import Subject, base_subject
-from softprompt.inference.decoding import Sampling
 from softprompt.inference.generate import Request, answer, load_subjects
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from tests.support.live_server import BASE, TEMPLATES, Live
 from tests.support.tiny import tiny_lm

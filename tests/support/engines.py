@@ -11,7 +11,8 @@ import torch
 from softprompt.engine.base import Engine, Job, Penalties, Token
 from softprompt.engine.capacity import Capacity
 from softprompt.engine.transformers_engine import TransformersEngine
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import bank

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softprompt.engine.base import Job, Penalties, Stats, Token
 from softprompt.errors import EngineError
-from softprompt.inference.decoding import pick
+from softprompt.inference.sampling import pick
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.decoding import Session
 from softprompt.prefix.kv import Bank, Prefix

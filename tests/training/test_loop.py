@@ -18,7 +18,8 @@ import softprompt.training.loop as train_module
 from softprompt.data.sampler import Batches, sample
 from softprompt.data.tokenize import Example
 from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, TrainError
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.objectives.schedule import default_steps, rate

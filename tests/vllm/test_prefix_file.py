@@ -11,7 +11,7 @@ from torch import Tensor
 from softprompt.data.template import VIRTUAL, Template
 from softprompt.errors import StoreError, UnsupportedModelError
 from softprompt.formatting.formatted_prompt import Subject, layout_for
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import KVPrompt

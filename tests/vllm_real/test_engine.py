@@ -15,7 +15,7 @@ import pytest
 
 from softprompt.engine.base import Engine, Job, Penalties, Token
 from softprompt.errors import ConfigError, EngineError
-from softprompt.inference.decoding import Sampling
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.server.api_keys import Keys
 from softprompt.server.app import create_app

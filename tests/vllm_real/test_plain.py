@@ -18,8 +18,9 @@ import openai
 import pytest
 
 from softprompt.formatting.formatted_prompt import card_subject
-from softprompt.inference.decoding import CUT, Sampling
+from softprompt.inference.detokenizer import CUT
 from softprompt.inference.generate import Request, answer
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.vllm.connector import transfer_config

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 import transformers as tf
 
-from softprompt.inference.decoding import Sampling, generate
+from softprompt.inference.decoding import generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prefix.kv import Prefix
