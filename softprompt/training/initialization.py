@@ -8,45 +8,27 @@ at most in many demonstrations, or in a long text (`attended`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from softprompt.compaction.attention_matching import STEPS, heard, matched
 from softprompt.compaction.selection import Reading, start_from
-from softprompt.data.records import Message, Record
-from softprompt.data.sampler import permutation
-from softprompt.data.targets import end_id
-from softprompt.data.template import Template, bos_ids, fill
+from softprompt.data.template import bos_ids
 from softprompt.data.tokenize import target_ids
-from softprompt.data.tokenizer import render_chat
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids
-from softprompt.formatting.text_prompt import APART, instruction_for, worked_example
+from softprompt.formatting.text_prompt import instruction_for, worked_example
 from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Horizon
 from softprompt.prompts.forms import Prompt
 from softprompt.training.auto import HURRIED
+from softprompt.training.demonstrations import demonstrations
 from softprompt.training.prepare import Prepared, PreparedTask
 
-FULL = 0.9  # demonstrations that fill so much of the room are enough: no search for one that still fits
 ASKING = 16  # training rows that are asked what they look at
 FITTING = 0.1  # of the minutes of a run, at most, go into fitting what it starts from
 INIT_ROWS = 8  # training rows that a made-up start text is drawn from
-
-
-@dataclass(frozen=True)
-class Demonstrations:
-    """Worked examples as token ids.
-
-    Attributes:
-        ids: all of them, behind an opening.
-        spans: where each one stands in `ids`, by the `where` of its row.
-    """
-
-    ids: tuple[int, ...]
-    spans: dict[str, tuple[int, int]]
 
 
 def start_of(
@@ -119,64 +101,3 @@ def start_text(task: PreparedTask) -> str:
     if rows[0].messages:
         return "\n\n".join(message.content for row in rows for message in row.messages)
     return "\n\n".join(worked_example(task.template, row) for row in rows)
-
-
-def demonstrations(task: PreparedTask, lm: FrozenLM, opening: str | None, room: int, seed: int) -> Demonstrations:
-    """As many worked examples as fit in `room` tokens, drawn by seed, every label in turn.
-
-    Args:
-        opening: what stands in front of them; by default the instruction, if there is one.
-
-    Raises ConfigError if not one fits.
-    """
-    opening = opening or (instruction_for(task.classes) if task.classes else "")
-    ids = lm.encode(opening + APART) if opening else []
-    spans: dict[str, tuple[int, int]] = {}
-    before, turns = "", list[Message]()
-    for record in in_turn(task.splits.train, seed):
-        own, text, more = _written(task.template, record, turns, before, lm)
-        if len(ids) + len(own) > room:
-            if len(spans) >= 1 and len(ids) > room * FULL:
-                break
-            continue
-        spans[record.where] = (len(ids), len(ids) + len(own))
-        ids += own
-        turns, before = [*turns, *more], before + text
-    if not spans:
-        raise ConfigError(
-            "not one demonstration fits",
-            where="method",
-            got=f"{room} tokens",
-            hint="more --n-tokens (with --init attended: --method.text-tokens), or another --init",
-        )
-    return Demonstrations(tuple(ids), spans)
-
-
-def in_turn(records: Sequence[Record], seed: int) -> list[Record]:
-    """The records in an order drawn by seed in which the labels take turns."""
-    order = permutation(len(records), seed).tolist()
-    if records[0].kind != "label":
-        return [records[i] for i in order]
-    turn: dict[str | None, int] = {}
-    place: dict[int, int] = {}
-    for i in order:
-        place[i] = turn[records[i].target] = turn.get(records[i].target, 0) + 1
-    return [records[i] for i in sorted(order, key=place.__getitem__)]
-
-
-def _written(
-    template: Template, record: Record, turns: Sequence[Message], before: str, lm: FrozenLM
-) -> tuple[list[int], str, list[Message]]:
-    """Token ids of one more demonstration behind those before it; of a conversation its text and its turns too.
-
-    An answer ends as in training: one that goes on with the next demonstration would teach not to end.
-    """
-    if template.kind == "text":
-        end = end_id(template, lm.tokenizer)
-        return [*lm.encode(worked_example(template, record)), end, *lm.encode(APART)], "", []
-    own = list(record.messages) or [Message("user", fill(template, record)), Message("assistant", record.target or "")]
-    whole = render_chat([*turns, *own], lm.tokenizer, add_generation_prompt=False)
-    if not whole.startswith(before):  # a chat template that rewrites earlier turns: each one for itself
-        whole = before + render_chat(own, lm.tokenizer, add_generation_prompt=False)
-    text = whole[len(before) :]
-    return lm.encode(text), text, own

@@ -28,7 +28,7 @@ from softprompt.prompts.forms import Prompt
 from softprompt.training import initialization
 from softprompt.training.auto import HURRIED, Choice
 from softprompt.training.config import resolve
-from softprompt.training.initialization import demonstrations, in_turn
+from softprompt.training.demonstrations import demonstrations, in_turn
 from softprompt.training.prepare import PreparedTask, prepare
 from softprompt.training.run import candidate_of, fit
 from tests.support.rows import records
