@@ -42,7 +42,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prompts import store
 from softprompt.settings import resolved
-from softprompt.training.loop import Event
+from softprompt.training.events import Event
 
 TEXTS = Path("benchmarks/instructions")
 WHOLE = 4096  # tokens of an article at most: it is read in one piece

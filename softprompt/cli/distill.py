@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from softprompt.distillation.prepare import Prepared
     from softprompt.distillation.run import Distilled
     from softprompt.evaluation.custom_metrics import Metric
-    from softprompt.training.loop import Event
+    from softprompt.training.events import Event
 
 FLAGS = {
     "model": "model",

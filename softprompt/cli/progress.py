@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 if TYPE_CHECKING:
     from softprompt.training.config import TrainConfig
-    from softprompt.training.loop import Event
+    from softprompt.training.events import Event
 
 PLAIN_EVERY = 10  # steps between plain lines
 

@@ -37,7 +37,8 @@ from softprompt.prefix.kv import Prefix
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import Prompt, check_fits
 from softprompt.training.checkpoint import latest_step
-from softprompt.training.loop import Event, Result, train
+from softprompt.training.events import Event
+from softprompt.training.loop import Result, train
 from softprompt.training.recorder import Recording, recorded
 from softprompt.training.trial import Candidate, Task
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,7 @@ from softprompt.training import checkpoint
 from softprompt.training.batched_losses import losses_of, memory_advice, validation_losses
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.config import TrainConfig
+from softprompt.training.events import Event
 from softprompt.training.signals import Interrupt
 from softprompt.training.trial import Candidate, running
 
@@ -39,22 +40,6 @@ JUDGING = 0.1  # share of a run bounded by minutes that validations may have tak
 PROBED = 8  # validation rows, about, whose time says how many there is time for
 STEP_TOKENS = 16384  # text tokens of many candidates' rows run at once
 SIGNALS = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened, and its numbers. "init", with the validation loss of every start that
-    was tried, and "start" come first; of a resumed run with its checkpoint's step. A distillation has "study",
-    "answers" and "fit" before them.
-
-    Attributes:
-        candidate: whose step, validation or end it is, where there are several.
-    """
-
-    kind: Literal["study", "answers", "fit", "init", "start", "step", "validation", "checkpoint", "end"]
-    step: int
-    numbers: dict[str, float]
-    candidate: str = ""
 
 
 @dataclass(frozen=True)

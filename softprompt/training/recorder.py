@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from softprompt.files import writing
 from softprompt.settings import to_yaml
-from softprompt.training.loop import Event
+from softprompt.training.events import Event
 from softprompt.training.run_log import RunLog
 from softprompt.training.tracking import Tracking
 

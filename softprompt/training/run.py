@@ -36,8 +36,9 @@ from softprompt.prompts.forms import digest as prompt_digest
 from softprompt.training import artifacts
 from softprompt.training.batched_losses import validation_losses
 from softprompt.training.config import Config, Init
+from softprompt.training.events import Event
 from softprompt.training.initialization import start_of
-from softprompt.training.loop import Event, Result, train
+from softprompt.training.loop import Result, train
 from softprompt.training.prepare import Prepared, PreparedTask, check_free, prepare
 from softprompt.training.recorder import Recording, recorded
 from softprompt.training.trial import Candidate, Task

@@ -24,7 +24,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.card import Card
 from softprompt.training import auto
 from softprompt.training.config import Config
-from softprompt.training.loop import Event, Result, train
+from softprompt.training.events import Event
+from softprompt.training.loop import Result, train
 from softprompt.training.prepare import Prepared, check_free
 from softprompt.training.recorder import recorded
 from softprompt.training.run import candidate_of, recording, save

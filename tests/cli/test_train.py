@@ -21,7 +21,7 @@ from softprompt.errors import CheckpointError, DataError, ModelError, StoreError
 from softprompt.prompts import store
 from softprompt.training import artifacts, prepare, run
 from softprompt.training.config import MethodConfig, TrainConfig
-from softprompt.training.loop import Event
+from softprompt.training.events import Event
 from tests.support.rows import labelled, write_jsonl
 from tests.support.shell import SHORT, done, json_lines, parsed, refused, same_answer, softprompt
 

@@ -38,7 +38,7 @@ from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import bank
 from softprompt.prompts import store
 from softprompt.settings import resolved
-from softprompt.training.loop import Event
+from softprompt.training.events import Event
 from tests.cli.conftest import saved_model
 from tests.support.rows import write_jsonl
 

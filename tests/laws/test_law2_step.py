@@ -22,7 +22,8 @@ from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import bank
 from softprompt.training.config import TrainConfig
-from softprompt.training.loop import Event, train
+from softprompt.training.events import Event
+from softprompt.training.loop import train
 from softprompt.training.trial import Candidate, Task
 from tests.laws.oracle import plain_logits
 from tests.support.cases import examples, gradient_tensors, mixed_prefixes, random_prompt, text_ids

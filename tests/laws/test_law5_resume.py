@@ -14,7 +14,8 @@ from torch import Tensor
 from softprompt.files import read_json, read_tensors
 from softprompt.methods.registry import KV_METHODS, METHODS
 from softprompt.prompts.forms import digest
-from softprompt.training.loop import Event, Result
+from softprompt.training.events import Event
+from softprompt.training.loop import Result
 from tests.support.tasks import learner, run
 from tests.support.tiny import FAMILIES, tiny_lm
 

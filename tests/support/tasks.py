@@ -13,7 +13,8 @@ from softprompt.methods.registry import build
 from softprompt.methods.smop import SMoP
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.config import TrainConfig
-from softprompt.training.loop import Event, Result, train
+from softprompt.training.events import Event
+from softprompt.training.loop import Result, train
 from softprompt.training.trial import Candidate, Task
 from tests.support.cases import random_prompt, text_ids
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from softprompt.prompts.forms import digest
-from softprompt.training.loop import Event
+from softprompt.training.events import Event
 from tests.support.tasks import learner, run
 from tests.support.tiny import tiny_lm
 

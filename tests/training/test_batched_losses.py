@@ -17,7 +17,8 @@ from torch.testing import assert_close
 import softprompt.training.loop as train_module
 from softprompt.errors import NonFiniteLossError
 from softprompt.prompts.forms import digest
-from softprompt.training.loop import Event, Result, train
+from softprompt.training.events import Event
+from softprompt.training.loop import Result, train
 from softprompt.training.trial import Candidate, Task
 from tests.support.tasks import answers, learner, settings, task
 from tests.support.tiny import FAMILIES, tiny_lm

@@ -28,7 +28,7 @@ from softprompt.prefix.prepare import bank
 from softprompt.prompts.forms import Prompt, digest
 from softprompt.training import batched_losses
 from softprompt.training.config import TrainConfig
-from softprompt.training.loop import Event
+from softprompt.training.events import Event
 from softprompt.training.trial import Candidate, Task
 from tests.support.cases import text_ids
 from tests.support.tasks import ANSWER, END, METHOD_NAMES, answers, learner, run, task

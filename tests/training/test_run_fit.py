@@ -32,7 +32,7 @@ from softprompt.prompts.forms import digest as prompt_digest
 from softprompt.training import run as run_module
 from softprompt.training.artifacts import curves
 from softprompt.training.config import resolve
-from softprompt.training.loop import Event
+from softprompt.training.events import Event
 from softprompt.training.run import Outcome, Prepared, fit, prepare
 from softprompt.training.run_log import read
 from softprompt.training.trial import Candidate
