@@ -28,8 +28,8 @@ from benchmarks.machine import facts
 from benchmarks.peft_side import RATES, Kind, train_peft
 from softprompt.data.records import Record
 from softprompt.data.splits import load_rows
-from softprompt.evaluation.compare import pick_shots
 from softprompt.evaluation.evaluate import evaluate
+from softprompt.evaluation.held_out import pick_shots
 from softprompt.files import write_json
 from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, layout_for, layout_ids
 from softprompt.formatting.text_prompt import instruction_for, text_subject

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from softprompt.data.splits import load_rows, load_splits
     from softprompt.errors import SoftpromptError
-    from softprompt.evaluation.compare import compare, evaluation_rows
+    from softprompt.evaluation.compare import compare
     from softprompt.evaluation.evaluate import Evaluation, evaluate
+    from softprompt.evaluation.held_out import evaluation_rows
     from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject
     from softprompt.formatting.text_prompt import text_subject
     from softprompt.inference.decoding import Answer

@@ -13,7 +13,7 @@ from softprompt import Sampling, SoftpromptError, compare, load_model
 from softprompt.cli.evaluate import print_comparison
 from softprompt.cli.main import fail
 from softprompt.cli.train import run_training
-from softprompt.evaluation.compare import evaluation_rows
+from softprompt.evaluation.held_out import evaluation_rows
 from softprompt.prompts import store
 from softprompt.training.config import resolve
 

@@ -43,10 +43,11 @@ def eval_command(
     Of a file that a soft prompt was trained on, only the rows held out in training are scored.
     """
     from softprompt.cli.base_model import load_base
-    from softprompt.evaluation.compare import EMPTY, compare, evaluation_rows
+    from softprompt.evaluation.compare import EMPTY, compare
     from softprompt.evaluation.custom_metrics import metrics_of
     from softprompt.evaluation.ensemble import check_vote
     from softprompt.evaluation.ensemble import vote as majority
+    from softprompt.evaluation.held_out import evaluation_rows
     from softprompt.evaluation.routing import expanded, routed, routers_of
     from softprompt.formatting.formatted_prompt import card_subject
     from softprompt.inference.sampling import Sampling

@@ -39,7 +39,7 @@ def prune_command(
     """
     from softprompt.cli.base_model import load_base
     from softprompt.editing.prune import nearest_tokens, prune, score
-    from softprompt.evaluation.compare import selection_rows
+    from softprompt.evaluation.held_out import selection_rows
     from softprompt.formatting.formatted_prompt import card_subject
     from softprompt.prompts import store
     from softprompt.prompts.forms import EmbeddingPrompt, size_of

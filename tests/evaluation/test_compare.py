@@ -13,8 +13,9 @@ from softprompt.data.splits import digest as data_digest
 from softprompt.data.splits import load_rows, load_splits
 from softprompt.data.template import Template
 from softprompt.errors import DataError, StoreError, WrongBaseError
-from softprompt.evaluation.compare import EMPTY, EvaluationRows, compare, evaluation_rows, pick_shots
+from softprompt.evaluation.compare import EMPTY, compare
 from softprompt.evaluation.evaluate import Evaluation, evaluate
+from softprompt.evaluation.held_out import EvaluationRows, evaluation_rows, pick_shots
 from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, layout_for
 from softprompt.formatting.text_prompt import instruction_for, text_subject
 from softprompt.inference.sampling import Sampling
