@@ -28,12 +28,13 @@ from benchmarks.peft_cartridge import train_cartridge
 from softprompt.data.records import Message, Record
 from softprompt.data.targets import end_id
 from softprompt.data.tokenize import target_ids
+from softprompt.distillation.build import kept_exercises
 from softprompt.distillation.composed_fidelity import measure, studied
 from softprompt.distillation.config import DistilConfig
 from softprompt.distillation.dataset import Exercise
 from softprompt.distillation.fidelity import Fidelity, fidelity
 from softprompt.distillation.prepare import Prepared, prepare
-from softprompt.distillation.run import Distilled, distil, kept_exercises, student
+from softprompt.distillation.run import Distilled, distil, student
 from softprompt.distillation.teacher import Teacher
 from softprompt.editing.compose import compose
 from softprompt.files import write_json

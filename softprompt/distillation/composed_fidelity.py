@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from softprompt.distillation.build import kept_exercises
 from softprompt.distillation.config import DistilConfig
 from softprompt.distillation.dataset import Exercises
 from softprompt.distillation.fidelity import Fidelity, fidelity
 from softprompt.distillation.prepare import Prepared, prepare
-from softprompt.distillation.run import kept_exercises
 from softprompt.distillation.teacher import Teacher
 from softprompt.errors import DataError, StoreError
 from softprompt.evaluation.custom_metrics import Metric
