@@ -15,7 +15,7 @@ from rich.text import Text
 
 from softprompt.cli.fidelity_table import print_fidelity
 from softprompt.cli.options import AsJson, Metrics, TrustRemoteCode, unescaped
-from softprompt.cli.train import dotted
+from softprompt.cli.overrides import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.options import AsJson, TrustRemoteCode
-from softprompt.cli.train import dotted, print_next
+from softprompt.cli.overrides import dotted
+from softprompt.cli.train import print_next
 
 if TYPE_CHECKING:
     from softprompt.training.sweep import Swept

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.options import TrustRemoteCode, unescaped
+from softprompt.cli.overrides import dotted
 from softprompt.cli.progress import progress_for
 from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, StoreError, TrainError
 
@@ -264,27 +265,3 @@ def print_next(settings: Config) -> None:
             console.print(Text(f"{before:<12}softprompt eval {name} --data {shlex.quote(str(place))}"))
             console.print(Text(f'            softprompt generate {name} "your text"'))
             before = ""
-
-
-def dotted(arguments: list[str]) -> tuple[dict[str, str], Path | None]:
-    """Flags such as `--train.warmup 0.1` or `--train.warmup=0.1` as dotted settings, and the YAML file among them.
-
-    Raises ConfigError for a flag without a value, and for a second file.
-    """
-    found: dict[str, str] = {}
-    files: list[str] = []
-    rest = list(arguments)
-    while rest:
-        flag = rest.pop(0)
-        if not flag.startswith("--"):
-            files.append(flag)
-            continue
-        name, equals, value = flag.removeprefix("--").partition("=")
-        if not equals:
-            if not rest:
-                raise ConfigError(f"flag --{name} needs a value", where="flags")
-            value = rest.pop(0)
-        found[name.replace("-", "_")] = value
-    if len(files) > 1:
-        raise ConfigError(f"unexpected argument {files[1]!r}", where="flags", hint="softprompt train --help")
-    return found, Path(files[0]) if files else None

@@ -8,7 +8,8 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from softprompt.cli.train import FLAGS, dotted
+from softprompt.cli.overrides import dotted
+from softprompt.cli.train import FLAGS
 from softprompt.errors import ConfigError
 from softprompt.settings import known_keys
 from softprompt.training.config import Config, MethodConfig

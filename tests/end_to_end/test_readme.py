@@ -14,7 +14,8 @@ import typer
 import softprompt
 import softprompt.models.frozen_lm as model_module
 from softprompt.cli.main import app
-from softprompt.cli.train import FLAGS, dotted, sources
+from softprompt.cli.overrides import dotted
+from softprompt.cli.train import FLAGS, sources
 from softprompt.models.sources import Source, find
 from softprompt.prompts import store
 from softprompt.training.config import resolve
