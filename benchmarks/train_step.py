@@ -205,10 +205,10 @@ def measure(case: Case, model: str, device: str, repeats: int) -> dict[str, Any]
     results: dict[str, Any] = {}
     for _ in range(repeats):
         for name, step in steps.items():
-            wait_for(lm)
+            wait_for(lm.device)
             begin = time.perf_counter()
             results[name] = step()
-            wait_for(lm)
+            wait_for(lm.device)
             times[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(values) for name, values in times.items()}
     ours, peft = results["ours"][1], results["peft"][1]

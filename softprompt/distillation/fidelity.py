@@ -201,6 +201,6 @@ def _seconds(lm: FrozenLM, call: Callable[[], object]) -> float:
     for _ in range(TIMES):
         begin = time.perf_counter()
         call()
-        wait_for(lm)
+        wait_for(lm.device)
         times.append(time.perf_counter() - begin)
     return median(times)

@@ -7,7 +7,6 @@ import os
 import torch
 
 from softprompt.errors import ConfigError
-from softprompt.models.frozen_lm import FrozenLM
 
 
 def pick_device(wanted: str) -> tuple[str, str]:
@@ -28,10 +27,10 @@ def pick_device(wanted: str) -> tuple[str, str]:
     return wanted, f"device {wanted} (asked for)"
 
 
-def wait_for(lm: FrozenLM) -> None:
+def wait_for(device: torch.device) -> None:
     """Let a GPU finish what it was given, so that time can be taken."""
-    if lm.device.type == "cuda":
-        torch.cuda.synchronize(lm.device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def pick_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:

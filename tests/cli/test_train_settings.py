@@ -60,7 +60,7 @@ def test_print_config_round_trips(tmp_path: Path) -> None:
 
 def test_every_flag_sets_what_it_stands_for() -> None:
     """And nothing else."""
-    known = known_keys()
+    known = known_keys(Config)
     assert EXAMPLES.keys() == FLAGS.keys()
     assert set(FLAGS.values()) <= known.keys()
     before = settings()

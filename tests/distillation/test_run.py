@@ -18,7 +18,7 @@ from softprompt.data.records import Message
 from softprompt.data.targets import end_id
 from softprompt.data.template import VIRTUAL
 from softprompt.data.tokenizer import render_chat
-from softprompt.distillation import dataset, initialization
+from softprompt.distillation import build, dataset, initialization
 from softprompt.distillation import run as run_module
 from softprompt.distillation.config import DistilConfig
 from softprompt.distillation.prepare import prepare
@@ -145,7 +145,7 @@ def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Teacher, "answers", lambda *args: pytest.fail("the teacher was asked to answer"))
-        parts = run_module.exercises_of(prepared, teacher, lambda event: None)
+        parts = build.exercises_of(prepared, teacher, lambda event: None)
     found = [*parts.train, *parts.validation, *parts.held_out]
     assert len(found) >= 6 and {one.record.where.partition(":")[0] for one in found} >= {"gap", "continuation"}
     for one in found:
@@ -158,13 +158,13 @@ def test_a_document_has_more_details_than_a_text(base: Path, place: Path) -> Non
     text = prepare(settings(base, place))
     document = prepare(settings(base, place, text="null", document=str(place / "policy.md")))
     chosen = prepare(settings(base, place, study__details=0.1))
-    assert [run_module.details_of(one) for one in (text, document, chosen)] == [0.25, 0.75, 0.1]
+    assert [build.details_of(one) for one in (text, document, chosen)] == [0.25, 0.75, 0.1]
 
 
 def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) -> None:
     """Of several real texts in its place the one that is the teacher's own."""
     prepared, lm = prepare(settings(base, place, method__name="prompt-tuning")), load(str(base), dtype="float32")
-    parts = run_module.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+    parts = build.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
     own = tuple(lm.encode(TEXT))
     starts = [own[:8], own, tuple(reversed(own))]
     between = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
@@ -180,7 +180,7 @@ def test_training_starts_from_a_fitted_prompt(
     (place / "long.md").write_text(TEXT * 3, encoding="utf-8")
     prepared = prepare(settings(base, place, method__name=method, sizes=(4, 8), text=str(place / "long.md")))
     lm = load(str(base), dtype="float32")
-    parts = run_module.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+    parts = build.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
     ids, told = tuple(lm.encode(prepared.text)), list[float]()
     fitted = initialization.beginnings(prepared, lm, ids, parts, told.append)
     form = "kv" if method == "prefix-tuning" else "embedding"
@@ -207,7 +207,7 @@ def test_the_start_is_fitted_for_as_long_as_asked(base: Path, place: Path) -> No
     found = {}
     for steps in (0, 7):
         prepared = prepare(settings(base, place, fit_steps=steps))
-        parts = run_module.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+        parts = build.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
         told[steps] = []
         (found[steps],) = initialization.beginnings(
             prepared, lm, tuple(lm.encode(prepared.text)), parts, told[steps].append
@@ -282,7 +282,7 @@ def test_the_lessons_are_the_teachers(base: Path, place: Path) -> None:
     """Teacher and student read the same row; a student with the text in front has no loss but the lumped rest's."""
     prepared, lm = prepare(settings(base, place)), load(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
-    parts = run_module.exercises_of(prepared, teacher, lambda event: None)
+    parts = build.exercises_of(prepared, teacher, lambda event: None)
     examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
     with torch.no_grad():
         behind = bank(lm, [teacher.prefix(0)])
@@ -301,7 +301,7 @@ def test_lessons_heard_while_answering_are_those_of_the_whole_answer(base: Path,
     changes = {"study__temperature": 1.5, "study__answer_tokens": 60, "study__answer_temperature": 2}
     prepared, lm = prepare(settings(base, place, **changes)), load(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
-    parts = run_module.exercises_of(prepared, teacher, lambda event: None)
+    parts = build.exercises_of(prepared, teacher, lambda event: None)
     assert len({len(one.answer) for one in parts.train}) > 1, "answers end apart"
     examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
     for exercise, lesson in zip(parts.train, teacher.lessons(0, examples, 20, 1.5), strict=True):

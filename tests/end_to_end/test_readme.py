@@ -12,10 +12,10 @@ import pytest
 import typer
 
 import softprompt
-import softprompt.models.frozen_lm as model_module
 from softprompt.cli.main import app
 from softprompt.cli.overrides import dotted
 from softprompt.cli.train import FLAGS, sources
+from softprompt.models import loading
 from softprompt.models.sources import Source, find
 from softprompt.prompts import store
 from softprompt.training.config import resolve
@@ -63,9 +63,7 @@ def tiny_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data.mkdir(parents=True)
     for split in ("train", "validation", "test"):
         write_jsonl(data / f"{split}.jsonl", *({"prompt": f"{split} {i}", "completion": "{}"} for i in range(6)))
-    monkeypatch.setattr(
-        model_module, "find", lambda name: Source(str(folder), "built in") if name == NAME else find(name)
-    )
+    monkeypatch.setattr(loading, "find", lambda name: Source(str(folder), "built in") if name == NAME else find(name))
     monkeypatch.delenv("SOFTPROMPT_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path

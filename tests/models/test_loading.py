@@ -17,9 +17,9 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-import softprompt.models.frozen_lm as model_module
 import softprompt.models.measure as measure_module
 from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
+from softprompt.models import loading
 from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.geometry import LayerShape
 from softprompt.models.loading import load, load_tokenizer
@@ -45,7 +45,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
-def load32(folder: Path) -> model_module.FrozenLM:
+def load32(folder: Path) -> FrozenLM:
     return load(str(folder), dtype="float32", device="cpu")
 
 
@@ -143,7 +143,7 @@ def test_amx_is_native_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "AutoModelForCausalLM", None)  # touching it would raise AttributeError
+    monkeypatch.setattr(loading, "AutoModelForCausalLM", None)  # touching it would raise AttributeError
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "tpu", "", "CPU"])
@@ -259,8 +259,8 @@ def test_remote_code_is_asked_for_by_hand_only(saved: Path, monkeypatch: pytest.
 
         return Listener
 
-    monkeypatch.setattr(model_module, "AutoTokenizer", listen("tokenizer", tf.AutoTokenizer))
-    monkeypatch.setattr(model_module, "AutoModelForCausalLM", listen("model", tf.AutoModelForCausalLM))
+    monkeypatch.setattr(loading, "AutoTokenizer", listen("tokenizer", tf.AutoTokenizer))
+    monkeypatch.setattr(loading, "AutoModelForCausalLM", listen("model", tf.AutoModelForCausalLM))
     load32(saved)
     load_tokenizer(str(saved))
     assert asked == [("tokenizer", False), ("model", False), ("tokenizer", False)]

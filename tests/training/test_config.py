@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 
 from softprompt.errors import ConfigError
 from softprompt.settings import known_keys, to_yaml
-from softprompt.training import config
 from softprompt.training.config import Config, MethodConfig, TrainConfig, resolve
 
 SOURCES = ("yaml", "environment", "flags")  # a later one wins
@@ -247,9 +246,9 @@ def test_a_file_that_is_not_there_or_not_text_or_too_large(tmp_path: Path, monke
     with pytest.raises(ConfigError, match="not valid YAML"):
         resolve({}, tmp_path / "b.yaml")
     path = written(tmp_path / "c.yaml", "name: tone\n")
-    monkeypatch.setattr(config, "MAX_YAML_BYTES", 11)
+    monkeypatch.setattr("softprompt.settings.MAX_YAML_BYTES", 11)
     assert resolve({}, path).name == "tone"
-    monkeypatch.setattr(config, "MAX_YAML_BYTES", 10)
+    monkeypatch.setattr("softprompt.settings.MAX_YAML_BYTES", 10)
     with pytest.raises(ConfigError, match="too large"):
         resolve({}, path)
 
@@ -297,9 +296,9 @@ def test_to_yaml_shows_every_setting() -> None:
 
 
 def test_every_setting_is_known_and_described() -> None:
-    assert list(known_keys()) == list(FIELDS)
-    assert all(len(text) > 4 and not text.endswith(".") for text in known_keys().values())
-    assert len(set(known_keys().values())) == len(FIELDS), "two settings with one description"
+    assert list(known_keys(Config)) == list(FIELDS)
+    assert all(len(text) > 4 and not text.endswith(".") for text in known_keys(Config).values())
+    assert len(set(known_keys(Config).values())) == len(FIELDS), "two settings with one description"
 
 
 def test_settings_cannot_be_changed_in_place() -> None:
@@ -311,7 +310,7 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 def test_to_yaml_explains_every_setting() -> None:
     text = to_yaml(Config())
-    for name, meaning in known_keys().items():
+    for name, meaning in known_keys(Config).items():
         section, _, leaf = name.rpartition(".")
         assert f"{'  ' * bool(section)}# {meaning}\n{'  ' * bool(section)}{leaf}: " in text
     assert "# learning rate after warm-up: cosine, linear, constant" in text

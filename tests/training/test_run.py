@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import softprompt.models.frozen_lm as model_module
 from softprompt.compaction.attention_matching import heard, matched
 from softprompt.compaction.selection import RUNS, Reading, most_attended, most_attended_ids, nearest
 from softprompt.data.records import Record
@@ -21,6 +20,7 @@ from softprompt.data.tokenize import target_ids
 from softprompt.errors import ConfigError, DataError, ModelError, StoreError
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids
 from softprompt.formatting.text_prompt import instruction_for
+from softprompt.models import loading
 from softprompt.prompts.forms import EmbeddingPrompt
 from softprompt.training import initialization, run
 from softprompt.training import prepare as prepare_module
@@ -48,7 +48,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "load", lambda *_, **__: pytest.fail("weights were loaded"))
-    monkeypatch.setattr(model_module, "_load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(loading, "_load_model", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
 @pytest.mark.usefixtures("no_weights")

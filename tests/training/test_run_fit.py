@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-import softprompt.models.frozen_lm as model_module
 from softprompt.data.splits import digest, load_splits
 from softprompt.data.template import Template
 from softprompt.errors import CheckpointError, DataError, GeometryError, StoreError
 from softprompt.formatting.formatted_prompt import card_subject
+from softprompt.models import loading
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.prepare import bank
@@ -228,7 +228,7 @@ def test_the_model_is_loaded_as_the_settings_say(base: Path, tmp_path: Path, mon
 
     def listen(name: str, **options: Any) -> FrozenLM:
         asked.append((name, options))
-        return model_module.load(name, **options)
+        return loading.load(name, **options)
 
     monkeypatch.setattr(run_module, "load", listen)
     outcome = fit(prepare(settings(base, tmp_path)))
