@@ -21,6 +21,7 @@ import softprompt.models.measure as measure_module
 from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
 from softprompt.models import loading
 from softprompt.models.device import pick_device, pick_dtype
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.geometry import LayerShape
 from softprompt.models.loading import load, load_tokenizer
 from softprompt.objectives.next_token import token_losses
