@@ -28,21 +28,21 @@ from benchmarks.peft_cartridge import train_cartridge
 from softprompt.data.records import Message, Record
 from softprompt.data.targets import end_id
 from softprompt.data.tokenize import target_ids
-from softprompt.distillation.build import kept_exercises
-from softprompt.distillation.composed_fidelity import measure, studied
-from softprompt.distillation.config import DistilConfig
-from softprompt.distillation.dataset import Exercise
+from softprompt.distillation.build import cached_dataset
+from softprompt.distillation.composed_fidelity import load_or_generate, measure_composed
+from softprompt.distillation.config import DistillConfig
+from softprompt.distillation.dataset import DistillationExample
 from softprompt.distillation.fidelity import Fidelity, fidelity
-from softprompt.distillation.prepare import Prepared, prepare
-from softprompt.distillation.run import Distilled, distil, student
+from softprompt.distillation.prepare import PreparedDistillation, prepare_distillation
+from softprompt.distillation.run import DistillationResult, distill, student_prompt
 from softprompt.distillation.teacher import Teacher
 from softprompt.editing.compose import compose
 from softprompt.files import write_json
-from softprompt.formatting.formatted_prompt import Subject, card_subject
+from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts import store
-from softprompt.settings import resolved
+from softprompt.settings import resolve_settings
 from softprompt.training.events import Event
 
 TEXTS = Path("benchmarks/instructions")
@@ -50,16 +50,16 @@ WHOLE = 4096  # tokens of an article at most: it is read in one piece
 BOOK_TOKENS, PASSAGE_TOKENS, PASSAGES = 3000, 200, 24
 
 
-def run(lm: FrozenLM, flags: dict[str, Any]) -> tuple[Prepared, Distilled, dict[str, float]]:
+def run(lm: FrozenLM, flags: dict[str, Any]) -> tuple[PreparedDistillation, DistillationResult, dict[str, float]]:
     """Distil as a user would; processor seconds of the phases (neighbours on the machine make others longer)."""
     marks: dict[str, float] = {}
-    prepared = prepare(resolved(DistilConfig, {"name": "benchmark"} | flags), overwrite=True)
+    prepared = prepare_distillation(resolve_settings(DistillConfig, {"name": "benchmark"} | flags), overwrite=True)
     begin = time.process_time()
 
     def mark(event: Event) -> None:
         marks[event.kind] = time.process_time() - begin
 
-    found = distil(prepared, lm, overwrite=True, report=mark)
+    found = distill(prepared, lm, overwrite=True, report=mark)
     written = max(marks.get("answers", 0.0), marks.get("study", 0.0))
     spans = {"study": written, "start": marks["start"] - written, "training": marks["end"] - marks["start"]}
     return prepared, found, {phase: round(seconds, 1) for phase, seconds in spans.items()}
@@ -115,7 +115,7 @@ def composed(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterat
         sources = [f"t{name}.{size}" if "," in options.sizes else f"t{name}" for name in names]
         loaded = {source: store.load(source, lm.geometry) for source in sources}
         store.save("both", *compose(" | ".join(sources), loaded, "both", lm=lm), overwrite=True)
-        for kept in measure(lm, "both", {source: studied(source) for source in sources}):
+        for kept in measure_composed(lm, "both", {source: load_or_generate(source) for source in sources}):
             lost = {"lost": kept.lost, "lost_by_texts": kept.lost_by_texts}
             yield {"text": kept.source, "method": size, "seconds": seconds[names[0]], **lost, **measured(kept.report)}
 
@@ -156,33 +156,39 @@ def book(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[d
     for i in range(PASSAGES):
         part = ids[BOOK_TOKENS + i * PASSAGE_TOKENS :][:PASSAGE_TOKENS]
         record = Record({"prompt": str(lm.tokenizer.decode(part[:16]))}, None, "completion", where=f"passage {i}")
-        exercises.append(Exercise(0, record, tuple(part[16:])))
+        exercises.append(DistillationExample(0, record, tuple(part[16:])))
     yield {"seconds": seconds, **measured(again(lm, prepared, found, exercises, {})), "study": measured(found.fidelity)}
 
 
-def question(row: dict[str, Any], prepared: Prepared, lm: FrozenLM) -> Exercise:
+def question(row: dict[str, Any], prepared: PreparedDistillation, lm: FrozenLM) -> DistillationExample:
     """A question with its right answer, in the document's frame."""
     turns = (Message("user", row["input"]),)
     record = Record({}, None, "messages", messages=turns, references=tuple(row["references"]), where=row["input"])
     answer = target_ids(row["target"], prepared.template, lm.tokenizer)
-    return Exercise(0, record, (*answer, end_id(prepared.template, lm.tokenizer)))
+    return DistillationExample(0, record, (*answer, end_id(prepared.template, lm.tokenizer)))
 
 
-def cartridge(lm: FrozenLM, prepared: Prepared, seconds: float, options: argparse.Namespace) -> dict[str, Subject]:
+def cartridge(
+    lm: FrozenLM, prepared: PreparedDistillation, seconds: float, options: argparse.Namespace
+) -> dict[str, FormattedPrompt]:
     """PEFT's recipe on the same exercises, with as much time as our training had."""
     teacher = Teacher(lm, prepared.chunks, prepared.template)
-    rows = [one.example(prepared.template, lm.tokenizer) for one in kept_exercises(prepared, teacher).train]
+    rows = [one.example(prepared.template, lm.tokenizer) for one in cached_dataset(prepared, teacher).train]
     size = int(options.sizes.split(",")[-1])
     prompt, steps = train_cartridge(lm, prepared, rows, size, seconds, options.seed)
-    return {f"PEFT cartridge, {size} tokens, {steps} steps": student(prepared, lm, prompt)}
+    return {f"PEFT cartridge, {size} tokens, {steps} steps": student_prompt(prepared, lm, prompt)}
 
 
 def again(
-    lm: FrozenLM, prepared: Prepared, found: Distilled, exercises: list[Exercise], others: Mapping[str, Subject]
+    lm: FrozenLM,
+    prepared: PreparedDistillation,
+    found: DistillationResult,
+    exercises: list[DistillationExample],
+    others: Mapping[str, FormattedPrompt],
 ) -> Fidelity:
     """The saved soft prompts, and others, on other exercises."""
     loaded = {str(card.n_tokens): store.load(folder, lm.geometry) for folder, card in found.saved}
-    students = {size: card_subject(prompt, card) for size, (prompt, card) in loaded.items()} | dict(others)
+    students = {size: from_card(prompt, card) for size, (prompt, card) in loaded.items()} | dict(others)
     return fidelity(Teacher(lm, prepared.chunks, prepared.template), exercises, students, len(lm.encode(prepared.text)))
 
 
@@ -226,7 +232,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file, written anew after every result")
     options = parser.parse_args()
     machine = facts()
-    lm = load(options.model, dtype=options.dtype)
+    lm = load_model(options.model, dtype=options.dtype)
     about = {"benchmark": "distil", **{name: str(value) for name, value in vars(options).items() if name != "out"}}
     results = []
     with tempfile.TemporaryDirectory() as scratch:

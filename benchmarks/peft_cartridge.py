@@ -17,21 +17,21 @@ from torch import Tensor
 from benchmarks.peft_side import to_prompt
 from softprompt.data.sampler import Batches
 from softprompt.data.tokenize import Example
-from softprompt.distillation.prepare import Prepared
+from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.distillation.teacher import Teacher
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import Prompt
 
 RATE, TOP = 1e-3, 20
 
 
 def train_cartridge(
-    lm: FrozenLM, prepared: Prepared, rows: Sequence[Example], tokens: int, seconds: float, seed: int
+    lm: FrozenLM, prepared: PreparedDistillation, rows: Sequence[Example], tokens: int, seconds: float, seed: int
 ) -> tuple[Prompt, int]:
     """A KV prompt and the steps it took in so many seconds of processor time."""
     import peft
@@ -66,5 +66,7 @@ def train_cartridge(
 def _taught(lm: FrozenLM, teacher: Teacher, row: Example) -> torch.return_types.topk:
     """The likeliest tokens behind each token of the row but the last, and their log-probabilities [L - 1, 20]."""
     prefix = teacher.prefix(0)
-    states: Tensor = hidden(lm, bank(lm, [Prefix(lead=(*prefix.lead, *prefix.follow))]), [Row(row.ids)])[:-1]
+    states: Tensor = packed_hidden_states(
+        lm, prepare_prefixes(lm, [Prefix(lead=(*prefix.lead, *prefix.follow))]), [Row(row.ids)]
+    )[:-1]
     return torch.log_softmax(lm.logits(states).float(), -1).topk(TOP)

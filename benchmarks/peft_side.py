@@ -20,7 +20,7 @@ from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 Kind = Literal["prompt-tuning", "prefix-tuning", "p-tuning", "lora"]
@@ -114,7 +114,7 @@ def train_peft(
     with torch.no_grad():
         theirs = model(**collate(picked, lead, lm.device)).loss.item()
         prompt = to_prompt(lm, kind, model)
-        prefixes = bank(lm, [Prefix(prompt, (), tuple(lead))])
+        prefixes = prepare_prefixes(lm, [Prefix(prompt, (), tuple(lead))])
         ours = token_losses(lm, prefixes, picked).sum().item() / learned_tokens(picked)
     undo = model.unload if kind == "lora" else lambda: None
     return Trained(prompt, steps, elapsed, abs(theirs - ours), undo)

@@ -24,13 +24,13 @@ from softprompt.data.tokenize import Example
 from softprompt.methods.base import Start
 from softprompt.methods.registry import build
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.training.config import TrainConfig
 from softprompt.training.loop import _Loop
-from softprompt.training.trial import Candidate, Task
+from softprompt.training.trial import Task, Trial
 
 
-def candidates(lm: FrozenLM, count: int, tokens: int, rows: int) -> list[Candidate]:
+def candidates(lm: FrozenLM, count: int, tokens: int, rows: int) -> list[Trial]:
     """Prefix tuning from random text, each with its own rows."""
     draw = random.Random(0)  # noqa: S311
 
@@ -44,7 +44,7 @@ def candidates(lm: FrozenLM, count: int, tokens: int, rows: int) -> list[Candida
         task = Task([row(j) for j in range(8 * rows)], [])
         start = Start(tokens, "vocab", seed=i)
         settings = TrainConfig(batch_size=rows, seed=i, steps=10**6)
-        made.append(Candidate(build("prefix-tuning", lm, start), [task], settings, lm.device, str(i)))
+        made.append(Trial(build("prefix-tuning", lm, start), [task], settings, lm.device, str(i)))
     return made
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()
-    lm = load(options.model)
+    lm = load_model(options.model)
     results = []
     for count in map(int, options.candidates.split(",")):
         results.append(measure(lm, count, options.tokens, options.rows, options.repeat))

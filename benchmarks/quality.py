@@ -31,14 +31,14 @@ from softprompt.data.splits import load_rows
 from softprompt.evaluation.evaluate import evaluate
 from softprompt.evaluation.held_out import pick_shots
 from softprompt.files import write_json
-from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, layout_for, layout_ids
-from softprompt.formatting.text_prompt import instruction_for, text_subject
+from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, layout_for, layout_ids, no_prompt
+from softprompt.formatting.text_prompt import instruction_for, text_prompt
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.store import load as load_prompt
 from softprompt.training.config import resolve
-from softprompt.training.prepare import Prepared, prepare
+from softprompt.training.prepare import PreparedTraining, prepare
 from softprompt.training.run import fit
 
 TEMPLATES = {
@@ -84,10 +84,10 @@ def run_task(setting: Setting, systems: list[str], seed: int) -> Iterator[dict[s
     instruction = instruction_for(task.classes) if task.classes else WORDS
     for system in systems:
         if system == "base":
-            found = scored(setting, prepared, base_subject(setting.lm, task.template))
+            found = scored(setting, prepared, no_prompt(setting.lm, task.template))
         elif system.startswith("text-"):
             shots = pick_shots(task.splits.train, int(system.removeprefix("text-")))
-            found = scored(setting, prepared, text_subject(setting.lm, task.template, instruction, shots))
+            found = scored(setting, prepared, text_prompt(setting.lm, task.template, instruction, shots))
         elif system in PEFT:
             found = theirs(setting, prepared, PEFT[system], instruction, seed)
         else:
@@ -96,7 +96,7 @@ def run_task(setting: Setting, systems: list[str], seed: int) -> Iterator[dict[s
         yield {"task": setting.task, "system": system, "seed": seed, **found}
 
 
-def prepared_for(setting: Setting, changes: dict[str, Any], minutes: float, seed: int) -> Prepared:
+def prepared_for(setting: Setting, changes: dict[str, Any], minutes: float, seed: int) -> PreparedTraining:
     """The library's defaults, but for the time, the template and what is changed."""
     flags = {
         "model": setting.model,
@@ -116,14 +116,14 @@ def ours(setting: Setting, changes: dict[str, Any], minutes: float, seed: int) -
     prepared = prepared_for(setting, changes, minutes, seed)
     outcome = fit(prepared, setting.lm, overwrite=True)
     assert outcome.folder is not None
-    subject = card_subject(*load_prompt(outcome.folder, setting.lm.geometry))
+    subject = from_card(*load_prompt(outcome.folder, setting.lm.geometry))
     chosen = {choice.setting: choice.value for choice in prepared.choices}
     about = {"steps": outcome.result.step, "seconds": round(outcome.result.seconds, 1), "chosen": chosen}
     about |= {"history": outcome.result.history}
     return scored(setting, prepared, subject) | about
 
 
-def theirs(setting: Setting, prepared: Prepared, kind: Kind, instruction: str, seed: int) -> dict[str, Any]:
+def theirs(setting: Setting, prepared: PreparedTraining, kind: Kind, instruction: str, seed: int) -> dict[str, Any]:
     """The same rows and time with PEFT; what it trained is scored in our form (LoRA: in the model)."""
     lm, task = setting.lm, prepared.tasks[0]
     lead, follow = layout_ids(lm, layout_for(lm, task.template, "none"))
@@ -140,14 +140,14 @@ def theirs(setting: Setting, prepared: Prepared, kind: Kind, instruction: str, s
         seed=seed,
     )
     form = "none" if trained.prompt is None else trained.prompt.form
-    subject = Subject(trained.prompt, task.template, layout_for(lm, task.template, form))
+    subject = FormattedPrompt(trained.prompt, task.template, layout_for(lm, task.template, form))
     about = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "loss_gap": trained.gap}
     result = scored(setting, prepared, subject) | about
     trained.undo()
     return result
 
 
-def scored(setting: Setting, prepared: Prepared, subject: Subject) -> dict[str, Any]:
+def scored(setting: Setting, prepared: PreparedTraining, subject: FormattedPrompt) -> dict[str, Any]:
     """Scores of a subject on the test rows."""
     begin = time.monotonic()
     classes = prepared.tasks[0].classes
@@ -196,7 +196,7 @@ def main() -> None:
         sys.exit(f"quality: unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}, ours:METHOD")
     folders(options.tasks.split(","))
     machine = facts()  # before hours pass, in which files may change
-    lm = load(options.model, dtype=options.dtype)
+    lm = load_model(options.model, dtype=options.dtype)
     shared = {name: getattr(options, name) for name in ("budget_minutes", "few_shot", "test_rows")}
     about = {"benchmark": "quality", "model": options.model, "dtype": str(lm.dtype), **shared, "machine": machine}
     results: list[dict[str, Any]] = []

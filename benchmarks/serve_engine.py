@@ -31,13 +31,13 @@ from benchmarks.output import put
 from softprompt.engine.base import Job
 from softprompt.engine.capacity import Capacity, token_bytes
 from softprompt.engine.transformers_engine import TransformersEngine
-from softprompt.inference.decoding import generate
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.interchange.peft import to_flat
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
-from softprompt.prefix.kv import Bank, Prefix
-from softprompt.prefix.prepare import bank, keys_values
+from softprompt.models.loading import load_model
+from softprompt.prefix.kv import Prefix, PrefixKV
+from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 numbers = count()  # of jobs
@@ -65,7 +65,7 @@ def soft_prompts(lm: FrozenLM, size: Load) -> dict[str, Prompt]:
     for i in range(size.prompts):
         ids = torch.randint(5, lm.geometry.vocab, (size.virtual,), generator=draw).tolist()
         if i % 2:
-            layers = keys_values(lm, Prefix(lead=tuple(ids)))
+            layers = compute_keys_values(lm, Prefix(lead=tuple(ids)))
             made[f"p{i}"] = KVPrompt(tuple(kv and (kv[0][0] * 1.1, kv[1][0] * 0.9) for kv in layers))
         else:
             made[f"p{i}"] = EmbeddingPrompt(lm.embed(ids) * 0.9)
@@ -96,9 +96,9 @@ async def engine_run(
     await asyncio.gather(*(first_token(engine, name, row, new) for name, row in zip(names, rows, strict=True)))
 
 
-def padded_run(lm: FrozenLM, prefixes: Bank, rows: list[list[int]], owners: list[int], new: int) -> None:
+def padded_run(lm: FrozenLM, prefixes: PrefixKV, rows: list[list[int]], owners: list[int], new: int) -> None:
     """The same with the library's own `generate`."""
-    generate(lm, prefixes, rows, owners, Sampling(new), end_ids=[[]] * len(rows))
+    decode_batch(lm, prefixes, rows, owners, Sampling(new), end_ids=[[]] * len(rows))
 
 
 class Peft:
@@ -140,7 +140,7 @@ async def throughput(lm: FrozenLM, engine: TransformersEngine, prompts: dict[str
     known, turns = list(prompts), count(10)
     owners = [i % len(known) for i in range(size.requests)]
     names = [known[owner] for owner in owners]
-    prefixes = bank(lm, [Prefix(prompt) for prompt in prompts.values()])
+    prefixes = prepare_prefixes(lm, [Prefix(prompt) for prompt in prompts.values()])
     peft = Peft(lm, prompts, size.virtual)
     few = size.requests // 2
     systems: dict[str, Callable[[list[list[int]]], Awaitable[None]]] = {
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file; standard output if left out")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    lm, size = load(options.model, dtype=options.dtype), QUICK if options.quick else Load()
+    lm, size = load_model(options.model, dtype=options.dtype), QUICK if options.quick else Load()
     about = {"benchmark": "serve_engine", "model": options.model, "dtype": str(lm.dtype), "load": asdict(size)}
     with torch.no_grad():
         found = about | {"machine": facts()} | asyncio.run(measure(lm, size))

@@ -31,7 +31,7 @@ from benchmarks.machine import facts
 from softprompt.data.template import Template
 from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
@@ -239,7 +239,7 @@ def started(command: Sequence[str], model: str, folder: Path, places: int) -> tu
 
 def run(options: argparse.Namespace, folder: Path, command: Sequence[str] = SERVER) -> dict[str, Any]:
     """Prompts, server, clients; the numbers."""
-    make_prompts(load(options.model), folder / "prompts", options.prompts)
+    make_prompts(load_model(options.model), folder / "prompts", options.prompts)
     process, port = started(command, options.model, folder / "prompts", options.places)
     try:
         begun = time.perf_counter()

@@ -24,12 +24,12 @@ from benchmarks.machine import facts
 from benchmarks.output import put
 from benchmarks.serve_engine import QUICK, Load, soft_prompts, texts
 from softprompt.engine.base import Engine, Job
-from softprompt.inference.decoding import generate
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.vllm.engine import VllmEngine
 
 numbers = count()  # of jobs
@@ -47,7 +47,7 @@ async def measure(lm: FrozenLM, size: Load, block: int) -> dict[str, Any]:
     prompts, turns = soft_prompts(lm, size), count(10)
     owners = [i % size.prompts for i in range(size.requests)]
     names: list[str | None] = [list(prompts)[owner] for owner in owners]
-    prefixes = bank(lm, [Prefix(prompt) for prompt in prompts.values()])
+    prefixes = prepare_prefixes(lm, [Prefix(prompt) for prompt in prompts.values()])
     engine = VllmEngine(lm, {"enforce_eager": True, "block_size": block, "max_num_seqs": size.requests})
     await engine.start()
     for name, prompt in prompts.items():
@@ -67,7 +67,7 @@ async def measure(lm: FrozenLM, size: Load, block: int) -> dict[str, Any]:
             if system == "many prompts":
                 begin = time.perf_counter()
                 ends = [[]] * len(rows)
-                wanted = generate(lm, prefixes, rows, owners, Sampling(size.new), end_ids=ends)
+                wanted = decode_batch(lm, prefixes, rows, owners, Sampling(size.new), end_ids=ends)
                 seconds["padded generate"] += [time.perf_counter() - begin] if turn else []
                 equal += sum(ids == one.ids for ids, one in zip(said[system], wanted, strict=True))
     engine.check_integrity()
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file; standard output if left out")
     options = parser.parse_args()
-    lm, size = load(options.model, dtype=options.dtype), QUICK if options.quick else Load(rounds=options.rounds)
+    lm, size = load_model(options.model, dtype=options.dtype), QUICK if options.quick else Load(rounds=options.rounds)
     about = {"benchmark": "serve_vllm", "model": Path(options.model).name, "dtype": str(lm.dtype), "load": asdict(size)}
     with torch.no_grad():
         found = about | {"machine": facts()} | asyncio.run(measure(lm, size, options.block))

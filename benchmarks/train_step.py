@@ -33,11 +33,11 @@ from benchmarks.machine import facts
 from softprompt.data.tokenize import Example
 from softprompt.models.device import pick_device, wait_for
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load, load_tokenizer
-from softprompt.objectives.cuda_graphs import Replays
+from softprompt.models.loading import load_model, load_tokenizer
+from softprompt.objectives.cuda_graphs import GraphCache
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import EmbeddingPrompt
 
 
@@ -90,7 +90,7 @@ SHAPES = {  # of the published config.json
 def model_of(name: str, dtype: str, device: str) -> FrozenLM:
     """A base model by name, or `random:SHAPE`, whose tokenizer is that of the demo's model and only fills its place."""
     if not name.startswith("random:"):
-        return load(name, dtype=dtype, device=device)
+        return load_model(name, dtype=dtype, device=device)
     torch.manual_seed(0)
     with torch.device(pick_device(device)[0]):
         model = AutoModelForCausalLM.from_config(SHAPES[name.removeprefix("random:")], dtype=getattr(torch, dtype))
@@ -116,7 +116,7 @@ def our_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], t
 
     def step() -> tuple[float, Tensor]:
         tokens = start.clone().requires_grad_(True)
-        loss = token_losses(lm, bank(lm, [Prefix(EmbeddingPrompt(tokens))]), rows).sum() / total
+        loss = token_losses(lm, prepare_prefixes(lm, [Prefix(EmbeddingPrompt(tokens))]), rows).sum() / total
         loss.backward()
         assert tokens.grad is not None
         return loss.item(), tokens.grad
@@ -126,7 +126,7 @@ def our_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], t
 
 def recorded_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], tuple[float, Tensor]]:
     """The same with recorded passes, as `train` takes them on a GPU."""
-    total, passes = learned_tokens(rows), Replays(lm)
+    total, passes = learned_tokens(rows), GraphCache(lm)
 
     def step() -> tuple[float, Tensor]:
         tokens = start.clone().requires_grad_(True)

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from softprompt.errors import SoftpromptError
     from softprompt.evaluation.compare import compare
     from softprompt.evaluation.evaluate import Evaluation, evaluate
-    from softprompt.evaluation.held_out import evaluation_rows
-    from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject
-    from softprompt.formatting.text_prompt import text_subject
+    from softprompt.evaluation.held_out import held_out_rows
+    from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, no_prompt
+    from softprompt.formatting.text_prompt import text_prompt
     from softprompt.inference.decoding import Answer
-    from softprompt.inference.generate import Request, answer, load_subjects
+    from softprompt.inference.generate import Request, generate, load_prompts
     from softprompt.inference.sampling import Sampling
     from softprompt.models.frozen_lm import FrozenLM
     from softprompt.models.geometry import Geometry
-    from softprompt.models.loading import load as load_model
+    from softprompt.models.loading import load_model as load_model
     from softprompt.prompts.card import Card
     from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
     from softprompt.prompts.store import load, save
@@ -75,29 +75,29 @@ __all__ = [
     "Config",
     "EmbeddingPrompt",
     "Evaluation",
+    "FormattedPrompt",
     "FrozenLM",
     "Geometry",
     "KVPrompt",
     "Request",
     "Sampling",
     "SoftpromptError",
-    "Subject",
-    "answer",
-    "base_subject",
-    "card_subject",
     "compare",
     "evaluate",
-    "evaluation_rows",
     "fit",
+    "from_card",
+    "generate",
+    "held_out_rows",
     "load",
     "load_model",
+    "load_prompts",
     "load_rows",
     "load_splits",
-    "load_subjects",
+    "no_prompt",
     "prepare",
     "resolve",
     "save",
-    "text_subject",
+    "text_prompt",
 ]
 
 

@@ -19,12 +19,12 @@ MAPPINGS = ("data", "template")  # one for all, or one for each task: data.TASK
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def names(value: Any) -> Any:
+def split_names(value: Any) -> Any:
     """Names or numbers typed as one text: a,b,c."""
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
-def resolved(
+def resolve_settings(
     kind: type[Settings],
     flags: dict[str, Any],
     yaml_path: Path | None = None,

@@ -13,7 +13,7 @@ from softprompt import Sampling, SoftpromptError, compare, load_model
 from softprompt.cli.evaluate import print_comparison
 from softprompt.cli.main import fail
 from softprompt.cli.train import run_training
-from softprompt.evaluation.held_out import evaluation_rows
+from softprompt.evaluation.held_out import held_out_rows
 from softprompt.prompts import store
 from softprompt.training.config import resolve
 
@@ -33,7 +33,7 @@ def main(minutes: float | None = None) -> int:
     if code or not folder.exists():
         return code
     lm = load_model(settings.model)
-    found = evaluation_rows(str(settings.data), SHOTS, None)
+    found = held_out_rows(str(settings.data), SHOTS, None)
     with console.status("evaluating base model, text prompt and soft prompt on the test rows"):
         comparison = compare(lm, NAME, found.rows, shots=found.shots, sampling=Sampling(ANSWER_TOKENS))
     console.print()

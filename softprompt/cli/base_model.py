@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.errors import ConfigError, ModelError, WrongBaseError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.models.sources import is_here
 from softprompt.prompts import store
 
@@ -46,6 +46,6 @@ def load_base(model: str | None, names: Sequence[str], dtype: str, device: str, 
                 got=model,
                 hint=f"if you trust that name, --model {model} downloads it",
             )
-    lm = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, local_files_only=from_card)
-    Console(stderr=True, soft_wrap=True).print(Text(f"base model  {visible(lm.name)}, frozen ({lm.reason})", "dim"))
+    lm = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, local_files_only=from_card)
+    Console(stderr=True, soft_wrap=True).print(Text(f"base model  {escaped(lm.name)}, frozen ({lm.reason})", "dim"))
     return lm

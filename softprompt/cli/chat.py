@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
 from softprompt.errors import DataError
 
 if TYPE_CHECKING:
-    from softprompt.inference.chat import Talk
+    from softprompt.inference.chat import ChatSession
 
 HELP = "/reset forgets what was said, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 
@@ -32,13 +32,13 @@ def chat_command(
 ) -> None:
     """Talk with a soft prompt. One that was trained on plain text answers each line by itself."""
     from softprompt.cli.base_model import load_base
-    from softprompt.inference.chat import Talk
-    from softprompt.inference.generate import load_subjects
+    from softprompt.inference.chat import ChatSession
+    from softprompt.inference.generate import load_prompts
     from softprompt.inference.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
     lm = load_base(model, [name], dtype, device, trust_remote_code)
-    talk = Talk(lm, load_subjects(lm, [name])[name], sampling)
+    talk = ChatSession(lm, load_prompts(lm, [name])[name], sampling)
     console = Console(stderr=True)
     console.print(HELP, style="dim")
     while (line := _line()) is not None and line != "/exit":
@@ -62,14 +62,14 @@ def _line() -> str | None:
             _write("\n")
 
 
-def _answer(talk: Talk, line: str, console: Console) -> None:
+def _answer(talk: ChatSession, line: str, console: Console) -> None:
     """Stream one answer; a text that does not fit is said, and the conversation goes on without it."""
     try:
-        talk.say(line, on_text=lambda new: _write(visible(new)))
+        talk.say(line, on_text=lambda new: _write(escaped(new)))
     except KeyboardInterrupt:
         console.print(" (stopped)", style="dim", end="")
     except DataError as error:
-        console.print(Text(visible(error.render()), "red"))
+        console.print(Text(escaped(error.render()), "red"))
         return
     _write("\n")
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
 
 
@@ -39,15 +39,15 @@ def compose_command(
     The base model is loaded only to join or resize KV prompts, whose keys are turned to their new positions.
     """
     from softprompt.editing.compose import check_sources, compose
-    from softprompt.editing.expression import moves_tokens, names, parse
+    from softprompt.editing.expression import moves_tokens, parse_expression, prompt_names
     from softprompt.prompts import store
     from softprompt.prompts.forms import size_of
     from softprompt.prompts.model_card import model_card
 
-    tree = parse(expression)
+    tree = parse_expression(expression)
     folder = store.locate(name)
     store.check_free(folder, overwrite)
-    used = names(tree)
+    used = prompt_names(tree)
     cards = {source: store.load_card(store.locate(source)) for source in used}
     check_sources(cards, template_of)
     lm = None
@@ -63,8 +63,8 @@ def compose_command(
     )
     console = Console(soft_wrap=True)
     console.print(
-        Text(visible(f"saved       {folder}  ({card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB)"))
+        Text(escaped(f"saved       {folder}  ({card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB)"))
     )
     distilled = all("text_sha256" in own.data for own in cards.values())
     see = f"softprompt fidelity {name}" if distilled else f"softprompt eval {name} --data FILE"
-    console.print(Text(visible(f"next        {see}   (nothing was trained: see what it is worth)")))
+    console.print(Text(escaped(f"next        {see}   (nothing was trained: see what it is worth)")))

@@ -20,10 +20,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import unescaped
 from softprompt.data.records import Record
-from softprompt.data.splits import digest, inputs_of, load_rows, load_splits
+from softprompt.data.splits import data_digest, inputs_of, load_rows, load_splits
 from softprompt.data.targets import end_id, target_text
 from softprompt.data.template import (
     Template,
@@ -35,7 +35,7 @@ from softprompt.data.template import (
     head,
     unused_fields,
 )
-from softprompt.data.tokenize import tokenise
+from softprompt.data.tokenize import tokenize
 from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.errors import DataError
 from softprompt.training.config import Config
@@ -139,12 +139,12 @@ def _template(
 
 def _describe(rows: Sequence[Record], template: Template, tokenizer: Tokenizer | None) -> dict[str, object]:
     """Counts and lengths of one split."""
-    info: dict[str, object] = {"rows": len(rows), "sha256": digest(rows)}
+    info: dict[str, object] = {"rows": len(rows), "sha256": data_digest(rows)}
     if rows[0].kind == "label":
         info["labels"] = dict(Counter(str(row.target) for row in rows).most_common())
     info["characters"] = _lengths([_characters(row, template) for row in rows])
     if tokenizer is not None:
-        examples = tokenise(rows, template, tokenizer, max_length=UNLIMITED)
+        examples = tokenize(rows, template, tokenizer, max_length=UNLIMITED)
         info["tokens"] = _lengths([len(example.ids) for example in examples])
         info["learned_tokens"] = _lengths([sum(example.mask) for example in examples])
     return info
@@ -157,7 +157,7 @@ def _notes(parts: dict[str, list[Record]], template: Template, tokenizer: Tokeni
     if tokenizer is not None:
         most = Config().max_length
         for name in ("train", "validation"):
-            examples = tokenise(parts[name], template, tokenizer, max_length=UNLIMITED)
+            examples = tokenize(parts[name], template, tokenizer, max_length=UNLIMITED)
             if long := sum(len(example.ids) > most for example in examples):
                 advice = "training wants --max-length N for them, or --drop-long"
                 notes.append(f"{long} rows of {name} are longer than {most} tokens: {advice}")
@@ -212,7 +212,7 @@ def _print_report(report: dict[str, object], console: Console) -> None:
     console.print(table)
     for name, info in splits.items():
         if "labels" in info:
-            counts = ", ".join(f"{visible(label)!s} {count}" for label, count in info["labels"].items())
+            counts = ", ".join(f"{escaped(label)!s} {count}" for label, count in info["labels"].items())
             console.print(Text(f"labels in {name}: {counts}"))
     for note in report["notes"] if isinstance(report["notes"], list) else []:
         console.print(Text(f"note: {note}", style="yellow"))
@@ -225,8 +225,8 @@ def _print_report(report: dict[str, object], console: Console) -> None:
 
 def _as_tokens(record: Record, template: Template, tokenizer: Tokenizer) -> Text:
     """One row as it is tokenised, every learned token marked."""
-    example = tokenise([record], template, tokenizer, max_length=UNLIMITED)[0]
-    shown = Text(visible(head(template, tokenizer)), style="dim")
+    example = tokenize([record], template, tokenizer, max_length=UNLIMITED)[0]
+    shown = Text(escaped(head(template, tokenizer)), style="dim")
     pending: list[int] = []
     for i, (token, learned) in enumerate(zip(example.ids, example.mask, strict=True)):
         pending.append(token)
@@ -256,7 +256,7 @@ def _as_text(record: Record, template: Template) -> Text:
 
 def _append(shown: Text, text: str, learned: bool) -> None:
     """Add text, in «» when it is learned: readable without colour too."""
-    shown_text = visible(text)
+    shown_text = escaped(text)
     if learned:
         shown.append(f"«{shown_text.replace(chr(10), '↵')}»" + "\n" * text.count("\n"), style=_LEARNED)
     else:

@@ -15,14 +15,14 @@ from rich.text import Text
 
 from softprompt.cli.fidelity_table import print_fidelity
 from softprompt.cli.options import AsJson, Metrics, TrustRemoteCode, unescaped
-from softprompt.cli.overrides import dotted
+from softprompt.cli.overrides import parse_overrides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from softprompt.distillation.fidelity import Fidelity
-    from softprompt.distillation.prepare import Prepared
-    from softprompt.distillation.run import Distilled
+    from softprompt.distillation.prepare import PreparedDistillation
+    from softprompt.distillation.run import DistillationResult
     from softprompt.evaluation.custom_metrics import Metric
     from softprompt.training.events import Event
 
@@ -54,7 +54,7 @@ EVERY_S = 5.0
 DEGRADED = 0.9  # of the effect of the text; below it more tokens are proposed
 
 
-def distil_command(
+def distill_command(
     context: typer.Context,
     config: Annotated[str | None, typer.Argument(help="Settings in YAML; flags win over it.")] = None,
     text: Annotated[str | None, typer.Option(help="File with the text, e.g. a system prompt.")] = None,
@@ -99,36 +99,42 @@ def distil_command(
     held out, with no text and with the full text. A distilled prompt holds its source: treat it with the same care.
     """
     given = locals()
-    from softprompt.distillation.config import DistilConfig
-    from softprompt.distillation.prepare import prepare
-    from softprompt.evaluation.custom_metrics import metrics_of
-    from softprompt.settings import resolved, to_yaml
+    from softprompt.distillation.config import DistillConfig
+    from softprompt.distillation.prepare import prepare_distillation
+    from softprompt.evaluation.custom_metrics import load_custom_metrics
+    from softprompt.settings import resolve_settings, to_yaml
 
-    extra, yaml_path = dotted([config, *context.args] if config else context.args)
+    extra, yaml_path = parse_overrides([config, *context.args] if config else context.args)
     given["template"] = None if template is None else unescaped(template)
     several = n_tokens is not None and "," in n_tokens
     flags = {setting: given[flag] for flag, setting in FLAGS.items()} | extra
     flags |= {"sizes" if several else "method.n_tokens": n_tokens}
-    settings = resolved(DistilConfig, flags, yaml_path, dict(os.environ))
+    settings = resolve_settings(DistillConfig, flags, yaml_path, dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
         return
-    own = metrics_of(metric or [])
-    prepared = prepare(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
+    own = load_custom_metrics(metric or [])
+    prepared = prepare_distillation(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
     sys.exit(_run(prepared, own, overwrite=overwrite, resume=resume, as_json=as_json, trust=trust_remote_code))
 
 
 def _run(
-    prepared: Prepared, own: Mapping[str, Metric], *, overwrite: bool, resume: bool, as_json: bool, trust: bool
+    prepared: PreparedDistillation,
+    own: Mapping[str, Metric],
+    *,
+    overwrite: bool,
+    resume: bool,
+    as_json: bool,
+    trust: bool,
 ) -> int:
     """Load, distil, report; the exit code."""
-    from softprompt.distillation.run import distil
-    from softprompt.models.loading import load
+    from softprompt.distillation.run import distill
+    from softprompt.models.loading import load_model
     from softprompt.training.signals import Terminated, terminable
 
     settings = prepared.settings
     console = Console(stderr=as_json, soft_wrap=True)
-    lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust)
+    lm = load_model(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     pieces = f"in {len(prepared.chunks)} pieces" if len(prepared.chunks) > 1 else "as a whole"
     console.print(Text(f"text        {prepared.where}, {len(lm.encode(prepared.text))} tokens, read {pieces}"))
@@ -137,7 +143,7 @@ def _run(
     try:
         report = _progress(console, as_json)
         with terminable():
-            found = distil(prepared, lm, overwrite=overwrite, resume=resume, own=own, report=report)
+            found = distill(prepared, lm, overwrite=overwrite, resume=resume, own=own, report=report)
     except Terminated:
         return _stopped(signal.SIGTERM.name)
     except KeyboardInterrupt:
@@ -183,7 +189,7 @@ def _progress(console: Console, as_json: bool) -> Callable[[Event], None]:
     return show
 
 
-def _show(found: Distilled, measured: Fidelity, prepared: Prepared, console: Console) -> None:
+def _show(found: DistillationResult, measured: Fidelity, prepared: PreparedDistillation, console: Console) -> None:
     """The fidelity report and what to do next."""
     print_fidelity(measured, dict.fromkeys(measured.soft, "soft prompt"), console)
     folders = ", ".join(str(folder) for folder, _ in found.saved)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson, Device, Dtype, Metrics, Model, TrustRemoteCode, named, unescaped
 
 BASELINES = ("base", "text_prompt")
@@ -44,20 +44,20 @@ def eval_command(
     """
     from softprompt.cli.base_model import load_base
     from softprompt.evaluation.compare import EMPTY, compare
-    from softprompt.evaluation.custom_metrics import metrics_of
+    from softprompt.evaluation.custom_metrics import load_custom_metrics
     from softprompt.evaluation.ensemble import check_vote
     from softprompt.evaluation.ensemble import vote as majority
-    from softprompt.evaluation.held_out import evaluation_rows
+    from softprompt.evaluation.held_out import held_out_rows
     from softprompt.evaluation.routing import expanded, routed, routers_of
-    from softprompt.formatting.formatted_prompt import card_subject
+    from softprompt.formatting.formatted_prompt import from_card
     from softprompt.inference.sampling import Sampling
     from softprompt.prompts import store
 
-    own = metrics_of(metric or [])
+    own = load_custom_metrics(metric or [])
     routers = routers_of(named(names))
     chosen = expanded(named(names), routers)
     cards = {name: store.load_card(store.locate(name)) for name in chosen}
-    found = evaluation_rows(data, shots, shots_data, *cards.values())
+    found = held_out_rows(data, shots, shots_data, *cards.values())
     rows = found.rows[:limit]
     if vote:
         check_vote(cards, rows)
@@ -73,7 +73,7 @@ def eval_command(
     results = comparison.to_dict()
     for router, experts in routers.items():
         each = [comparison.soft_prompts[expert] for expert in experts]
-        frame = card_subject(*store.load(store.locate(experts[0]), lm.geometry))
+        frame = from_card(*store.load(store.locate(experts[0]), lm.geometry))
         results[router] = routed(lm, router, frame, each, rows).to_dict()
     if vote:
         results["vote"] = majority(list(comparison.soft_prompts.values()), rows).to_dict()
@@ -110,7 +110,7 @@ def print_comparison(results: dict[str, dict[str, object]], console: Console) ->
         assert isinstance(intervals, dict)
         cells = [_cell(m, values[m], *intervals[m]) if m in values else "" for m in names]
         label = subject.replace("_", " ") if subject in SUBJECTS else subject
-        table.add_row(Text(visible(label)), *cells, style="" if subject in BASELINES else "bold")
+        table.add_row(Text(escaped(label)), *cells, style="" if subject in BASELINES else "bold")
     console.print(table)
     console.print(Text(f"{first['rows']} rows; 95 % confidence intervals", style="dim"))
 

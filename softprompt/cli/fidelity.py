@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson, Device, Metrics, Model, TrustRemoteCode, named
 
 if TYPE_CHECKING:
-    from softprompt.distillation.composed_fidelity import Kept
+    from softprompt.distillation.composed_fidelity import ComposedFidelity
 
 
 def fidelity_command(
@@ -36,17 +36,17 @@ def fidelity_command(
     runs of the distillations (in .runs beside the prompts), and their texts and rows unchanged.
     """
     from softprompt.cli.base_model import load_base
-    from softprompt.distillation.composed_fidelity import measure, sources_of, studied
-    from softprompt.evaluation.custom_metrics import metrics_of
+    from softprompt.distillation.composed_fidelity import composed_sources, load_or_generate, measure_composed
+    from softprompt.evaluation.custom_metrics import load_custom_metrics
     from softprompt.prompts import store
 
-    own = metrics_of(metric or [])
+    own = load_custom_metrics(metric or [])
     card = store.load_card(store.locate(name))
-    names = sources_of(name, card, named(on) if on else ())
-    sources = {source: studied(source, trust_remote_code=trust_remote_code) for source in names}
+    names = composed_sources(name, card, named(on) if on else ())
+    sources = {source: load_or_generate(source, trust_remote_code=trust_remote_code) for source in names}
     dtype = dtype or next(iter(sources.values())).settings.dtype
     lm = load_base(model, [name, *names], dtype, device, trust_remote_code)
-    found = measure(lm, name, sources, own)
+    found = measure_composed(lm, name, sources, own)
     if as_json:
         facts = [
             {"source": one.source, "lost": one.lost, "lost_by_texts": one.lost_by_texts, **one.report.to_dict()}
@@ -57,23 +57,23 @@ def fidelity_command(
     _show(found, Console(soft_wrap=True))
 
 
-def _show(found: list[Kept], console: Console) -> None:
+def _show(found: list[ComposedFidelity], console: Console) -> None:
     """A table for each text, and whether composing cost something."""
     from softprompt.cli.fidelity_table import print_fidelity
 
     for one in found:
-        console.print(Text(visible(f"held-out messages of {one.source}"), style="bold"))
+        console.print(Text(escaped(f"held-out messages of {one.source}"), style="bold"))
         print_fidelity(one.report, {}, console)
         if one.source != one.name:
             console.print(_verdict(one))
         console.print()
 
 
-def _verdict(one: Kept) -> Text:
+def _verdict(one: ComposedFidelity) -> Text:
     """Whether the soft prompt in question holds less of the text than the one of this text alone."""
     from softprompt.distillation.composed_fidelity import WORSE
 
     by_texts = "" if one.lost_by_texts is None else f"; all texts together lose {max(0.0, one.lost_by_texts):.1%}"
     if one.lost > WORSE:
-        return Text(visible(f"degrades    {one.name} lacks {one.lost:.1%} that {one.source} has{by_texts}"), "yellow")
-    return Text(visible(f"holds       {one.name} is within {WORSE:.0%} of {one.source}{by_texts}"), "green")
+        return Text(escaped(f"degrades    {one.name} lacks {one.lost:.1%} that {one.source} has{by_texts}"), "yellow")
+    return Text(escaped(f"holds       {one.name} is within {WORSE:.0%} of {one.source}{by_texts}"), "green")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 
 if TYPE_CHECKING:
     from softprompt.distillation.fidelity import Fidelity
@@ -33,7 +33,7 @@ def print_fidelity(report: Fidelity, titles: Mapping[str, str], console: Console
     lines += [(titles.get(name, name), one, report.recovered(name)) for name, one in report.soft.items()]
     for title, one, share in (*lines, ("full text", report.full_text, 1.0)):
         table.add_row(
-            Text(visible(title)),
+            Text(escaped(title)),
             str(one.prefix_tokens),
             f"{one.divergence:.4f}",
             f"{share:.1%}",
@@ -50,4 +50,4 @@ def print_fidelity(report: Fidelity, titles: Mapping[str, str], console: Console
 
 def _short(metric: str) -> str:
     """A column's name: of a user's function without its file."""
-    return visible(metric.rpartition(":")[2])
+    return escaped(metric.rpartition(":")[2])

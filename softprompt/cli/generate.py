@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, named, unescaped
 from softprompt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from softprompt.formatting.formatted_prompt import Subject
+    from softprompt.formatting.formatted_prompt import FormattedPrompt
     from softprompt.inference.decoding import Answer
     from softprompt.inference.generate import Request
     from softprompt.models.frozen_lm import FrozenLM
@@ -56,7 +56,7 @@ def generate_command(
     """
     from softprompt.cli.base_model import load_base
     from softprompt.evaluation.routing import assign, expanded, routers_of
-    from softprompt.inference.generate import Request, answer
+    from softprompt.inference.generate import Request, generate
     from softprompt.inference.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(map(unescaped, stop or ())), seed)
@@ -71,13 +71,13 @@ def generate_command(
     requests = own or [Request(text, name, where) for where, text in rows for name in asked]
     requests = assign(lm, routers, subjects, requests)
     if len(requests) == 1 and not as_json:  # stream
-        answer(lm, subjects, requests, sampling, on_text=lambda _, new: _write(new))
+        generate(lm, subjects, requests, sampling, on_text=lambda _, new: _write(new))
         _write("\n")
         return
     console = Console(soft_wrap=True)
     for start in range(0, len(requests), SHOWN):
         part, draw = requests[start : start + SHOWN], replace(sampling, seed=seed + start)
-        for request, result in zip(part, answer(lm, subjects, part, draw), strict=True):
+        for request, result in zip(part, generate(lm, subjects, part, draw), strict=True):
             if as_json:
                 typer.echo(json.dumps(_line(request, result), ensure_ascii=False))
             else:
@@ -94,17 +94,17 @@ def _line(request: Request, result: Answer) -> dict[str, str]:
 
 
 def _block(request: Request, result: Answer) -> Text:
-    question, said = visible(request.text[:60]), visible(result.text.strip())
+    question, said = escaped(request.text[:60]), escaped(result.text.strip())
     return Text.assemble((f"{request.name:<12} ", "bold"), (question, "dim"), "\n  ", said)
 
 
-def _subjects(lm: FrozenLM, names: list[str], base: bool) -> dict[str, Subject]:
-    from softprompt.formatting.formatted_prompt import base_subject
-    from softprompt.inference.generate import load_subjects
+def _subjects(lm: FrozenLM, names: list[str], base: bool) -> dict[str, FormattedPrompt]:
+    from softprompt.formatting.formatted_prompt import no_prompt
+    from softprompt.inference.generate import load_prompts
 
-    subjects = load_subjects(lm, names)
+    subjects = load_prompts(lm, names)
     if base:
-        subjects["(base)"] = base_subject(lm, next(iter(subjects.values())).template)
+        subjects["(base)"] = no_prompt(lm, next(iter(subjects.values())).template)
     return subjects
 
 
@@ -145,5 +145,5 @@ def _utf8(raw: bytes, where: str) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(escaped(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

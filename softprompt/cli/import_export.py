@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, unescaped
 from softprompt.errors import ConfigError, DataError, StoreError
 
 if TYPE_CHECKING:
     from softprompt.data.template import Template
-    from softprompt.interchange.base import Found
+    from softprompt.interchange.base import ImportedPrompt
     from softprompt.models.frozen_lm import FrozenLM
     from softprompt.prompts.card import Card
 
@@ -49,8 +49,8 @@ def import_command(
     first, then BOS if the tokenizer adds one, then the template, by default the text alone.
     """
     from softprompt.cli.base_model import load_base
-    from softprompt.interchange.import_card import adopt
-    from softprompt.interchange.registry import detect, read
+    from softprompt.interchange.import_card import import_card
+    from softprompt.interchange.registry import detect, read_foreign
     from softprompt.prompts import store
     from softprompt.prompts.forms import size_of
     from softprompt.prompts.model_card import model_card
@@ -61,8 +61,8 @@ def import_command(
         raise ConfigError("which base model is this soft prompt for", where="--model", hint="--model OWNER/NAME")
     lm = load_base(model, [], dtype, device, trust_remote_code)
     chosen = _template(lm, template, chat)
-    found = names_of(read(path, lm.geometry), name, task, path)
-    cards = {own: adopt(lm, one, Path(own).name, template=chosen, bos=bos) for own, one in found.items()}
+    found = names_of(read_foreign(path, lm.geometry), name, task, path)
+    cards = {own: import_card(lm, one, Path(own).name, template=chosen, bos=bos) for own, one in found.items()}
     for own in found:
         store.check_free(store.locate(own), overwrite)
     for own, one in found.items():
@@ -110,7 +110,7 @@ def export_command(
         lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
     peft.write(out, prompt, card, lead)
     done = f"{card.name} is now a PEFT adapter in {out}; its README.md says how to feed it"
-    Console(soft_wrap=True).print(Text(visible(done)))
+    Console(soft_wrap=True).print(Text(escaped(done)))
 
 
 def _export_vllm(
@@ -124,10 +124,10 @@ def _export_vllm(
     prompt, card = store.load(store.locate(name), lm.geometry)
     found = publish(lm, prompt, card, out, overwrite=overwrite)
     done = f"{card.name} is in {out}, {found.size} tokens of keys and values ({found.id[:8]}); see docs/server.md"
-    Console(soft_wrap=True).print(Text(visible(done)))
+    Console(soft_wrap=True).print(Text(escaped(done)))
 
 
-def names_of(found: list[Found], name: str, task: str | None, path: Path) -> dict[str, Found]:
+def names_of(found: list[ImportedPrompt], name: str, task: str | None, path: Path) -> dict[str, ImportedPrompt]:
     """The prompts to keep, by the names they get: NAME, or NAME.TASK if there are several.
 
     Raises:
@@ -161,7 +161,7 @@ def _template(lm: FrozenLM, text: str | None, chat: bool) -> Template | None:
     return Template("chat" if chat else "text", "{text}" if text is None else unescaped(text))
 
 
-def _report(name: str, kind: str, found: Found, card: Card, as_json: bool) -> None:
+def _report(name: str, kind: str, found: ImportedPrompt, card: Card, as_json: bool) -> None:
     if as_json:
         facts = {"name": name, "format": kind, "form": card.form, "n_tokens": card.n_tokens}
         typer.echo(json.dumps(facts | {"method": card.method, "layout": card.layout.model_dump()}))
@@ -174,4 +174,4 @@ def _report(name: str, kind: str, found: Found, card: Card, as_json: bool) -> No
         f"\n  text        virtual tokens, then {bos}{json.dumps(card.template, ensure_ascii=False)}"
         f'\n  next        softprompt generate {name} --model {card.geometry.base} "your text"'
     )
-    Console(soft_wrap=True).print(Text(visible(text)))
+    Console(soft_wrap=True).print(Text(escaped(text)))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson
 
 
@@ -40,9 +40,9 @@ def list_command(as_json: AsJson = False) -> None:
         if isinstance(card, Card):
             method = str(card.method.get("name", ""))
             cells = (path.name, card.form, str(card.n_tokens), card.geometry.base, method, card.created[:16])
-            table.add_row(*(Text(visible(cell)) for cell in cells))  # a stranger's card holds no markup of ours
+            table.add_row(*(Text(escaped(cell)) for cell in cells))  # a stranger's card holds no markup of ours
         else:
-            table.add_row(Text(visible(path.name)), Text(visible(f"damaged: {card.what}"), style="red"))
+            table.add_row(Text(escaped(path.name)), Text(escaped(f"damaged: {card.what}"), style="red"))
     console.print(table)
 
 
@@ -79,4 +79,4 @@ def show_command(
     console = Console(soft_wrap=True)
     for key, value in facts.items():
         if value:
-            console.print(Text.assemble((f"{key:<12}", "bold"), visible(value)))
+            console.print(Text.assemble((f"{key:<12}", "bold"), escaped(value)))

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.errors import ModelError, SoftpromptError, StoreError, is_out_of_memory
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def _register() -> None:
 
     options = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", context_settings=options)(train.train_command)
-    app.command("distil", context_settings=options)(distill.distil_command)
+    app.command("distil", context_settings=options)(distill.distill_command)
     app.command("fidelity")(fidelity.fidelity_command)
     app.command("sweep", context_settings=options)(sweep.sweep_command)
     app.command("eval")(evaluate.eval_command)
@@ -94,7 +94,7 @@ def fail(error: SoftpromptError, cause: Exception | None = None) -> NoReturn:
     """Print the message on stderr and exit with 1; raise it instead with --debug."""
     if os.environ.get("SOFTPROMPT_DEBUG", "0") not in {"", "0"}:
         raise error from cause
-    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), visible(error.render())))
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), escaped(error.render())))
     sys.exit(1)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     pass
 
 
-def dotted(arguments: list[str]) -> tuple[dict[str, str], Path | None]:
+def parse_overrides(arguments: list[str]) -> tuple[dict[str, str], Path | None]:
     """Flags such as `--train.warmup 0.1` or `--train.warmup=0.1` as dotted settings, and the YAML file among them.
 
     Raises ConfigError for a flag without a value, and for a second file.

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
 
 if TYPE_CHECKING:
-    from softprompt.editing.prune import Pruned
+    from softprompt.editing.prune import PruneResult
     from softprompt.prompts.card import Card
 
 
@@ -40,7 +40,7 @@ def prune_command(
     from softprompt.cli.base_model import load_base
     from softprompt.editing.prune import nearest_tokens, prune, score
     from softprompt.evaluation.held_out import selection_rows
-    from softprompt.formatting.formatted_prompt import card_subject
+    from softprompt.formatting.formatted_prompt import from_card
     from softprompt.prompts import store
     from softprompt.prompts.forms import EmbeddingPrompt, size_of
     from softprompt.prompts.model_card import model_card
@@ -56,7 +56,7 @@ def prune_command(
         console.print(Text(f"note: {note}", style="yellow"))
     lm = load_base(model, [source], dtype, device, trust_remote_code)
     prompt, card = store.load(source, lm.geometry)
-    subject = card_subject(prompt, card)
+    subject = from_card(prompt, card)
     with console.status(f"{card.n_tokens} virtual tokens, {len(rows)} rows"):
         scores = score(lm, subject, rows)
         pruned = prune(lm, subject, rows, scores, keep)
@@ -76,8 +76,8 @@ def prune_command(
     _print_table(scores.rises, nearest, pruned)
     out = Console(soft_wrap=True)
     out.print(Text(f"loss        {scores.loss:.4f} with all {prompt.n_tokens} tokens, {pruned.loss:.4f} with {keep}"))
-    out.print(Text(visible(f"saved       {folder}")))
-    out.print(Text(visible(f"next        softprompt train … --init-from {name}            go on from it"), "dim"))
+    out.print(Text(escaped(f"saved       {folder}")))
+    out.print(Text(escaped(f"next        softprompt train … --init-from {name}            go on from it"), "dim"))
     kept = ",".join(map(str, pruned.kept))
     out.print(Text(f"            softprompt train … --method.kept {kept}    the same tokens from their start", "dim"))
 
@@ -90,7 +90,7 @@ def check_keep(keep: int, n_tokens: int) -> None:
         raise ConfigError("nothing would be pruned", where="--keep", expected=f"1 to {n_tokens - 1}", got=keep)
 
 
-def pruned_card(card: Card, pruned: Pruned, name: str, rows: int) -> Card:
+def pruned_card(card: Card, pruned: PruneResult, name: str, rows: int) -> Card:
     """The card of what was kept of `card`'s soft prompt."""
     from softprompt.prompts.card import provenance
 
@@ -107,7 +107,7 @@ def pruned_card(card: Card, pruned: Pruned, name: str, rows: int) -> Card:
     return card.model_copy(update=changes)
 
 
-def _print_table(rises: tuple[float, ...], nearest: list[str], pruned: Pruned) -> None:
+def _print_table(rises: tuple[float, ...], nearest: list[str], pruned: PruneResult) -> None:
     """One row a virtual token, in their order."""
     table = Table(box=None, pad_edge=False)
     columns: list[tuple[str, Literal["left", "right"]]] = [
@@ -122,5 +122,5 @@ def _print_table(rises: tuple[float, ...], nearest: list[str], pruned: Pruned) -
     for i, rise in enumerate(rises):
         kept = i in pruned.kept
         cells = [str(i), f"{rise:+.4f}", "kept" if kept else "left out", *([repr(nearest[i])] if any(nearest) else [])]
-        table.add_row(*(Text(visible(cell)) for cell in cells), style="" if kept else "dim")
+        table.add_row(*(Text(escaped(cell)) for cell in cells), style="" if kept else "dim")
     Console().print(table)

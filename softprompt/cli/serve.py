@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
 from softprompt.errors import ConfigError
 
@@ -96,18 +96,18 @@ def serve_command(
     options = engine_options(engine, engine_option or ())
     check_installed(engine)
     from softprompt.cli.base_model import load_base
-    from softprompt.server.api_keys import ADMIN_ENV, USER_ENV, Keys, read_keys
+    from softprompt.server.api_keys import ADMIN_ENV, USER_ENV, ApiKeys, read_keys
     from softprompt.server.app import create_app
     from softprompt.server.catalogue import Catalogue
     from softprompt.server.limits import parse_limits
     from softprompt.server.logs import configure
-    from softprompt.server.rate_limit import Quota
+    from softprompt.server.rate_limit import RateLimit
     from softprompt.server.service import Service
     from softprompt.server.service import served_name as name_of
-    from softprompt.server.uvicorn_server import check_address, default_hosts, listen, run
+    from softprompt.server.uvicorn_server import check_address, default_hosts, listen, run_server
 
-    keys = Keys(read_keys(USER_ENV, api_keys), read_keys(ADMIN_ENV, admin_keys))
-    quota, pinned = Quota(parse_limits(limit or ()), rate), pinned_paths(prompt or ())
+    keys = ApiKeys(read_keys(USER_ENV, api_keys), read_keys(ADMIN_ENV, admin_keys))
+    quota, pinned = RateLimit(parse_limits(limit or ()), rate), pinned_paths(prompt or ())
     folder = prompts_dir or (None if pinned or not store.home().is_dir() else store.home())
     _check_places(max_loaded, len(pinned), folder)
     check_address(host, keys)
@@ -130,7 +130,7 @@ def serve_command(
         raise typer.Exit(asyncio.run(_checked(service)))
     hosts = frozenset(map(str.lower, allow_host)) if allow_host else default_hosts(host)
     app = create_app(service, keys, hosts=hosts, log_content=log_content, openapi=openapi)
-    asyncio.run(run(service, app, listening))
+    asyncio.run(run_server(service, app, listening))
 
 
 def check_installed(engine: EngineName) -> None:
@@ -221,16 +221,16 @@ def _folders(pinned: dict[str, Path], folder: Path | None) -> list[str]:
 
 async def _checked(service: Service) -> int:
     """How many models fail, as exit code: 0 or 1."""
-    from softprompt.server.selfcheck import check
+    from softprompt.server.selfcheck import self_check
 
     console, failed = Console(soft_wrap=True), 0
     await service.engine.start()
     try:
-        async with aclosing(check(service)) as results:
+        async with aclosing(self_check(service)) as results:
             async for model, fault in results:
                 failed += bool(fault)
                 style = ("failed", "bold red") if fault else ("ok", "green")
-                console.print(Text.assemble(style, "  ", visible(model), f"  {visible(fault)}" if fault else ""))
+                console.print(Text.assemble(style, "  ", escaped(model), f"  {escaped(fault)}" if fault else ""))
     finally:
         await service.stop()
     return int(failed > 0)

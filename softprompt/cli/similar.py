@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson
 
 
@@ -22,7 +22,7 @@ def similar_command(
 
     Train briefly on a new task, see which prompt that has become most like, and start from that one.
     """
-    from softprompt.editing.similarity import rank
+    from softprompt.editing.similarity import rank_by_similarity
     from softprompt.prompts import store
     from softprompt.prompts.card import Card
 
@@ -36,20 +36,20 @@ def similar_command(
         and other.form == card.form
         and card.geometry.differs(other.geometry) is None
     }
-    ranked = rank(prompt, candidates)
+    ranked = rank_by_similarity(prompt, candidates)
     if as_json:
         rows = [{"name": other, "average": s.average, "per_token": s.per_token} for other, s in ranked]
         typer.echo(json.dumps({"name": card.name, "similar": rows}))
         return
     console = Console(soft_wrap=True)
     if not ranked:
-        console.print(Text(f"no other {card.form} prompt of {visible(card.geometry.base)} in {store.home()}"))
+        console.print(Text(f"no other {card.form} prompt of {escaped(card.geometry.base)} in {store.home()}"))
         return
     table = Table(box=None, pad_edge=False)
     for column in ("name", "average token", "per token"):
         table.add_column(column, justify="left" if column == "name" else "right")
     for other, likeness in ranked:
-        table.add_row(Text(visible(other)), f"{likeness.average:.3f}", f"{likeness.per_token:.3f}")
+        table.add_row(Text(escaped(other)), f"{likeness.average:.3f}", f"{likeness.per_token:.3f}")
     console.print(table)
     best = ranked[0][0]
-    console.print(Text(visible(f"next  softprompt train … --method.init prompt --method.init-from {best}"), "dim"))
+    console.print(Text(escaped(f"next  softprompt train … --method.init prompt --method.init-from {best}"), "dim"))

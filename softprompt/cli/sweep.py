@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.options import AsJson, TrustRemoteCode
-from softprompt.cli.overrides import dotted
+from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.train import print_next
 
 if TYPE_CHECKING:
-    from softprompt.training.sweep import Swept
+    from softprompt.training.sweep import SweepResult
 
 
 def sweep_command(
@@ -45,13 +45,13 @@ def sweep_command(
     share are flags, as in train: --template '…', --train.batch_size 4.
     """
     from softprompt.cli.progress import progress_for
-    from softprompt.models.loading import load
+    from softprompt.models.loading import load_model
     from softprompt.training.config import resolve
     from softprompt.training.prepare import prepare
     from softprompt.training.sweep import RUNGS, grid, sweep
 
     axes = [text for text in given if "=" in text]
-    flags, yaml_path = dotted([*(text for text in given if "=" not in text), *context.args])
+    flags, yaml_path = parse_overrides([*(text for text in given if "=" not in text), *context.args])
     shared = {"name": name, "data": data, "train.minutes": minutes, "train.steps": steps} | flags
     cells = grid(axes)
     configs = {cell: resolve(shared | own, yaml_path, dict(os.environ)) for cell, own in cells.items()}
@@ -61,7 +61,7 @@ def sweep_command(
     for task in prepared.tasks:
         for note in task.splits.notes:
             console.print(Text(f"note: {note}", style="yellow"))
-    lm = load(base.model, dtype=base.dtype, device=base.device, trust_remote_code=trust_remote_code)
+    lm = load_model(base.model, dtype=base.dtype, device=base.device, trust_remote_code=trust_remote_code)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})\ncandidates  {len(configs)}"))
     count = sum(len(task.train) for task in prepared.tasks)
     with progress_for(prepared.config.train, count, console, as_json=as_json) as report:
@@ -75,7 +75,7 @@ def sweep_command(
         print_next(base)
 
 
-def _show(found: Swept, as_json: bool) -> None:
+def _show(found: SweepResult, as_json: bool) -> None:
     """The candidates, best first."""
     from softprompt.training.sweep import row
 

@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.options import TrustRemoteCode, unescaped
-from softprompt.cli.overrides import dotted
+from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.progress import progress_for
 from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, StoreError, TrainError
 
 if TYPE_CHECKING:
     from softprompt.training.config import Config
-    from softprompt.training.prepare import Prepared
-    from softprompt.training.run import Outcome
+    from softprompt.training.prepare import PreparedTraining
+    from softprompt.training.run import FitResult
 
 KINDS = {
     "label": "texts with labels",
@@ -108,7 +108,7 @@ def train_command(
     from softprompt.settings import to_yaml
     from softprompt.training.config import resolve
 
-    extra, yaml_path = dotted([config, *context.args] if config else context.args)
+    extra, yaml_path = parse_overrides([config, *context.args] if config else context.args)
     given["init_text"] = None if init_text is None else unescaped(init_text)
     given["data"] = sources(data)
     if init_from is not None and init is None:
@@ -135,7 +135,7 @@ def run_training(
     settings: Config, *, overwrite: bool, resume: bool, quiet: bool, as_json: bool, trust_remote_code: bool
 ) -> int:
     """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
-    from softprompt.models.loading import load
+    from softprompt.models.loading import load_model
     from softprompt.training.checkpoint import latest_step
     from softprompt.training.run import fit, prepare
     from softprompt.training.signals import Terminated, terminable
@@ -147,7 +147,7 @@ def run_training(
     settings = prepared.config
     for note in _notes(prepared):
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
+    lm = load_model(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     for line in _plan(prepared):
         console.print(Text(line))
@@ -176,7 +176,7 @@ def run_training(
     return _ended(outcome, seen, first=first, as_json=as_json)
 
 
-def _notes(prepared: Prepared) -> Iterator[str]:
+def _notes(prepared: PreparedTraining) -> Iterator[str]:
     """What a user should know about the rows before they are learned."""
     from softprompt.data.template import unused_fields
 
@@ -190,7 +190,7 @@ def _notes(prepared: Prepared) -> Iterator[str]:
             yield f"{task.name}{': ' * bool(task.name)}{note}"
 
 
-def _plan(prepared: Prepared) -> Iterator[str]:
+def _plan(prepared: PreparedTraining) -> Iterator[str]:
     """What was chosen, and what will be trained on what."""
     for choice in prepared.choices:
         yield f"auto        {choice.setting} = {choice.value}: {choice.why}"
@@ -202,7 +202,7 @@ def _plan(prepared: Prepared) -> Iterator[str]:
         yield f"data        {name}{len(task.train)} rows to train, {len(task.validation)} to validate ({kind})"
 
 
-def _ended(outcome: Outcome, seen: float, *, first: bool, as_json: bool) -> int:
+def _ended(outcome: FitResult, seen: float, *, first: bool, as_json: bool) -> int:
     """Say what a run left, and how much of its rows it has seen; its exit code."""
     result = outcome.result
     if outcome.folder is None:

@@ -30,28 +30,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.compaction.selection import Reading
+from softprompt.compaction.selection import SelectionInput
 from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.chunked import cross_entropies
-from softprompt.objectives.cuda_graphs import repeatable
+from softprompt.objectives.cuda_graphs import capturable
 from softprompt.objectives.next_token import learned_places
-from softprompt.objectives.schedule import Horizon, rate
-from softprompt.prefix.attention_trace import Queries, asked
-from softprompt.prefix.kv import Prefix, laid_out, run_prefixes
+from softprompt.objectives.schedule import Budget, rate
+from softprompt.prefix.attention_trace import LayerTrace, record_attention
+from softprompt.prefix.kv import Prefix, lay_out_prefixes, run_prefixes
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import Prompt, from_tensors, frozen
 
-STEPS, RATE, WARMUP, TOKENS = 200, 5e-2, 0.1, 128  # TOKENS of the rows in a step
-WHOLE = Horizon(STEPS, None)
+FIT_STEPS, RATE, WARMUP, TOKENS = 200, 5e-2, 0.1, 128  # TOKENS of the rows in a step
+WHOLE = Budget(FIT_STEPS, None)
 DIRECTIONS, ROUNDS = 96, 4  # of the Fisher matrix that are kept; rounds of their search
 WEIGHTS = (0.05, 4.0)  # the least and the most that a token counts
 NUMBERS = 2**28  # of all that is kept: 1 GB
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class AttentionTargets:
     """What rows asked behind their texts, and got.
 
     Attributes:
@@ -59,11 +59,11 @@ class Heard:
         directions: by layer [K, R, D', F].
     """
 
-    readings: tuple[tuple[int, tuple[Queries | None, ...]], ...]
+    readings: tuple[tuple[int, tuple[LayerTrace | None, ...]], ...]
     directions: tuple[Tensor | None, ...]
 
 
-def heard(lm: FrozenLM, readings: Sequence[Reading]) -> Heard:
+def collect_targets(lm: FrozenLM, readings: Sequence[SelectionInput]) -> AttentionTargets:
     """What the rows of these readings ask and get: of each reading as many as fit in its share of memory.
 
     Raises:
@@ -73,24 +73,24 @@ def heard(lm: FrozenLM, readings: Sequence[Reading]) -> Heard:
     found = []
     for reading in readings:
         rows = _first(lm, reading.rows, NUMBERS // len(readings))
-        prefix = bank(lm, [Prefix(lead=reading.ids, follow=reading.follow)])
+        prefix = prepare_prefixes(lm, [Prefix(lead=reading.ids, follow=reading.follow)])
 
         def score(states_TH: Tensor, numbers: Sequence[int], rows: Sequence[Example] = rows) -> Tensor:
             where, targets = learned_places([rows[i] for i in numbers])
             return cross_entropies(states_TH[where.to(lm.device)], targets.to(lm.device), lm.logits).sum()
 
-        found.append((prefix.lengths[0], tuple(asked(lm, prefix, [Row(row.ids) for row in rows], score))))
+        found.append((prefix.lengths[0], tuple(record_attention(lm, prefix, [Row(row.ids) for row in rows], score))))
     gradients = ([queries.gradient for _, layers in found if (queries := layers[i])] for i in range(len(found[0][1])))
-    return Heard(tuple(found), tuple(_directions(torch.cat(own, 2)) if own else None for own in gradients))
+    return AttentionTargets(tuple(found), tuple(_directions(torch.cat(own, 2)) if own else None for own in gradients))
 
 
-def matched(
+def fit_to_attention(
     lm: FrozenLM,
     prompt: Prompt,
-    rows: Heard,
+    rows: AttentionTargets,
     lead: tuple[int, ...] = (),
     follow: tuple[int, ...] = (),
-    horizon: Horizon = WHOLE,
+    horizon: Budget = WHOLE,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Prompt:
     """The prompt, fitted; in float32.
@@ -112,7 +112,7 @@ def matched(
     draw = torch.Generator().manual_seed(0)
     drawn_T = torch.zeros(TOKENS, dtype=torch.long, device=lm.device)
     live = Prefix(from_tensors(prompt.form, tensors, lm.geometry), lead, follow)
-    front = laid_out(lm, [live])
+    front = lay_out_prefixes(lm, [live])
 
     def differentiate() -> None:
         found = zip(layers, run_prefixes(lm, [live], front).layers, strict=True)
@@ -124,7 +124,7 @@ def matched(
 
     begun, step = time.monotonic(), 0
     with torch.enable_grad():
-        again = repeatable(lm, differentiate)
+        again = capturable(lm, differentiate)
         while (done := horizon.progress(step, time.monotonic() - begun)) < 1:
             optimizer.param_groups[0]["lr"] = RATE * rate("cosine", WARMUP, done)
             drawn_T.copy_(torch.randint(tokens, (TOKENS,), generator=draw))
@@ -139,17 +139,17 @@ def matched(
 class _Layer:
     """The queries [T] of all readings, moved to where the prompt has them; `weights` [T] of the tokens."""
 
-    queries: Queries
+    queries: LayerTrace
     weights: Tensor
     directions: Tensor
 
     @staticmethod
-    def of(lm: FrozenLM, number: int, rows: Heard, begin: int) -> _Layer | None:
+    def of(lm: FrozenLM, number: int, rows: AttentionTargets, begin: int) -> _Layer | None:
         directions = rows.directions[number]
         parts = [own.moved(lm, number, begin - length) for length, of in rows.readings if (own := of[number])]
         if directions is None:
             return None
-        queries = Queries.joined(parts)
+        queries = LayerTrace.joined(parts)
         size_T = queries.gradient.square().sum((0, 1, 3))
         return _Layer(queries, (size_T / size_T.mean().clamp_min(1e-30)).clamp(*WEIGHTS), directions)
 

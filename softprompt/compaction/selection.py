@@ -29,8 +29,8 @@ from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.attention_scores import attention_mass
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank, keys_values
-from softprompt.prefix.rope import moved, turns_keys
+from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
+from softprompt.prefix.rope import shift_positions, uses_rope
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 SINK = 1  # first tokens that every head keeps: attention dumps on them what belongs nowhere
@@ -38,7 +38,7 @@ RUNS = (1, 4, 8, 16)  # lengths of neighbours that an embedding prompt may be ma
 
 
 @dataclass(frozen=True)
-class Reading:
+class SelectionInput:
     """A text and the rows that read it.
 
     Attributes:
@@ -54,10 +54,10 @@ class Reading:
     opening: int = 0
 
 
-def start_from(
+def selected_prompt(
     lm: FrozenLM,
     form: str,
-    readings: Sequence[Reading],
+    readings: Sequence[SelectionInput],
     n_tokens: int,
     between: tuple[tuple[int, ...], tuple[int, ...]],
     judges: Sequence[Example],
@@ -71,9 +71,9 @@ def start_from(
     Raises as `most_attended`.
     """
     if form == "kv":
-        return most_attended(lm, readings, n_tokens)
+        return select_by_attention(lm, readings, n_tokens)
     ids = tuple(token for reading in readings for token in reading.ids[reading.opening :])
-    starts = [ids[:n_tokens], *most_attended_ids(lm, readings, n_tokens, RUNS)]
+    starts = [ids[:n_tokens], *select_ids_by_attention(lm, readings, n_tokens, RUNS)]
     return EmbeddingPrompt(lm.embed(torch.tensor(nearest(lm, starts, between, judges))).float())
 
 
@@ -91,14 +91,14 @@ def nearest(
     lead, follow = between
 
     def loss(ids: tuple[int, ...]) -> float:
-        return token_losses(lm, bank(lm, [Prefix(lead=(*lead, *ids), follow=follow)]), rows).mean().item()
+        return token_losses(lm, prepare_prefixes(lm, [Prefix(lead=(*lead, *ids), follow=follow)]), rows).mean().item()
 
     return min(dict.fromkeys(texts), key=loss)
 
 
 @torch.no_grad()
-def most_attended_ids(
-    lm: FrozenLM, readings: Sequence[Reading], n_tokens: int, runs: Sequence[int]
+def select_ids_by_attention(
+    lm: FrozenLM, readings: Sequence[SelectionInput], n_tokens: int, runs: Sequence[int]
 ) -> list[tuple[int, ...]]:
     """P token ids of all texts, in their order, for each length of run: of runs of so many neighbours those that get
     most attention, all layers and heads together.
@@ -122,7 +122,7 @@ def _places(worth_T: Tensor, n_tokens: int, run: int) -> list[int]:
     return sorted(list(kept | dict.fromkeys(single))[:n_tokens])
 
 
-def _worth(lm: FrozenLM, reading: Reading) -> Tensor:
+def _worth(lm: FrozenLM, reading: SelectionInput) -> Tensor:
     """The attention [T] that each token of the text itself gets, all layers and heads together."""
     prefix = Prefix(lead=reading.ids, follow=reading.follow)
     layers = [own.sum(0) for own in _mass(lm, prefix, reading.rows) if own is not None]
@@ -130,7 +130,7 @@ def _worth(lm: FrozenLM, reading: Reading) -> Tensor:
 
 
 @torch.no_grad()
-def most_attended(lm: FrozenLM, readings: Sequence[Reading], n_tokens: int) -> KVPrompt:
+def select_by_attention(lm: FrozenLM, readings: Sequence[SelectionInput], n_tokens: int) -> KVPrompt:
     """P virtual tokens out of the tokens of all texts; of several texts, only the first one's first token is a sink.
 
     Raises:
@@ -147,16 +147,16 @@ def most_attended(lm: FrozenLM, readings: Sequence[Reading], n_tokens: int) -> K
 
 
 def _scored(
-    lm: FrozenLM, reading: Reading, n_tokens: int, *, first: bool
+    lm: FrozenLM, reading: SelectionInput, n_tokens: int, *, first: bool
 ) -> list[tuple[Tensor, Tensor, Tensor] | None]:
     """Per layer keys, values [K, T, D] and the attention [K, T] they get; the keys as far from rows as in the text."""
-    layers = keys_values(lm, Prefix(lead=reading.ids, follow=reading.follow))
+    layers = compute_keys_values(lm, Prefix(lead=reading.ids, follow=reading.follow))
     whole = KVPrompt(tuple(None if kv is None else (kv[0][0], kv[1][0]) for kv in layers))
     mass = _mass(lm, Prefix(whole), reading.rows)
     own = slice(len(reading.ids))
     prompt = KVPrompt(tuple(kv and (kv[0][:, own].float(), kv[1][:, own].float()) for kv in whole.layers))
-    if turns_keys(lm):
-        prompt = moved(lm, prompt, [n_tokens - len(reading.ids)] * len(reading.ids))
+    if uses_rope(lm):
+        prompt = shift_positions(lm, prompt, [n_tokens - len(reading.ids)] * len(reading.ids))
     found: list[tuple[Tensor, Tensor, Tensor] | None] = []
     for kv, of_layer in zip(prompt.layers, mass, strict=True):
         if kv is None or of_layer is None:
@@ -171,7 +171,7 @@ def _scored(
 def _mass(lm: FrozenLM, prefix: Prefix, rows: Sequence[Example]) -> list[Tensor | None]:
     """Per layer the attention [K, S] that rows behind a prefix pay to its slots."""
     asking = [[*row.mask[1:], False] for row in rows]
-    return attention_mass(lm, bank(lm, [prefix]), [Row(row.ids) for row in rows], asking)
+    return attention_mass(lm, prepare_prefixes(lm, [prefix]), [Row(row.ids) for row in rows], asking)
 
 
 def _check_enough(there: int, n_tokens: int) -> None:

@@ -21,10 +21,10 @@ MAX_LINE = 16 * 2**20
 PARQUET_ROWS = 64  # decoded at a time
 MAX_FILE = 2**30
 
-Row = tuple[str, object]
+RawRow = tuple[str, object]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[RawRow]:
     """The rows of one file, in order, each with its `file:line`.
 
     Parquet has no lines: there the place reads `file:row N`.
@@ -47,7 +47,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise DataError("the data file cannot be read", where=path, got=error.strerror or str(error)) from error
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path) -> Iterator[RawRow]:
     """One JSON value a line; blank lines are skipped."""
     with path.open("rb") as file:
         for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
@@ -72,7 +72,7 @@ def _loads(text: str, where: str) -> object:
         ) from error
 
 
-def _read_json(path: Path) -> Iterator[Row]:
+def _read_json(path: Path) -> Iterator[RawRow]:
     """A list of objects, decoded one by one so that each has its line."""
     text = _whole_text(path)
     decoder = json.JSONDecoder()
@@ -105,7 +105,7 @@ def _skip(text: str, position: int) -> int:
     return position
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def _read_csv(path: Path) -> Iterator[RawRow]:
     """A header of names, then one row a record; a record may span lines inside quotes."""
     rows = csv.reader(io.StringIO(_whole_text(path), newline=""), strict=True)
     header: list[str] | None = None
@@ -136,7 +136,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
             yield where, dict(zip(header, cells, strict=True))
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[RawRow]:
     """Rows of a Parquet file; needs the optional package pyarrow."""
     try:
         import pyarrow

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class SoftLabels:
     """Distilled from (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
 
     Attributes:

@@ -23,7 +23,7 @@ from softprompt.data.records import Record, parse_rows
 from softprompt.data.sampler import permutation
 from softprompt.errors import DataError
 
-__all__ = ["Splits", "carve", "digest", "inputs_of", "load_rows", "load_splits"]
+__all__ = ["Splits", "carve", "data_digest", "inputs_of", "load_rows", "load_splits"]
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _MOST_CARVED = 500
@@ -136,7 +136,7 @@ def carve(train: Sequence[Record], fraction: float = 0.1, seed: int = 0) -> tupl
     return kept, [record for i, record in enumerate(train) if i in taken]
 
 
-def digest(records: Iterable[Record]) -> str:
+def data_digest(records: Iterable[Record]) -> str:
     """SHA-256, in hex, of what the rows say and their order; where they were read from does not matter."""
     sha = hashlib.sha256()
     for record in records:

@@ -14,11 +14,11 @@ import numpy as np
 from softprompt.data.sampler import Batches
 from softprompt.errors import DataError
 
-__all__ = ["Mixture"]
+__all__ = ["TaskMixture"]
 
 
 @final
-class Mixture:
+class TaskMixture:
     """An endless sampler of (task, row) pairs.
 
     Args:

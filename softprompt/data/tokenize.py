@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from softprompt.data.records import Record
-from softprompt.data.soft_labels import Lesson
+from softprompt.data.soft_labels import SoftLabels
 from softprompt.data.targets import end_id, target_text
 from softprompt.data.template import Template, body_behind, check_fit, head, with_system
 from softprompt.data.tokenizer import Tokenizer, decode, encode, render_chat
 from softprompt.errors import DataError
 
-__all__ = ["Example", "prompt_ids", "target_ids", "tokenise"]
+__all__ = ["Example", "prompt_ids", "target_ids", "tokenize"]
 
 
 @final
@@ -43,10 +43,10 @@ class Example:
     where: str
     task: int = 0
     unseen: tuple[int, int] = (0, 0)
-    lesson: Lesson | None = None
+    lesson: SoftLabels | None = None
 
 
-def tokenise(
+def tokenize(
     records: Sequence[Record],
     template: Template,
     tokenizer: Tokenizer,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.distillation.fidelity import Fidelity
-from softprompt.distillation.prepare import Prepared
+from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.files import write_json, writing
 from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
@@ -24,7 +24,7 @@ PICTURE = "fidelity.png"
 
 
 def save_all(
-    prepared: Prepared, lm: FrozenLM, results: Mapping[str, Result], measured: Fidelity, *, overwrite: bool
+    prepared: PreparedDistillation, lm: FrozenLM, results: Mapping[str, Result], measured: Fidelity, *, overwrite: bool
 ) -> tuple[tuple[Path, Card], ...]:
     """Write the prompt of every size, and fidelity.json beside the run's metrics.
 
@@ -50,7 +50,9 @@ def save_all(
     return tuple(saved)
 
 
-def _card(prepared: Prepared, lm: FrozenLM, name: str, result: Result, measured: Fidelity, size: str) -> Card:
+def _card(
+    prepared: PreparedDistillation, lm: FrozenLM, name: str, result: Result, measured: Fidelity, size: str
+) -> Card:
     prompt: Prompt = result.prompt
     settings, own = prepared.settings, measured.soft[size]
     facts: dict[str, Any] = {

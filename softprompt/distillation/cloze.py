@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from softprompt.distillation.chunking import SENTENCE
-from softprompt.inference.decoding import generate
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 
 T = TypeVar("T")
 Detail = tuple[str, str, str]  # kind, input, answer
@@ -35,7 +35,7 @@ LONGEST = 96  # tokens of an input that is made of a sentence
 OPENING, FEWEST = (3, 12), 6  # words of a passage to go on with; of a sentence to ask about
 
 
-def details(
+def cloze_queries(
     lm: FrozenLM, text: str, count: int, sampling: Sampling, answer_tokens: int, draw: random.Random
 ) -> list[Detail]:
     """`count` inputs at most, a third of each kind.
@@ -60,8 +60,10 @@ def questions(lm: FrozenLM, picked: Sequence[tuple[str, str]], sampling: Samplin
     if not fitting:
         return []
     rows, picked = [rows[i] for i in fitting], [picked[i] for i in fitting]
-    shown = bank(lm, [Prefix(lead=_examples(lm, most - max(map(len, rows))))])
-    found = generate(lm, shown, rows, [0] * len(rows), sampling, end_ids=[()] * len(rows), stops=[("\n",)] * len(rows))
+    shown = prepare_prefixes(lm, [Prefix(lead=_examples(lm, most - max(map(len, rows))))])
+    found = decode_batch(
+        lm, shown, rows, [0] * len(rows), sampling, end_ids=[()] * len(rows), stops=[("\n",)] * len(rows)
+    )
     return [("detail", one.text.strip(), answer) for one, (_, answer) in zip(found, picked, strict=True)]
 
 

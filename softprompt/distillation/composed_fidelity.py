@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt.distillation.build import kept_exercises
-from softprompt.distillation.config import DistilConfig
-from softprompt.distillation.dataset import Exercises
+from softprompt.distillation.build import cached_dataset
+from softprompt.distillation.config import DistillConfig
+from softprompt.distillation.dataset import DistillationSplits
 from softprompt.distillation.fidelity import Fidelity, fidelity
-from softprompt.distillation.prepare import Prepared, prepare
+from softprompt.distillation.prepare import PreparedDistillation, prepare_distillation
 from softprompt.distillation.teacher import Teacher
 from softprompt.errors import DataError, StoreError
 from softprompt.evaluation.custom_metrics import Metric
-from softprompt.formatting.formatted_prompt import Subject, card_subject, layout_for
+from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, layout_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
-from softprompt.settings import resolved
+from softprompt.settings import resolve_settings
 from softprompt.training.prepare import RUNS
 
 TEXTS = "all texts"  # the texts themselves, one behind the other
@@ -30,7 +30,7 @@ WORSE = 0.05  # of a text's effect: what is lost beyond it is worth a warning
 
 
 @dataclass(frozen=True)
-class Kept:
+class ComposedFidelity:
     """How much of a distilled text a soft prompt holds.
 
     Attributes:
@@ -54,7 +54,7 @@ class Kept:
         return 1 - self.report.recovered(TEXTS) if TEXTS in self.report.soft else None
 
 
-def sources_of(name: str, card: Card, chosen: Sequence[str] = ()) -> list[str]:
+def composed_sources(name: str, card: Card, chosen: Sequence[str] = ()) -> list[str]:
     """The distilled soft prompts whose held-out inputs `name` is measured on: those chosen, those it was made of, or
     itself.
 
@@ -76,7 +76,7 @@ def sources_of(name: str, card: Card, chosen: Sequence[str] = ()) -> list[str]:
     return names
 
 
-def studied(source: str, *, trust_remote_code: bool = False) -> Prepared:
+def load_or_generate(source: str, *, trust_remote_code: bool = False) -> PreparedDistillation:
     """The text and settings that a soft prompt was distilled with, from its run.
 
     Raises:
@@ -90,8 +90,8 @@ def studied(source: str, *, trust_remote_code: bool = False) -> Prepared:
     if run is None:
         what, hint = "its run is gone, and with it the held-out inputs", "distil it again"
         raise StoreError(what, where=runs / folder.name, hint=hint)
-    settings = resolved(DistilConfig, {"name": f"{run.parent.parent}/{run.name}"}, run / "config.yaml")
-    found = prepare(settings, overwrite=True, trust_remote_code=trust_remote_code)
+    settings = resolve_settings(DistillConfig, {"name": f"{run.parent.parent}/{run.name}"}, run / "config.yaml")
+    found = prepare_distillation(settings, overwrite=True, trust_remote_code=trust_remote_code)
     if found.sha256 != card.data["text_sha256"] or found.rows_sha256 != card.data.get("train_sha256", ""):
         what = "the text or the rows are not those that the soft prompt was distilled from"
         raise DataError(what, where=f"{found.where}, {source}", hint="put the old file back, or distil it again")
@@ -102,9 +102,9 @@ def studied(source: str, *, trust_remote_code: bool = False) -> Prepared:
     return found
 
 
-def measure(
-    lm: FrozenLM, name: str, sources: Mapping[str, Prepared], own: Mapping[str, Metric] | None = None
-) -> list[Kept]:
+def measure_composed(
+    lm: FrozenLM, name: str, sources: Mapping[str, PreparedDistillation], own: Mapping[str, Metric] | None = None
+) -> list[ComposedFidelity]:
     """A soft prompt, and each source's own, on the held-out inputs of every source.
 
     Args:
@@ -113,16 +113,16 @@ def measure(
 
     Raises StoreError if what a source was distilled on is not there, or is of another model or dtype.
     """
-    subjects = {one: card_subject(*store.load(one, lm.geometry)) for one in dict.fromkeys([*sources, name])}
+    subjects = {one: from_card(*store.load(one, lm.geometry)) for one in dict.fromkeys([*sources, name])}
     found = []
     for source, prepared in sources.items():
         teacher = Teacher(lm, prepared.chunks, prepared.template)
-        exercises = kept_exercises(prepared, teacher)
+        exercises = cached_dataset(prepared, teacher)
         students = {source: subjects[source], name: subjects[name]}
         if len(sources) > 1 and (together := _together(lm, list(sources.values()), exercises)):
             students[TEXTS] = together
         tokens = len(lm.encode(prepared.text))
-        found.append(Kept(source, name, fidelity(teacher, exercises.held_out, students, tokens, own)))
+        found.append(ComposedFidelity(source, name, fidelity(teacher, exercises.held_out, students, tokens, own)))
     return found
 
 
@@ -131,14 +131,16 @@ def _run_names(folder: Path, card: Card) -> list[str]:
     return [folder.name, folder.name.removesuffix(f".{card.n_tokens}")]
 
 
-def _together(lm: FrozenLM, sources: Sequence[Prepared], exercises: Exercises) -> Subject | None:
+def _together(
+    lm: FrozenLM, sources: Sequence[PreparedDistillation], exercises: DistillationSplits
+) -> FormattedPrompt | None:
     """The texts one behind the other in the frame of the first; None if they are read in pieces or do not fit."""
     first = sources[0]
     if any(len(source.chunks) > 1 or source.template != first.template for source in sources):
         return None
     around = layout_for(lm, first.template, "embedding")
     text = "\n\n".join(source.text for source in sources)
-    subject = Subject(None, first.template, around.model_copy(update={"lead": around.lead + text}))
+    subject = FormattedPrompt(None, first.template, around.model_copy(update={"lead": around.lead + text}))
     prefix = subject.prefix(lm)
     rows = [len(one.example(first.template, lm.tokenizer).ids) for one in exercises.held_out]
     room = lm.geometry.max_positions - len(prefix.lead) - len(prefix.follow)

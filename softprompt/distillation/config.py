@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from softprompt.settings import names
+from softprompt.settings import split_names
 from softprompt.training.config import MethodConfig, TrainConfig
 
 OWN: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ class StudyConfig(BaseModel):
         description="share of them that are about details and answered by the text itself: questions, gaps, passages "
         "to go on with (default: 0.75 of a document's, 0.25 of a text's)",
     )
-    temperatures: Annotated[tuple[float, ...], BeforeValidator(names)] = Field(
+    temperatures: Annotated[tuple[float, ...], BeforeValidator(split_names)] = Field(
         default=(0.7, 1.0), min_length=1, description="that messages are drawn at, in turn"
     )
     answer_temperature: float = Field(default=0.7, ge=0, lt=100, description="that the teacher's answers are drawn at")
@@ -43,7 +43,7 @@ class StudyConfig(BaseModel):
     chunk_tokens: int = Field(default=512, ge=16, description="longest piece of a document that the teacher reads")
 
 
-class DistilConfig(BaseModel):
+class DistillConfig(BaseModel):
     """A distillation: a text (or document, or demonstrations) into virtual tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -64,7 +64,7 @@ class DistilConfig(BaseModel):
     keep_text: bool = Field(default=False, description="put the text itself into the card")
     dtype: str = Field(default="auto", description="auto, float32, bfloat16, float16 (of the base model)")
     device: str = Field(default="auto", description="auto, cpu, cuda, mps")
-    sizes: Annotated[tuple[int, ...], BeforeValidator(names)] = Field(
+    sizes: Annotated[tuple[int, ...], BeforeValidator(split_names)] = Field(
         default=(), description="several numbers of virtual tokens, trained together: 4,8,16,32"
     )
     fit_steps: int | None = Field(

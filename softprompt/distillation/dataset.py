@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from softprompt.data.records import Record
 from softprompt.data.sampler import permutation
-from softprompt.data.soft_labels import Lesson
+from softprompt.data.soft_labels import SoftLabels
 from softprompt.data.targets import end_id
 from softprompt.data.template import Template
 from softprompt.data.tokenize import Example, prompt_ids, target_ids
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.distillation.config import StudyConfig
-from softprompt.distillation.queries import Input, finder, record_of, said
-from softprompt.distillation.study_cache import Notebook
+from softprompt.distillation.queries import Query, finder, query_record, said
+from softprompt.distillation.study_cache import StudyCache
 from softprompt.distillation.teacher import Teacher
 from softprompt.formatting.context import end_ids
 from softprompt.formatting.text_prompt import as_turns
@@ -24,7 +24,7 @@ BATCH = 64  # inputs answered at once, and kept at once
 
 
 @dataclass(frozen=True)
-class Exercise:
+class DistillationExample:
     """An input with its answer.
 
     Attributes:
@@ -35,7 +35,7 @@ class Exercise:
     chunk: int
     record: Record
     answer: tuple[int, ...] = ()
-    lesson: Lesson | None = None
+    lesson: SoftLabels | None = None
 
     def example(self, template: Template, tokenizer: Tokenizer) -> Example:
         """As a row behind a prefix: the answer is learned."""
@@ -45,7 +45,7 @@ class Exercise:
 
 
 @dataclass(frozen=True)
-class Exercises:
+class DistillationSplits:
     """All of them, each in one part.
 
     Attributes:
@@ -54,22 +54,26 @@ class Exercises:
         held_out: are for the fidelity report alone.
     """
 
-    train: list[Exercise]
-    validation: list[Exercise]
-    held_out: list[Exercise]
+    train: list[DistillationExample]
+    validation: list[DistillationExample]
+    held_out: list[DistillationExample]
 
     @staticmethod
-    def split(exercises: Sequence[Exercise], held_out: int, validation: int, seed: int) -> Exercises:
+    def split(
+        exercises: Sequence[DistillationExample], held_out: int, validation: int, seed: int
+    ) -> DistillationSplits:
         """Drawn by seed; no part takes more than a quarter from training."""
         quarter = len(exercises) // 4
         order = permutation(len(exercises), seed).tolist()
         first, second = min(held_out, quarter), min(validation, quarter)
         parts = order[:first], order[first : first + second], order[first + second :]
         held, judged, learned = ([exercises[i] for i in sorted(part)] for part in parts)
-        return Exercises(learned, judged, held)
+        return DistillationSplits(learned, judged, held)
 
 
-def of_inputs(inputs: Sequence[Input], template: Template, tokenizer: Tokenizer) -> list[Exercise]:
+def examples_from_queries(
+    inputs: Sequence[Query], template: Template, tokenizer: Tokenizer
+) -> list[DistillationExample]:
     """Self-written inputs as exercises, those of a piece together; without answers but where the text has them."""
 
     def answer(text: str) -> tuple[int, ...]:
@@ -77,32 +81,33 @@ def of_inputs(inputs: Sequence[Input], template: Template, tokenizer: Tokenizer)
 
     ordered = enumerate(sorted(inputs, key=lambda one: one.chunk))
     return [
-        Exercise(one.chunk, record_of(one.text, template, f"{one.kind}:{i}"), answer(one.answer)) for i, one in ordered
+        DistillationExample(one.chunk, query_record(one.text, template, f"{one.kind}:{i}"), answer(one.answer))
+        for i, one in ordered
     ]
 
 
-def of_rows(rows: Sequence[Record], chunks: Sequence[str], template: Template) -> list[Exercise]:
+def examples_from_rows(rows: Sequence[Record], chunks: Sequence[str], template: Template) -> list[DistillationExample]:
     """The user's rows as exercises without answers, each for the piece that shares most words with it."""
     nearest = finder(chunks)
-    found = [Exercise(nearest(said(row)), as_turns(row, template)) for row in rows]
+    found = [DistillationExample(nearest(said(row)), as_turns(row, template)) for row in rows]
     return sorted(found, key=lambda exercise: exercise.chunk)
 
 
-def answered(
-    exercises: Sequence[Exercise],
+def add_teacher_answers(
+    exercises: Sequence[DistillationExample],
     teacher: Teacher,
     study: StudyConfig,
-    notebook: Notebook,
+    notebook: StudyCache,
     seed: int,
     report: Callable[[float], None],
-) -> list[Exercise]:
+) -> list[DistillationExample]:
     """The exercises with answers and lessons: from the notebook, or from the teacher and then kept there.
 
     Args:
         exercises: those of a piece together.
         report: is told of the share that is done.
     """
-    done: list[Exercise] = []
+    done: list[DistillationExample] = []
     for number, batch in enumerate(_batches(exercises)):
         found = notebook.lessons(number, study.temperature)
         if found is None:
@@ -115,8 +120,8 @@ def answered(
 
 
 def _taught(
-    batch: Sequence[Exercise], teacher: Teacher, study: StudyConfig, seed: int
-) -> list[tuple[tuple[int, ...], Lesson]]:
+    batch: Sequence[DistillationExample], teacher: Teacher, study: StudyConfig, seed: int
+) -> list[tuple[tuple[int, ...], SoftLabels]]:
     """Answers of the teacher to exercises of one piece that have none, and its lessons on all."""
     chunk, template, tokenizer = batch[0].chunk, teacher.template, teacher.lm.tokenizer
     asking = [exercise for exercise in batch if not exercise.answer]
@@ -130,9 +135,9 @@ def _taught(
     return [(exercise.answer, next(heard)) if exercise.answer else next(written) for exercise in batch]
 
 
-def _batches(exercises: Sequence[Exercise]) -> list[list[Exercise]]:
+def _batches(exercises: Sequence[DistillationExample]) -> list[list[DistillationExample]]:
     """At most `BATCH` each, of one piece each."""
-    found: list[list[Exercise]] = []
+    found: list[list[DistillationExample]] = []
     for exercise in exercises:
         if not found or len(found[-1]) == BATCH or found[-1][0].chunk != exercise.chunk:
             found.append([])

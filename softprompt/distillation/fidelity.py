@@ -15,28 +15,28 @@ import torch
 from torch import Tensor
 
 from softprompt.data.tokenize import prompt_ids
-from softprompt.distillation.dataset import Exercise
+from softprompt.distillation.dataset import DistillationExample
 from softprompt.distillation.teacher import Teacher
 from softprompt.evaluation.custom_metrics import Metric, scores_of
 from softprompt.evaluation.metrics import generation_scores, token_f1
 from softprompt.formatting.context import end_ids
-from softprompt.formatting.formatted_prompt import Subject, base_subject
-from softprompt.inference.decoding import generate
+from softprompt.formatting.formatted_prompt import FormattedPrompt, no_prompt
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.device import wait_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.chunked import CHUNK, cross_entropies, divergences
 from softprompt.objectives.next_token import supervised
-from softprompt.prefix.kv import Bank, Prefix
+from softprompt.prefix.kv import Prefix, PrefixKV
 from softprompt.prefix.packing import by_tokens
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 
 TOKENS = 4096  # text tokens run at once
 TIMES = 3  # a prefill is timed
 
 
 @dataclass(frozen=True)
-class Measured:
+class FidelityScores:
     """One way to answer.
 
     Attributes:
@@ -68,9 +68,9 @@ class Fidelity:
         rows: held-out inputs.
     """
 
-    no_text: Measured
-    full_text: Measured
-    soft: dict[str, Measured]
+    no_text: FidelityScores
+    full_text: FidelityScores
+    soft: dict[str, FidelityScores]
     tokens: int
     rows: int
 
@@ -88,8 +88,8 @@ class Fidelity:
 @torch.no_grad()
 def fidelity(
     teacher: Teacher,
-    exercises: Sequence[Exercise],
-    students: Mapping[str, Subject],
+    exercises: Sequence[DistillationExample],
+    students: Mapping[str, FormattedPrompt],
     tokens: int,
     own: Mapping[str, Metric] | None = None,
 ) -> Fidelity:
@@ -103,10 +103,10 @@ def fidelity(
     lm = teacher.lm
     chunks = {exercise.chunk: teacher.subject(exercise.chunk) for exercise in exercises}
     full = [chunks[exercise.chunk] for exercise in exercises]
-    alone = base_subject(lm, teacher.template)
+    alone = no_prompt(lm, teacher.template)
     taught, _ = _states(lm, full, exercises)
 
-    def measured(subjects: Sequence[Subject]) -> Measured:
+    def measured(subjects: Sequence[FormattedPrompt]) -> FidelityScores:
         scores = _scores(lm, subjects, exercises, own or {})
         return _measured(lm, subjects, exercises, taught, scores)
 
@@ -116,29 +116,31 @@ def fidelity(
 
 def _measured(
     lm: FrozenLM,
-    subjects: Sequence[Subject],
-    exercises: Sequence[Exercise],
+    subjects: Sequence[FormattedPrompt],
+    exercises: Sequence[DistillationExample],
     taught_NH: Tensor,
     scores: dict[str, float],
-) -> Measured:
+) -> FidelityScores:
     """One way to answer, each exercise with its own subject, against the teacher's states and answers."""
     states_NH, targets_N = _states(lm, subjects, exercises)
     pairs = zip(states_NH.split(CHUNK), taught_NH.split(CHUNK), strict=True)
     agreed = [lm.logits(own).argmax(-1) == lm.logits(taught).argmax(-1) for own, taught in pairs]
     distinct = {id(subject): subject for subject in subjects}
     prefix = max((subject.prefix(lm) for subject in distinct.values()), key=_length)
-    return Measured(
+    return FidelityScores(
         divergence=divergences(states_NH, taught_NH, lm.logits).mean().item(),
         agreement=torch.cat(agreed).float().mean().item(),
         log_likelihood=-cross_entropies(states_NH, targets_N, lm.logits).mean().item(),
         scores=scores,
         prefix_tokens=_length(prefix),
-        prefill_seconds=_seconds(lm, lambda: bank(lm, [prefix])) if _length(prefix) else 0.0,
+        prefill_seconds=_seconds(lm, lambda: prepare_prefixes(lm, [prefix])) if _length(prefix) else 0.0,
         kv_bytes=_length(prefix) * kv_bytes_per_token(lm),
     )
 
 
-def _states(lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exercise]) -> tuple[Tensor, Tensor]:
+def _states(
+    lm: FrozenLM, subjects: Sequence[FormattedPrompt], exercises: Sequence[DistillationExample]
+) -> tuple[Tensor, Tensor]:
     """Hidden states [N, H] before each answer token behind each exercise's own subject, and the tokens [N]."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for prefixes, subject, own in _by_subject(subjects, lm):
@@ -153,7 +155,10 @@ def _states(lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exerc
 
 
 def _scores(
-    lm: FrozenLM, subjects: Sequence[Subject], exercises: Sequence[Exercise], further: Mapping[str, Metric]
+    lm: FrozenLM,
+    subjects: Sequence[FormattedPrompt],
+    exercises: Sequence[DistillationExample],
+    further: Mapping[str, Metric],
 ) -> dict[str, float]:
     """Scores of greedy answers: those that need references where all rows have some, and the user's own."""
     references = [exercise.record.references for exercise in exercises]
@@ -168,7 +173,7 @@ def _scores(
             [prompt_ids(exercises[i].record, subject.template, lm.tokenizer) for i in own],
             end_ids(lm, subject.template),
         )
-        found = generate(lm, prefixes, rows, [0] * len(own), sampling, end_ids=[ends] * len(own))
+        found = decode_batch(lm, prefixes, rows, [0] * len(own), sampling, end_ids=[ends] * len(own))
         for i, answer in zip(own, found, strict=True):
             answers[i] = answer.text
     usual = generation_scores(answers, references) | {"f1": token_f1(answers, references)} if compared else {}
@@ -176,14 +181,16 @@ def _scores(
     return {name: score.value for name, score in scores.items()}
 
 
-def _by_subject(subjects: Sequence[Subject], lm: FrozenLM) -> Iterator[tuple[Bank, Subject, list[int]]]:
+def _by_subject(
+    subjects: Sequence[FormattedPrompt], lm: FrozenLM
+) -> Iterator[tuple[PrefixKV, FormattedPrompt, list[int]]]:
     """Each subject's prefix, run once, with the numbers of its exercises."""
     groups: dict[int, list[int]] = {}
     for i, subject in enumerate(subjects):
         groups.setdefault(id(subject), []).append(i)
     for own in groups.values():
         subject = subjects[own[0]]
-        yield bank(lm, [subject.prefix(lm)]), subject, own
+        yield prepare_prefixes(lm, [subject.prefix(lm)]), subject, own
 
 
 def kv_bytes_per_token(lm: FrozenLM) -> int:

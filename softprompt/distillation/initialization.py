@@ -7,29 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from softprompt.compaction.attention_matching import STEPS, heard, matched
-from softprompt.compaction.selection import Reading, start_from
+from softprompt.compaction.attention_matching import FIT_STEPS, collect_targets, fit_to_attention
+from softprompt.compaction.selection import SelectionInput, selected_prompt
 from softprompt.data.tokenize import Example
-from softprompt.distillation.dataset import Exercise, Exercises
-from softprompt.distillation.prepare import Prepared
+from softprompt.distillation.dataset import DistillationExample, DistillationSplits
+from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.errors import UnsupportedModelError
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids, opening_ids
 from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.schedule import Horizon
+from softprompt.objectives.schedule import Budget
 from softprompt.prompts.forms import Prompt
 
 ASKING = 768  # tokens of answers about a piece that are asked what they look at
 MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one
 ASKING_ROWS = 16  # where there are no validation rows
-FIT_STEPS = {"kv": STEPS, "embedding": 800}  # 32 embeddings go on learning for longest
+STEPS_OF_FORM = {"kv": FIT_STEPS, "embedding": 800}  # 32 embeddings go on learning for longest
 
 
-def beginnings(
-    prepared: Prepared,
+def compacted_starts(
+    prepared: PreparedDistillation,
     lm: FrozenLM,
     text: tuple[int, ...],
-    exercises: Exercises,
+    exercises: DistillationSplits,
     progress: Callable[[float], None] = lambda done: None,
 ) -> dict[int, Prompt]:
     """By size the prompt that training starts from; none for a size that the settings start elsewhere, that takes in
@@ -42,42 +42,46 @@ def beginnings(
     looking = _readings(prepared, lm, exercises, ASKING)
     judges = examples(exercises.validation or exercises.train[:ASKING_ROWS], prepared, lm)
     try:
-        found = {size: start_from(lm, form, looking, size, (lead, follow), judges) for size in sizes}
+        found = {size: selected_prompt(lm, form, looking, size, (lead, follow), judges) for size in sizes}
     except UnsupportedModelError:
         return {}
     chosen = prepared.settings.fit_steps
-    steps = FIT_STEPS[form] if chosen is None else chosen
+    steps = STEPS_OF_FORM[form] if chosen is None else chosen
     if not steps:
         return found
     try:
-        rows = heard(lm, _readings(prepared, lm, exercises, max(ASKING, MATCHING // len(looking))))
+        rows = collect_targets(lm, _readings(prepared, lm, exercises, max(ASKING, MATCHING // len(looking))))
         for i, (size, prompt) in enumerate(found.items()):
 
             def told(done: float, before: int = i) -> None:
                 progress((before + done) / len(found))
 
-            found[size] = matched(lm, prompt, rows, lead, follow, Horizon(steps, None), told)
+            found[size] = fit_to_attention(lm, prompt, rows, lead, follow, Budget(steps, None), told)
     except UnsupportedModelError:  # it starts unfitted then
         pass
     return found
 
 
-def examples(part: Sequence[Exercise], prepared: Prepared, lm: FrozenLM) -> list[Example]:
+def examples(part: Sequence[DistillationExample], prepared: PreparedDistillation, lm: FrozenLM) -> list[Example]:
     """Exercises as rows."""
     return [exercise.example(prepared.template, lm.tokenizer) for exercise in part]
 
 
-def _readings(prepared: Prepared, lm: FrozenLM, exercises: Exercises, tokens: int) -> list[Reading]:
+def _readings(
+    prepared: PreparedDistillation, lm: FrozenLM, exercises: DistillationSplits, tokens: int
+) -> list[SelectionInput]:
     """All pieces, each with exercises about it of so many tokens of answers."""
     opening = opening_ids(lm, prepared.template)
     _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))
-    rows: dict[int, list[Exercise]] = {}
+    rows: dict[int, list[DistillationExample]] = {}
     asking = dict[int, int]()
     for exercise in exercises.train:
         if asking.get(exercise.chunk, 0) < tokens:
             asking[exercise.chunk] = asking.get(exercise.chunk, 0) + len(exercise.answer)
             rows.setdefault(exercise.chunk, []).append(exercise)
     return [
-        Reading((*opening, *lm.encode(prepared.chunks[chunk])), follow, examples(own, prepared, lm), len(opening))
+        SelectionInput(
+            (*opening, *lm.encode(prepared.chunks[chunk])), follow, examples(own, prepared, lm), len(opening)
+        )
         for chunk, own in sorted(rows.items())
     ]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.data.records import Record
-from softprompt.data.splits import digest, load_rows, load_splits
+from softprompt.data.splits import data_digest, load_rows, load_splits
 from softprompt.data.template import VIRTUAL, Template, default_template, default_text
 from softprompt.data.tokenizer import Tokenizer, has_chat_template, writes_system_turn
 from softprompt.distillation.chunking import chunks
 from softprompt.distillation.cloze import LONGEST
-from softprompt.distillation.config import DistilConfig
+from softprompt.distillation.config import DistillConfig
 from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError
 from softprompt.files import check_writable
 from softprompt.formatting.text_prompt import APART, worked_example
@@ -28,7 +28,7 @@ STUDY = ".study"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDistillation:
     """Settings with everything that can be checked before the base model is loaded.
 
     Attributes:
@@ -40,7 +40,7 @@ class Prepared:
         folder, run, notebook: of the artifact, of checkpoints and metrics, of what was studied.
     """
 
-    settings: DistilConfig
+    settings: DistillConfig
     text: str
     where: str
     chunks: tuple[str, ...]
@@ -59,16 +59,16 @@ class Prepared:
     @property
     def rows_sha256(self) -> str:
         """Of the user's inputs; "" if there are none."""
-        return digest(self.rows) if self.rows else ""
+        return data_digest(self.rows) if self.rows else ""
 
     def folder_of(self, size: int) -> Path:
         """Where the artifact of a size goes: NAME, or NAME.size of several."""
         return self.folder if len(self.sizes) == 1 else self.folder.with_name(f"{self.folder.name}.{size}")
 
 
-def prepare(
-    settings: DistilConfig, *, overwrite: bool = False, resume: bool = False, trust_remote_code: bool = False
-) -> Prepared:
+def prepare_distillation(
+    settings: DistillConfig, *, overwrite: bool = False, resume: bool = False, trust_remote_code: bool = False
+) -> PreparedDistillation:
     """Check names, text and inputs; choose the frame.
 
     Raises:
@@ -78,7 +78,7 @@ def prepare(
         ModelError: the tokenizer cannot be found.
     """
     name = _named(settings)
-    tracking.check(settings.train.track)
+    tracking.check_tracker(settings.train.track)
     folder = store.locate(name)
     run = folder.parent / RUNS / folder.name
     sizes = tuple(dict.fromkeys(settings.sizes)) or (settings.method.n_tokens,)
@@ -101,10 +101,12 @@ def prepare(
             "the text is too long for the model's context", where=where, expected=f"{most} tokens", hint=hint
         )
     notebook = run.with_name(run.name + STUDY)
-    return Prepared(settings, text, where, tuple(pieces), template, tuple(rows), sizes, folder, run, notebook)
+    return PreparedDistillation(
+        settings, text, where, tuple(pieces), template, tuple(rows), sizes, folder, run, notebook
+    )
 
 
-def _named(settings: DistilConfig) -> str:
+def _named(settings: DistillConfig) -> str:
     """The name; ConfigError for settings that a distillation cannot have."""
     given = [kind for kind in ("text", "document", "demonstrations") if getattr(settings, kind)]
     if len(given) != 1:
@@ -131,19 +133,19 @@ def _check_run(run: Path, overwrite: bool, resume: bool) -> None:
         raise CheckpointError("there is nothing to resume", where=run, hint="leave --resume out")
 
 
-def _most(settings: DistilConfig, context: int) -> int:
+def _most(settings: DistillConfig, context: int) -> int:
     """Tokens of a piece of text: what the context has room for beside input and answer."""
     room = context - longest_input(settings) - settings.study.answer_tokens - 96
     return min(settings.study.chunk_tokens, room) if settings.document else room
 
 
-def longest_input(settings: DistilConfig) -> int:
+def longest_input(settings: DistillConfig) -> int:
     """Tokens of the longest input that the context needs room for."""
     self_study = settings.data is None and settings.demonstrations is None
     return max(settings.study.input_tokens, LONGEST) if self_study else settings.study.input_tokens
 
 
-def _rows(settings: DistilConfig) -> tuple[list[Record], list[Record]]:
+def _rows(settings: DistillConfig) -> tuple[list[Record], list[Record]]:
     """The demonstrations, and the user's inputs: at most as many as the study asks for."""
     shown, inputs = list[Record](), list[Record]()
     if settings.demonstrations:
@@ -159,7 +161,7 @@ def _rows(settings: DistilConfig) -> tuple[list[Record], list[Record]]:
     return shown, inputs[: settings.study.inputs]
 
 
-def _template(settings: DistilConfig, rows: Sequence[Record], tokenizer: Tokenizer) -> Template:
+def _template(settings: DistillConfig, rows: Sequence[Record], tokenizer: Tokenizer) -> Template:
     """In chat the virtual tokens are the words of the system turn, if there can be one; else they stand in front."""
     plain = settings.template is not None or settings.demonstrations is not None
     chat = (has_chat_template(tokenizer) and not plain) if settings.chat is None else settings.chat
@@ -174,7 +176,7 @@ def _template(settings: DistilConfig, rows: Sequence[Record], tokenizer: Tokeniz
     return Template("chat", text, system) if chat else Template("text", APART + text)
 
 
-def _shape(rows: Sequence[Record], settings: DistilConfig) -> str:
+def _shape(rows: Sequence[Record], settings: DistillConfig) -> str:
     """How a row becomes text when the user does not say."""
     text = default_text(rows[0]) if rows else "{prompt}"
     if not settings.demonstrations:
@@ -182,7 +184,7 @@ def _shape(rows: Sequence[Record], settings: DistilConfig) -> str:
     return f"{text}\nLabel:" if rows and rows[0].kind == "label" else f"Input: {text}\nOutput:"
 
 
-def _text(settings: DistilConfig, shown: Sequence[Record], template: Template) -> tuple[str, str]:
+def _text(settings: DistillConfig, shown: Sequence[Record], template: Template) -> tuple[str, str]:
     """The text and where it is from."""
     if settings.demonstrations:
         bare = Template("text", template.text.removeprefix(APART) or "{prompt}")

@@ -13,7 +13,7 @@ from softprompt.data.template import Template
 
 
 @dataclass(frozen=True)
-class Input:
+class Query:
     """What is asked of teacher and student.
 
     Attributes:
@@ -28,7 +28,7 @@ class Input:
     answer: str = ""
 
 
-def record_of(text: str, template: Template, where: str = "") -> Record:
+def query_record(text: str, template: Template, where: str = "") -> Record:
     """A text as a row of the template: the user's turn, or its fields."""
     if template.kind == "chat" and not template.text:
         return Record({}, None, "messages", messages=(Message("user", text),), where=where)

@@ -17,29 +17,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.distillation.artifacts import save_all
-from softprompt.distillation.build import exercises_of, progress
-from softprompt.distillation.dataset import Exercises
+from softprompt.distillation.build import build_dataset, progress
+from softprompt.distillation.dataset import DistillationSplits
 from softprompt.distillation.fidelity import Fidelity, fidelity
-from softprompt.distillation.initialization import beginnings, examples
-from softprompt.distillation.prepare import Prepared
+from softprompt.distillation.initialization import compacted_starts, examples
+from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.distillation.teacher import Teacher
 from softprompt.evaluation.custom_metrics import Metric
-from softprompt.formatting.formatted_prompt import Subject, layout_for, layout_ids, opening_ids
+from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for, layout_ids, opening_ids
 from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS, build
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import Prompt, check_fits
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.events import Event
 from softprompt.training.loop import Result, train
-from softprompt.training.recorder import Recording, recorded
-from softprompt.training.trial import Candidate, Task
+from softprompt.training.recorder import RunRecorder, record_events
+from softprompt.training.trial import Task, Trial
 
 
 @dataclass(frozen=True)
-class Distilled:
+class DistillationResult:
     """What a distillation left.
 
     Attributes:
@@ -58,8 +58,8 @@ class Distilled:
         return next(iter(self.results.values())).stopped
 
 
-def distil(
-    prepared: Prepared,
+def distill(
+    prepared: PreparedDistillation,
     lm: FrozenLM | None = None,
     *,
     overwrite: bool = False,
@@ -67,7 +67,7 @@ def distil(
     trust_remote_code: bool = False,
     own: Mapping[str, Metric] | None = None,
     report: Callable[[Event], None] = lambda event: None,
-) -> Distilled:
+) -> DistillationResult:
     """Distil and write the artifacts.
 
     What was studied is kept beside the run (`notebook`), so another size, method or rate on the same text begins with
@@ -84,38 +84,45 @@ def distil(
     """
     settings = prepared.settings
     if lm is None:
-        lm = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
+        lm = load_model(
+            settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code
+        )
     teacher = Teacher(lm, prepared.chunks, prepared.template)
-    exercises = exercises_of(prepared, teacher, report)
+    exercises = build_dataset(prepared, teacher, report)
     text = tuple(lm.encode(prepared.text))
     # Stopped before its first checkpoint, a run goes on from the notebook alone; after it the checkpoint has it all.
     resume = resume and latest_step(prepared.run) is not None
-    begun = {} if resume else beginnings(prepared, lm, text, exercises, progress(report, "fit"))
+    begun = {} if resume else compacted_starts(prepared, lm, text, exercises, progress(report, "fit"))
     candidates = {
         str(size): _candidate(prepared, lm, text, size, begun.get(size), exercises) for size in prepared.sizes
     }
-    where = Recording(prepared.run, prepared.folder.name, settings, settings.train.track)
-    with recorded(where, True, resume, report) as everywhere:
+    where = RunRecorder(prepared.run, prepared.folder.name, settings, settings.train.track)
+    with record_events(where, True, resume, report) as everywhere:
         found = train(lm, list(candidates.values()), prepared.run, resume=resume, report=everywhere)
     results = dict(zip(candidates, found, strict=True))
     if any(result.interrupted for result in found):
-        return Distilled(results)
-    students = {size: student(prepared, lm, result.prompt) for size, result in results.items()}
+        return DistillationResult(results)
+    students = {size: student_prompt(prepared, lm, result.prompt) for size, result in results.items()}
     measured = fidelity(teacher, exercises.held_out, students, len(text), own)
     saved = save_all(prepared, lm, results, measured, overwrite=overwrite)
     for checkpoint in prepared.run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    return Distilled(results, saved, measured)
+    return DistillationResult(results, saved, measured)
 
 
-def student(prepared: Prepared, lm: FrozenLM, prompt: Prompt) -> Subject:
+def student_prompt(prepared: PreparedDistillation, lm: FrozenLM, prompt: Prompt) -> FormattedPrompt:
     """A soft prompt in the frame that it was distilled in."""
-    return Subject(prompt, prepared.template, layout_for(lm, prepared.template, prompt.form))
+    return FormattedPrompt(prompt, prepared.template, layout_for(lm, prepared.template, prompt.form))
 
 
 def _candidate(
-    prepared: Prepared, lm: FrozenLM, text: tuple[int, ...], size: int, begun: Prompt | None, exercises: Exercises
-) -> Candidate:
+    prepared: PreparedDistillation,
+    lm: FrozenLM,
+    text: tuple[int, ...],
+    size: int,
+    begun: Prompt | None,
+    exercises: DistillationSplits,
+) -> Trial:
     """The method at its start: this prompt, or the first tokens of the text."""
     settings = prepared.settings
     method, kv = settings.method, settings.method.name in KV_METHODS
@@ -138,4 +145,4 @@ def _candidate(
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     parts = [examples(part, prepared, lm) for part in (exercises.train, exercises.validation)]
     task = Task(parts[0], parts[1], lead, follow, digest)
-    return Candidate(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")
+    return Trial(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")

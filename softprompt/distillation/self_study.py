@@ -14,12 +14,12 @@ from itertools import takewhile
 
 from softprompt.data.tokenize import prompt_ids
 from softprompt.distillation.cloze import Detail
-from softprompt.distillation.cloze import details as detailed
+from softprompt.distillation.cloze import cloze_queries as detailed
 from softprompt.distillation.config import StudyConfig
-from softprompt.distillation.queries import Input, record_of
+from softprompt.distillation.queries import Query, query_record
 from softprompt.distillation.teacher import Teacher
 from softprompt.formatting.context import end_ids
-from softprompt.inference.decoding import generate
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 
 SEEDS: dict[str, tuple[str, ...]] = {
@@ -47,9 +47,9 @@ LABEL = re.compile(
 BATCH, FEWEST = 32, 4  # inputs asked for at once
 
 
-def studied(
-    teacher: Teacher, study: StudyConfig, details: float, done: Sequence[Sequence[Input]] = (), *, seed: int
-) -> Iterator[list[Input]]:
+def generate_queries(
+    teacher: Teacher, study: StudyConfig, details: float, done: Sequence[Sequence[Query]] = (), *, seed: int
+) -> Iterator[list[Query]]:
     """Further batches of inputs about the teacher's pieces, `study.inputs` in all at most, each text once; one may be
     empty.
 
@@ -73,7 +73,7 @@ def studied(
             new = detailed(teacher.lm, teacher.chunks[chunk], size, sampling, study.answer_tokens, draw)
         else:
             new = _asked(teacher, chunk, size, sampling, draw)
-        fresh = [Input(chunk, *one) for one in new if _is_new(one[1], seen)][: study.inputs - made]
+        fresh = [Query(chunk, *one) for one in new if _is_new(one[1], seen)][: study.inputs - made]
         made, idle, number = made + len(fresh), 0 if fresh else idle + 1, number + 1
         yield fresh
 
@@ -82,10 +82,10 @@ def _asked(teacher: Teacher, chunk: int, size: int, sampling: Sampling, draw: ra
     """Inputs that the model writes about a piece; it will answer them."""
     template = teacher.template
     kinds = [draw.choice(list(SEEDS)) for _ in range(size)]
-    seeds = [record_of(draw.choice(SEEDS[kind]), template) for kind in kinds]
+    seeds = [query_record(draw.choice(SEEDS[kind]), template) for kind in kinds]
     rows = [prompt_ids(seed, template, teacher.lm.tokenizer) for seed in seeds]
     ends = [end_ids(teacher.lm, template)] * size
-    answers = generate(
+    answers = decode_batch(
         teacher.lm, teacher.bank(chunk), rows, [0] * size, sampling, end_ids=ends, stops=[("\n\n",)] * size
     )
     return [(kind, cleaned(answer.text), "") for kind, answer in zip(kinds, answers, strict=True)]

@@ -18,23 +18,23 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from softprompt.data.soft_labels import Lesson
-from softprompt.distillation.queries import Input
+from softprompt.data.soft_labels import SoftLabels
+from softprompt.distillation.queries import Query
 from softprompt.errors import StoreError
 from softprompt.files import read_json, read_tensors, write_json, writing
 
 ABOUT = "notebook.json"
-Answered = tuple[tuple[int, ...], Lesson]  # token ids of an answer, and the lesson on them
+Answered = tuple[tuple[int, ...], SoftLabels]  # token ids of an answer, and the lesson on them
 
 
-class Notebook:
+class StudyCache:
     """Inputs and lessons of one text and one teacher, in a folder that is there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @staticmethod
-    def begun(folder: Path, identity: str) -> Notebook:
+    def begun(folder: Path, identity: str) -> StudyCache:
         """One to write in: what an earlier run of the same identity wrote is kept, anything else removed.
 
         Args:
@@ -46,23 +46,23 @@ class Notebook:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 write_json(about, {"identity": identity})
-        return Notebook(folder)
+        return StudyCache(folder)
 
     @staticmethod
-    def kept(folder: Path, identity: str) -> Notebook:
+    def kept(folder: Path, identity: str) -> StudyCache:
         """One to read. Raises StoreError if there is none of this identity."""
         about = folder / ABOUT
         if not about.exists() or read_json(about) != {"identity": identity}:
             what = "what was studied is not there, or is of another base model, dtype or text"
             raise StoreError(what, where=folder, hint="the same --model and --dtype as in distil, or distil it again")
-        return Notebook(folder)
+        return StudyCache(folder)
 
-    def inputs(self) -> list[list[Input]]:
+    def inputs(self) -> list[list[Query]]:
         """All batches of inputs so far."""
         found = sorted(self.folder.glob("inputs-*.json"))
-        return [[Input(**line) for line in read_json(path)] for path in found]
+        return [[Query(**line) for line in read_json(path)] for path in found]
 
-    def add_inputs(self, number: int, batch: Sequence[Input]) -> None:
+    def add_inputs(self, number: int, batch: Sequence[Query]) -> None:
         """Keep a batch of inputs."""
         with writing(self.folder):
             scratch = self.folder / "scratch"
@@ -78,7 +78,7 @@ class Notebook:
         sizes = tensors["sizes"].tolist()
         parts = [tensors[name].split(sizes) for name in ("answers", "ids", "logprobs")]
         rows = zip(*parts, strict=True)
-        return [(tuple(answer.tolist()), Lesson(ids, logprobs, temperature)) for answer, ids, logprobs in rows]
+        return [(tuple(answer.tolist()), SoftLabels(ids, logprobs, temperature)) for answer, ids, logprobs in rows]
 
     def add_lessons(self, number: int, batch: Sequence[Answered]) -> None:
         """Keep a batch of answers with their lessons."""

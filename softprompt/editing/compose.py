@@ -19,10 +19,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from softprompt.editing.expression import Concatenation, Expression, Name, Resized, Sum, names, parse
+from softprompt.editing.expression import (
+    Concatenation,
+    Expression,
+    PromptName,
+    Resized,
+    Sum,
+    parse_expression,
+    prompt_names,
+)
 from softprompt.errors import ConfigError, GeometryError, PromptError, WrongBaseError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.rope import moved
+from softprompt.prefix.rope import shift_positions
 from softprompt.prompts.card import Card, provenance
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt, check_fits
 
@@ -128,8 +136,8 @@ def compose(
         WrongBaseError: different base models.
         PromptError: forms or lengths that do not go together; a result that does not fit the base model.
     """
-    tree = parse(expression)
-    cards = {used: sources[used][1] for used in names(tree)}
+    tree = parse_expression(expression)
+    cards = {used: sources[used][1] for used in prompt_names(tree)}
     check_sources(cards, template_of)
     made = _evaluate(tree, {used: sources[used][0] for used in cards}, lm)
     frame = cards[template_of or next(iter(cards))]
@@ -185,7 +193,7 @@ def check_sources(cards: Mapping[str, Card], template_of: str | None = None) -> 
 
 
 def _evaluate(tree: Expression, prompts: Mapping[str, Prompt], lm: FrozenLM | None) -> Prompt:
-    if isinstance(tree, Name):
+    if isinstance(tree, PromptName):
         return select(prompts[tree.name], range(prompts[tree.name].n_tokens))
     if isinstance(tree, Resized):
         return resize(_evaluate(tree.part, prompts, lm), tree.n_tokens, lm)
@@ -200,7 +208,7 @@ def _moved(prompt: KVPrompt, by: Sequence[int], lm: FrozenLM | None) -> KVPrompt
         return prompt
     if lm is None:
         raise ConfigError("moving the keys of a KV prompt needs the base model", hint="give it: lm=, or --model M")
-    return moved(lm, prompt, by)
+    return shift_positions(lm, prompt, by)
 
 
 def _check_alike(prompts: Sequence[Prompt], *, lengths: bool) -> None:

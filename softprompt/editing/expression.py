@@ -29,7 +29,7 @@ _TOKEN = re.compile(r"\s*(?:([A-Za-z0-9._~/-]+)|([|+*(),])|(\S))")
 
 
 @dataclass(frozen=True)
-class Name:
+class PromptName:
     """A saved soft prompt."""
 
     name: str
@@ -65,17 +65,17 @@ class Resized:
     n_tokens: int
 
 
-Expression = Name | Sum | Concatenation | Average | Resized
+Expression = PromptName | Sum | Concatenation | Average | Resized
 
 
-def parse(text: str) -> Expression:
+def parse_expression(text: str) -> Expression:
     """The tree of an expression. Raises ConfigError saying where it goes wrong."""
     return _Parser(text).whole()
 
 
-def names(expression: Expression) -> list[str]:
+def prompt_names(expression: Expression) -> list[str]:
     """Every soft prompt in it, once, in order."""
-    return list(dict.fromkeys(part.name for part in _walk(expression) if isinstance(part, Name)))
+    return list(dict.fromkeys(part.name for part in _walk(expression) if isinstance(part, PromptName)))
 
 
 def moves_tokens(expression: Expression) -> bool:
@@ -143,7 +143,7 @@ class _Parser:
         if word is None or word in "|+-*(),":
             raise self._unexpected("the name of a soft prompt")
         if self._next(1) != "(":
-            return Name(self._word())
+            return PromptName(self._word())
         if word not in ("average", "resize"):
             raise self._unexpected("average(…), resize(…) or an operator")
         self.at += 2

@@ -21,16 +21,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from softprompt.data.records import Record
-from softprompt.data.tokenize import Example, tokenise
+from softprompt.data.tokenize import Example, tokenize
 from softprompt.editing.compose import select
 from softprompt.errors import PromptError
 from softprompt.formatting.context import check_context
-from softprompt.formatting.formatted_prompt import Subject
+from softprompt.formatting.formatted_prompt import FormattedPrompt
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import by_tokens
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import EmbeddingPrompt, Prompt
 
 TOKENS = 8192  # row and prefix tokens run at once
@@ -51,7 +51,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PruneResult:
     """A soft prompt's most useful tokens.
 
     Attributes:
@@ -64,7 +64,7 @@ class Pruned:
     loss: float
 
 
-def score(lm: FrozenLM, subject: Subject, records: Sequence[Record]) -> Scores:
+def score(lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record]) -> Scores:
     """Leave each virtual token out in turn.
 
     Raises:
@@ -84,7 +84,7 @@ def score(lm: FrozenLM, subject: Subject, records: Sequence[Record]) -> Scores:
     return Scores(whole, tuple(loss - whole for loss in without))
 
 
-def prune(lm: FrozenLM, subject: Subject, records: Sequence[Record], scores: Scores, keep: int) -> Pruned:
+def prune(lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record], scores: Scores, keep: int) -> PruneResult:
     """Keep the `keep` tokens with the greatest scores. Raises PromptError if there are not so many."""
     prompt = _prompt_of(subject)
     if not 1 <= keep <= prompt.n_tokens:
@@ -92,7 +92,7 @@ def prune(lm: FrozenLM, subject: Subject, records: Sequence[Record], scores: Sco
     best = sorted(range(prompt.n_tokens), key=lambda i: -scores.rises[i])[:keep]
     kept = tuple(sorted(best))
     pruned = select(prompt, kept, lm)
-    return Pruned(pruned, kept, _losses(lm, subject, [pruned], records)[0])
+    return PruneResult(pruned, kept, _losses(lm, subject, [pruned], records)[0])
 
 
 def nearest_tokens(lm: FrozenLM, prompt: EmbeddingPrompt) -> list[str]:
@@ -103,9 +103,11 @@ def nearest_tokens(lm: FrozenLM, prompt: EmbeddingPrompt) -> list[str]:
 
 
 @torch.no_grad()
-def _losses(lm: FrozenLM, subject: Subject, candidates: Sequence[Prompt], records: Sequence[Record]) -> list[float]:
+def _losses(
+    lm: FrozenLM, subject: FormattedPrompt, candidates: Sequence[Prompt], records: Sequence[Record]
+) -> list[float]:
     """Mean -log p per learned token of the rows behind each candidate in the subject's frame."""
-    examples = tokenise(records, subject.template, lm.tokenizer, max_length=sys.maxsize)
+    examples = tokenize(records, subject.template, lm.tokenizer, max_length=sys.maxsize)
     prefixes = [replace(subject, prompt=candidate).prefix(lm) for candidate in candidates]
     longest = max(candidate.n_tokens for candidate in candidates) + len(prefixes[0].lead) + len(prefixes[0].follow)
     check_context(lm, [(row.where, len(row.ids), longest) for row in examples], "leave the row out")
@@ -118,7 +120,7 @@ def _losses(lm: FrozenLM, subject: Subject, candidates: Sequence[Prompt], record
 
 def _sums(lm: FrozenLM, prefixes: Sequence[Prefix], examples: Sequence[Example], around: int) -> Tensor:
     """Sum of -log p over all rows behind each prefix, float64."""
-    shared = bank(lm, prefixes)
+    shared = prepare_prefixes(lm, prefixes)
     pairs = [(owner, example) for owner in range(len(prefixes)) for example in examples]
     sums = torch.zeros(len(prefixes), dtype=torch.float64)
     for part in by_tokens([len(example.ids) + around for _, example in pairs], TOKENS):
@@ -129,7 +131,7 @@ def _sums(lm: FrozenLM, prefixes: Sequence[Prefix], examples: Sequence[Example],
     return sums
 
 
-def _prompt_of(subject: Subject) -> Prompt:
+def _prompt_of(subject: FormattedPrompt) -> Prompt:
     if subject.prompt is None:
         raise PromptError("there is no soft prompt whose tokens could be pruned")
     return subject.prompt

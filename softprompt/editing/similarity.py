@@ -58,7 +58,7 @@ def similarity(one: Prompt, other: Prompt) -> Similarity:
     )
 
 
-def rank(prompt: Prompt, candidates: Mapping[str, Prompt]) -> list[tuple[str, Similarity]]:
+def rank_by_similarity(prompt: Prompt, candidates: Mapping[str, Prompt]) -> list[tuple[str, Similarity]]:
     """The candidates by `average`, the most similar first; of equal ones the first given."""
     found = [(name, similarity(prompt, candidate)) for name, candidate in candidates.items()]
     return sorted(found, key=lambda pair: -pair[1].average)

@@ -28,18 +28,18 @@ from transformers.generation.continuous_batching.continuous_api import (
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState
 
 from softprompt.engine.base import Job, Stats, Token
-from softprompt.engine.paged_cache import NAME, Piece, Step, plan, virtual_spans
+from softprompt.engine.paged_cache import NAME, CachePiece, Step, plan, virtual_spans
 from softprompt.engine.sampler import Sampler
-from softprompt.engine.virtual_tokens import Loaded, text_ids
+from softprompt.engine.virtual_tokens import LoadedPrompt, only_text_ids
 from softprompt.errors import EngineError, first_line
-from softprompt.inference.sampling import likeliest
+from softprompt.inference.sampling import argmax_ids
 from softprompt.models.frozen_lm import FrozenLM
 
 FAILED_STEPS = 3  # in a row, and the engine has failed
 
 
 @dataclass(eq=False)
-class Row:
+class BatchRow:
     """A job in the loop.
 
     Attributes:
@@ -51,7 +51,7 @@ class Row:
 
     key: str
     job: Job
-    loaded: Loaded
+    loaded: LoadedPrompt
     opening: int
     hear: Callable[[Token | EngineError], None]
     queue_s: float | None = None
@@ -71,7 +71,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class News:
+class RowUpdates:
     """What happened since the last news.
 
     Attributes:
@@ -79,8 +79,8 @@ class News:
         gone: rows that hold nothing any more.
     """
 
-    said: list[tuple[Row, Token | EngineError]]
-    gone: list[Row]
+    said: list[tuple[BatchRow, Token | EngineError]]
+    gone: list[BatchRow]
     stats: Stats
 
 
@@ -95,7 +95,7 @@ class _Nobody:
 
 
 @final
-class Loop(ContinuousBatchingManager):
+class BatchingLoop(ContinuousBatchingManager):
     """The manager and its thread.
 
     Args:
@@ -107,16 +107,20 @@ class Loop(ContinuousBatchingManager):
     """
 
     def __init__(
-        self, lm: FrozenLM, model: PreTrainedModel, config: ContinuousBatchingConfig, report: Callable[[News], None]
+        self,
+        lm: FrozenLM,
+        model: PreTrainedModel,
+        config: ContinuousBatchingConfig,
+        report: Callable[[RowUpdates], None],
     ) -> None:
         super().__init__(model, GenerationConfig(do_sample=False, eos_token_id=-1), config)  # type: ignore[arg-type]
         self.output_router = _Nobody()  # type: ignore[assignment]
         self.ended, self._report, self._lm = "", report, lm
-        self._orders: deque[tuple[Row, bool]] = deque()
+        self._orders: deque[tuple[BatchRow, bool]] = deque()
         self._ordering = threading.Lock()
-        self._rows: dict[str, Row] = {}
-        self._said: list[tuple[Row, Token | EngineError]] = []
-        self._gone: list[Row] = []
+        self._rows: dict[str, BatchRow] = {}
+        self._said: list[tuple[BatchRow, Token | EngineError]] = []
+        self._gone: list[BatchRow] = []
         self._failed_steps = self._cached = self._computed = 0
         self._stats = Stats(0, 0, 0.0)
 
@@ -137,11 +141,11 @@ class Loop(ContinuousBatchingManager):
         self._generation_thread = threading.Thread(target=self._run_generation_loop, daemon=True, name="engine")
         self._generation_thread.start()
 
-    def submit(self, row: Row) -> None:
+    def submit(self, row: BatchRow) -> None:
         """Take a row. Raises EngineError when the loop has ended."""
         self._order(row, True)
 
-    def cancel(self, row: Row) -> None:
+    def cancel(self, row: BatchRow) -> None:
         """End a row and free what it holds; nothing for one that has ended."""
         with suppress(EngineError):  # with the loop all rows have ended
             self._order(row, False)
@@ -155,7 +159,7 @@ class Loop(ContinuousBatchingManager):
         self.batch_processor = None  # and with it the cache
 
     @contextmanager
-    def paused(self) -> Iterator[tuple[ContinuousBatchProcessor | None, dict[str, Row]]]:
+    def paused(self) -> Iterator[tuple[ContinuousBatchProcessor | None, dict[str, BatchRow]]]:
         """The processor and the rows while nothing moves."""
         if not self.is_running():
             yield self.batch_processor, self._rows
@@ -163,7 +167,7 @@ class Loop(ContinuousBatchingManager):
         with self.pause():
             yield self.batch_processor, self._rows
 
-    def _order(self, row: Row, come: bool) -> None:
+    def _order(self, row: BatchRow, come: bool) -> None:
         with self._ordering:
             if self.ended:
                 raise EngineError(self.ended, where=row.job.id)
@@ -180,7 +184,7 @@ class Loop(ContinuousBatchingManager):
             rows = [*self._rows.values(), *(row for row, come in self._orders if come)]
             self._rows.clear()
             self._orders.clear()
-            self._report(News([(row, EngineError(self.ended)) for row in rows], rows, Stats(0, 0, 0.0)))
+            self._report(RowUpdates([(row, EngineError(self.ended)) for row in rows], rows, Stats(0, 0, 0.0)))
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
         self._obey(batch_processor)
@@ -203,7 +207,7 @@ class Loop(ContinuousBatchingManager):
                 RequestState(row.key, row.ids, max_new_tokens=most, eos_token_id=ends)
             )
 
-    def _end(self, processor: ContinuousBatchProcessor, row: Row) -> None:
+    def _end(self, processor: ContinuousBatchProcessor, row: BatchRow) -> None:
         """Free what a row holds; the manager has done so for one that it has finished."""
         if self._rows.pop(row.key, None) is not None:
             processor.scheduler.set_request_cancellation(row.key)
@@ -221,7 +225,7 @@ class Loop(ContinuousBatchingManager):
         running, waiting = len(scheduler.active_requests), len(scheduler.waiting_requests)
         stats = Stats(running, waiting, usage, self._cached, self._computed)
         if self._said or self._gone or stats != self._stats:
-            news, self._said, self._gone, self._stats = News(self._said, self._gone, stats), [], [], stats
+            news, self._said, self._gone, self._stats = RowUpdates(self._said, self._gone, stats), [], [], stats
             self._report(news)
 
     @torch.inference_mode()
@@ -231,7 +235,7 @@ class Loop(ContinuousBatchingManager):
         rows = [self._rows[request.state.request_id] for request in io.requests_in_batch]
         try:
             logits_RV = self._forward(io, rows).float()
-            best = likeliest(logits_RV)
+            best = argmax_ids(logits_RV)
         except Exception as error:  # foreign code; what failed is this batch
             self._fail_batch(io, rows, error)
             return
@@ -248,13 +252,13 @@ class Loop(ContinuousBatchingManager):
                 io.cache.mark_complete_blocks(request.state, request.complete_blocks)
             request.complete_blocks = {}
 
-    def _forward(self, io: Any, rows: list[Row]) -> Tensor:
+    def _forward(self, io: Any, rows: list[BatchRow]) -> Tensor:
         """Logits [R, V]."""
         data, cache = io.get_model_kwargs(), io.cache
         pieces = []
         for row, request in zip(rows, io.requests_in_batch, strict=True):
             past = request.state.position_offset - request.query_length
-            pieces.append(Piece(past, request.query_length, row.loaded))
+            pieces.append(CachePiece(past, request.query_length, row.loaded))
             if row.queue_s is None:
                 row.meet()
                 self._cached, self._computed = self._cached + past, self._computed + len(row.ids) - past
@@ -262,7 +266,7 @@ class Loop(ContinuousBatchingManager):
         slots = zip(cache.cache_allocators.values(), data["read_index"], data["write_index"], strict=True)
         plans = [plan(allocator, pieces, read, write, self._lm.dtype) for allocator, read, write in slots]
         ids_Q = data["input_ids"][0]
-        embeds_QH = self._lm.embed(text_ids(ids_Q, self._lm.geometry.vocab))
+        embeds_QH = self._lm.embed(only_text_ids(ids_Q, self._lm.geometry.vocab))
         for span in spans:
             if span.loaded.embeddings is not None:
                 embeds_QH[span.start : span.stop] = span.loaded.embeddings[span.begin : span.end]
@@ -276,7 +280,7 @@ class Loop(ContinuousBatchingManager):
         count = sum(request.has_new_token for request in io.requests_in_batch)
         return self._lm.logits(states_QH[data["logits_indices"][:count]])
 
-    def _choose(self, row: Row, logits_V: Tensor, best: int) -> int:
+    def _choose(self, row: BatchRow, logits_V: Tensor, best: int) -> int:
         """The next token of a row; whatever goes wrong is that row's failure."""
         try:
             token = row.next(logits_V, best)
@@ -286,7 +290,7 @@ class Loop(ContinuousBatchingManager):
         self._said.append((row, token))
         return token.id
 
-    def _fail_batch(self, io: Any, rows: list[Row], error: Exception) -> None:
+    def _fail_batch(self, io: Any, rows: list[BatchRow], error: Exception) -> None:
         """End the rows of this batch. Raises the error if there is no hope for the next one."""
         self._failed_steps += 1
         if self._failed_steps >= FAILED_STEPS or isinstance(error, torch.AcceleratorError):

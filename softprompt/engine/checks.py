@@ -59,7 +59,7 @@ def check_prefix(lm: FrozenLM, name: str, prefix: Prefix, rooms: Mapping[str, in
             got=error.got,
         ) from error
     size = prefix.prompt.n_tokens if prefix.prompt else 0
-    check_room(name, len(prefix.lead) + size + len(prefix.follow), 2, rooms, "fewer virtual tokens")
+    check_context_room(name, len(prefix.lead) + size + len(prefix.follow), 2, rooms, "fewer virtual tokens")
 
 
 def check_job(lm: FrozenLM, job: Job) -> None:
@@ -78,7 +78,7 @@ def check_ids(lm: FrozenLM, where: str, ids: tuple[int, ...]) -> None:
         raise EngineError("an id is no token of the model", where=where, expected=f"0 to {vocab - 1}", got=strange[0])
 
 
-def check_room(where: str, before: int, new: int, rooms: Mapping[str, int], hint: str) -> None:
+def check_context_room(where: str, before: int, new: int, rooms: Mapping[str, int], hint: str) -> None:
     """Raises EngineError if `before` tokens and `new` ones are more than one of the rooms has."""
     for name, room in rooms.items():
         if before + new > room:

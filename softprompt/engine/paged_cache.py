@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cache_allocators import CacheAllocator
 
-from softprompt.engine.virtual_tokens import Loaded
+from softprompt.engine.virtual_tokens import LoadedPrompt
 from softprompt.errors import UnsupportedModelError
 from softprompt.prefix.forward import additive
 
@@ -30,12 +30,12 @@ CORE_BYTES = 2**20  # keys and values that stay in the cache of a CPU's core
 
 
 @dataclass(frozen=True)
-class Piece:
+class CachePiece:
     """What one row has in a step: `length` tokens at the positions `past`, `past + 1`, …"""
 
     past: int
     length: int
-    loaded: Loaded
+    loaded: LoadedPrompt
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Span:
     stop: int
     begin: int
     end: int
-    loaded: Loaded
+    loaded: LoadedPrompt
 
 
-def virtual_spans(pieces: Sequence[Piece]) -> list[Span]:
+def virtual_spans(pieces: Sequence[CachePiece]) -> list[Span]:
     """Where virtual tokens are in the batch."""
     spans, start = [], 0
     for piece in pieces:
@@ -137,7 +137,9 @@ class Plan:
     reads: tuple[Read, ...]
 
 
-def plan(allocator: CacheAllocator, pieces: Sequence[Piece], flat: Tensor, write: Tensor, dtype: torch.dtype) -> Plan:
+def plan(
+    allocator: CacheAllocator, pieces: Sequence[CachePiece], flat: Tensor, write: Tensor, dtype: torch.dtype
+) -> Plan:
     """The plan of one kind of attention.
 
     Args:

@@ -13,7 +13,7 @@ from softprompt.errors import EngineError
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank, keys_values, session
+from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes, start_decoding
 from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE
 from softprompt.prompts.forms import KVPrompt
 
@@ -26,7 +26,7 @@ async def probe(lm: FrozenLM, engine: Engine) -> None:
     Raises UnsupportedModelError if a log-probability of the next two tokens is off.
     """
     ids = tuple((7 * i + 3) % lm.geometry.vocab for i in range(6))
-    layers = await asyncio.to_thread(keys_values, lm, Prefix(lead=ids[:3]))
+    layers = await asyncio.to_thread(compute_keys_values, lm, Prefix(lead=ids[:3]))
     await engine.load(NAME, Prefix(KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers))))
     try:
         answers = await asyncio.gather(_answer(lm, engine, None, ids), _answer(lm, engine, NAME, ids[3:]))
@@ -50,7 +50,7 @@ async def _answer(lm: FrozenLM, engine: Engine, prompt: str | None, ids: tuple[i
 @torch.no_grad()
 def _wanted(lm: FrozenLM, ids: tuple[int, ...], token: int) -> Tensor:
     """Log-probabilities [2, V] behind the ids, and behind the token that follows them."""
-    growing = session(lm, bank(lm, [Prefix()]), [ids], [0], 1)
+    growing = start_decoding(lm, prepare_prefixes(lm, [Prefix()]), [ids], [0], 1)
     first = growing.hidden
     states = torch.cat([first, growing.step(torch.tensor([token], device=lm.device))])
     return lm.logits(states).float().log_softmax(-1).cpu()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softprompt.engine.base import Job, Token
 from softprompt.errors import EngineError
-from softprompt.inference.sampling import GREEDY, pick
+from softprompt.inference.sampling import GREEDY, sample_token
 
 
 class Sampler:
@@ -46,7 +46,7 @@ class Sampler:
         if self.plain:
             return Token(best, self._finish(best))
         logits_V = self._less_seen(logits_V) if self._penalised else logits_V
-        token = pick(logits_V, self._job.sampling, self._generator)
+        token = sample_token(logits_V, self._job.sampling, self._generator)
         finish = self._finish(token)
         self._answer[token] += 1
         if self._job.logprobs is None:

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 
 from softprompt.engine.base import Job, Stats, Token
-from softprompt.engine.batching_loop import Loop, News, Row
+from softprompt.engine.batching_loop import BatchingLoop, BatchRow, RowUpdates
 from softprompt.engine.capacity import Capacity
-from softprompt.engine.checks import check_job, check_prefix, check_room, check_supported, unsupported
+from softprompt.engine.checks import check_context_room, check_job, check_prefix, check_supported, unsupported
 from softprompt.engine.integrity import check_blocks
 from softprompt.engine.probe import probe
-from softprompt.engine.virtual_tokens import Vocabulary
+from softprompt.engine.virtual_tokens import VirtualVocabulary
 from softprompt.errors import EngineError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
@@ -39,12 +39,12 @@ class TransformersEngine:
 
     def __init__(self, lm: FrozenLM, capacity: Capacity | None = None) -> None:
         self._lm, self._capacity = lm, capacity or Capacity()
-        self._vocabulary = Vocabulary(lm.geometry.vocab)
-        self._rows: dict[str, Row] = {}  # by the job's id
+        self._vocabulary = VirtualVocabulary(lm.geometry.vocab)
+        self._rows: dict[str, BatchRow] = {}  # by the job's id
         self._keys = 0
         self._slots = 0  # tokens of the largest job that the cache holds
         self._stats = self._before = Stats(0, 0, 0.0)
-        self._loop: Loop | None = None
+        self._loop: BatchingLoop | None = None
 
     async def start(self) -> None:
         """Make the cache and start the thread, and compare what comes out with `softprompt.prefix`.
@@ -141,15 +141,15 @@ class TransformersEngine:
                 if processor is not None:
                     check_blocks(processor, rows)
 
-    def _made(self, listener: asyncio.AbstractEventLoop) -> Loop:
+    def _made(self, listener: asyncio.AbstractEventLoop) -> BatchingLoop:
         """The loop with its cache, not started yet."""
 
-        def report(news: News) -> None:
+        def report(news: RowUpdates) -> None:
             with suppress(RuntimeError):  # a closed event loop: nobody listens any more
                 listener.call_soon_threadsafe(self._hear, news)
 
         try:
-            loop = Loop(self._lm, _copy(self._lm.model), self._capacity.config(self._lm), report)
+            loop = BatchingLoop(self._lm, _copy(self._lm.model), self._capacity.config(self._lm), report)
             loop.prepare()
         except ValueError as error:  # what the manager says of kinds of layers it does not know
             raise unsupported(self._lm, str(error)) from error
@@ -164,12 +164,12 @@ class TransformersEngine:
     def _rooms(self) -> dict[str, int]:
         return {"context": self._lm.geometry.max_positions, "cache": self._slots}
 
-    def _check_running(self) -> Loop:
+    def _check_running(self) -> BatchingLoop:
         if self._loop is None or self._loop.ended:
             raise EngineError(self.failure, where=self._lm.name)
         return self._loop
 
-    def _admit(self, job: Job, heard: asyncio.Queue[Token | EngineError]) -> Row:
+    def _admit(self, job: Job, heard: asyncio.Queue[Token | EngineError]) -> BatchRow:
         """The job as a row that holds its prefix."""
         if job.id in self._rows:
             raise EngineError("a job of this id runs already", where=job.id)
@@ -177,20 +177,20 @@ class TransformersEngine:
         loaded = self._vocabulary.take(job.prompt)
         try:
             before, new = len(loaded.ids) + len(job.ids), job.sampling.max_new_tokens
-            check_room(job.id, before, new, self._rooms, "shorten the text or ask for fewer new tokens")
+            check_context_room(job.id, before, new, self._rooms, "shorten the text or ask for fewer new tokens")
             opening = self._vocabulary.salted(job.ids[0], job.tenant)
         except EngineError:
             self._vocabulary.release(loaded)
             raise
         self._keys += 1
-        row = self._rows[job.id] = Row(str(self._keys), job, loaded, opening, heard.put_nowait)
+        row = self._rows[job.id] = BatchRow(str(self._keys), job, loaded, opening, heard.put_nowait)
         return row
 
-    def _forget(self, row: Row) -> None:
+    def _forget(self, row: BatchRow) -> None:
         del self._rows[row.job.id]
         self._vocabulary.release(row.loaded)
 
-    def _hear(self, news: News) -> None:
+    def _hear(self, news: RowUpdates) -> None:
         for row, word in news.said:
             row.hear(word)
         for row in news.gone:

@@ -25,7 +25,7 @@ SALTED = 2**30  # below are virtual ids, above the tenants' alphabets
 
 
 @dataclass(eq=False)
-class Loaded:
+class LoadedPrompt:
     """A prefix as an engine runs it.
 
     Attributes:
@@ -52,7 +52,7 @@ class Loaded:
         return max(begin, self.first) - self.first, min(end, self.first + self.size) - self.first
 
 
-class Vocabulary:
+class VirtualVocabulary:
     """The loaded prefixes by name, and their virtual ids.
 
     Args:
@@ -61,8 +61,8 @@ class Vocabulary:
 
     def __init__(self, first: int) -> None:
         self.first = self._next = first
-        self._listed: dict[str, Loaded] = {}
-        self._held: set[Loaded] = set()
+        self._listed: dict[str, LoadedPrompt] = {}
+        self._held: set[LoadedPrompt] = set()
         self._tenants: dict[str, int] = {"": 0}
 
     def salted(self, token: int, tenant: str) -> int:
@@ -89,7 +89,7 @@ class Vocabulary:
         if self._next + size > SALTED:
             raise EngineError("no virtual ids are left", where=name, hint="restart the engine")
         ids = (*prefix.lead, *range(self._next, self._next + size), *prefix.follow)
-        loaded = Loaded(name, ids, len(prefix.lead), size)
+        loaded = LoadedPrompt(name, ids, len(prefix.lead), size)
         if isinstance(prefix.prompt, EmbeddingPrompt):
             loaded.embeddings = prefix.prompt.embeddings.detach().to(device, dtype, copy=True)
         elif isinstance(prefix.prompt, KVPrompt):
@@ -107,24 +107,24 @@ class Vocabulary:
         loaded.listed = False
         self._free(loaded)
 
-    def take(self, name: str | None) -> Loaded:
+    def take(self, name: str | None) -> LoadedPrompt:
         """The prefix of this name, to be given back with `release`; an empty one for None.
 
         Raises EngineError for an unknown name.
         """
-        loaded = Loaded("", listed=False) if name is None else self._find(name)
+        loaded = LoadedPrompt("", listed=False) if name is None else self._find(name)
         loaded.users += 1
         self._held.add(loaded)
         return loaded
 
-    def release(self, loaded: Loaded) -> None:
+    def release(self, loaded: LoadedPrompt) -> None:
         """Give back what `take` gave."""
         loaded.users -= 1
         if not loaded.users:
             self._held.discard(loaded)
             self._free(loaded)
 
-    def check_integrity(self, holders: list[Loaded]) -> None:
+    def check_integrity(self, holders: list[LoadedPrompt]) -> None:
         """Raises AssertionError unless `holders`, one entry for each time it was taken, are all that is held."""
         known = self._held | set(self._listed.values())
         for loaded in known | set(holders):
@@ -134,17 +134,17 @@ class Vocabulary:
         assert len(ids) == len(set(ids)), "two prompts share a virtual id"
         assert max(ids, default=0) < self._next, "a virtual id was not given out"
 
-    def _find(self, name: str) -> Loaded:
+    def _find(self, name: str) -> LoadedPrompt:
         if name not in self._listed:
             raise EngineError("no such soft prompt is loaded", expected=sorted(self._listed), got=name)
         return self._listed[name]
 
-    def _free(self, loaded: Loaded) -> None:
+    def _free(self, loaded: LoadedPrompt) -> None:
         if not loaded.users and not loaded.listed:
             loaded.embeddings, loaded.layers = None, ()
 
 
-def text_ids(ids_Q: Tensor, vocab: int) -> Tensor:
+def only_text_ids(ids_Q: Tensor, vocab: int) -> Tensor:
     """The ids of text tokens in the base vocabulary, of whatever alphabet; those of virtual tokens become 0."""
     return torch.where(ids_Q < SALTED, ids_Q.where(ids_Q < vocab, 0), (ids_Q - SALTED) % vocab)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from softprompt.data.records import Record
 from softprompt.evaluation.custom_metrics import Metric
 from softprompt.evaluation.evaluate import Evaluation, evaluate
-from softprompt.formatting.formatted_prompt import base_subject, card_subject
-from softprompt.formatting.text_prompt import as_turns, instruction_for, text_subject
+from softprompt.formatting.formatted_prompt import from_card, no_prompt
+from softprompt.formatting.text_prompt import as_turns, instruction_for, text_prompt
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
@@ -72,14 +72,14 @@ def compare(
     """
     names = [names] if isinstance(names, str) else names
     loaded = {name: store.load(store.locate(name), lm.geometry) for name in names}
-    soft = {name: card_subject(prompt, card) for name, (prompt, card) in loaded.items()}
+    soft = {name: from_card(prompt, card) for name, (prompt, card) in loaded.items()}
     card, template = loaded[names[0]][1], soft[names[0]].template
     if not template.text:  # conversations
         rows = [as_turns(row, template) for row in rows]
     if instruction is None:
         written = card.method.get("init_text")
         instruction = str(written) if written else (instruction_for(card.labels) if card.labels else "")
-    base, text = base_subject(lm, template), text_subject(lm, template, instruction, shots)
+    base, text = no_prompt(lm, template), text_prompt(lm, template, instruction, shots)
     notes = [EMPTY] if text == base else []
     if any(subject.template != template for subject in soft.values()):
         notes.append(f"the soft prompts have different templates; base model and text prompt have that of {names[0]}")

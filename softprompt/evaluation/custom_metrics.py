@@ -35,7 +35,7 @@ NAMED: dict[str, Metric] = {
 HINT = "FILE.py:function or package.module:function, a function of one answer and its references"
 
 
-def metrics_of(names: Sequence[str]) -> dict[str, Metric]:
+def load_custom_metrics(names: Sequence[str]) -> dict[str, Metric]:
     """Metrics by the names they are asked for with.
 
     Raises ConfigError for a name that is none, and for a file, module or function that cannot be had.

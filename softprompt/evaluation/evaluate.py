@@ -14,20 +14,20 @@ from dataclasses import dataclass, replace
 import torch
 
 from softprompt.data.records import Record
-from softprompt.data.tokenize import prompt_ids, tokenise
+from softprompt.data.tokenize import prompt_ids, tokenize
 from softprompt.errors import ConfigError, DataError
 from softprompt.evaluation import metrics
 from softprompt.evaluation.custom_metrics import Metric, scores_of
-from softprompt.evaluation.label_ranking import rank
+from softprompt.evaluation.label_ranking import rank_labels
 from softprompt.evaluation.metrics import Score
 from softprompt.formatting.context import check_context, check_records, end_ids
-from softprompt.formatting.formatted_prompt import Subject
-from softprompt.inference.decoding import Answer, generate
+from softprompt.formatting.formatted_prompt import FormattedPrompt
+from softprompt.inference.decoding import Answer, decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.packing import by_tokens
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 
 TOKENS = 8192  # run at once
 
@@ -57,7 +57,7 @@ class Evaluation:
 
 def evaluate(
     lm: FrozenLM,
-    subject: Subject,
+    subject: FormattedPrompt,
     records: Sequence[Record],
     *,
     labels: Sequence[str] = (),
@@ -94,13 +94,15 @@ def evaluate(
     return Evaluation(scores, len(records), tuple(answers))
 
 
-def classification(lm: FrozenLM, subject: Subject, records: Sequence[Record], labels: Sequence[str]) -> Evaluation:
+def classification(
+    lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
+) -> Evaluation:
     """Accuracy of the likeliest label, and of the likeliest per token (`accuracy_norm`, for unequal labels)."""
     classes = list(labels) or sorted({record.target for record in records if record.target is not None})
     for record in records:
         if record.target not in classes:
             raise DataError(f"label {record.target!r} is not among the classes", where=record.where, expected=classes)
-    totals, lengths = rank(lm, subject, records, classes)
+    totals, lengths = rank_labels(lm, subject, records, classes)
     best, best_norm = totals.argmax(1), (totals / lengths).argmax(1)
     truth = torch.tensor([classes.index(str(record.target)) for record in records])
     scores = {
@@ -111,21 +113,21 @@ def classification(lm: FrozenLM, subject: Subject, records: Sequence[Record], la
     return Evaluation(scores, len(records), answers, tuple(classes), tuple(map(tuple, totals.tolist())))
 
 
-def answer_all(lm: FrozenLM, subject: Subject, records: Sequence[Record], sampling: Sampling) -> list[Answer]:
+def answer_all(lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record], sampling: Sampling) -> list[Answer]:
     """Generated answers, in the order of the rows."""
     with torch.no_grad():
-        prefixes = bank(lm, [subject.prefix(lm)])
+        prefixes = prepare_prefixes(lm, [subject.prefix(lm)])
     bodies = [prompt_ids(record, subject.template, lm.tokenizer) for record in records]
     check_records(lm, records, bodies, prefixes.lengths[0] + sampling.max_new_tokens)
     ends, rows = end_ids(lm, subject.template), len(bodies)
-    return generate(lm, prefixes, bodies, [0] * rows, sampling, end_ids=[ends] * rows, stops=[subject.stop] * rows)
+    return decode_batch(lm, prefixes, bodies, [0] * rows, sampling, end_ids=[ends] * rows, stops=[subject.stop] * rows)
 
 
 @torch.no_grad()
-def loss(lm: FrozenLM, subject: Subject, records: Sequence[Record]) -> Evaluation:
+def loss(lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record]) -> Evaluation:
     """Mean -log p of the learned tokens, and its exponential."""
-    prefixes = bank(lm, [subject.prefix(lm)])
-    examples = tokenise(records, subject.template, lm.tokenizer, max_length=sys.maxsize)
+    prefixes = prepare_prefixes(lm, [subject.prefix(lm)])
+    examples = tokenize(records, subject.template, lm.tokenizer, max_length=sys.maxsize)
     rows = [(example.where, len(example.ids), prefixes.lengths[0]) for example in examples]
     check_context(lm, rows, "leave the row out, or give the text prompt fewer --shots")
     sums = [0.0] * len(examples)

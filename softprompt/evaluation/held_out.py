@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.data.records import Record
-from softprompt.data.splits import carve, digest, load_rows, load_splits
+from softprompt.data.splits import carve, data_digest, load_rows, load_splits
 from softprompt.errors import DataError
 from softprompt.prompts.card import Card
 
 
 @dataclass(frozen=True)
-class EvaluationRows:
+class HeldOutRows:
     """What to evaluate on.
 
     Attributes:
@@ -27,7 +27,7 @@ class EvaluationRows:
     notes: tuple[str, ...] = ()
 
 
-def evaluation_rows(data: str, shots: int = 3, shots_data: str | None = None, *cards: Card) -> EvaluationRows:
+def held_out_rows(data: str, shots: int = 3, shots_data: str | None = None, *cards: Card) -> HeldOutRows:
     """The rows to evaluate and the examples of the text prompt.
 
     A folder gives its test rows (validation if it has none) and examples from train; a file gives its rows, or those
@@ -47,15 +47,15 @@ def evaluation_rows(data: str, shots: int = 3, shots_data: str | None = None, *c
         rows, source, notes = _of_folder(data, cards)
     if shots_data:
         source = load_rows(shots_data) if Path(shots_data).is_file() else load_splits(shots_data).train
-    return EvaluationRows(rows, pick_shots(source, shots), notes)
+    return HeldOutRows(rows, pick_shots(source, shots), notes)
 
 
-def selection_rows(data: str, card: Card) -> EvaluationRows:
+def selection_rows(data: str, card: Card) -> HeldOutRows:
     """The rows to choose something by: of a folder the validation rows, never its test rows; of a file as in
     `evaluation_rows`."""
     if Path(data).is_file():
-        return evaluation_rows(data, 0, None, card)
-    return EvaluationRows(load_splits(data, seed=_seeds([card])[0]).validation, [], ("chosen by the validation rows",))
+        return held_out_rows(data, 0, None, card)
+    return HeldOutRows(load_splits(data, seed=_seeds([card])[0]).validation, [], ("chosen by the validation rows",))
 
 
 def _seeds(cards: Sequence[Card]) -> list[int]:
@@ -75,7 +75,7 @@ def _of_folder(data: str, cards: Sequence[Card]) -> tuple[list[Record], list[Rec
 
 def _of_file(rows: list[Record], cards: Sequence[Card]) -> tuple[list[Record], list[Record], tuple[str, ...]]:
     """(rows to score, rows for examples, notes) of one file."""
-    whole, held_out, source, notes = digest(rows), list[list[Record]](), list[Record](), list[str]()
+    whole, held_out, source, notes = data_digest(rows), list[list[Record]](), list[Record](), list[str]()
     for card in cards:
         for place in card.trained_on:
             if place["sha256"] == whole:
@@ -85,7 +85,7 @@ def _of_file(rows: list[Record], cards: Sequence[Card]) -> tuple[list[Record], l
                 rest, spared = carve(rows, seed=place["seed"])
             except DataError:  # too few rows to hold any out
                 continue
-            if digest(rest) == place["sha256"]:
+            if data_digest(rest) == place["sha256"]:
                 held_out.append(spared)
                 source = source or rest
     if not held_out:

@@ -17,23 +17,25 @@ from softprompt.data.records import Record
 from softprompt.data.targets import end_id
 from softprompt.data.tokenize import prompt_ids, target_ids
 from softprompt.formatting.context import check_records
-from softprompt.formatting.formatted_prompt import Subject
+from softprompt.formatting.formatted_prompt import FormattedPrompt
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.kv import Bank
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.kv import PrefixKV
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row, by_tokens
-from softprompt.prefix.prepare import bank, session
+from softprompt.prefix.prepare import prepare_prefixes, start_decoding
 
 TOKENS = 8192  # text and label tokens run at once
 HEAD_POSITIONS = 256  # positions whose logits are held at once
 
 
 @torch.no_grad()
-def rank(lm: FrozenLM, subject: Subject, records: Sequence[Record], labels: Sequence[str]) -> tuple[Tensor, Tensor]:
+def rank_labels(
+    lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
+) -> tuple[Tensor, Tensor]:
     """Log-likelihood [R, labels] of every label behind every row, and tokens [labels] of each label."""
-    tree = LabelTree.of(lm, subject, labels)
+    tree = LabelTrie.of(lm, subject, labels)
     bodies = [prompt_ids(record, subject.template, lm.tokenizer) for record in records]
-    prefixes = bank(lm, [subject.prefix(lm)])
+    prefixes = prepare_prefixes(lm, [subject.prefix(lm)])
     check_records(lm, records, bodies, prefixes.lengths[0] + max(tree.lengths) - 1)
     totals = torch.zeros(len(records), len(labels))
     states_of, sizes = (_levels, _copied) if lm.is_encoder_decoder else (_packed, _joined)
@@ -42,28 +44,28 @@ def rank(lm: FrozenLM, subject: Subject, records: Sequence[Record], labels: Sequ
     return totals, torch.tensor(tree.lengths, dtype=torch.float)
 
 
-def _packed(lm: FrozenLM, prefixes: Bank, bodies: Sequence[Sequence[int]], tree: LabelTree) -> Tensor:
+def _packed(lm: FrozenLM, prefixes: PrefixKV, bodies: Sequence[Sequence[int]], tree: LabelTrie) -> Tensor:
     """Hidden states [R, M + 1, H] of the text's last token and the inner nodes: each text is one row with the tree."""
     rows = [tree.behind(body) for body in bodies]
-    states = hidden(lm, prefixes, rows)
+    states = packed_hidden_states(lm, prefixes, rows)
     ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0)
     nodes = torch.arange(-1, len(tree.tokens)) - len(tree.tokens)
     return states[(ends[:, None] + nodes).to(lm.device)]
 
 
-def _joined(bodies: Sequence[Sequence[int]], _: Bank, tree: LabelTree) -> list[int]:
+def _joined(bodies: Sequence[Sequence[int]], _: PrefixKV, tree: LabelTrie) -> list[int]:
     """Tokens that each text takes in `_packed`."""
     return [len(body) + len(tree.tokens) for body in bodies]
 
 
-def _levels(lm: FrozenLM, prefixes: Bank, bodies: Sequence[Sequence[int]], tree: LabelTree) -> Tensor:
+def _levels(lm: FrozenLM, prefixes: PrefixKV, bodies: Sequence[Sequence[int]], tree: LabelTrie) -> Tensor:
     """The same for an encoder–decoder: each text is read once, and its answers grow as a tree, a level a step.
 
     T5 tells tokens apart by their distance in the row, so branches cannot stand behind one another: a row with several
     branches goes on as several.
     """
     rows = len(bodies)
-    growing = session(lm, prefixes, bodies, [0] * rows, room=max(tree.lengths))
+    growing = start_decoding(lm, prefixes, bodies, [0] * rows, room=max(tree.lengths))
     states = growing.hidden.new_empty(rows, len(tree.tokens) + 1, growing.hidden.shape[1])
     states[:, 0] = growing.hidden
     tokens, level = torch.tensor(tree.tokens, device=lm.device), [-1]
@@ -76,13 +78,13 @@ def _levels(lm: FrozenLM, prefixes: Bank, bodies: Sequence[Sequence[int]], tree:
     return states
 
 
-def _copied(bodies: Sequence[Sequence[int]], prefixes: Bank, tree: LabelTree) -> list[int]:
+def _copied(bodies: Sequence[Sequence[int]], prefixes: PrefixKV, tree: LabelTrie) -> list[int]:
     """Encoder tokens that each text takes at most in `_levels`: a copy for each branch."""
     return [(prefixes.lengths[0] + len(body)) * max(1, len(tree.tokens)) for body in bodies]
 
 
 @dataclass(frozen=True)
-class LabelTree:
+class LabelTrie:
     """All labels as one tree of tokens. Only inner nodes are run: a last token needs no successor.
 
     Attributes:
@@ -103,7 +105,7 @@ class LabelTree:
         return [len(path) for path in self.paths]
 
     @staticmethod
-    def of(lm: FrozenLM, subject: Subject, labels: Sequence[str]) -> LabelTree:
+    def of(lm: FrozenLM, subject: FormattedPrompt, labels: Sequence[str]) -> LabelTrie:
         """The tree of these labels. If one label begins another, the end token is part of all of them."""
         texts = [target_ids(label, subject.template, lm.tokenizer) for label in labels]
         begins = {tuple(ids[:n]) for ids in texts for n in range(1, len(ids))}
@@ -119,7 +121,7 @@ class LabelTree:
                 path.append(edges.setdefault((node, token), len(edges)))
             paths.append(tuple(path))
         inner = list(nodes)[1:]
-        return LabelTree(
+        return LabelTrie(
             tuple(ids[-1] for ids in inner),
             tuple(nodes[ids[:-1]] - 1 for ids in inner),
             tuple(edges),

@@ -10,8 +10,8 @@ from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import ConfigError
 from softprompt.evaluation import metrics
 from softprompt.evaluation.evaluate import Evaluation
-from softprompt.formatting.formatted_prompt import Subject
-from softprompt.formatting.inputs import record_of
+from softprompt.formatting.formatted_prompt import FormattedPrompt
+from softprompt.formatting.inputs import text_to_record
 from softprompt.inference.generate import Request
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import router, store
@@ -23,7 +23,7 @@ def routers_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     for name in names:
         folder = store.locate(name)
         if (folder / router.FACTS).is_file():
-            experts = router.load(folder).names
+            experts = router.load_router(folder).names
             near = "/" in name  # a router given by path has its soft prompts beside it
             found[name] = tuple(str(folder.with_name(expert)) if near else expert for expert in experts)
     return found
@@ -38,19 +38,19 @@ def expanded(names: Sequence[str], routers: Mapping[str, Sequence[str]]) -> list
 def assign(
     lm: FrozenLM,
     routers: Mapping[str, Sequence[str]],
-    subjects: Mapping[str, Subject],
+    subjects: Mapping[str, FormattedPrompt],
     requests: Sequence[Request],
 ) -> list[Request]:
     """The requests, those for a router readdressed to the soft prompt that it chooses for their text.
 
     Raises WrongBaseError for a router of another base model, DataError for a text that the template does not fit.
     """
-    loaded = {name: router.load(store.locate(name), lm.geometry) for name in routers}
+    loaded = {name: router.load_router(store.locate(name), lm.geometry) for name in routers}
     found = []
     for request in requests:
         if request.name in routers:
             experts = routers[request.name]
-            record = record_of(request.text, subjects[experts[0]], request.where)
+            record = text_to_record(request.text, subjects[experts[0]], request.where)
             ids = prompt_ids(record, subjects[experts[0]].template, lm.tokenizer)
             request = replace(request, name=experts[loaded[request.name].choose(lm, ids)])
         found.append(request)
@@ -60,7 +60,7 @@ def assign(
 def routed(
     lm: FrozenLM,
     name: str,
-    template_of: Subject,
+    template_of: FormattedPrompt,
     evaluations: Sequence[Evaluation],
     records: Sequence[Record],
 ) -> Evaluation:
@@ -70,7 +70,7 @@ def routed(
     """
     if not all(evaluation.answers for evaluation in evaluations):
         raise ConfigError("plain text has no answers to route", hint="evaluate the soft prompts one by one")
-    own = router.load(store.locate(name), lm.geometry)
+    own = router.load_router(store.locate(name), lm.geometry)
     owners = [own.choose(lm, prompt_ids(record, template_of.template, lm.tokenizer)) for record in records]
     answers = [evaluations[owner].answers[i] for i, owner in enumerate(owners)]
     if records[0].kind == "label":

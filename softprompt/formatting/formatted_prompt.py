@@ -19,7 +19,7 @@ from softprompt.prompts.forms import Prompt
 
 
 @dataclass(frozen=True)
-class Subject:
+class FormattedPrompt:
     """Something to evaluate or talk to: a prompt (or none) in its frame.
 
     Attributes:
@@ -61,13 +61,13 @@ def layout_ids(lm: FrozenLM, layout: Layout) -> tuple[tuple[int, ...], tuple[int
     return tuple(lead), tuple(follow)
 
 
-def base_subject(lm: FrozenLM, template: Template) -> Subject:
+def no_prompt(lm: FrozenLM, template: Template) -> FormattedPrompt:
     """The base model with the template alone; without the system turn that virtual tokens would stand in."""
     if template.system == VIRTUAL:
         template = replace(template, system="")
-    return Subject(None, template, layout_for(lm, template, "none"))
+    return FormattedPrompt(None, template, layout_for(lm, template, "none"))
 
 
-def card_subject(prompt: Prompt, card: Card) -> Subject:
+def from_card(prompt: Prompt, card: Card) -> FormattedPrompt:
     """A loaded soft prompt in the frame its card gives."""
-    return Subject(prompt, Template.from_dict(card.template), card.layout)
+    return FormattedPrompt(prompt, Template.from_dict(card.template), card.layout)

@@ -17,17 +17,17 @@ from softprompt.data.template import fill, head, with_system
 from softprompt.data.tokenize import prompt_ids
 from softprompt.data.tokenizer import Tokenizer, encode, render_chat
 from softprompt.errors import DataError
-from softprompt.formatting.formatted_prompt import Subject
+from softprompt.formatting.formatted_prompt import FormattedPrompt
 
 ROLES = ("system", "user", "assistant")
 
 
-def text_ids(text: str, subject: Subject, tokenizer: Tokenizer, where: str = "text") -> list[int]:
+def text_input_ids(text: str, subject: FormattedPrompt, tokenizer: Tokenizer, where: str = "text") -> list[int]:
     """The ids of one text; for a template with several fields it is a JSON object with them. Raises DataError."""
-    return prompt_ids(record_of(text, subject, where), subject.template, tokenizer)
+    return prompt_ids(text_to_record(text, subject, where), subject.template, tokenizer)
 
 
-def chat_ids(messages: Sequence[Message], subject: Subject, tokenizer: Tokenizer) -> list[int]:
+def chat_input_ids(messages: Sequence[Message], subject: FormattedPrompt, tokenizer: Tokenizer) -> list[int]:
     """The ids of a conversation, up to where the assistant begins.
 
     Args:
@@ -51,11 +51,11 @@ def chat_ids(messages: Sequence[Message], subject: Subject, tokenizer: Tokenizer
             hint="leave the system turn out, or ask the base model",
         )
     if template.kind != "chat":
-        return text_ids(messages[-1].content, subject, tokenizer, f"messages[{len(messages) - 1}]")
+        return text_input_ids(messages[-1].content, subject, tokenizer, f"messages[{len(messages) - 1}]")
     return _filled_ids(messages, subject, tokenizer)
 
 
-def _filled_ids(messages: Sequence[Message], subject: Subject, tokenizer: Tokenizer) -> list[int]:
+def _filled_ids(messages: Sequence[Message], subject: FormattedPrompt, tokenizer: Tokenizer) -> list[int]:
     """Every user's turn through the template, and all turns behind the opening that the prefix holds already."""
     template, opening = subject.template, head(subject.template, tokenizer)
     turns = [_filled(message, subject, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -65,10 +65,10 @@ def _filled_ids(messages: Sequence[Message], subject: Subject, tokenizer: Tokeni
     return encode(text[len(opening) :], tokenizer)
 
 
-def _filled(message: Message, subject: Subject, where: str) -> Message:
+def _filled(message: Message, subject: FormattedPrompt, where: str) -> Message:
     if message.role != "user":
         return message
-    return Message("user", fill(subject.template, record_of(message.content, subject, where)))
+    return Message("user", fill(subject.template, text_to_record(message.content, subject, where)))
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
@@ -86,7 +86,7 @@ def _check_turns(messages: Sequence[Message]) -> None:
         )
 
 
-def record_of(text: str, subject: Subject, where: str) -> Record:
+def text_to_record(text: str, subject: FormattedPrompt, where: str) -> Record:
     """A text as a row of the subject's template: its one field, or the user's turn of a conversation.
 
     For a template with several fields it must be a JSON object with these fields; DataError otherwise.

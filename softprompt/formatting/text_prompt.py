@@ -9,7 +9,7 @@ from softprompt.data.records import Message, Record
 from softprompt.data.targets import joined
 from softprompt.data.template import Template, default_text, fill
 from softprompt.data.tokenizer import writes_system_turn
-from softprompt.formatting.formatted_prompt import Subject, base_subject
+from softprompt.formatting.formatted_prompt import FormattedPrompt, no_prompt
 from softprompt.models.frozen_lm import FrozenLM
 
 
@@ -21,7 +21,7 @@ def instruction_for(labels: Sequence[str]) -> str:
 APART = "\n\n"  # between instruction, examples and row of a text prompt
 
 
-def text_subject(lm: FrozenLM, template: Template, instruction: str, shots: Sequence[Record] = ()) -> Subject:
+def text_prompt(lm: FrozenLM, template: Template, instruction: str, shots: Sequence[Record] = ()) -> FormattedPrompt:
     """A text prompt: an instruction and worked examples in front of the same template.
 
     In chat the instruction is the system turn and the examples open the user's turn; a model whose chat template
@@ -36,7 +36,7 @@ def text_subject(lm: FrozenLM, template: Template, instruction: str, shots: Sequ
     else:
         template = Template("chat", _escape(examples) + template.text if template.text else "", instruction)
     stop = (APART,) if examples and template.kind == "text" else ()
-    return replace(base_subject(lm, template), stop=stop)
+    return replace(no_prompt(lm, template), stop=stop)
 
 
 def worked_example(template: Template, record: Record) -> str:

@@ -8,23 +8,23 @@ import torch
 
 from softprompt.data.records import Message
 from softprompt.formatting.context import check_context, end_ids
-from softprompt.formatting.formatted_prompt import Subject
-from softprompt.formatting.inputs import chat_ids
-from softprompt.inference.decoding import generate
+from softprompt.formatting.formatted_prompt import FormattedPrompt
+from softprompt.formatting.inputs import chat_input_ids
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 
 
-class Talk:
+class ChatSession:
     """What was said so far, and the prefix, which is run once."""
 
-    def __init__(self, lm: FrozenLM, subject: Subject, sampling: Sampling) -> None:
+    def __init__(self, lm: FrozenLM, subject: FormattedPrompt, sampling: Sampling) -> None:
         self.said: list[Message] = []
         self._lm, self._subject, self._sampling = lm, subject, sampling
         self._ends = end_ids(lm, subject.template)
         with torch.no_grad():
-            self._bank = bank(lm, [subject.prefix(lm)])
+            self._bank = prepare_prefixes(lm, [subject.prefix(lm)])
 
     def say(self, text: str, on_text: Callable[[str], None]) -> None:
         """Stream the answer to a text. When it is interrupted, what was said of it is remembered.
@@ -32,7 +32,7 @@ class Talk:
         Raises DataError for a text that does not fit the template or the context; it is not remembered then.
         """
         turns = [*self.said, Message("user", text)]
-        ids = chat_ids(turns, self._subject, self._lm.tokenizer)
+        ids = chat_input_ids(turns, self._subject, self._lm.tokenizer)
         around = self._bank.lengths[0] + self._sampling.max_new_tokens
         check_context(self._lm, [("the conversation", len(ids), around)], "/reset, or fewer --max-new-tokens")
         answer = list[str]()
@@ -42,7 +42,7 @@ class Talk:
             on_text(new)
 
         try:
-            generate(self._lm, self._bank, [ids], [0], self._sampling, end_ids=[self._ends], on_text=tell)
+            decode_batch(self._lm, self._bank, [ids], [0], self._sampling, end_ids=[self._ends], on_text=tell)
         finally:
             self.said = [*turns, Message("assistant", "".join(answer))]
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from softprompt.inference.detokenizer import Transcript
-from softprompt.inference.sampling import Sampling, pick
+from softprompt.inference.detokenizer import Detokenizer
+from softprompt.inference.sampling import Sampling, sample_token
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.decoding import Session
-from softprompt.prefix.kv import Bank
-from softprompt.prefix.prepare import copies_prefix, session
-from softprompt.prefix.seq2seq_decoding import AnsweringSession
+from softprompt.prefix.decoding import DecodingSession
+from softprompt.prefix.kv import PrefixKV
+from softprompt.prefix.prepare import copies_prefix, start_decoding
+from softprompt.prefix.seq2seq_decoding import Seq2SeqDecodingSession
 
 ROWS = 32  # decoded at once, where each has a copy of its prefix
 MOST_ROWS = 128  # where one prefix is there once for all
@@ -32,9 +32,9 @@ class Answer:
     finish: str = ""
 
 
-def generate(
+def decode_batch(
     lm: FrozenLM,
-    bank: Bank,
+    bank: PrefixKV,
     rows: Sequence[Sequence[int]],
     owners: Sequence[int],
     sampling: Sampling,
@@ -68,12 +68,12 @@ def generate(
     together = _together(lm, bank, max(map(len, rows), default=1) + sampling.max_new_tokens)
     for start in range(0, len(order), together):
         part = order[start : start + together]
-        growing = session(lm, bank, [rows[i] for i in part], [owners[i] for i in part], sampling.max_new_tokens)
+        growing = start_decoding(lm, bank, [rows[i] for i in part], [owners[i] for i in part], sampling.max_new_tokens)
         _decode(lm, growing, {i: writers[i] for i in part}, on_text, on_logits)
     return [writer.answer for writer in writers]
 
 
-def _together(lm: FrozenLM, bank: Bank, own: int) -> int:
+def _together(lm: FrozenLM, bank: PrefixKV, own: int) -> int:
     """Rows decoded at once: behind one prefix as many as take no more memory than `ROWS` with a copy each.
 
     Args:
@@ -86,7 +86,7 @@ def _together(lm: FrozenLM, bank: Bank, own: int) -> int:
 
 def _decode(
     lm: FrozenLM,
-    growing: Session | AnsweringSession,
+    growing: DecodingSession | Seq2SeqDecodingSession,
     writers: dict[int, _Writer],
     on_text: Callable[[int, str], None],
     on_logits: Callable[[Sequence[int], Tensor], None],
@@ -122,11 +122,11 @@ class _Writer:
     def __init__(self, lm: FrozenLM, sampling: Sampling, end_ids: set[int]) -> None:
         self.sampling, self.end_ids = sampling, end_ids
         self.generator = torch.Generator().manual_seed(sampling.seed)
-        self.transcript = Transcript(lm.tokenizer, sampling.stop)
+        self.transcript = Detokenizer(lm.tokenizer, sampling.stop)
         self.answer = Answer(ids=self.transcript.ids)
 
     def choose(self, logits_V: Tensor) -> int:
-        return pick(logits_V, self.sampling, self.generator)
+        return sample_token(logits_V, self.sampling, self.generator)
 
     def append(self, token: int) -> str:
         """Take a token; returns the text that can be shown now."""

@@ -9,7 +9,7 @@ from softprompt.data.tokenizer import Tokenizer
 CUT = "\N{REPLACEMENT CHARACTER}"  # what a token that ends inside a character decodes to
 
 
-class Transcript:
+class Detokenizer:
     """An answer's text in the making: tokens in, text out; half a character, or what may become a stop string, waits.
 
     Only the last tokens are decoded again with each new one, as much as a character or a word may need.

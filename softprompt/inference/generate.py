@@ -10,12 +10,12 @@ import torch
 from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import ConfigError
 from softprompt.formatting.context import check_context, end_ids
-from softprompt.formatting.formatted_prompt import Subject, card_subject
-from softprompt.formatting.inputs import record_of
-from softprompt.inference.decoding import Answer, generate
+from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card
+from softprompt.formatting.inputs import text_to_record
+from softprompt.inference.decoding import Answer, decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
 
 
@@ -31,14 +31,14 @@ class Request:
     where: str = ""
 
 
-def load_subjects(lm: FrozenLM, names: Sequence[str]) -> dict[str, Subject]:
+def load_prompts(lm: FrozenLM, names: Sequence[str]) -> dict[str, FormattedPrompt]:
     """Soft prompts by name or path, each in its card's frame. Raises StoreError, WrongBaseError."""
-    return {name: card_subject(*store.load(store.locate(name), lm.geometry)) for name in names}
+    return {name: from_card(*store.load(store.locate(name), lm.geometry)) for name in names}
 
 
-def answer(
+def generate(
     lm: FrozenLM,
-    subjects: Mapping[str, Subject],
+    subjects: Mapping[str, FormattedPrompt],
     requests: Sequence[Request],
     sampling: Sampling,
     *,
@@ -59,9 +59,9 @@ def answer(
         if request.name not in subjects:
             raise ConfigError("a request names an unknown soft prompt", expected=names, got=request.name)
     with torch.no_grad():
-        prefixes = bank(lm, [subjects[name].prefix(lm) for name in names])
+        prefixes = prepare_prefixes(lm, [subjects[name].prefix(lm) for name in names])
     wheres = [request.where or f"text {i + 1} for {request.name}" for i, request in enumerate(requests)]
-    records = [record_of(r.text, subjects[r.name], where) for r, where in zip(requests, wheres, strict=True)]
+    records = [text_to_record(r.text, subjects[r.name], where) for r, where in zip(requests, wheres, strict=True)]
     rows = [
         prompt_ids(record, subjects[request.name].template, lm.tokenizer)
         for record, request in zip(records, requests, strict=True)
@@ -72,4 +72,4 @@ def answer(
     around = [prefixes.lengths[owner] + sampling.max_new_tokens for owner in owners]
     lengths = zip(wheres, map(len, rows), around, strict=True)
     check_context(lm, lengths, "shorten the text, or ask for fewer new tokens")
-    return generate(lm, prefixes, rows, owners, sampling, end_ids=ends, stops=stops, on_text=on_text)
+    return decode_batch(lm, prefixes, rows, owners, sampling, end_ids=ends, stops=stops, on_text=on_text)

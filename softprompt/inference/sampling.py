@@ -43,17 +43,17 @@ class Sampling:
             raise ConfigError(f"{name} is out of range", where="sampling", got=getattr(self, name))
 
 
-def likeliest(logits: Tensor) -> list[int]:
+def argmax_ids(logits: Tensor) -> list[int]:
     """The token of the largest logit, the first of equal ones or of NaN, for each row of [N, V]."""
     if logits.device.type == "cpu":  # NumPy takes a tenth of torch's time there
         return logits.numpy().argmax(-1).tolist()
     return logits.argmax(-1).tolist()
 
 
-def pick(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def sample_token(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """One token id from float32 logits [V]."""
     if sampling.temperature < GREEDY:
-        return likeliest(logits_V[None])[0]
+        return argmax_ids(logits_V[None])[0]
     probabilities_V = torch.softmax(logits_V.cpu() / sampling.temperature, dim=-1)
     kept, ids = _candidates(probabilities_V, sampling)
     sums = kept.cumsum(0, dtype=torch.float64)

@@ -37,7 +37,7 @@ SAFE_HINT = "if you trust the file, convert it to safetensors in an environment 
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImportedLayout:
     """How softprompt itself framed a prompt that it exported; foreign tools write none.
 
     Attributes:
@@ -52,7 +52,7 @@ class Frame:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class ImportedPrompt:
     """One soft prompt in a foreign file.
 
     Attributes:
@@ -67,7 +67,7 @@ class Found:
     facts: dict[str, Any]
     task: str = ""
     made_for: str = ""
-    frame: Frame | None = None
+    frame: ImportedLayout | None = None
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def zip_archive(file: Path | IO[bytes], where: object) -> Iterator[zipfile.ZipFi
 def embedding_prompt(tensor: object, where: object) -> EmbeddingPrompt:
     """An embedding prompt of a tensor [P, H]; float64 becomes float32. StoreError for anything else."""
     if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
-        raise StoreError("no table of virtual tokens", where=where, expected="[P, H], floats", got=shown(tensor))
+        raise StoreError("no table of virtual tokens", where=where, expected="[P, H], floats", got=shown_path(tensor))
     return EmbeddingPrompt(usable(tensor))
 
 
@@ -92,6 +92,6 @@ def usable(tensor: Tensor) -> Tensor:
     return tensor.to(tensor.dtype if tensor.dtype in DTYPES else torch.float32).contiguous().clone()
 
 
-def shown(value: object) -> str:
+def shown_path(value: object) -> str:
     """A foreign value in a message: type and shape, never its contents."""
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

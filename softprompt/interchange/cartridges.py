@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import StoreError
-from softprompt.interchange.base import Found, shown, usable
+from softprompt.interchange.base import ImportedPrompt, shown_path, usable
 from softprompt.interchange.safe_pickle import parameters
 from softprompt.prompts.forms import KVPrompt
 
@@ -31,7 +31,7 @@ def holds(saved: object) -> bool:
     return isinstance(saved, dict) and {"trainable_keys", "trainable_values"} <= saved.keys()
 
 
-def read(saved: Mapping[str, Any], where: object) -> list[Found]:
+def read(saved: Mapping[str, Any], where: object) -> list[ImportedPrompt]:
     """The one prompt of the file; frozen tokens first."""
     _check_order(saved, where)
     keys, n_frozen = _whole(saved, "keys", where)
@@ -39,7 +39,7 @@ def read(saved: Mapping[str, Any], where: object) -> list[Found]:
     if len(keys) != len(values) or not keys:
         raise StoreError("keys and values of different layers", where=where, got=f"{len(keys)} and {len(values)}")
     facts = {"name": "cartridge", "imported_from": FORMAT, "frozen_tokens": n_frozen}
-    return [Found(KVPrompt(tuple(zip(keys, values, strict=True))), facts)]
+    return [ImportedPrompt(KVPrompt(tuple(zip(keys, values, strict=True))), facts)]
 
 
 def _whole(saved: Mapping[str, Any], part: str, where: object) -> tuple[list[Tensor], int]:
@@ -53,7 +53,9 @@ def _whole(saved: Mapping[str, Any], part: str, where: object) -> tuple[list[Ten
     parts = list(zip(still, trained, strict=True)) if still else [(tensor,) for tensor in trained]
     for tensor in (tensor for layer in parts for tensor in layer):
         if tensor.ndim != 4 or tensor.shape[0] != 1 or not tensor.is_floating_point():
-            raise StoreError(f"{part} of another shape", where=where, expected="[1, K, tokens, D]", got=shown(tensor))
+            raise StoreError(
+                f"{part} of another shape", where=where, expected="[1, K, tokens, D]", got=shown_path(tensor)
+            )
     try:
         whole = [usable(torch.cat(layer, dim=2)[0]) for layer in parts]
     except RuntimeError as error:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from softprompt.interchange import npy
-from softprompt.interchange.base import Found, embedding_prompt
+from softprompt.interchange.base import ImportedPrompt, embedding_prompt
 
 FORMAT = "google-prompt-tuning"
 
 
-def read(path: Path) -> list[Found]:
+def read(path: Path) -> list[ImportedPrompt]:
     """The one prompt of the file."""
     with path.open("rb") as stream:
-        tensor = npy.read(stream, path)
-    return [Found(embedding_prompt(tensor, path), {"name": "prompt_tuning", "imported_from": FORMAT})]
+        tensor = npy.read_npy(stream, path)
+    return [ImportedPrompt(embedding_prompt(tensor, path), {"name": "prompt_tuning", "imported_from": FORMAT})]

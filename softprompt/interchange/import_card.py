@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from softprompt.data.template import Template, bos_ids, head
-from softprompt.interchange.base import Found
+from softprompt.interchange.base import ImportedPrompt
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.card import Card, Layout, provenance
 from softprompt.prompts.forms import check_fits
@@ -11,7 +11,9 @@ from softprompt.prompts.forms import check_fits
 PLAIN = Template("text", "{text}")
 
 
-def adopt(lm: FrozenLM, found: Found, name: str, *, template: Template | None = None, bos: bool | None = None) -> Card:
+def import_card(
+    lm: FrozenLM, found: ImportedPrompt, name: str, *, template: Template | None = None, bos: bool | None = None
+) -> Card:
     """The card to save a foreign prompt with.
 
     Foreign tools put the virtual tokens first and then the text as the tokenizer makes it, so a BOS that the

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from softprompt.errors import StoreError
 from softprompt.interchange import safe_pickle
-from softprompt.interchange.base import Found, embedding_prompt
+from softprompt.interchange.base import ImportedPrompt, embedding_prompt
 
 FORMAT, WEIGHTS = "nemo", "model_weights.ckpt"
 MAX_TAR_BYTES = 8 * 2**30
@@ -52,7 +52,7 @@ def holds(saved: object) -> bool:
     return isinstance(saved, dict) and any(str(key).startswith(("prompt_table", "prompt_encoder")) for key in saved)
 
 
-def read_tar(path: Path) -> list[Found]:
+def read_tar(path: Path) -> list[ImportedPrompt]:
     """The prompts of a `.nemo` file. Members are read in memory, in order, and never by the path that they name."""
     try:
         with path.open("rb") as plain:
@@ -64,10 +64,10 @@ def read_tar(path: Path) -> list[Found]:
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise StoreError("damaged .nemo file", where=path, got=str(error)[:120]) from error
     where = f"{path}/{WEIGHTS}"
-    return read(safe_pickle.read(io.BytesIO(weights), where), where)
+    return read(safe_pickle.read_torch_file(io.BytesIO(weights), where), where)
 
 
-def read(saved: object, where: object) -> list[Found]:
+def read(saved: object, where: object) -> list[ImportedPrompt]:
     """The prompts of a checkpoint, by task."""
     assert isinstance(saved, dict), "see holds"
     table = saved.get("prompt_table", saved)
@@ -76,7 +76,7 @@ def read(saved: object, where: object) -> list[Found]:
         if match := _KEY.fullmatch(str(key)):
             prompt = embedding_prompt(tensor, f"{where}: {key}"[:200])
             facts = {"name": "prompt_tuning", "imported_from": FORMAT, "task": match[1]}
-            found.append(Found(prompt, facts, task=match[1]))
+            found.append(ImportedPrompt(prompt, facts, task=match[1]))
     if not found:
         hint = "in NeMo, finish P-tuning: its last step writes the encoder's output into the prompt table"
         raise StoreError("the prompt table is empty", where=where, hint=hint)

@@ -18,7 +18,7 @@ MAX_BYTES = 2**30
 MAGIC = b"\x93NUMPY"
 
 
-def read(stream: IO[bytes], where: object) -> Tensor:
+def read_npy(stream: IO[bytes], where: object) -> Tensor:
     """The array; raw two-byte numbers (`V2`, how JAX saves them) are bfloat16.
 
     Raises StoreError for a damaged file, more than 1 GiB, or anything but floats.

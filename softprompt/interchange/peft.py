@@ -30,7 +30,7 @@ from softprompt.data.template import Template
 from softprompt.errors import GeometryError, StoreError
 from softprompt.files import read_json, read_tensors, write_folder, write_json
 from softprompt.interchange import safe_pickle
-from softprompt.interchange.base import Found, Frame, embedding_prompt, shown, usable
+from softprompt.interchange.base import ImportedLayout, ImportedPrompt, embedding_prompt, shown_path, usable
 from softprompt.models.geometry import Geometry, LayerShape
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt, check_fits
@@ -45,7 +45,7 @@ TYPES = (*EMBEDDING_TYPES, MULTITASK, *KV_TYPES)
 _MULTITASK_TENSORS = ("prefix_task_cols", "prefix_task_rows")
 
 
-def read(folder: Path, geometry: Geometry) -> list[Found]:
+def read(folder: Path, geometry: Geometry) -> list[ImportedPrompt]:
     """The prompts of an adapter: one, or one per task of a multitask adapter.
 
     Args:
@@ -62,17 +62,17 @@ def read(folder: Path, geometry: Geometry) -> list[Found]:
     n_tokens = config.get("num_virtual_tokens")
     if table.ndim != 2 or (n_tokens is not None and table.shape[0] != n_tokens):
         expected = f"[{n_tokens}, …], as {CONFIG} says"
-        raise StoreError("prompt_embeddings has another shape", where=folder, expected=expected, got=shown(table))
+        raise StoreError("prompt_embeddings has another shape", where=folder, expected=expected, got=shown_path(table))
     facts: dict[str, Any] = {"name": kind.lower(), "imported_from": FORMAT}
     about = {"made_for": str(config.get("base_model_name_or_path") or ""), "frame": _frame(folder)}
     if kind == MULTITASK:
         tasks = enumerate(_multitask(tensors, folder))
-        return [Found(prompt, facts | {"task": str(t)}, task=str(t), **about) for t, prompt in tasks]
+        return [ImportedPrompt(prompt, facts | {"task": str(t)}, task=str(t), **about) for t, prompt in tasks]
     if kind in KV_TYPES:
         if kind == "CARTRIDGE" and isinstance(config.get("num_frozen_tokens"), int):
             facts["frozen_tokens"] = config["num_frozen_tokens"]
-        return [Found(from_flat(table, geometry, folder), facts, **about)]
-    return [Found(embedding_prompt(table, folder), facts, **about)]
+        return [ImportedPrompt(from_flat(table, geometry, folder), facts, **about)]
+    return [ImportedPrompt(embedding_prompt(table, folder), facts, **about)]
 
 
 def write(folder: Path, prompt: Prompt, card: Card, lead_NH: Tensor) -> None:
@@ -122,7 +122,7 @@ def from_flat(table: Tensor, geometry: Geometry, where: object) -> KVPrompt:
     if table.ndim != 2 or table.shape[1] != columns or not table.is_floating_point():
         expected = f"[P, 2·{layers}·{shape.kv_heads}·{shape.key_dim} = {columns}]: layers, kv heads, head size"
         raise GeometryError(
-            f"the prefix does not fit {geometry.base}", where=where, expected=expected, got=shown(table)
+            f"the prefix does not fit {geometry.base}", where=where, expected=expected, got=shown_path(table)
         )
     parts = usable(table).view(len(table), 2 * layers, shape.kv_heads, shape.key_dim).permute(1, 2, 0, 3)
     return KVPrompt(tuple((parts[2 * i].contiguous(), parts[2 * i + 1].contiguous()) for i in range(layers)))
@@ -169,13 +169,13 @@ def _tensors(folder: Path, kind: str) -> dict[str, Tensor]:
     if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
         path = folder / PICKLE
         with path.open("rb") as file:
-            tensors: Any = safe_pickle.read(file, path)
+            tensors: Any = safe_pickle.read_torch_file(file, path)
     else:
         path = folder / TENSORS
         tensors = read_tensors(path)
     wanted = {"prompt_embeddings", *(_MULTITASK_TENSORS if kind == MULTITASK else ())}
     if not isinstance(tensors, dict) or tensors.keys() != wanted:
-        got = ", ".join(map(str, list(tensors)[:6])) if isinstance(tensors, dict) else shown(tensors)
+        got = ", ".join(map(str, list(tensors)[:6])) if isinstance(tensors, dict) else shown_path(tensors)
         raise StoreError(f"other tensors than those of {kind}", where=path, expected=", ".join(sorted(wanted)), got=got)
     if odd := [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]:
         raise StoreError(f"{odd[0]} is no tensor", where=path)
@@ -191,12 +191,12 @@ def _multitask(tensors: Mapping[str, Tensor], where: object) -> list[EmbeddingPr
             "the task tensors do not fit together",
             where=where,
             expected="[T, P, r] and [T, r, H]",
-            got=f"{shown(cols)} and {shown(rows)}",
+            got=f"{shown_path(cols)} and {shown_path(rows)}",
         )
     return [embedding_prompt(shared * (col @ row), where) for col, row in zip(cols, rows, strict=True)]
 
 
-def _frame(folder: Path) -> Frame | None:
+def _frame(folder: Path) -> ImportedLayout | None:
     """The frame that softprompt wrote beside its own exports."""
     path = folder / FRAME
     if not path.exists():
@@ -206,7 +206,7 @@ def _frame(folder: Path) -> Frame | None:
     plain = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if not plain or not isinstance(data.get("bos"), bool) or not isinstance(data.get("template"), dict):
         raise StoreError("not a frame that softprompt wrote", where=path, hint="remove it, and give --template")
-    return Frame(Template.from_dict(data["template"]), data["bos"], tuple(labels or ()))
+    return ImportedLayout(Template.from_dict(data["template"]), data["bos"], tuple(labels or ()))
 
 
 def _prompt_config(card: Card) -> dict[str, Any]:

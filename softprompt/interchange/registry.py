@@ -15,7 +15,7 @@ from pathlib import Path
 
 from softprompt.errors import StoreError
 from softprompt.interchange import cartridges, google, kobold, nemo, npy, peft, safe_pickle
-from softprompt.interchange.base import Found, zip_archive
+from softprompt.interchange.base import ImportedPrompt, zip_archive
 from softprompt.models.geometry import Geometry
 
 FORMATS = (peft.FORMAT, google.FORMAT, nemo.FORMAT, cartridges.FORMAT, kobold.FORMAT)
@@ -31,7 +31,7 @@ def detect(path: Path) -> str:
     return _torch_format(_torch(path), path) if kind == _TORCH else kind
 
 
-def read(path: Path, geometry: Geometry) -> list[Found]:
+def read_foreign(path: Path, geometry: Geometry) -> list[ImportedPrompt]:
     """Every soft prompt in a foreign file or folder, not yet checked against the base model but for PEFT prefixes.
 
     Raises:
@@ -88,7 +88,7 @@ def _names(path: Path) -> list[str]:
 
 def _torch(path: Path) -> object:
     with path.open("rb") as file:
-        return safe_pickle.read(file, path)
+        return safe_pickle.read_torch_file(file, path)
 
 
 def _torch_format(saved: object, path: Path) -> str:

@@ -52,14 +52,14 @@ _MALFORMED = (IndexError, KeyError, ValueError, TypeError, AttributeError, Overf
 
 
 @dataclass(frozen=True)
-class Name:
+class PickleName:
     """A class or function that the file names: a text, nothing more."""
 
     full: str
 
 
 @dataclass(eq=False)
-class Inert:
+class OpaqueObject:
     """What stands for an object of a class that is not made: the name of the class, and the state it would get."""
 
     kind: str
@@ -75,7 +75,7 @@ class Storage:
     numel: int
 
 
-def read(file: IO[bytes], where: object) -> Any:
+def read_torch_file(file: IO[bytes], where: object) -> Any:
     """The saved object, made of dict, list, tuple, str, numbers, Tensor and `Inert`. Tensors are on the CPU.
 
     Args:
@@ -90,7 +90,7 @@ def read(file: IO[bytes], where: object) -> Any:
 
 def parameters(value: object, where: object) -> list[Tensor]:
     """The tensors of a saved `nn.ParameterList`, or of a list. StoreError for anything else."""
-    if isinstance(value, Inert) and value.kind == PARAMETER_LIST:
+    if isinstance(value, OpaqueObject) and value.kind == PARAMETER_LIST:
         named = value.state.get("_parameters")
         value = [named[str(i)] for i in range(len(named)) if str(i) in named] if isinstance(named, dict) else None
     if not isinstance(value, list) or not all(isinstance(item, Tensor) for item in value):
@@ -235,11 +235,11 @@ class _Machine:
     def _name(self, full: str) -> None:
         if full not in NAMES:
             raise self._refused(full[:120])
-        self.stack.append(Name(full))
+        self.stack.append(PickleName(full))
 
     def _reduce(self, _: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+        if not isinstance(function, PickleName) or not isinstance(arguments, tuple):
             raise TypeError("a call of what is no name")
         self.stack.append(self._stand_in(function.full, arguments))
 
@@ -252,19 +252,19 @@ class _Machine:
         if name == DICT and not arguments:
             return {}
         if name in SETS:
-            return Inert(name)
+            return OpaqueObject(name)
         raise self._refused(f"a call of {name} that torch.save does not write")
 
     def _new_object(self, _: Any) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
-        if not isinstance(kind, Name) or kind.full != PARAMETER_LIST or arguments != ():
+        if not isinstance(kind, PickleName) or kind.full != PARAMETER_LIST or arguments != ():
             raise self._refused("an object of a class that holds no tensors")
-        self.stack.append(Inert(kind.full))
+        self.stack.append(OpaqueObject(kind.full))
 
     def _build(self, _: Any) -> None:
         """Gives an object its state: kept for an inert one, dropped for the `_metadata` of a state dict."""
         state, made = self.stack.pop(), self.stack[-1]
-        if isinstance(made, Inert) and isinstance(state, dict):
+        if isinstance(made, OpaqueObject) and isinstance(state, dict):
             made.state = state
         elif not isinstance(made, dict):
             raise self._refused(f"a state for {type(made).__name__}")
@@ -272,7 +272,7 @@ class _Machine:
     def _persistent(self, _: Any) -> None:
         kind, storage, key, _location, numel = self.stack.pop()
         plain = isinstance(key, str) and key.isdecimal() and isinstance(numel, int) and numel >= 0
-        if kind != "storage" or not isinstance(storage, Name) or not plain:
+        if kind != "storage" or not isinstance(storage, PickleName) or not plain:
             raise ValueError("a reference that is no storage")
         self.stack.append(Storage(DTYPES[storage.full], key, numel))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
-from softprompt.methods.initializers import embeddings, keys_values
+from softprompt.methods.initializers import initial_embeddings, initial_keys_values
 from softprompt.methods.matrix import from_table, to_table
 from softprompt.methods.prefix_tuning import check_frozen
 from softprompt.methods.rng import seeded
@@ -27,7 +27,7 @@ REDUCED = 100  # of the authors' code
 
 
 @final
-class Mixture(Method):
+class Attempt(Method):
     """P' = P_0 + Δ + Σ_j (a_j - a⁰_j) P_j, a = softmax_j(p_j · LayerNorm(U SiLU(D q)) / (e √C)).
 
     P_j are the source prompts, which do not change, and p_j [C] their largest value over the tokens, brought to mean
@@ -52,7 +52,9 @@ class Mixture(Method):
         if not embedding:
             check_frozen(start)
         self.like, self.frozen_tokens = to(like, device="meta"), 0 if embedding else start.frozen_tokens
-        self.register_buffer("begin", embeddings(lm, start) if embedding else to_table(keys_values(lm, start)))
+        self.register_buffer(
+            "begin", initial_embeddings(lm, start) if embedding else to_table(initial_keys_values(lm, start))
+        )
         tables = [to_table(to(source, device=lm.device, dtype=torch.float32)) for source in start.sources]
         self.register_buffer("sources", torch.stack(tables))
         width = self.begin.shape[1]

@@ -15,7 +15,7 @@ from torch import nn
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
 
@@ -33,7 +33,7 @@ class DecomposedPromptTuning(Method):
         super().__init__()
         if start.rank < 1:
             raise ConfigError("the rank must be at least 1", where="method.rank", got=start.rank)
-        left, sizes, right = torch.linalg.svd(embeddings(lm, start), full_matrices=False)
+        left, sizes, right = torch.linalg.svd(initial_embeddings(lm, start), full_matrices=False)
         self.left = nn.Parameter(left[:, : start.rank].clone())
         self.right = nn.Parameter((sizes[:, None] * right)[: start.rank].clone())
 

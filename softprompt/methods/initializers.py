@@ -24,7 +24,7 @@ from softprompt.methods.base import Start
 from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import keys_values as keys_values_of
+from softprompt.prefix.prepare import compute_keys_values as keys_values_of
 from softprompt.prefix.seq2seq import SITES
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt, check_fits, frozen, to
 
@@ -33,7 +33,7 @@ FREQUENT = 5000  # Lester et al. 2021, section 3.2: sample from the 5,000 most c
 UNIFORM_RANGE = 0.5  # same section: uniform in [-0.5, 0.5]
 
 
-def embeddings(lm: FrozenLM, start: Start) -> Tensor:
+def initial_embeddings(lm: FrozenLM, start: Start) -> Tensor:
     """[P, H] float32 for an embedding prompt.
 
     Raises:
@@ -62,7 +62,7 @@ def embeddings(lm: FrozenLM, start: Start) -> Tensor:
     return made.embeddings
 
 
-def keys_values(lm: FrozenLM, start: Start) -> KVPrompt:
+def initial_keys_values(lm: FrozenLM, start: Start) -> KVPrompt:
     """The KV prompt to start from, at the sites of `start` only; begins with `start.lead` (BOS), whose keys are the
     attention sink.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from softprompt.methods.base import Method, Start
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
 
@@ -31,7 +31,7 @@ class MultitaskPromptTuning(Method):
 
     def __init__(self, lm: FrozenLM, start: Start) -> None:
         super().__init__()
-        self.shared = nn.Parameter(embeddings(lm, start))
+        self.shared = nn.Parameter(initial_embeddings(lm, start))
         n_tokens, hidden = self.shared.shape
         self.tokens = nn.Parameter(torch.ones(start.n_tasks, n_tokens, device=lm.device))
         self.features = nn.Parameter(torch.ones(start.n_tasks, hidden, device=lm.device))

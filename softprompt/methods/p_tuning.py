@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.methods.base import Method, Start
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.methods.rng import seeded
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
@@ -32,7 +32,7 @@ class PTuning(Method):
 
     def __init__(self, lm: FrozenLM, start: Start, encoder: type[_MLP] | type[_LSTM]) -> None:
         super().__init__()
-        self.register_buffer("begin", embeddings(lm, start))
+        self.register_buffer("begin", initial_embeddings(lm, start))
         with seeded(start.seed):
             self.tokens = nn.Parameter(torch.randn(self.begin.shape))
             self.encoder = encoder(self.begin.shape[1], start.hidden)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.methods.base import Method, Start
-from softprompt.methods.initializers import keys_values
+from softprompt.methods.initializers import initial_keys_values
 from softprompt.methods.matrix import from_table, to_table
 from softprompt.methods.prefix_tuning import check_frozen
 from softprompt.methods.rng import Noise
@@ -40,7 +40,7 @@ class PTuningV2(Method):
     def __init__(self, lm: FrozenLM, start: Start) -> None:
         super().__init__()
         check_frozen(start)
-        begin = keys_values(lm, start)
+        begin = initial_keys_values(lm, start)
         sink, table = to_table(begin).split([start.frozen_tokens, start.n_tokens - start.frozen_tokens])
         self.register_buffer("sink", sink.clone())
         self.table = nn.Parameter(table.clone())

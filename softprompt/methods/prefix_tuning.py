@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
-from softprompt.methods.initializers import keys_values
+from softprompt.methods.initializers import initial_keys_values
 from softprompt.methods.matrix import from_table, to_table
 from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
@@ -37,7 +37,7 @@ class PrefixTuning(Method):
         self.keys, self.values = nn.ParameterDict(), nn.ParameterDict()
         self.sink = _Constants()
         self.layers = len(lm.geometry.layers)
-        for i, kv in enumerate(keys_values(lm, start).layers):
+        for i, kv in enumerate(initial_keys_values(lm, start).layers):
             if kv is not None:
                 self.sink.add(f"k{i}", kv[0][:, : start.frozen_tokens])
                 self.sink.add(f"v{i}", kv[1][:, : start.frozen_tokens])
@@ -68,7 +68,7 @@ class ReparametrisedPrefixTuning(Method):
     def __init__(self, lm: FrozenLM, start: Start) -> None:
         super().__init__()
         check_frozen(start)
-        begin = keys_values(lm, start)
+        begin = initial_keys_values(lm, start)
         self.register_buffer("begin", to_table(begin))
         self.like, self.frozen_tokens = to(begin, device="meta"), start.frozen_tokens
         draw, width = generator(start.seed), start.hidden

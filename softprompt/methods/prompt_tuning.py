@@ -11,7 +11,7 @@ from typing import final
 from torch import nn
 
 from softprompt.methods.base import Method, Start
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
 
@@ -22,7 +22,7 @@ class PromptTuning(Method):
 
     def __init__(self, lm: FrozenLM, start: Start) -> None:
         super().__init__()
-        self.embeddings = nn.Parameter(embeddings(lm, start))
+        self.embeddings = nn.Parameter(initial_embeddings(lm, start))
 
     def forward(self) -> tuple[EmbeddingPrompt]:
         return (EmbeddingPrompt(self.embeddings),)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from softprompt.errors import ConfigError
-from softprompt.methods.attempt import Mixture
+from softprompt.methods.attempt import Attempt
 from softprompt.methods.base import Method, Start
 from softprompt.methods.decomposed import DecomposedPromptTuning
 from softprompt.methods.multitask import MultitaskPromptTuning
@@ -17,7 +17,7 @@ from softprompt.models.frozen_lm import FrozenLM
 
 METHODS: dict[str, Callable[[FrozenLM, Start], Method | SMoP]] = {
     "decomposed": DecomposedPromptTuning,
-    "mixture": Mixture,
+    "mixture": Attempt,
     "multitask": MultitaskPromptTuning,
     "p-tuning": p_tuning,
     "p-tuning-lstm": p_tuning_lstm,

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import layer_norm
 
 from softprompt.methods.base import Method, Start
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
@@ -31,7 +31,7 @@ class ResidualPromptTuning(Method):
 
     def __init__(self, lm: FrozenLM, start: Start, networks: int) -> None:
         super().__init__()
-        self.embeddings = nn.Parameter(embeddings(lm, start))
+        self.embeddings = nn.Parameter(initial_embeddings(lm, start))
         draw, hidden, width = generator(start.seed), self.embeddings.shape[1], start.hidden
 
         def uniform(fan_in: int, *shape: int) -> nn.Parameter:  # as nn.Linear starts

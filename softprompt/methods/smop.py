@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from softprompt.data.tokenize import Example
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Start
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.methods.rng import Noise, generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt, Prompt, frozen
@@ -44,7 +44,7 @@ class SMoP(nn.Module):
         if start.n_prompts < 2:
             raise ConfigError("a router needs prompts to choose from", where="method.n_prompts", expected=">= 2")
         self.lm, self.noise = lm, Noise(start.seed)
-        starts = [embeddings(lm, replace(start, seed=start.seed + k)) for k in range(start.n_prompts)]
+        starts = [initial_embeddings(lm, replace(start, seed=start.seed + k)) for k in range(start.n_prompts)]
         self.prompts = nn.ParameterList(nn.Parameter(table) for table in starts)
         weights = torch.empty(start.n_prompts, lm.geometry.hidden)
         self.weights = nn.Parameter(nn.init.orthogonal_(weights, generator=generator(start.seed)).to(lm.device))

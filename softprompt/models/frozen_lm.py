@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt.data.tokenizer import closing_ids
 from softprompt.errors import UnsupportedModelError
-from softprompt.models.measure import measure
+from softprompt.models.measure import measure_geometry
 
 
 class FrozenLM:
@@ -49,7 +49,7 @@ class FrozenLM:
         shrinks = getattr(self.config, "scale_decoder_outputs", self.config.model_type == "umt5")
         self.head_scale: float | None = self.config.d_model**-0.5 if shrinks else None
         self.closing = tuple(closing_ids(tokenizer)) if self.is_encoder_decoder else ()
-        self.geometry = measure(model, name)
+        self.geometry = measure_geometry(model, name)
 
     @property
     def embedding(self) -> nn.Embedding:

@@ -22,10 +22,10 @@ from softprompt.errors import ModelError, first_line
 from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.measure import context_of
-from softprompt.models.sources import Source, find
+from softprompt.models.sources import Source, find_source
 
 
-def load(
+def load_model(
     name: str,
     *,
     dtype: str = "auto",
@@ -45,7 +45,7 @@ def load(
         ModelError: not found, no network, not loadable; says what to do.
         UnsupportedModelError: no prefix can be attached to it.
     """
-    source = find(name)
+    source = find_source(name)
     device, device_reason = pick_device(device)
     torch_dtype, dtype_reason = pick_dtype(dtype, device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
@@ -68,7 +68,7 @@ def load(
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer alone, without loading weights. Raises ModelError."""
-    source = find(name)
+    source = find_source(name)
     with _Quiet():
         try:
             return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
@@ -87,7 +87,7 @@ def context_length(name: str, *, trust_remote_code: bool = False) -> int:
 
 
 def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
-    source = find(name)
+    source = find_source(name)
     with _Quiet():
         try:
             return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)

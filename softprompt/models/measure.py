@@ -16,7 +16,7 @@ SAMPLED_MATRICES, SAMPLED_WEIGHTS = 16, 2
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, name: str) -> Geometry:
+def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
     """Run one token and read the shapes of the keys and values that each layer leaves in the cache."""
     config = model.config.get_text_config()
     embedding: Any = model.get_input_embeddings()

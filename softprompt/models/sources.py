@@ -37,7 +37,7 @@ def cache_home() -> Path:
     return Path(os.environ.get("SOFTPROMPT_CACHE") or default)
 
 
-def find(name: str) -> Source:
+def find_source(name: str) -> Source:
     """Resolve a name to something loadable, or say within seconds why not.
 
     Raises ModelError: unknown name, missing file, wheel not installed, or a Hub id that is neither cached nor

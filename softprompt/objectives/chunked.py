@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from softprompt.data.soft_labels import Lesson
+from softprompt.data.soft_labels import SoftLabels
 
 Head = Callable[[Tensor], Tensor]
 Loss = Callable[..., Tensor]  # hidden states [n, H] and what they are judged by, n of each -> losses [n]
@@ -78,7 +78,7 @@ def divergences(hidden_NH: Tensor, teacher_NH: Tensor, head: Head, *, chunk: int
 
 
 @dataclass(frozen=True, eq=False)
-class Taught:
+class SoftLabelBatch:
     """The lessons of N positions.
 
     Attributes:
@@ -95,25 +95,27 @@ class Taught:
     is_hard: bool
 
     @staticmethod
-    def of(lessons: Sequence[Lesson]) -> Taught:
+    def of(lessons: Sequence[SoftLabels]) -> SoftLabelBatch:
         """Lesson after lesson, all with the same K."""
         sizes = torch.tensor([len(lesson.ids) for lesson in lessons])
         facts = torch.tensor([[lesson.temperature, lesson.hard] for lesson in lessons]).repeat_interleave(sizes, 0)
         ids_NK = torch.cat([lesson.ids for lesson in lessons]).long()
         logprobs_NK = torch.cat([lesson.logprobs for lesson in lessons]).float()
-        return Taught(ids_NK, logprobs_NK, facts[:, 0], facts[:, 1], any(lesson.hard for lesson in lessons))
+        return SoftLabelBatch(ids_NK, logprobs_NK, facts[:, 0], facts[:, 1], any(lesson.hard for lesson in lessons))
 
-    def to(self, device: torch.device) -> Taught:
+    def to(self, device: torch.device) -> SoftLabelBatch:
         """The same on this device."""
         ids, logprobs, temperature, hard = (part.to(device) for part in self.parts())
-        return Taught(ids, logprobs, temperature, hard, self.is_hard)
+        return SoftLabelBatch(ids, logprobs, temperature, hard, self.is_hard)
 
     def parts(self) -> tuple[Tensor, ...]:
         """The tensors, in the order above."""
         return self.ids, self.logprobs, self.temperature, self.hard
 
 
-def lesson_losses(hidden_NH: Tensor, targets_N: Tensor, taught: Taught, head: Head, *, chunk: int = CHUNK) -> Tensor:
+def soft_label_losses(
+    hidden_NH: Tensor, targets_N: Tensor, taught: SoftLabelBatch, head: Head, *, chunk: int = CHUNK
+) -> Tensor:
     """T² · KL(teacher ‖ student) [N] over the teacher's K likeliest next tokens and all others as one, at temperature T
     (Hinton et al. 2015, https://arxiv.org/abs/1503.02531), plus `hard` · -log p(target); in float32 nats.
 

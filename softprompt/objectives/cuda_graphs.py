@@ -27,9 +27,9 @@ from torch.nn.functional import pad
 from softprompt.data.tokenize import Example
 from softprompt.errors import is_out_of_memory
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.chunked import Taught
+from softprompt.objectives.chunked import SoftLabelBatch
 from softprompt.objectives.next_token import Batch, batch_losses, batch_of
-from softprompt.prefix.kv import Front, Prefix, laid_out, run_prefixes
+from softprompt.prefix.kv import Prefix, PrefixLayout, lay_out_prefixes, run_prefixes
 from softprompt.prefix.verify import verify
 from softprompt.prompts.forms import from_tensors
 
@@ -37,11 +37,11 @@ MOST = 32  # graphs, about 10 MB each besides the memory that they share
 MET = 4096  # shapes that are remembered to have occurred once
 STEPS = 4  # sizes from one power of two to the next
 
-Work = Callable[[], None]
-Recorder = Callable[[Work], Work]  # does or records some work, and returns what does it again
+GraphWork = Callable[[], None]
+Recorder = Callable[[GraphWork], GraphWork]  # does or records some work, and returns what does it again
 
 
-class Replays:
+class GraphCache:
     """The recorded passes of one model.
 
     Args:
@@ -54,16 +54,16 @@ class Replays:
         self._recorder = recorder or cuda_recorder()
         self._met: set[Hashable] = set()
         self._recorded: dict[Hashable, _Recorded] = {}  # the last used last
-        self._fronts: dict[Hashable, Front] = {}
+        self._fronts: dict[Hashable, PrefixLayout] = {}
         self.failed = ""  # why nothing is recorded any more
 
     def token_losses(self, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: Sequence[int]) -> Tensor:
         """-log p of every learned token [N], as `objective.token_losses`, with gradient into the prompts."""
         outline = tuple(_outline(prefix) for prefix in prefixes)
-        front = self._fronts.get(outline) or laid_out(self.lm, prefixes)
+        front = self._fronts.get(outline) or lay_out_prefixes(self.lm, prefixes)
         batch = batch_of(self.lm, front, rows, owners)
         wanted, count = padded(batch), len(batch.targets)
-        key = (outline, *(tuple(part.shape) for part in parts_of(wanted)), wanted.taught and wanted.taught.is_hard)
+        key = (outline, *(tuple(part.shape) for part in input_parts(wanted)), wanted.taught and wanted.taught.is_hard)
         leaves = [tensor for prefix in prefixes for tensor in _tensors(prefix)]
         found = self._recorded.pop(key, None)
         if found is None and key in self._met and not self.failed:
@@ -79,7 +79,7 @@ class Replays:
         losses: Any = _Replayed.apply(found, wanted, *leaves)
         return losses[:count]
 
-    def _record(self, prefixes: Sequence[Prefix], front: Front, batch: Batch) -> _Recorded | None:
+    def _record(self, prefixes: Sequence[Prefix], front: PrefixLayout, batch: Batch) -> _Recorded | None:
         """None where the model cannot be recorded: it waits for the device in its forward pass, say."""
         while len(self._recorded) >= MOST:
             self._recorded.pop(next(iter(self._recorded)))
@@ -96,7 +96,7 @@ class _Recorded:
     """One pass with tensors of its own, which new numbers are copied into."""
 
     def __init__(
-        self, lm: FrozenLM, prefixes: Sequence[Prefix], front: Front, batch: Batch, recorder: Recorder
+        self, lm: FrozenLM, prefixes: Sequence[Prefix], front: PrefixLayout, batch: Batch, recorder: Recorder
     ) -> None:
         self.leaves = [t.detach().clone().requires_grad_(t.requires_grad) for p in prefixes for t in _tensors(p)]
         self.batch = batch.to(lm.device)
@@ -117,7 +117,7 @@ class _Recorded:
 
     def load(self, batch: Batch, leaves: Sequence[Tensor]) -> None:
         """Take over the numbers of a pass of the same shape."""
-        for mine, given in zip(parts_of(self.batch), parts_of(batch), strict=True):
+        for mine, given in zip(input_parts(self.batch), input_parts(batch), strict=True):
             mine.copy_(given)
         with torch.no_grad():
             for mine, given in zip(self.leaves, leaves, strict=True):
@@ -149,7 +149,7 @@ def cuda_recorder() -> Recorder:
     """Records work as CUDA graphs that share their memory."""
     pool = torch.cuda.graph_pool_handle()
 
-    def record(work: Work) -> Work:
+    def record(work: GraphWork) -> GraphWork:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             work()
@@ -158,7 +158,7 @@ def cuda_recorder() -> Recorder:
     return record
 
 
-def repeatable(lm: FrozenLM, work: Work) -> Work:
+def capturable(lm: FrozenLM, work: GraphWork) -> GraphWork:
     """Work on tensors that stay where they are, ready to be done many times: recorded on a GPU, after it was done once;
     as it is elsewhere, and for a model that cannot be recorded."""
     if lm.device.type != "cuda":
@@ -182,7 +182,7 @@ def padded(batch: Batch) -> Batch:
     if taught is not None:
         ids, logprobs, temperature, hard = taught.parts()
         rest = count - len(ids)
-        taught = Taught(
+        taught = SoftLabelBatch(
             torch.cat([ids, ids[-1:].expand(rest, -1)]),
             torch.cat([logprobs, logprobs[-1:].expand(rest, -1)]),
             torch.cat([temperature, temperature[-1:].expand(rest)]),
@@ -198,7 +198,7 @@ def rounded(size: int) -> int:
     return -(-size // step) * step
 
 
-def parts_of(batch: Batch) -> Iterator[Tensor]:
+def input_parts(batch: Batch) -> Iterator[Tensor]:
     """All tensors of a batch."""
     yield from (*batch.bins.parts(), batch.where, batch.targets)
     if batch.taught is not None:

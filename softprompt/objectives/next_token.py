@@ -15,11 +15,11 @@ from torch import Tensor
 
 from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.chunked import Taught, cross_entropies, divergences, lesson_losses
-from softprompt.prefix.kv import Bank, CausalBank, Front, causal
-from softprompt.prefix.packed import packed, run
+from softprompt.objectives.chunked import SoftLabelBatch, cross_entropies, divergences, soft_label_losses
+from softprompt.prefix.kv import CausalPrefixKV, PrefixKV, PrefixLayout, require_causal
+from softprompt.prefix.packed import pack_rows, run_packed
 from softprompt.prefix.packing import Bins, Row
-from softprompt.prefix.seq2seq import EncoderDecoderBank, answer_states
+from softprompt.prefix.seq2seq import Seq2SeqPrefixKV, answer_hidden_states
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Batch:
     bins: Bins
     where: Tensor
     targets: Tensor
-    taught: Taught | None
+    taught: SoftLabelBatch | None
 
     def to(self, device: torch.device) -> Batch:
         """The same on this device."""
@@ -45,45 +45,47 @@ class Batch:
 
 
 def batch_of(
-    lm: FrozenLM, bank: CausalBank | Front, examples: Sequence[Example], owners: Sequence[int] | None = None
+    lm: FrozenLM, bank: CausalPrefixKV | PrefixLayout, examples: Sequence[Example], owners: Sequence[int] | None = None
 ) -> Batch:
     """These rows for a pass behind prefixes that are ready, or only laid out; on the host.
 
     Raises DataError for an empty row, or one that does not fit in the model's context.
     """
-    bins = packed(lm, bank, [Row(e.ids, 0 if owners is None else owners[i]) for i, e in enumerate(examples)])
+    bins = pack_rows(lm, bank, [Row(e.ids, 0 if owners is None else owners[i]) for i, e in enumerate(examples)])
     where, targets = learned_places(examples)
     return Batch(bins, bins.flat[where], targets, _taught(examples))
 
 
-def batch_losses(lm: FrozenLM, bank: CausalBank, batch: Batch) -> Tensor:
+def batch_losses(lm: FrozenLM, bank: CausalPrefixKV, batch: Batch) -> Tensor:
     """`token_losses` of rows that are on the device; nothing is copied from the host or awaited from the device."""
     states = _before(lm, bank, batch)
     if batch.taught is None:
         return cross_entropies(states, batch.targets, lm.logits)
-    return lesson_losses(states, batch.targets, batch.taught, lm.logits)
+    return soft_label_losses(states, batch.targets, batch.taught, lm.logits)
 
 
-def token_losses(lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None = None) -> Tensor:
+def token_losses(
+    lm: FrozenLM, bank: PrefixKV, examples: Sequence[Example], owners: Sequence[int] | None = None
+) -> Tensor:
     """-log p of every learned token [N], example after example, in float32, with gradient into the bank; the
     divergence from the teacher instead, where all examples have a lesson.
 
     Args:
         owners: the prefix of each example by its number in the bank; the first for all if None.
     """
-    if isinstance(bank, CausalBank):
+    if isinstance(bank, CausalPrefixKV):
         return batch_losses(lm, bank, batch_of(lm, bank, examples, owners).to(lm.device))
     states, targets = supervised(lm, bank, examples, owners)
     taught = _taught(examples)
     if taught is None:
         return cross_entropies(states, targets, lm.logits)
-    return lesson_losses(states, targets, taught.to(lm.device), lm.logits)
+    return soft_label_losses(states, targets, taught.to(lm.device), lm.logits)
 
 
 def distilled_losses(
     lm: FrozenLM,
-    bank: Bank,
-    teachers: Bank,
+    bank: PrefixKV,
+    teachers: PrefixKV,
     examples: Sequence[Example],
     owners: Sequence[int],
     taught_by: Sequence[int],
@@ -107,25 +109,25 @@ def learned_tokens(examples: Sequence[Example]) -> int:
 
 
 def supervised(
-    lm: FrozenLM, bank: Bank, examples: Sequence[Example], owners: Sequence[int] | None
+    lm: FrozenLM, bank: PrefixKV, examples: Sequence[Example], owners: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
     """Hidden states [N, H] at the tokens before each learned one, and the learned ids [N]."""
-    if isinstance(bank, EncoderDecoderBank):
+    if isinstance(bank, Seq2SeqPrefixKV):
         return _answered(lm, bank, examples, owners)
-    batch = batch_of(lm, causal(bank), examples, owners).to(lm.device)
-    return _before(lm, causal(bank), batch), batch.targets
+    batch = batch_of(lm, require_causal(bank), examples, owners).to(lm.device)
+    return _before(lm, require_causal(bank), batch), batch.targets
 
 
-def _before(lm: FrozenLM, bank: CausalBank, batch: Batch) -> Tensor:
+def _before(lm: FrozenLM, bank: CausalPrefixKV, batch: Batch) -> Tensor:
     """Hidden states [N, H] at the tokens before each learned one."""
-    return run(lm, bank, batch.bins).flatten(0, 1)[batch.where]
+    return run_packed(lm, bank, batch.bins).flatten(0, 1)[batch.where]
 
 
-def _taught(examples: Sequence[Example]) -> Taught | None:
+def _taught(examples: Sequence[Example]) -> SoftLabelBatch | None:
     """The lessons of all rows, or of none."""
     lessons = [example.lesson for example in examples if example.lesson is not None]
     assert not lessons or len(lessons) == len(examples), "all rows have a lesson, or none has"
-    return Taught.of(lessons) if lessons else None
+    return SoftLabelBatch.of(lessons) if lessons else None
 
 
 def learned_places(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
@@ -140,7 +142,7 @@ def learned_places(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
 
 
 def _answered(
-    lm: FrozenLM, bank: EncoderDecoderBank, examples: Sequence[Example], owners: Sequence[int] | None
+    lm: FrozenLM, bank: Seq2SeqPrefixKV, examples: Sequence[Example], owners: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
     """The same for an encoder–decoder: what stands before the first learned token is read, the rest is written."""
     kept = [i for i, example in enumerate(examples) if any(example.mask)]
@@ -148,7 +150,7 @@ def _answered(
     texts = [examples[i].ids[:cut] for i, cut in zip(kept, cuts, strict=True)]
     answers = [examples[i].ids[cut:] for i, cut in zip(kept, cuts, strict=True)]
     learned = [on for i, cut in zip(kept, cuts, strict=True) for on in examples[i].mask[cut:]]
-    states = answer_states(lm, bank, texts, answers, [0 if owners is None else owners[i] for i in kept])
+    states = answer_hidden_states(lm, bank, texts, answers, [0 if owners is None else owners[i] for i in kept])
     mask = torch.tensor(learned, dtype=torch.bool, device=lm.device)
     targets = torch.tensor([token for answer in answers for token in answer], device=lm.device)
     return states[mask], targets[mask]

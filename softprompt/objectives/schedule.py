@@ -10,7 +10,7 @@ FLOOR = 0.02  # the rate never falls to zero: the last steps would be wasted
 
 
 @dataclass(frozen=True)
-class Horizon:
+class Budget:
     """When a run ends: after `steps`, after `seconds`, or whichever comes first; None means no such bound."""
 
     steps: int | None
@@ -23,7 +23,7 @@ class Horizon:
         by_time = elapsed / self.seconds if self.seconds else 0.0
         return min(1.0, max(by_steps, by_time))
 
-    def after(self, spent: float) -> Horizon:
+    def after(self, spent: float) -> Budget:
         """What is left of it when the start of a run took `spent` seconds: of the time at least a tenth."""
         return replace(self, seconds=max(self.seconds - spent, self.seconds / 10)) if self.seconds else self
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.forward import check_not_empty, other_attention
-from softprompt.prefix.kv import Bank, CausalBank, causal
-from softprompt.prefix.packed import packed, run
+from softprompt.prefix.forward import attention_implementation, check_not_empty
+from softprompt.prefix.kv import CausalPrefixKV, PrefixKV, require_causal
+from softprompt.prefix.packed import pack_rows, run_packed
 from softprompt.prefix.packing import Bins, Row
 
 NUMBERS = 2**27  # attention weights held at once: 512 MB
@@ -21,7 +21,7 @@ NUMBERS = 2**27  # attention weights held at once: 512 MB
 
 @torch.no_grad()
 def attention_mass(
-    lm: FrozenLM, bank: Bank, rows: Sequence[Row], asking: Sequence[Sequence[bool]]
+    lm: FrozenLM, bank: PrefixKV, rows: Sequence[Row], asking: Sequence[Sequence[bool]]
 ) -> list[Tensor | None]:
     """Of each layer of `geometry.layers` the attention [K, S] that these tokens pay to the slots of the one prefix,
     summed over tokens, and over the heads that share keys; None for a layer without keys. In float32.
@@ -32,7 +32,7 @@ def attention_mass(
 
     Raises DataError for an empty row, or one that does not fit in the model's context.
     """
-    prefixes = causal(bank)
+    prefixes = require_causal(bank)
     assert len(prefixes.lengths) == 1, "one prefix"
     check_not_empty(row.ids for row in rows)
     shapes = lm.geometry.layers
@@ -52,16 +52,16 @@ def attention_mass(
     return found
 
 
-def _rows_at_once(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row]) -> int:
+def _rows_at_once(lm: FrozenLM, bank: CausalPrefixKV, rows: Sequence[Row]) -> int:
     """How many of these rows, each padded to the longest, may be looked at together."""
     longest = max(len(row.ids) for row in rows)
     per_row = longest * (bank.slots + longest) * lm.config.num_attention_heads * len(lm.geometry.layers)
     return max(1, NUMBERS // per_row)
 
 
-def _seen(lm: FrozenLM, prefixes: CausalBank, rows: Sequence[Row]) -> tuple[Bins, list[Tensor]]:
+def _seen(lm: FrozenLM, prefixes: CausalPrefixKV, rows: Sequence[Row]) -> tuple[Bins, list[Tensor]]:
     """The rows, each a bin; the attention weights [G, H, L, S + L] of each layer that has keys."""
-    bins, weights = packed(lm, prefixes, rows, 1), list[Tensor]()
-    with other_attention(lm, "eager"):  # which tells its weights
-        run(lm, prefixes, bins, weights)
+    bins, weights = pack_rows(lm, prefixes, rows, 1), list[Tensor]()
+    with attention_implementation(lm, "eager"):  # which tells its weights
+        run_packed(lm, prefixes, bins, weights)
     return bins, weights

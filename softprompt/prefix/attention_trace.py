@@ -23,11 +23,11 @@ from transformers import AttentionInterface
 
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.forward import other_attention
-from softprompt.prefix.kv import Bank, CausalBank, causal
-from softprompt.prefix.packed import packed, run
+from softprompt.prefix.forward import attention_implementation
+from softprompt.prefix.kv import CausalPrefixKV, PrefixKV, require_causal
+from softprompt.prefix.packed import pack_rows, run_packed
 from softprompt.prefix.packing import Row, by_tokens
-from softprompt.prefix.rope import turned, turns_keys
+from softprompt.prefix.rope import rotate_keys, uses_rope
 
 NAME = "softprompt_queries"
 NUMBERS = 2**27  # attention weights held at once: 512 MB
@@ -35,7 +35,7 @@ ROOM = 256  # own tokens that a token may look at, for the estimate of that
 
 
 @dataclass(frozen=True, eq=False)
-class Queries:
+class LayerTrace:
     """Of one layer, in float32.
 
     Attributes:
@@ -69,19 +69,19 @@ class Queries:
             self.mass[..., None] - total_KRT
         ).exp() * self.own
 
-    def of(self, tokens: Tensor) -> Queries:
+    def of(self, tokens: Tensor) -> LayerTrace:
         """Those of some tokens."""
         return replace(self, **{name: part.index_select(axis, tokens) for name, axis, part in self._parts()})
 
-    def moved(self, lm: FrozenLM, layer: int, by: int) -> Queries:
+    def moved(self, lm: FrozenLM, layer: int, by: int) -> LayerTrace:
         """Those of the same tokens `by` positions further right. Raises UnsupportedModelError as `attach.moved`."""
         asked = self.asked
-        if by and turns_keys(lm):
-            asked = turned(lm, layer, asked.flatten(0, 1), [by] * asked.shape[2]).view_as(asked)
+        if by and uses_rope(lm):
+            asked = rotate_keys(lm, layer, asked.flatten(0, 1), [by] * asked.shape[2]).view_as(asked)
         return replace(self, asked=asked, positions=self.positions + by)
 
     @staticmethod
-    def joined(parts: Sequence[Queries]) -> Queries:
+    def joined(parts: Sequence[LayerTrace]) -> LayerTrace:
         """The tokens of all parts, of the same layer."""
         both = {name: torch.cat([getattr(part, name) for part in parts], axis) for name, axis, _ in parts[0]._parts()}
         return replace(parts[0], **both)
@@ -93,9 +93,9 @@ class Queries:
         yield "positions", 0, self.positions
 
 
-def asked(
-    lm: FrozenLM, bank: Bank, rows: Sequence[Row], score: Callable[[Tensor, Sequence[int]], Tensor]
-) -> list[Queries | None]:
+def record_attention(
+    lm: FrozenLM, bank: PrefixKV, rows: Sequence[Row], score: Callable[[Tensor, Sequence[int]], Tensor]
+) -> list[LayerTrace | None]:
     """Of each layer of `geometry.layers` the queries of all tokens of the rows, short rows first; None for a layer
     without keys.
 
@@ -107,7 +107,7 @@ def asked(
         DataError: an empty row, or one that does not fit in the model's context.
         UnsupportedModelError: a model whose attention cannot be listened to.
     """
-    prefixes = causal(bank)
+    prefixes = require_causal(bank)
     assert len(prefixes.lengths) == 1, "one prefix"
     if not lm.model._can_set_attn_implementation():
         raise _deaf(lm, "an attention of its own")
@@ -115,7 +115,7 @@ def asked(
     parts = by_tokens([len(row.ids) for row in rows], max(1, NUMBERS // per_token))
     found = [_heard(lm, prefixes, rows, part, score) for part in parts]
     layers = [[of_part[i] for of_part in found] for i in range(len(lm.geometry.layers))]
-    return [Queries.joined(own) if None not in own else None for own in cast("list[list[Any]]", layers)]
+    return [LayerTrace.joined(own) if None not in own else None for own in cast("list[list[Any]]", layers)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,15 +140,15 @@ _listening: ContextVar[_Listening | None] = ContextVar("softprompt_listening", d
 
 
 def _heard(
-    lm: FrozenLM, bank: CausalBank, rows: Sequence[Row], numbers: Sequence[int], score: Any
-) -> list[Queries | None]:
+    lm: FrozenLM, bank: CausalPrefixKV, rows: Sequence[Row], numbers: Sequence[int], score: Any
+) -> list[LayerTrace | None]:
     """`asked` of the rows with these numbers."""
-    bins, listening = packed(lm, bank, [rows[i] for i in numbers]), _Listening(bank.slots, {})
+    bins, listening = pack_rows(lm, bank, [rows[i] for i in numbers]), _Listening(bank.slots, {})
     flat = bins.flat.to(lm.device)
     token = _listening.set(listening)
     try:
-        with other_attention(lm, NAME), torch.enable_grad():
-            states_TH = run(lm, bank, bins).flatten(0, 1)[flat]
+        with attention_implementation(lm, NAME), torch.enable_grad():
+            states_TH = run_packed(lm, bank, bins).flatten(0, 1)[flat]
             calls = {i: call for i, call in listening.calls.items() if lm.geometry.layers[i] is not None}
             gradients = torch.autograd.grad(score(states_TH, numbers), [call.change for call in calls.values()])
     finally:
@@ -158,11 +158,11 @@ def _heard(
     def tokens(part_GKRLX: Tensor) -> Tensor:
         return part_GKRLX.detach().movedim(0, 2).flatten(2, 3)[:, :, flat].float()
 
-    found: list[Queries | None] = [None] * len(lm.geometry.layers)
+    found: list[LayerTrace | None] = [None] * len(lm.geometry.layers)
     for (i, call), gradient in zip(calls.items(), gradients, strict=True):
         asked, own, got, change = (tokens(part) for part in (call.asked, call.own, call.got, gradient))
         mass = tokens(call.mass[..., None])[..., 0]
-        found[i] = Queries(asked, own, mass, got, change, positions, call.cap, lm.geometry.windows[i])
+        found[i] = LayerTrace(asked, own, mass, got, change, positions, call.cap, lm.geometry.windows[i])
     return found
 
 

@@ -20,8 +20,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.forward import other_attention
-from softprompt.prefix.kv import CausalBank
+from softprompt.prefix.forward import attention_implementation
+from softprompt.prefix.kv import CausalPrefixKV
 
 NAME = "softprompt_cascade"
 NUMBERS = 2**26  # attention scores held at once: 256 MB in float32
@@ -29,7 +29,7 @@ NUMBERS = 2**26  # attention scores held at once: 256 MB in float32
 _layers: ContextVar[Sequence[tuple[Tensor, Tensor]] | None] = ContextVar("softprompt_cascade_layers", default=None)
 
 
-def shared_layers(lm: FrozenLM, bank: CausalBank) -> tuple[tuple[Tensor, Tensor], ...] | None:
+def shared_layers(lm: FrozenLM, bank: CausalPrefixKV) -> tuple[tuple[Tensor, Tensor], ...] | None:
     """Of each layer the keys [1, K, S, D] and values [1, K, S, D'] of a bank's one prefix; None if rows need copies:
     several prefixes, a layer that has no keys or takes another's, or an attention other than SDPA."""
     layers = tuple(kv for kv in bank.layers if kv is not None)
@@ -44,7 +44,7 @@ def cascade(lm: FrozenLM, layers: Sequence[tuple[Tensor, Tensor]] | None) -> Ite
     if layers is None:
         yield
         return
-    with other_attention(lm, NAME):
+    with attention_implementation(lm, NAME):
         token = _layers.set(layers)
         try:
             yield

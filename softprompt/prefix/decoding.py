@@ -14,13 +14,13 @@ from torch import Tensor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import GrowingCache
 from softprompt.prefix.cascade import cascade, shared_layers
-from softprompt.prefix.forward import check_not_empty, check_room, forward
-from softprompt.prefix.kv import Bank, causal
-from softprompt.prefix.packed import recorded
+from softprompt.prefix.forward import check_fits_context, check_not_empty, forward
+from softprompt.prefix.kv import PrefixKV, require_causal
+from softprompt.prefix.packed import recorded_hidden_states
 from softprompt.prefix.packing import Row
 
 
-class Session:
+class DecodingSession:
     """B rows in the middle of decoding. Without gradient.
 
     Args:
@@ -38,11 +38,11 @@ class Session:
 
     @torch.no_grad()
     def __init__(
-        self, lm: FrozenLM, bank: Bank, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int
+        self, lm: FrozenLM, bank: PrefixKV, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int
     ) -> None:
-        bank = causal(bank)
+        bank = require_causal(bank)
         check_not_empty(rows)
-        check_room(lm, max(bank.lengths[o] + len(row) for row, o in zip(rows, owners, strict=True)) + room)
+        check_fits_context(lm, max(bank.lengths[o] + len(row) for row, o in zip(rows, owners, strict=True)) + room)
         self.lm = lm
         sizes_B = torch.tensor([len(row) for row in rows], device=lm.device)
         longest, owner_B = int(sizes_B.max()), torch.tensor(owners, device=lm.device)
@@ -55,7 +55,7 @@ class Session:
         copied = (bank.past(owner_B), bank.slots) if self._shared is None else ((None,) * len(bank.layers), 0)
         self._cache = GrowingCache(*copied, longest + room)
         whole = [Row(row, owner) for row, owner in zip(rows, owners, strict=True)]
-        states_TH, layers = recorded(lm, bank, whole)
+        states_TH, layers = recorded_hidden_states(lm, bank, whole)
         self._cache.fill(layers, (columns_BL >= 0).nonzero(as_tuple=True), longest)
         self.hidden = states_TH[sizes_B.cumsum(0) - 1]
 

@@ -68,7 +68,7 @@ def forward(
 
 
 @contextlib.contextmanager
-def other_attention(lm: FrozenLM, name: str) -> Iterator[None]:
+def attention_implementation(lm: FrozenLM, name: str) -> Iterator[None]:
     """The model with another of Transformers' attentions for a while; one thread at a time."""
     with _attention:
         before = str(lm.model.config._attn_implementation)
@@ -85,7 +85,7 @@ def check_not_empty(rows: Iterable[Sequence[int]]) -> None:
         raise DataError("a row has no tokens", hint="give at least one token of text behind the prefix")
 
 
-def check_room(
+def check_fits_context(
     lm: FrozenLM,
     tokens: int,
     what: str = "prefix, text and new tokens do not fit in the model's context",

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from softprompt.errors import GeometryError, UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV, PrefixCache
-from softprompt.prefix.forward import check_room, forward
+from softprompt.prefix.forward import check_fits_context, forward
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 
 
@@ -34,7 +34,7 @@ class Prefix:
     unseen: tuple[int, int] = (0, 0)
 
 
-class Bank(ABC):
+class PrefixKV(ABC):
     """N prefixes, ready to stand in front of rows. What it holds depends on the kind of model.
 
     Attributes:
@@ -45,7 +45,7 @@ class Bank(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Front:
+class PrefixLayout:
     """All of N prefixes but their prompts' numbers: slots, positions and the text around, on the model's device.
 
     Attributes:
@@ -70,7 +70,7 @@ class Front:
 
 @final
 @dataclass(frozen=True, eq=False)
-class CausalBank(Bank):
+class CausalPrefixKV(PrefixKV):
     """The keys and values of N prefixes of a causal model.
 
     Attributes:
@@ -80,7 +80,7 @@ class CausalBank(Bank):
     """
 
     layers: tuple[KV, ...]
-    front: Front
+    front: PrefixLayout
     lengths: tuple[int, ...]
 
     @property
@@ -101,7 +101,7 @@ class CausalBank(Bank):
         return tuple(None if kv is None else (kv[0][owners], kv[1][owners]) for kv in self.layers)
 
 
-def laid_out(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Front:
+def lay_out_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixLayout:
     """Where the tokens of these prefixes stand: KV prompts are the past, everything else is run behind it, padded to
     the right.
 
@@ -113,7 +113,7 @@ def laid_out(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Front:
     run_lengths = [_run_length(prefix) for prefix in prefixes]
     longest = max(past + run for past, run in zip(past_lengths, run_lengths, strict=True))
     hint = "fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front"
-    check_room(lm, longest, "what stands in front of the row does not fit in the model's context", hint)
+    check_fits_context(lm, longest, "what stands in front of the row does not fit in the model's context", hint)
     past_slots, run_slots = max(past_lengths), max(run_lengths)
     past_N1, run_N1 = torch.tensor(past_lengths)[:, None], torch.tensor(run_lengths)[:, None]
     past_S, run_S = torch.arange(past_slots), torch.arange(run_slots)
@@ -127,10 +127,10 @@ def laid_out(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Front:
         positions[i, begin + prefix.unseen[0] : begin + prefix.unseen[1]] = -1
     starts_N = (past_N1 + run_N1)[:, 0]
     around = tuple((lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow))) for prefix in prefixes)
-    return Front(positions.to(lm.device), starts_N.to(lm.device), tuple(starts_N.tolist()), past_slots, around)
+    return PrefixLayout(positions.to(lm.device), starts_N.to(lm.device), tuple(starts_N.tolist()), past_slots, around)
 
 
-def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], front: Front | None = None) -> CausalBank:
+def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], front: PrefixLayout | None = None) -> CausalPrefixKV:
     """Keys and values of every prefix in one pass, with gradient where a prompt has one.
 
     Args:
@@ -138,7 +138,7 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], front: Front | None =
 
     Raises as `laid_out`.
     """
-    front = front or laid_out(lm, prefixes)
+    front = front or lay_out_prefixes(lm, prefixes)
     positions, past_slots = front.positions, front.past_slots
     run_slots = front.slots - past_slots
     layers = _stack(lm, prefixes, past_slots)
@@ -155,12 +155,12 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], front: Front | None =
             cache=cache,
         )
         layers = tuple(cache.seen.get(i) for i in range(len(layers)))
-    return CausalBank(layers, front, front.lengths)
+    return CausalPrefixKV(layers, front, front.lengths)
 
 
-def causal(bank: Bank) -> CausalBank:
+def require_causal(bank: PrefixKV) -> CausalPrefixKV:
     """The bank of a causal model; UnsupportedModelError for that of an encoder–decoder."""
-    if isinstance(bank, CausalBank):
+    if isinstance(bank, CausalPrefixKV):
         return bank
     raise UnsupportedModelError("this works with causal models only, and the base model is an encoder-decoder")
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import PrefixCache
-from softprompt.prefix.forward import check_not_empty, check_room, forward
-from softprompt.prefix.kv import Bank, CausalBank, Front, causal
+from softprompt.prefix.forward import check_fits_context, check_not_empty, forward
+from softprompt.prefix.kv import CausalPrefixKV, PrefixKV, PrefixLayout, require_causal
 from softprompt.prefix.packing import Bins, Row, best_capacity, pack
 
 
-def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | None = None) -> Tensor:
+def packed_hidden_states(lm: FrozenLM, bank: PrefixKV, rows: Sequence[Row], *, capacity: int | None = None) -> Tensor:
     """Final hidden states [T, H] of all tokens of all rows, in the order of the rows.
 
     Args:
@@ -29,16 +29,18 @@ def hidden(lm: FrozenLM, bank: Bank, rows: Sequence[Row], *, capacity: int | Non
         DataError: an empty row, or one that does not fit in the model's context behind its prefix.
         UnsupportedModelError: the bank of an encoder–decoder.
     """
-    bank = causal(bank)
-    bins = packed(lm, bank, rows, capacity)
-    return run(lm, bank, bins).flatten(0, 1)[bins.flat.to(lm.device)]
+    bank = require_causal(bank)
+    bins = pack_rows(lm, bank, rows, capacity)
+    return run_packed(lm, bank, bins).flatten(0, 1)[bins.flat.to(lm.device)]
 
 
-def recorded(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row]) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+def recorded_hidden_states(
+    lm: FrozenLM, bank: CausalPrefixKV, rows: Sequence[Row]
+) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
     """`hidden`, and by layer the keys [T, K, D] and values [T, K, D'] of these tokens."""
-    bins, layers = packed(lm, bank, rows), dict[int, tuple[Tensor, Tensor]]()
+    bins, layers = pack_rows(lm, bank, rows), dict[int, tuple[Tensor, Tensor]]()
     flat_T = bins.flat.to(lm.device)
-    states_GLH = run(lm, bank, bins, layers=layers)
+    states_GLH = run_packed(lm, bank, bins, layers=layers)
 
     def own(seen_GKSD: Tensor) -> Tensor:
         return seen_GKSD[:, :, bank.slots :].transpose(1, 2).flatten(0, 1)[flat_T]
@@ -46,9 +48,9 @@ def recorded(lm: FrozenLM, bank: CausalBank, rows: Sequence[Row]) -> tuple[Tenso
     return states_GLH.flatten(0, 1)[flat_T], {i: (own(keys), own(values)) for i, (keys, values) in layers.items()}
 
 
-def run(
+def run_packed(
     lm: FrozenLM,
-    bank: CausalBank,
+    bank: CausalPrefixKV,
     bins: Bins,
     attentions: list[Tensor] | None = None,
     layers: dict[int, tuple[Tensor, Tensor]] | None = None,
@@ -79,7 +81,9 @@ def run(
     return states_GLH
 
 
-def packed(lm: FrozenLM, bank: CausalBank | Front, rows: Sequence[Row], capacity: int | None = None) -> Bins:
+def pack_rows(
+    lm: FrozenLM, bank: CausalPrefixKV | PrefixLayout, rows: Sequence[Row], capacity: int | None = None
+) -> Bins:
     """The rows, which will stand behind these prefixes, in bins of this many tokens, or of what is estimated to cost
     least; on the host.
 
@@ -87,7 +91,7 @@ def packed(lm: FrozenLM, bank: CausalBank | Front, rows: Sequence[Row], capacity
     """
     check_not_empty(row.ids for row in rows)
     bins = pack(rows, best_capacity(rows, bank.slots, *_costs(lm)) if capacity is None else capacity)
-    check_room(lm, int((bins.depth.max(1).values + torch.tensor(bank.lengths)[bins.prefix]).max()) + 1)
+    check_fits_context(lm, int((bins.depth.max(1).values + torch.tensor(bank.lengths)[bins.prefix]).max()) + 1)
     return bins
 
 

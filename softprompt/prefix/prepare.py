@@ -10,28 +10,28 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV
 from softprompt.prefix.cascade import shared_layers
-from softprompt.prefix.decoding import Session
-from softprompt.prefix.kv import Bank, CausalBank, Prefix, run_prefixes
-from softprompt.prefix.seq2seq import EncoderDecoderBank, gather, recorded
-from softprompt.prefix.seq2seq_decoding import AnsweringSession
+from softprompt.prefix.decoding import DecodingSession
+from softprompt.prefix.kv import CausalPrefixKV, Prefix, PrefixKV, run_prefixes
+from softprompt.prefix.seq2seq import Seq2SeqPrefixKV, gather_prefixes, record_text_kv
+from softprompt.prefix.seq2seq_decoding import Seq2SeqDecodingSession
 from softprompt.prefix.verify import verify
 
 
-def session(
-    lm: FrozenLM, bank: Bank, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int
-) -> Session | AnsweringSession:
+def start_decoding(
+    lm: FrozenLM, bank: PrefixKV, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int
+) -> DecodingSession | Seq2SeqDecodingSession:
     """Rows ready to grow: their continuations (causal models) or answers (encoder–decoders); see these classes."""
-    if isinstance(bank, EncoderDecoderBank):
-        return AnsweringSession(lm, bank, rows, owners, room)
-    return Session(lm, bank, rows, owners, room)
+    if isinstance(bank, Seq2SeqPrefixKV):
+        return Seq2SeqDecodingSession(lm, bank, rows, owners, room)
+    return DecodingSession(lm, bank, rows, owners, room)
 
 
-def copies_prefix(lm: FrozenLM, bank: Bank) -> bool:
+def copies_prefix(lm: FrozenLM, bank: PrefixKV) -> bool:
     """Whether each row of a session has a copy of its prefix; if not, all rows share the one that the bank has."""
-    return not isinstance(bank, CausalBank) or shared_layers(lm, bank) is None
+    return not isinstance(bank, CausalPrefixKV) or shared_layers(lm, bank) is None
 
 
-def bank(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
+def prepare_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixKV:
     """Make every prefix ready, with gradient where its prompt has one: run once, or gathered for an encoder–decoder.
 
     Raises:
@@ -39,11 +39,11 @@ def bank(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Bank:
         UnsupportedModelError: the model is not exact with a prefix.
     """
     verify(lm)
-    return gather(lm, prefixes) if lm.is_encoder_decoder else run_prefixes(lm, prefixes)
+    return gather_prefixes(lm, prefixes) if lm.is_encoder_decoder else run_prefixes(lm, prefixes)
 
 
 @torch.no_grad()
-def keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[KV, ...]:
+def compute_keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[KV, ...]:
     """The keys and values [1, K, T, D] that the model computes for a prefix, for every layer of `geometry.layers`.
 
     An encoder–decoder reads the text in its encoder, and its decoder is given the same ids behind its start token, as
@@ -56,4 +56,4 @@ def keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[KV, ...]:
     if prefix.prompt is not None:
         raise UnsupportedModelError("an encoder-decoder has keys and values for a text only", where=lm.name)
     ids = [*prefix.lead, *prefix.follow]
-    return recorded(lm, ids, [lm.start_id, *ids[:-1]])
+    return record_text_kv(lm, ids, [lm.start_id, *ids[:-1]])

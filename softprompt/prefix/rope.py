@@ -29,14 +29,14 @@ from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE, verify
 from softprompt.prompts.forms import KVPrompt
 
 # The two numbers of a pair: F apart (Llama, and GPT-NeoX for the first R of D), side by side (Cohere, GLM), or none.
-Layout = Literal["halves", "pairs", "still"]
-LAYOUTS: tuple[Layout, ...] = ("halves", "pairs", "still")
+RopeLayout = Literal["halves", "pairs", "still"]
+LAYOUTS: tuple[RopeLayout, ...] = ("halves", "pairs", "still")
 TOKENS, DISTANCE = 6, 13  # of the trial
-_layouts: weakref.WeakKeyDictionary[FrozenLM, tuple[Layout | None, ...]] = weakref.WeakKeyDictionary()
+_layouts: weakref.WeakKeyDictionary[FrozenLM, tuple[RopeLayout | None, ...]] = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
-def moved(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVPrompt:
+def shift_positions(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVPrompt:
     """The prompt with the key of token i moved by `by[i]` positions, right if positive. In float32, values as given.
 
     Raises:
@@ -65,7 +65,7 @@ def moved(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVPrompt:
 
 
 @torch.no_grad()
-def turned(lm: FrozenLM, layer: int, vectors_XTD: Tensor, by: Sequence[int]) -> Tensor:
+def rotate_keys(lm: FrozenLM, layer: int, vectors_XTD: Tensor, by: Sequence[int]) -> Tensor:
     """Keys or queries of a layer, turned as if token t stood `by[t]` positions further right. In float32.
 
     Raises UnsupportedModelError as `moved`.
@@ -75,12 +75,12 @@ def turned(lm: FrozenLM, layer: int, vectors_XTD: Tensor, by: Sequence[int]) -> 
     return _turn(vectors_XTD, *_angles(lm, layer, torch.tensor(by, device=lm.device)), layout)
 
 
-def turns_keys(lm: FrozenLM) -> bool:
+def uses_rope(lm: FrozenLM) -> bool:
     """Whether the model turns keys by their position; in another a key is the same wherever rows stand behind it."""
     return _rotary(lm) is not None
 
 
-def _layouts_of(lm: FrozenLM) -> tuple[Layout | None, ...]:
+def _layouts_of(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
     """Of each layer with keys the layout that turns the keys of a text at 0 into those of the same text further on."""
     if lm in _layouts:
         return _layouts[lm]
@@ -89,7 +89,7 @@ def _layouts_of(lm: FrozenLM) -> tuple[Layout | None, ...]:
         raise _unmovable(lm, "no rotary module")
     here, there = _keys(lm, 0), _keys(lm, DISTANCE)
     distances = torch.full((TOKENS,), DISTANCE, device=lm.device)
-    found: list[Layout | None] = [None] * len(lm.geometry.layers)
+    found: list[RopeLayout | None] = [None] * len(lm.geometry.layers)
     for i, (keys, values) in here.items():
         angles = _angles(lm, i, distances)
         off = {layout: _difference(_turn(keys, *angles, layout), there[i][0]) for layout in LAYOUTS}
@@ -154,7 +154,7 @@ def _angles(lm: FrozenLM, layer: int, distances_P: Tensor) -> tuple[Tensor, Tens
     return cos / size, sin / size * distances_P.sign()[:, None]
 
 
-def _turn(keys_KPD: Tensor, cos_PF: Tensor, sin_PF: Tensor, layout: Layout) -> Tensor:
+def _turn(keys_KPD: Tensor, cos_PF: Tensor, sin_PF: Tensor, layout: RopeLayout) -> Tensor:
     """The keys with their first R numbers turned, in float32."""
     keys_KPD = keys_KPD.float()
     turned_KPR, rest = keys_KPD[..., : 2 * cos_PF.shape[1]], keys_KPD[..., 2 * cos_PF.shape[1] :]

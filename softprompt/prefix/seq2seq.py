@@ -29,8 +29,8 @@ from torch.nn.utils.rnn import pad_sequence
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV, DecoderCache, PrefixCache
-from softprompt.prefix.forward import check_not_empty, check_room
-from softprompt.prefix.kv import Bank, Prefix, embedded
+from softprompt.prefix.forward import check_fits_context, check_not_empty
+from softprompt.prefix.kv import Prefix, PrefixKV, embedded
 from softprompt.prefix.packing import by_tokens
 from softprompt.prefix.seq2seq_forward import run_decoder, run_encoder
 from softprompt.prompts.forms import KVPrompt
@@ -65,7 +65,7 @@ class Past:
 
 @final
 @dataclass(frozen=True, eq=False)
-class EncoderDecoderBank(Bank):
+class Seq2SeqPrefixKV(PrefixKV):
     """N prefixes of an encoder–decoder.
 
     Attributes:
@@ -81,27 +81,27 @@ class EncoderDecoderBank(Bank):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Reading:
+class EncodedText:
     """What the encoder made of B texts: final hidden states [B, E, H], and True [B, E] for those of tokens."""
 
     states: Tensor
     visible: Tensor
 
 
-def gather(lm: FrozenLM, prefixes: Sequence[Prefix]) -> EncoderDecoderBank:
+def gather_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Seq2SeqPrefixKV:
     """The bank of these prefixes, with gradient where a prompt has one. Raises GeometryError as `attach.bank`."""
     if any(last > first for first, last in (prefix.unseen for prefix in prefixes)):
         raise UnsupportedModelError("an encoder-decoder cannot hide virtual tokens from single rows", where=lm.name)
     fronts = tuple(embedded(lm, prefix) for prefix in prefixes)
     pasts = {site: _past(lm, prefixes, site) for site in SITES}
     held = pasts["encoder"].visible.sum(1).tolist()
-    return EncoderDecoderBank(fronts, pasts, tuple(len(f) + n for f, n in zip(fronts, held, strict=True)))
+    return Seq2SeqPrefixKV(fronts, pasts, tuple(len(f) + n for f, n in zip(fronts, held, strict=True)))
 
 
-def read(lm: FrozenLM, bank: EncoderDecoderBank, texts: Sequence[Sequence[int]], owners_B: Tensor) -> Reading:
+def encode_text(lm: FrozenLM, bank: Seq2SeqPrefixKV, texts: Sequence[Sequence[int]], owners_B: Tensor) -> EncodedText:
     """Run the encoder over texts (token ids), each behind its own prefix. Raises DataError for an empty text."""
     check_not_empty(texts)
-    check_room(lm, max(bank.lengths) + max(map(len, texts)) + len(lm.closing))
+    check_fits_context(lm, max(bank.lengths) + max(map(len, texts)) + len(lm.closing))
     ids = [[*text, *lm.closing] for text in texts]
     own = lm.embed([token for text in ids for token in text]).split([len(text) for text in ids])
     rows = [torch.cat([bank.fronts[o], text]) for o, text in zip(owners_B.tolist(), own, strict=True)]
@@ -110,12 +110,12 @@ def read(lm: FrozenLM, bank: EncoderDecoderBank, texts: Sequence[Sequence[int]],
     visible_BE = torch.arange(embeds_BEH.shape[1], device=lm.device) < lengths_B[:, None]
     past = bank.pasts["encoder"].of(owners_B)
     cache = PrefixCache(past.layers, past.slots)
-    return Reading(run_encoder(lm, embeds_BEH, torch.cat([past.visible, visible_BE], 1), cache), visible_BE)
+    return EncodedText(run_encoder(lm, embeds_BEH, torch.cat([past.visible, visible_BE], 1), cache), visible_BE)
 
 
-def answer_states(
+def answer_hidden_states(
     lm: FrozenLM,
-    bank: EncoderDecoderBank,
+    bank: Seq2SeqPrefixKV,
     texts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     owners: Sequence[int],
@@ -130,7 +130,7 @@ def answer_states(
     sizes = [bank.lengths[o] + len(text) + len(a) for text, a, o in zip(texts, answers, owners, strict=True)]
     for part in by_tokens(sizes, TOKENS):
         owners_B = torch.tensor([owners[i] for i in part], device=lm.device)
-        reading = read(lm, bank, [texts[i] for i in part], owners_B)
+        reading = encode_text(lm, bank, [texts[i] for i in part], owners_B)
         inputs = [torch.tensor([lm.start_id, *answers[i][:-1]], device=lm.device) for i in part]
         ids_BT = pad_sequence(inputs, batch_first=True)
         written = _write(lm, bank, reading, ids_BT, owners_B)
@@ -139,7 +139,7 @@ def answer_states(
     return torch.cat(states)
 
 
-def recorded(lm: FrozenLM, text: Sequence[int], written: Sequence[int]) -> tuple[KV, ...]:
+def record_text_kv(lm: FrozenLM, text: Sequence[int], written: Sequence[int]) -> tuple[KV, ...]:
     """Keys and values [1, K, n, D] that the model has for a text in its encoder, for ids in its decoder, and for the
     encoder's states in its cross-attention, in the order of `geometry.layers`."""
     layers = {site: (None,) * lm.geometry.sites.count(site) for site in SITES}
@@ -152,7 +152,7 @@ def recorded(lm: FrozenLM, text: Sequence[int], written: Sequence[int]) -> tuple
     return tuple(caches[site].seen.get(i) for site in SITES for i in range(len(layers[site])))
 
 
-def _write(lm: FrozenLM, bank: EncoderDecoderBank, reading: Reading, ids_BT: Tensor, owners_B: Tensor) -> Tensor:
+def _write(lm: FrozenLM, bank: Seq2SeqPrefixKV, reading: EncodedText, ids_BT: Tensor, owners_B: Tensor) -> Tensor:
     """Final hidden states [B, T, H] of the decoder."""
     own, cross = bank.pasts["decoder"].of(owners_B), bank.pasts["cross"].of(owners_B)
     rows, length = ids_BT.shape

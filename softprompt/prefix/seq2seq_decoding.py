@@ -13,12 +13,12 @@ from torch import Tensor
 
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import CrossCache, DecoderCache, GrowingCache
-from softprompt.prefix.seq2seq import EncoderDecoderBank, Reading, read
+from softprompt.prefix.seq2seq import EncodedText, Seq2SeqPrefixKV, encode_text
 from softprompt.prefix.seq2seq_forward import run_decoder
 
 
 @final
-class AnsweringSession:
+class Seq2SeqDecodingSession:
     """B answers in the middle of decoding, each to its own text. Without gradient. The counterpart of `Session`.
 
     Args:
@@ -35,11 +35,11 @@ class AnsweringSession:
 
     @torch.no_grad()
     def __init__(
-        self, lm: FrozenLM, bank: EncoderDecoderBank, texts: Sequence[Sequence[int]], owners: Sequence[int], room: int
+        self, lm: FrozenLM, bank: Seq2SeqPrefixKV, texts: Sequence[Sequence[int]], owners: Sequence[int], room: int
     ) -> None:
         self.lm = lm
         owners_B = torch.tensor(owners, device=lm.device)
-        self._reading = read(lm, bank, texts, owners_B)
+        self._reading = encode_text(lm, bank, texts, owners_B)
         own, cross = bank.pasts["decoder"].of(owners_B), bank.pasts["cross"].of(owners_B)
         self._visible = own.visible
         self._crossing = torch.cat([cross.visible, self._reading.visible], 1)
@@ -57,7 +57,7 @@ class AnsweringSession:
     def keep(self, index: Tensor) -> None:
         """Go on with the rows in `index` [B'] only; a row that is named twice goes on as two."""
         self._visible, self._crossing, self.hidden = self._visible[index], self._crossing[index], self.hidden[index]
-        self._reading = Reading(self._reading.states[index], self._reading.visible[index])
+        self._reading = EncodedText(self._reading.states[index], self._reading.visible[index])
         self._own.keep(index)
         self._cross.keep(index)
 

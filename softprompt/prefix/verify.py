@@ -11,9 +11,9 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.forward import MaskStyle, mask_styles
 from softprompt.prefix.kv import Prefix, run_prefixes
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.seq2seq import answer_states, gather, recorded
+from softprompt.prefix.seq2seq import answer_hidden_states, gather_prefixes, record_text_kv
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
 TOLERANCE = {torch.float32: 1e-3}  # relative; half precision rounds in another order with other shapes
@@ -50,7 +50,7 @@ def _try_causal(lm: FrozenLM) -> str:
         mask_styles[lm] = style
         try:
             prefixes = run_prefixes(lm, [Prefix(lead=tuple(ids[:3]))])
-            ours = lm.logits(hidden(lm, prefixes, [Row(ids[3:]), Row(ids[3:5])], capacity=8))
+            ours = lm.logits(packed_hidden_states(lm, prefixes, [Row(ids[3:]), Row(ids[3:5])], capacity=8))
         except FOREIGN as error:
             reason = f"{type(error).__name__}: {error}"
             continue
@@ -74,10 +74,10 @@ def _try_encoder_decoder(lm: FrozenLM) -> str:
             ).logits[0, -3:]
             for answer in (written, written[3:])
         )
-        layers = [kv and (kv[0][0, :, :3], kv[1][0, :, :3]) for kv in recorded(lm, text, written)]
+        layers = [kv and (kv[0][0, :, :3], kv[1][0, :, :3]) for kv in record_text_kv(lm, text, written)]
         prefixes = [Prefix(KVPrompt(tuple(layers))), Prefix(EmbeddingPrompt(lm.embed(ids[:3])))]
         answers = [[*written[4:], 0]] * 2
-        ours = lm.logits(answer_states(lm, gather(lm, prefixes), [ids[3:]] * 2, answers, [0, 1]))
+        ours = lm.logits(answer_hidden_states(lm, gather_prefixes(lm, prefixes), [ids[3:]] * 2, answers, [0, 1]))
     except FOREIGN as error:
         return f"{type(error).__name__}: {error}"
     if not (reason := _off(lm, ours, torch.cat([whole, last]))):

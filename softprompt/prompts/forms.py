@@ -155,7 +155,7 @@ def size_of(prompt: Prompt) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in prompt.tensors().values())
 
 
-def digest(prompt: Prompt) -> str:
+def prompt_digest(prompt: Prompt) -> str:
     """sha256 hex over names, shapes, dtypes and bytes of the tensors."""
     sha = hashlib.sha256()
     for name, tensor in sorted(prompt.tensors().items()):

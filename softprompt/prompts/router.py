@@ -47,7 +47,7 @@ def pooled(lm: FrozenLM, ids: Sequence[int]) -> Tensor:
     return lm.embed(list(ids)).float().mean(0)
 
 
-def save(folder: Path, router: Router, *, overwrite: bool = False) -> None:
+def save_router(folder: Path, router: Router, *, overwrite: bool = False) -> None:
     """Write it, all or nothing. Raises StoreError if the folder is there, or for names no soft prompt can have."""
     if problem := _problem(router.names, tuple(router.weights.shape), router.base):
         raise StoreError(problem, where=folder)
@@ -60,7 +60,7 @@ def save(folder: Path, router: Router, *, overwrite: bool = False) -> None:
     write_folder(folder, fill, overwrite=overwrite)
 
 
-def load(folder: Path, geometry: Geometry | None = None) -> Router:
+def load_router(folder: Path, geometry: Geometry | None = None) -> Router:
     """The router, checked. Raises StoreError, or WrongBaseError if it was made for another base model than this."""
     recover_folder(folder)
     facts = read_json(folder / FACTS)

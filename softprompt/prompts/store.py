@@ -18,7 +18,15 @@ from softprompt.errors import StoreError, WrongBaseError
 from softprompt.files import read_json, read_tensors, recover_all, recover_folder, write_folder, write_json
 from softprompt.models.geometry import Geometry
 from softprompt.prompts.card import FORMAT_VERSION, Card
-from softprompt.prompts.forms import Prompt, check_fits, digest, expected_shapes, from_tensors, frozen, needed_shapes
+from softprompt.prompts.forms import (
+    Prompt,
+    check_fits,
+    expected_shapes,
+    from_tensors,
+    frozen,
+    needed_shapes,
+    prompt_digest,
+)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 TENSORS, CARD, README = "prompt.safetensors", "card.json", "README.md"
@@ -80,7 +88,7 @@ def save(
     check_free(folder, overwrite)
     prompt = frozen(prompt)
     check_fits(prompt, card.geometry)
-    card = card.model_copy(update={"sha256": digest(prompt), "form": prompt.form, "n_tokens": prompt.n_tokens})
+    card = card.model_copy(update={"sha256": prompt_digest(prompt), "form": prompt.form, "n_tokens": prompt.n_tokens})
 
     def fill(scratch: Path) -> None:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in prompt.tensors().items()}
@@ -154,7 +162,7 @@ def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[Prompt, 
         raise StoreError("tensors are missing", where=path, got=", ".join(missing[:6]))
     prompt = from_tensors(card.form, tensors, card.geometry)
     check_fits(prompt, card.geometry)
-    if digest(prompt) != card.sha256:
+    if prompt_digest(prompt) != card.sha256:
         raise StoreError("the tensors are not those the card describes (sha256)", where=path, hint="restore both files")
     return prompt, card
 

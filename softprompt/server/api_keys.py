@@ -27,7 +27,7 @@ class Caller:
 ANYONE = Caller("anonymous", admin=False)
 
 
-class Keys:
+class ApiKeys:
     """The keys that are let in. Without any, everyone is a user and no one the admin."""
 
     def __init__(self, users: Iterable[str] = (), admins: Iterable[str] = ()) -> None:

@@ -9,10 +9,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from softprompt.server.api_keys import Keys
-from softprompt.server.auth import gate
-from softprompt.server.error_responses import ProblemError
-from softprompt.server.middleware import Guard, refusal
+from softprompt.server.api_keys import ApiKeys
+from softprompt.server.auth import require_access
+from softprompt.server.error_responses import ApiError
+from softprompt.server.middleware import RequestMiddleware, refusal
 from softprompt.server.routes.generation import add_generation
 from softprompt.server.routes.models import add_models
 from softprompt.server.routes.operations import add_operations
@@ -22,7 +22,7 @@ from softprompt.server.service import Service
 
 def create_app(
     service: Service,
-    keys: Keys,
+    keys: ApiKeys,
     *,
     hosts: frozenset[str] = frozenset(),
     log_content: bool = False,
@@ -40,10 +40,10 @@ def create_app(
         title="softprompt",
         version=version("softprompt"),
         openapi_url=None,
-        dependencies=[Depends(gate(keys, service.quota))],
+        dependencies=[Depends(require_access(keys, service.quota))],
         exception_handlers={HTTPException: _unrouted},
     )
-    app.add_middleware(Guard, metrics=service.metrics, hosts=hosts, log_content=log_content)
+    app.add_middleware(RequestMiddleware, metrics=service.metrics, hosts=hosts, log_content=log_content)
     add_generation(app, service, log_content)
     add_models(app, service)
     add_prompts(app, service)
@@ -62,6 +62,6 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = {404: ("There is no such path.", "unknown_path"), 405: ("The path has no such method.", "unknown_method")}
     message, code = what.get(error.status_code, ("The request cannot be read.", "unreadable_request"))
-    reply = refusal(ProblemError(error.status_code, message, code))
+    reply = refusal(ApiError(error.status_code, message, code))
     reply.headers.update(error.headers or {})
     return reply

@@ -6,16 +6,16 @@ from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 
-from softprompt.server.api_keys import Keys
-from softprompt.server.error_responses import ProblemError
-from softprompt.server.rate_limit import Quota
+from softprompt.server.api_keys import ApiKeys
+from softprompt.server.error_responses import ApiError
+from softprompt.server.rate_limit import RateLimit
 
 PUBLIC = frozenset({"/livez", "/readyz", "/health"})
 ADMIN = frozenset({"/v1/soft_prompts", "/v1/soft_prompts/{name}"})
 UNCOUNTED = frozenset({"/metrics", "/version"})  # no rate, and they answer while the server stops
 
 
-def gate(keys: Keys, quota: Quota) -> Callable[[Request], Awaitable[None]]:
+def require_access(keys: ApiKeys, quota: RateLimit) -> Callable[[Request], Awaitable[None]]:
     """The one dependency of the app; sets `request.state.caller`. It raises ProblemError 401, 403, 429 or 503."""
 
     async def authorise(request: Request) -> None:
@@ -24,10 +24,10 @@ def gate(keys: Keys, quota: Quota) -> Callable[[Request], Awaitable[None]]:
             return
         caller = keys.caller(request.headers.get("authorization", ""))
         if caller is None:
-            raise ProblemError(401, "A valid API key is needed: Authorization: Bearer KEY.", "invalid_api_key")
+            raise ApiError(401, "A valid API key is needed: Authorization: Bearer KEY.", "invalid_api_key")
         request.state.facts["caller"] = caller.id
         if route in ADMIN and not caller.admin:
-            raise ProblemError(403, "This needs the admin's key.", "admin_key_needed")
+            raise ApiError(403, "This needs the admin's key.", "admin_key_needed")
         if route not in UNCOUNTED:
             quota.count(caller)
         request.state.caller = caller

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import from_json
 from starlette.requests import Request
 
-from softprompt.server.error_responses import ProblemError, invalid
+from softprompt.server.error_responses import ApiError, invalid
 from softprompt.server.limits import Limits
 
 # Strings as a whole, also one that never ends, so that brackets in them do not count and the search is linear.
@@ -19,12 +19,12 @@ _PARTS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
     """The body's JSON object. Raises ProblemError 400, 408, 413 or 415."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ProblemError(415, "The content type must be application/json.", "unsupported_media_type")
+        raise ApiError(415, "The content type must be application/json.", "unsupported_media_type")
     try:
         async with asyncio.timeout(limits.body_s):
             body = await _bounded(request, limits.body_bytes)
     except TimeoutError as error:
-        raise ProblemError(408, f"The body took more than {limits.body_s} s to arrive.", "body_timeout") from error
+        raise ApiError(408, f"The body took more than {limits.body_s} s to arrive.", "body_timeout") from error
     if _is_deeper(body, limits.json_depth):
         raise invalid(f"The body is nested deeper than {limits.json_depth} brackets.", code="invalid_json")
     try:
@@ -46,7 +46,7 @@ async def _bounded(request: Request, most: int) -> bytes:
                 break
         else:
             return bytes(body)
-    raise ProblemError(413, f"The body is larger than {most} bytes.", "body_too_large")
+    raise ApiError(413, f"The body is larger than {most} bytes.", "body_too_large")
 
 
 def _is_deeper(body: bytes, most: int) -> bool:

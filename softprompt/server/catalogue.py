@@ -115,7 +115,7 @@ class Catalogue:
 
     def _read_router(self, name: str, path: Path, created: int) -> Entry:
         try:
-            router.load(path, self._geometry)
+            router.load_router(path, self._geometry)
         except WrongBaseError:
             return Entry(name, created, "router", fault=OTHER_BASE)
         except StoreError:

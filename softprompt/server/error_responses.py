@@ -32,7 +32,7 @@ class ErrorReply(TypedDict):
     error: ErrorFacts
 
 
-class ProblemError(EngineError):
+class ApiError(EngineError):
     """A request that is not answered.
 
     Args:
@@ -63,35 +63,35 @@ class ProblemError(EngineError):
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
-def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ProblemError:
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """A request that is wrong in itself."""
-    return ProblemError(400, message, code, param=param)
+    return ApiError(400, message, code, param=param)
 
 
-def from_text(error: SoftpromptError, param: str) -> ProblemError:
+def from_text(error: SoftpromptError, param: str) -> ApiError:
     """What a typed error says about the client's own text."""
     parts = [f"{error.where}: {error.what}" if error.where else error.what]
     parts += [f"{name}: {value}" for name in ("expected", "got", "hint") if (value := getattr(error, name)) is not None]
     return invalid(". ".join(parts), param)
 
 
-def unknown_model(name: str, known: Iterable[str]) -> ProblemError:
+def unknown_model(name: str, known: Iterable[str]) -> ApiError:
     """No model of this name; says which are spelled alike."""
     near = difflib.get_close_matches(name, [k for _, k in zip(range(NEAR), known, strict=False)], n=3)
     meant = f" Did you mean {' or '.join(map(repr, near))}?" if near and len(name) <= SHOWN else ""
-    return ProblemError(404, f"The model {shown(name)} does not exist.{meant}", "model_not_found", param="model")
+    return ApiError(404, f"The model {shown_value(name)} does not exist.{meant}", "model_not_found", param="model")
 
 
-def unknown_prompt(name: str) -> ProblemError:
+def unknown_prompt(name: str) -> ApiError:
     """No soft prompt of this name."""
-    return ProblemError(404, f"There is no soft prompt {shown(name)}.", "soft_prompt_not_found", param="name")
+    return ApiError(404, f"There is no soft prompt {shown_value(name)}.", "soft_prompt_not_found", param="name")
 
 
-def internal(request_id: str) -> ProblemError:
+def internal(request_id: str) -> ApiError:
     """A fault of ours; what it was is in the log under the request's id."""
-    return ProblemError(500, f"The server failed. The request id is {request_id}.", "internal_error")
+    return ApiError(500, f"The server failed. The request id is {request_id}.", "internal_error")
 
 
-def shown(text: str) -> str:
+def shown_value(text: str) -> str:
     """A client's text in a message: quoted and short."""
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")

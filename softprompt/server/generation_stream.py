@@ -11,21 +11,21 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from softprompt.server.error_responses import ProblemError
+from softprompt.server.error_responses import ApiError
 
 LAST_WORD_S = 1.0  # for a client that does not read
 DONE = b"data: [DONE]\n\n"
 T = TypeVar("T")
 
 
-class ClientGoneError(ProblemError):
+class ClientGoneError(ApiError):
     """The client has closed the connection; no one reads the reply."""
 
     def __init__(self) -> None:
         super().__init__(499, "The client has closed the connection.", "client_gone")
 
 
-async def attended(receive: Receive, deadline: float, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(receive: Receive, deadline: float, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled, and has ended, before this raises.
 
     Args:
@@ -44,7 +44,7 @@ async def attended(receive: Receive, deadline: float, work: Coroutine[Any, Any, 
             return task.result()
         if gone.done():
             raise ClientGoneError
-        raise ProblemError(504, "The request took too long.", "deadline_exceeded")
+        raise ApiError(504, "The request took too long.", "deadline_exceeded")
     finally:
         task.cancel()
         gone.cancel()
@@ -76,15 +76,15 @@ class EventStream(Response):
         cls, receive: Receive, events: AsyncGenerator[Mapping[str, Any], None], deadline: float
     ) -> EventStream:
         """Wait for the first event. Raises what it raises, or what `attended` does."""
-        return cls(await attended(receive, deadline, _next(events)), events, deadline)
+        return cls(await cancel_on_disconnect(receive, deadline, _next(events)), events, deadline)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it all; the events are closed in any case."""
         try:
-            await attended(receive, self._deadline, self._send(send))
+            await cancel_on_disconnect(receive, self._deadline, self._send(send))
         except ClientGoneError:
             raise
-        except ProblemError as problem:
+        except ApiError as problem:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORD_S):
                     await _send_part(send, _event(problem.body) + DONE)

@@ -20,7 +20,7 @@ WHOLE = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120,
 
 
 @dataclass(frozen=True)
-class Loads:
+class PromptLoads:
     """What the library counted."""
 
     loaded: int
@@ -32,7 +32,7 @@ class Loads:
 class Metrics:
     """Counts what happens; asks engine and library what they are busy with when it is read."""
 
-    def __init__(self, stats: Callable[[], Stats], loads: Callable[[], Loads]) -> None:
+    def __init__(self, stats: Callable[[], Stats], loads: Callable[[], PromptLoads]) -> None:
         self.registry = CollectorRegistry()
         self.first_token = self._seconds("time_to_first_token_seconds", "From request to first token.", FIRST)
         self.between_tokens = self._seconds("inter_token_latency_seconds", "From token to token.", BETWEEN)
@@ -56,7 +56,7 @@ class Metrics:
 
 
 class _Busy(Collector):
-    def __init__(self, stats: Callable[[], Stats], loads: Callable[[], Loads]) -> None:
+    def __init__(self, stats: Callable[[], Stats], loads: Callable[[], PromptLoads]) -> None:
         self._stats, self._loads = stats, loads
 
     def collect(self) -> Iterator[Metric]:

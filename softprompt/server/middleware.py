@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from softprompt.server.error_responses import ProblemError, internal
+from softprompt.server.error_responses import ApiError, internal
 from softprompt.server.metrics import Metrics
 
 log = structlog.get_logger("softprompt.server")
@@ -27,12 +27,12 @@ SECURITY = {
 }
 
 
-def refusal(problem: ProblemError) -> JSONResponse:
+def refusal(problem: ApiError) -> JSONResponse:
     """A problem as a reply."""
     return JSONResponse(problem.body, problem.status, problem.headers)
 
 
-class Guard:
+class RequestMiddleware:
     """ASGI middleware around the whole app.
 
     Args:
@@ -67,9 +67,9 @@ class Guard:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 if self._hosts and _host(headers.get("host", "")) not in self._hosts:
-                    raise ProblemError(400, "This server has another name.", "unknown_host")
+                    raise ApiError(400, "This server has another name.", "unknown_host")
                 await self._app(scope, receive, sending)
-            except ProblemError as problem:
+            except ApiError as problem:
                 if status:  # a stream that broke; there is no one to tell
                     facts["broke"] = problem.code
                 else:

@@ -16,14 +16,14 @@ from typing import TypeVar
 
 from softprompt.engine.base import Engine
 from softprompt.errors import SoftpromptError, WrongBaseError
-from softprompt.server.error_responses import ProblemError, unknown_prompt
-from softprompt.server.prompt_reader import Frame
+from softprompt.server.error_responses import ApiError, unknown_prompt
+from softprompt.server.prompt_reader import SoftPromptReader
 
 T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Loaded:
+class CachedPrompt:
     """One version of a soft prompt in the engine.
 
     Attributes:
@@ -34,12 +34,12 @@ class Loaded:
 
     name: str
     key: str
-    frame: Frame
+    frame: SoftPromptReader
     users: int = 0
     retired: bool = False
 
 
-class Library:
+class PromptCache:
     """The loaded soft prompts, at most `places` of them.
 
     Args:
@@ -52,11 +52,11 @@ class Library:
     """
 
     def __init__(
-        self, engine: Engine, read: Callable[[str], Awaitable[Frame]], pinned: frozenset[str], places: int
+        self, engine: Engine, read: Callable[[str], Awaitable[SoftPromptReader]], pinned: frozenset[str], places: int
     ) -> None:
         self._engine, self._read, self.pinned, self._places = engine, read, pinned, places
-        self._current: OrderedDict[str, Loaded] = OrderedDict()  # least recently used first
-        self._retired: set[Loaded] = set()
+        self._current: OrderedDict[str, CachedPrompt] = OrderedDict()  # least recently used first
+        self._retired: set[CachedPrompt] = set()
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._wanted = Counter[str]()  # requests that wait for a name: it must not give way before they have it
         self._closed: set[str] = set()
@@ -67,7 +67,7 @@ class Library:
         self.hits, self.misses, self.evictions = 0, 0, 0
 
     @contextlib.asynccontextmanager
-    async def hold(self, name: str) -> AsyncIterator[Loaded]:
+    async def hold(self, name: str) -> AsyncIterator[CachedPrompt]:
         """Use a soft prompt; it is loaded if need be. Raises ProblemError if it is unknown, unloaded or unusable."""
         held = await self._obtain(name)
         try:
@@ -127,7 +127,7 @@ class Library:
             assert self._taken == len(everything), "a place was not given back"
             assert sorted(self._engine.loaded()) == sorted(loaded.key for loaded in everything), "the engine has others"
 
-    async def _obtain(self, name: str) -> Loaded:
+    async def _obtain(self, name: str) -> CachedPrompt:
         self._wanted[name] += 1
         missed = False
         try:
@@ -157,8 +157,8 @@ class Library:
         try:
             await self._take_place(name)
             try:
-                loaded = Loaded(name, f"{name}#{next(self._serial)}", await told(self._read(name)))
-                await told(self._engine.load(loaded.key, loaded.frame.prefix))
+                loaded = CachedPrompt(name, f"{name}#{next(self._serial)}", await describe_prompt(self._read(name)))
+                await describe_prompt(self._engine.load(loaded.key, loaded.frame.prefix))
             except BaseException:
                 self._give_place()
                 raise
@@ -185,7 +185,7 @@ class Library:
                 await self._freed.wait()
         self._taken += 1
 
-    def _may_go(self, loaded: Loaded, name: str) -> bool:
+    def _may_go(self, loaded: CachedPrompt, name: str) -> bool:
         """Whether it may give way to `name`; to a new version of itself also if it is pinned."""
         kept = loaded.name in self.pinned or loaded.name in self._wanted
         return not loaded.users and (not kept or loaded.name == name)
@@ -194,7 +194,7 @@ class Library:
         self._taken -= 1
         self._freed.set()
 
-    def _retire(self, loaded: Loaded) -> None:
+    def _retire(self, loaded: CachedPrompt) -> None:
         """Let it go: now, or with its last user."""
         loaded.retired = True
         if loaded.users:
@@ -205,7 +205,7 @@ class Library:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _drop(self, loaded: Loaded) -> None:
+    async def _drop(self, loaded: CachedPrompt) -> None:
         try:
             await self._engine.unload(loaded.key)
         finally:
@@ -218,13 +218,13 @@ def _heard(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-async def told(work: Awaitable[T]) -> T:
+async def describe_prompt(work: Awaitable[T]) -> T:
     """The result of a step of loading, or what a client may know of its error."""
     try:
         return await work
-    except ProblemError:
+    except ApiError:
         raise
     except WrongBaseError as error:
-        raise ProblemError(400, "This soft prompt was made for another base model.", "wrong_base_model") from error
+        raise ApiError(400, "This soft prompt was made for another base model.", "wrong_base_model") from error
     except SoftpromptError as error:
-        raise ProblemError(400, "This soft prompt cannot be loaded.", "unusable_soft_prompt") from error
+        raise ApiError(400, "This soft prompt cannot be loaded.", "unusable_soft_prompt") from error

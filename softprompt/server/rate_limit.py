@@ -14,11 +14,11 @@ from limits.strategies import FixedWindowRateLimiter
 
 from softprompt.errors import ConfigError
 from softprompt.server.api_keys import Caller
-from softprompt.server.error_responses import ProblemError
+from softprompt.server.error_responses import ApiError
 from softprompt.server.limits import Limits
 
 
-class Quota:
+class RateLimit:
     """Counts requests.
 
     Args:
@@ -40,20 +40,18 @@ class Quota:
     def count(self, caller: Caller) -> None:
         """A request has come. Raises ProblemError 429 if it is one too many, 503 when the server is stopping."""
         if self.draining:
-            raise ProblemError(503, "The server is stopping.", "stopping", retry_after_s=5)
+            raise ApiError(503, "The server is stopping.", "stopping", retry_after_s=5)
         if self._rate is None or self._limiter is None or self._limiter.hit(self._rate, caller.id):
             return
         reset = self._limiter.get_window_stats(self._rate, caller.id).reset_time
         wait = max(1, math.ceil(reset - time.time()))
-        raise ProblemError(429, f"More requests than {self._rate}.", "rate_limit_exceeded", retry_after_s=wait)
+        raise ApiError(429, f"More requests than {self._rate}.", "rate_limit_exceeded", retry_after_s=wait)
 
     @contextlib.contextmanager
     def request(self, caller: Caller) -> Iterator[None]:
         """Hold one of the caller's places. Raises ProblemError 429 if there is none left."""
         if self._requests[caller.id] >= self.limits.key_requests:
-            raise ProblemError(
-                429, "Too many requests at a time for this key.", "concurrency_exceeded", retry_after_s=1
-            )
+            raise ApiError(429, "Too many requests at a time for this key.", "concurrency_exceeded", retry_after_s=1)
         self._requests[caller.id] += 1
         try:
             yield
@@ -64,7 +62,7 @@ class Quota:
     def answers(self, count: int) -> Iterator[None]:
         """Hold places for this many answers. Raises ProblemError 429 if the queue is full."""
         if self.jobs + count > self.limits.jobs:
-            raise ProblemError(429, "The queue of the server is full.", "queue_full", retry_after_s=1)
+            raise ApiError(429, "The queue of the server is full.", "queue_full", retry_after_s=1)
         self.jobs += count
         try:
             yield

@@ -12,17 +12,19 @@ from softprompt.engine.base import Penalties
 from softprompt.inference.sampling import Sampling
 from softprompt.server.error_responses import invalid
 from softprompt.server.limits import Limits
-from softprompt.server.prompt_reader import Ids, Reader
+from softprompt.server.prompt_reader import EncodedPrompt, PromptReader
 from softprompt.server.schema import ChatRequest, CompletionRequest, Generation
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI and vLLM have it; a conversation's answer may fill the context
 
-Text = Callable[[Reader], Ids]  # a text or conversation, as the model that is asked reads it; raises DataError
+Text = Callable[
+    [PromptReader], EncodedPrompt
+]  # a text or conversation, as the model that is asked reads it; raises DataError
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ask:
+class GenerationRequest:
     """One request.
 
     Attributes:
@@ -46,7 +48,7 @@ class Ask:
     tenant: str = ""
 
 
-def ask_chat(request: ChatRequest, limits: Limits) -> Ask:
+def chat_request(request: ChatRequest, limits: Limits) -> GenerationRequest:
     """Raises ProblemError for what is over the limits."""
     _check_most(len(request.messages), limits.messages, "messages")
     messages = [turn.message for turn in request.messages]
@@ -61,7 +63,7 @@ def ask_chat(request: ChatRequest, limits: Limits) -> Ask:
     return _ask(request, limits, (lambda reader: reader.chat(messages),), "messages", new_tokens, logprobs)
 
 
-def ask_completion(request: CompletionRequest, limits: Limits) -> Ask:
+def completion_request(request: CompletionRequest, limits: Limits) -> GenerationRequest:
     """Raises ProblemError for what is over the limits."""
     prompts = _several(request.prompt)
     if not prompts or not all(prompts):
@@ -80,7 +82,7 @@ def _several(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     return [tokens] if tokens else [part for part in prompt if not isinstance(part, int)]
 
 
-def _read(prompt: str | list[int], where: str, reader: Reader) -> Ids:
+def _read(prompt: str | list[int], where: str, reader: PromptReader) -> EncodedPrompt:
     return reader.text(prompt, where) if isinstance(prompt, str) else reader.tokens(prompt)
 
 
@@ -91,7 +93,7 @@ def _ask(
     param: str,
     new_tokens: int | None,
     logprobs: int | None,
-) -> Ask:
+) -> GenerationRequest:
     n, stops = _or(request.n, 1), request.stops
     top_k = max(0, _or(request.top_k, 0))  # -1 is all, as in vLLM
     _check_most(len(texts) * n, limits.choices, "n", " answers")
@@ -105,7 +107,7 @@ def _ask(
     sampling = Sampling(limits.new_tokens, _or(request.temperature, 1.0), top_k, _or(request.top_p, 1.0), stops, seed)
     repetition, presence = _or(request.repetition_penalty, 1.0), _or(request.presence_penalty, 0.0)
     penalties = Penalties(repetition, presence, _or(request.frequency_penalty, 0.0))
-    return Ask(request.model, texts, param, n, sampling, new_tokens, penalties, logprobs)
+    return GenerationRequest(request.model, texts, param, n, sampling, new_tokens, penalties, logprobs)
 
 
 def _or(value: T | None, default: T) -> T:

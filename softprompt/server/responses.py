@@ -14,7 +14,7 @@ from typing import (
 from typing_extensions import TypedDict
 
 from softprompt.server.service import Work
-from softprompt.server.streaming import Piece, Scored
+from softprompt.server.streaming import Scored, TextPiece
 
 
 class Usage(TypedDict):
@@ -130,20 +130,20 @@ class TextCompletion(_Head):
 
 
 @dataclass
-class Whole:
+class FullResponse:
     """An answer that is put together from its pieces."""
 
     text: str = ""
     scored: list[Scored] = field(default_factory=list)
     finish: str = ""
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: TextPiece) -> None:
         self.text += piece.text
         self.scored += piece.scored
         self.finish = piece.finish
 
 
-class Replies:
+class ResponseBuilder:
     """The objects that answer one request.
 
     Args:
@@ -161,13 +161,13 @@ class Replies:
             "system_fingerprint": work.fingerprint,
         }
 
-    def whole(self, answers: Sequence[Whole], tokens: int) -> dict[str, Any]:
+    def whole(self, answers: Sequence[FullResponse], tokens: int) -> dict[str, Any]:
         """A ChatCompletion or TextCompletion."""
         choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
         kind = "chat.completion" if self._chat else "text_completion"
         return self._head | {"object": kind, "choices": choices, "usage": self.usage(tokens)}
 
-    def chunk(self, piece: Piece) -> dict[str, Any]:
+    def chunk(self, piece: TextPiece) -> dict[str, Any]:
         """A ChatChunk or TextCompletion with what is new."""
         logprobs = self._scored(piece.scored) if piece.scored else None
         choice = {"index": piece.choice, "logprobs": logprobs, "finish_reason": piece.finish or None}
@@ -192,7 +192,7 @@ class Replies:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         return self._head | {"object": kind, "choices": choices}
 
-    def _choice(self, index: int, answer: Whole) -> dict[str, Any]:
+    def _choice(self, index: int, answer: FullResponse) -> dict[str, Any]:
         logprobs = self._scored(answer.scored) if self._logprobs else None
         facts = {"index": index, "logprobs": logprobs, "finish_reason": answer.finish}
         if not self._chat:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from softprompt.data.records import Message
-from softprompt.server.error_responses import SHOWN, ProblemError, invalid, shown
+from softprompt.server.error_responses import SHOWN, ApiError, invalid, shown_value
 
 # Fields that change nothing here: bookkeeping, hints, and how a client's own account is charged.
 IGNORED = frozenset(
@@ -145,11 +145,11 @@ class CompletionRequest(Generation):
 R = TypeVar("R", ChatRequest, CompletionRequest)
 
 
-def parse(kind: type[R], body: dict[str, Any]) -> R:
+def parse_request(kind: type[R], body: dict[str, Any]) -> R:
     """The request of a JSON body. Raises ProblemError 400 that names the field."""
     for name in sorted(body.keys() & NEUTRAL.keys()):
         if body[name] is not None and body[name] not in NEUTRAL[name]:
-            raise ProblemError(400, f"{name} is not supported.", "unsupported_parameter", param=name)
+            raise ApiError(400, f"{name} is not supported.", "unsupported_parameter", param=name)
     known = {name: value for name, value in body.items() if name not in IGNORED and name not in NEUTRAL}
     try:
         request = kind.model_validate(known)
@@ -160,7 +160,7 @@ def parse(kind: type[R], body: dict[str, Any]) -> R:
     return request
 
 
-def _from_validation(error: ValidationError, kind: type[BaseModel]) -> ProblemError:
+def _from_validation(error: ValidationError, kind: type[BaseModel]) -> ApiError:
     """The first error that says most: the deepest one, since of a union every arm complains."""
     found = max(
         error.errors(include_url=False, include_input=False, include_context=False), key=lambda e: len(e["loc"])
@@ -171,7 +171,7 @@ def _from_validation(error: ValidationError, kind: type[BaseModel]) -> ProblemEr
         return invalid(f"{param}: {found['msg']}", param)
     near = difflib.get_close_matches(param, kind.model_fields, n=1)
     meant = f" Did you mean {near[0]}?" if near else ""
-    return ProblemError(400, f"Unknown field {shown(param)}.{meant}", "unknown_parameter", param=param)
+    return ApiError(400, f"Unknown field {shown_value(param)}.{meant}", "unknown_parameter", param=param)
 
 
 def _path(location: Sequence[int | str], to_the_end: bool) -> str:

@@ -11,14 +11,14 @@ from softprompt.engine.base import Penalties
 from softprompt.errors import SoftpromptError
 from softprompt.inference.sampling import Sampling
 from softprompt.server.catalogue import OTHER_BASE
-from softprompt.server.prompt_reader import Frame, Ids, Reader
-from softprompt.server.request import Ask
+from softprompt.server.prompt_reader import EncodedPrompt, PromptReader, SoftPromptReader
+from softprompt.server.request import GenerationRequest
 from softprompt.server.service import Service
 
 TEXT = "Where is my parcel?"
 
 
-async def check(service: Service) -> AsyncGenerator[tuple[str, str], None]:
+async def self_check(service: Service) -> AsyncGenerator[tuple[str, str], None]:
     """(model, fault) of the base model and every soft prompt, as they are done; "" is no fault.
 
     The folder may hold soft prompts for other base models: they are left out, unless one is pinned.
@@ -31,7 +31,7 @@ async def check(service: Service) -> AsyncGenerator[tuple[str, str], None]:
 
 
 async def _answered(service: Service, model: str) -> str:
-    ask = Ask(model, (_text,), "prompt", 1, Sampling(1), 1, Penalties(), None)
+    ask = GenerationRequest(model, (_text,), "prompt", 1, Sampling(1), 1, Penalties(), None)
     try:
         async with service.working(ask) as work, aclosing(service.answers(work, time.monotonic())) as pieces:
             async for _ in pieces:
@@ -42,7 +42,7 @@ async def _answered(service: Service, model: str) -> str:
     return ""
 
 
-def _text(reader: Reader) -> Ids:
+def _text(reader: PromptReader) -> EncodedPrompt:
     """Some text; for a template with several fields it stands in each."""
-    fields = reader.subject.template.names if isinstance(reader, Frame) else ()
+    fields = reader.subject.template.names if isinstance(reader, SoftPromptReader) else ()
     return reader.text(json.dumps(dict.fromkeys(fields, TEXT)) if len(fields) > 1 else TEXT, "text")

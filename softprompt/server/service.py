@@ -20,14 +20,14 @@ from softprompt.errors import DataError, EngineError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import router
 from softprompt.server.catalogue import Catalogue, Entry
-from softprompt.server.error_responses import ProblemError, from_text, invalid, unknown_model, unknown_prompt
+from softprompt.server.error_responses import ApiError, from_text, invalid, unknown_model, unknown_prompt
 from softprompt.server.limits import Limits
-from softprompt.server.metrics import Loads, Metrics
-from softprompt.server.prompt_cache import Library, Loaded, told
-from softprompt.server.prompt_reader import BaseModel, Frame, Ids, Reader, read_frame
-from softprompt.server.rate_limit import Quota
-from softprompt.server.request import Ask
-from softprompt.server.streaming import Piece, merged, write
+from softprompt.server.metrics import Metrics, PromptLoads
+from softprompt.server.prompt_cache import CachedPrompt, PromptCache, describe_prompt
+from softprompt.server.prompt_reader import BaseModelReader, EncodedPrompt, PromptReader, SoftPromptReader, load_reader
+from softprompt.server.rate_limit import RateLimit
+from softprompt.server.request import GenerationRequest
+from softprompt.server.streaming import TextPiece, merged, stream_text
 
 log = structlog.get_logger("softprompt.server")
 
@@ -69,15 +69,15 @@ class Service:
         name: str,
         places: int,
         pinned: frozenset[str] = frozenset(),
-        quota: Quota | None = None,
+        quota: RateLimit | None = None,
     ) -> None:
         self.name, self.engine, self.catalogue = name, engine, catalogue
-        self.quota = quota or Quota(Limits())
+        self.quota = quota or RateLimit(Limits())
         self.limits = self.quota.limits
-        self.library = Library(engine, self._read, pinned, places)
+        self.library = PromptCache(engine, self._read, pinned, places)
         self.metrics = Metrics(engine.stats, self._loads)
         self.started = int(time.time())
-        self._lm, self._base, self._fingerprint = lm, BaseModel(lm), lm.geometry.fingerprint
+        self._lm, self._base, self._fingerprint = lm, BaseModelReader(lm), lm.geometry.fingerprint
         # One at a time: what text a client sends may hold up other texts, but never the event loop or all threads.
         self._texts = anyio.CapacityLimiter(1)
 
@@ -98,10 +98,10 @@ class Service:
         return "the engine has failed" if self.engine.failure else "stopping" if self.quota.draining else ""
 
     @contextlib.asynccontextmanager
-    async def working(self, ask: Ask) -> AsyncIterator[Work]:
+    async def working(self, ask: GenerationRequest) -> AsyncIterator[Work]:
         """Hold what an ask needs, its places and its soft prompt, while it is answered. Raises ProblemError."""
         if self.engine.failure:
-            raise ProblemError(503, "The engine has failed.", "engine_failed", retry_after_s=5)
+            raise ApiError(503, "The engine has failed.", "engine_failed", retry_after_s=5)
         prompt = await self._routed(ask, await self._prompt_of(ask.model))
         with self.quota.answers(len(ask.texts) * ask.n):
             if prompt is None:
@@ -111,7 +111,7 @@ class Service:
                 fingerprint = f"{self._fingerprint}-{held.frame.digest[:16]}"
                 yield await self._work(ask, held.frame, held.key, fingerprint)
 
-    async def answers(self, work: Work, begun: float) -> AsyncGenerator[Piece, None]:
+    async def answers(self, work: Work, begun: float) -> AsyncGenerator[TextPiece, None]:
         """The pieces of all answers as they come; closing the generator ends the jobs. Raises ProblemError.
 
         Args:
@@ -119,7 +119,7 @@ class Service:
         """
         self.metrics.prompt_tokens.inc(work.prompt_tokens)
         streams = [
-            write(self.engine, job, i, self._lm.tokenizer, work.stops, _Clock(self.metrics, begun).tick)
+            stream_text(self.engine, job, i, self._lm.tokenizer, work.stops, _Clock(self.metrics, begun).tick)
             for i, job in enumerate(work.jobs)
         ]
         try:
@@ -133,8 +133,8 @@ class Service:
         except EngineError as error:
             log.error("engine_error", job=work.id, error=error.what)
             if self.engine.failure:
-                raise ProblemError(503, "The engine has failed.", "engine_failed", retry_after_s=5) from error
-            raise ProblemError(500, "The engine could not run this request.", "engine_error") from error
+                raise ApiError(503, "The engine has failed.", "engine_failed", retry_after_s=5) from error
+            raise ApiError(500, "The engine could not run this request.", "engine_error") from error
 
     async def load(self, name: str) -> None:
         """Read a soft prompt from disk now; a router is read for each request. Raises ProblemError."""
@@ -160,12 +160,12 @@ class Service:
         return f"{self.name}:{entry.name}" if entry.name == self.name else entry.name
 
     @contextlib.asynccontextmanager
-    async def _held(self, prompt: str, model: str) -> AsyncIterator[Loaded]:
+    async def _held(self, prompt: str, model: str) -> AsyncIterator[CachedPrompt]:
         """`Library.hold` in a request's words: one that was unloaded just now is a model that is not there."""
         async with contextlib.AsyncExitStack() as stack:
             try:
                 held = await stack.enter_async_context(self.library.hold(prompt))
-            except ProblemError as problem:
+            except ApiError as problem:
                 if problem.status != 404:
                     raise
                 raise unknown_model(model, ()) from None
@@ -181,19 +181,19 @@ class Service:
             return prompt
         raise unknown_model(model, [self.name, *map(self.model_id, await self.models())])
 
-    async def _routed(self, ask: Ask, prompt: str | None) -> str | None:
+    async def _routed(self, ask: GenerationRequest, prompt: str | None) -> str | None:
         """The soft prompt that a router chooses for the request's text; any other is as given. Raises ProblemError."""
         path = None if prompt is None else await run_sync(self.catalogue.router, prompt)
         if path is None:
             return prompt
         if len(ask.texts) > 1:  # each might need another soft prompt: requests hold one at a time
             raise invalid("A router takes one text a request.", ask.param)
-        own = await told(run_sync(router.load, path, self._lm.geometry))
+        own = await describe_prompt(run_sync(router.load_router, path, self._lm.geometry))
         async with self._held(own.names[0], ask.model) as held:
             (ids,) = await self._read_texts(ask, held.frame)
         return own.names[await run_sync(own.choose, self._lm, ids.ids)]
 
-    async def _read_texts(self, ask: Ask, reader: Reader) -> list[Ids]:
+    async def _read_texts(self, ask: GenerationRequest, reader: PromptReader) -> list[EncodedPrompt]:
         """The request's texts as the model reads them. Raises ProblemError."""
         try:
             return await run_sync(
@@ -202,13 +202,13 @@ class Service:
         except DataError as error:
             raise from_text(error, ask.param) from error
 
-    async def _work(self, ask: Ask, reader: Reader, prompt: str | None, fingerprint: str) -> Work:
+    async def _work(self, ask: GenerationRequest, reader: PromptReader, prompt: str | None, fingerprint: str) -> Work:
         texts = await self._read_texts(ask, reader)
         name, number = uuid.uuid4().hex, itertools.count()
         jobs = tuple(self._job(ask, ids, prompt, name, next(number)) for ids in texts for _ in range(ask.n))
         return Work(name, jobs, ask.sampling.stop, sum(ids.text_tokens for ids in texts), fingerprint)
 
-    def _job(self, ask: Ask, ids: Ids, prompt: str | None, name: str, number: int) -> Job:
+    def _job(self, ask: GenerationRequest, ids: EncodedPrompt, prompt: str | None, name: str, number: int) -> Job:
         context = self.engine.context
         room, most = context - ids.taken, self.limits.prompt_tokens or context
         if ids.taken > most or room < (ask.new_tokens or 1):
@@ -221,15 +221,15 @@ class Service:
         facts = (ids.ids, sampling, ids.end_ids, ask.penalties, ask.logprobs, ask.tenant)
         return Job(f"{name}-{number}", prompt, *facts)
 
-    async def _read(self, name: str) -> Frame:
+    async def _read(self, name: str) -> SoftPromptReader:
         path = await run_sync(self.catalogue.path, name)
         if path is None:
             raise unknown_prompt(name)
-        return await run_sync(read_frame, self._lm, path)
+        return await run_sync(load_reader, self._lm, path)
 
-    def _loads(self) -> Loads:
+    def _loads(self) -> PromptLoads:
         library = self.library
-        return Loads(len(library), library.hits, library.misses, library.evictions)
+        return PromptLoads(len(library), library.hits, library.misses, library.evictions)
 
 
 class _Clock:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.engine.base import Engine, Job, Token
-from softprompt.inference.detokenizer import Transcript
+from softprompt.inference.detokenizer import Detokenizer
 
 AHEAD = 32  # pieces that may wait for a slow reader before its answers pause
 
@@ -31,7 +31,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """What is new of an answer.
 
     Attributes:
@@ -49,16 +49,16 @@ class Piece:
     finish: str
 
 
-async def write(
+async def stream_text(
     engine: Engine, job: Job, choice: int, tokenizer: Tokenizer, stops: Sequence[str], on_token: Callable[[Token], None]
-) -> AsyncGenerator[Piece, None]:
+) -> AsyncGenerator[TextPiece, None]:
     """One answer as it comes; leaving the iterator ends its job.
 
     Args:
         stops: strings that end it; they are not part of it.
         on_token: is told of every token of the engine.
     """
-    transcript, waiting, told = Transcript(tokenizer, stops), deque[Scored](), 0
+    transcript, waiting, told = Detokenizer(tokenizer, stops), deque[Scored](), 0
     async with aclosing(engine.stream(job)) as tokens:
         async for token in tokens:
             on_token(token)
@@ -73,12 +73,12 @@ async def write(
             scored = _due(waiting, transcript, finish)
             if text or finish:
                 told, new = len(transcript.ids), len(transcript.ids) - told
-                yield Piece(choice, text, scored, new, finish)
+                yield TextPiece(choice, text, scored, new, finish)
             if finish:
                 return
 
 
-def _due(waiting: deque[Scored], transcript: Transcript, finish: str) -> tuple[Scored, ...]:
+def _due(waiting: deque[Scored], transcript: Detokenizer, finish: str) -> tuple[Scored, ...]:
     """Tokens whose text begins in front of what is still held back, or of the stop string that cut it."""
     due = []
     whole = bool(finish) and not transcript.stopped
@@ -92,9 +92,9 @@ def _scored(token: Token, start: int, logprob: float, tokenizer: Tokenizer) -> S
     return Scored(decode([token.id], tokenizer), start, logprob, likeliest)
 
 
-async def merged(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
+async def merged(streams: Sequence[AsyncGenerator[TextPiece, None]]) -> AsyncGenerator[TextPiece, None]:
     """The pieces of all streams as they come. The first error ends all; so does leaving the iterator."""
-    queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue(AHEAD)
+    queue: asyncio.Queue[TextPiece | BaseException | None] = asyncio.Queue(AHEAD)
     tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
     try:
         left = len(tasks)
@@ -112,7 +112,9 @@ async def merged(streams: Sequence[AsyncGenerator[Piece, None]]) -> AsyncGenerat
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(stream: AsyncGenerator[Piece, None], queue: asyncio.Queue[Piece | BaseException | None]) -> None:
+async def _pump(
+    stream: AsyncGenerator[TextPiece, None], queue: asyncio.Queue[TextPiece | BaseException | None]
+) -> None:
     try:
         async with aclosing(stream) as pieces:
             async for piece in pieces:

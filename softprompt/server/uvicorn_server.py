@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from softprompt.errors import ConfigError, EngineError
-from softprompt.server.api_keys import Keys
+from softprompt.server.api_keys import ApiKeys
 from softprompt.server.service import Service
 
 log = structlog.get_logger("softprompt.server")
@@ -24,7 +24,7 @@ CONNECTIONS = 4096  # open at a time
 LAST_S = 2  # for what is cut off to say so
 
 
-def check_address(host: str, keys: Keys) -> None:
+def check_address(host: str, keys: ApiKeys) -> None:
     """Raises ConfigError for an address that others reach while there is no key."""
     if not is_loopback(host) and not keys:
         raise ConfigError(
@@ -116,7 +116,7 @@ class Draining(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-async def run(service: Service, app: ASGIApp, listening: socket.socket) -> None:
+async def run_server(service: Service, app: ASGIApp, listening: socket.socket) -> None:
     """Start the service, serve, stop it. Raises ProblemError for a pinned soft prompt, EngineError."""
     try:
         await service.start()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompt.data.splits import digest
+from softprompt.data.splits import data_digest
 from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
@@ -22,14 +22,14 @@ from softprompt.prompts.forms import Prompt, size_of
 from softprompt.prompts.model_card import model_card
 from softprompt.training.loop import Result
 from softprompt.training.plots import learning_curve
-from softprompt.training.prepare import Prepared, PreparedTask
-from softprompt.training.run_log import read
+from softprompt.training.prepare import PreparedTask, PreparedTraining
+from softprompt.training.run_log import read_log
 
 CURVE = "curve.png"
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptPart:
     """One soft prompt of a run: the end of its name (empty for the only one), its task and tensors."""
 
     name: str
@@ -37,15 +37,15 @@ class Part:
     prompt: Prompt
 
 
-def parts_of(prepared: Prepared, prompts: Sequence[Prompt]) -> list[Part]:
+def prompt_parts(prepared: PreparedTraining, prompts: Sequence[Prompt]) -> list[PromptPart]:
     """The soft prompts that a run saves."""
     names, tasks = prepared.part_names, {task.name: task for task in prepared.tasks}
     own = prompts if len(prompts) > 1 else [prompts[0]] * len(names)
-    return [Part(name, tasks.get(name, prepared.tasks[0]), p) for name, p in zip(names, own, strict=True)]
+    return [PromptPart(name, tasks.get(name, prepared.tasks[0]), p) for name, p in zip(names, own, strict=True)]
 
 
-def write(
-    prepared: Prepared, lm: FrozenLM, result: Result, *, candidate: str = "", overwrite: bool
+def write_part(
+    prepared: PreparedTraining, lm: FrozenLM, result: Result, *, candidate: str = "", overwrite: bool
 ) -> list[tuple[Path, Card]]:
     """Write every soft prompt of a finished run; returns their folders and cards as written.
 
@@ -55,7 +55,7 @@ def write(
     Raises StoreError if a name is taken (without `overwrite`) or the disk refuses.
     """
     written = []
-    for part in parts_of(prepared, result.prompts):
+    for part in prompt_parts(prepared, result.prompts):
         folder = prepared.folder_of(part.name)
         card = describe(prepared, lm, part, result, folder.name)
 
@@ -70,12 +70,12 @@ def write(
 
 def curves(metrics: Path, candidate: str = "") -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """(step, loss) of training and validation from a metrics file, of one candidate of a sweep if it is named."""
-    events = [event for event in read(metrics) if event.get("candidate", "") == candidate]
+    events = [event for event in read_log(metrics) if event.get("candidate", "") == candidate]
     train_loss = [(e["step"], e["loss"]) for e in events if e["event"] == "step"]
     return train_loss, [(e["step"], e["validation_loss"]) for e in events if e["event"] == "validation"]
 
 
-def describe(prepared: Prepared, lm: FrozenLM, part: Part, result: Result, name: str) -> Card:
+def describe(prepared: PreparedTraining, lm: FrozenLM, part: PromptPart, result: Result, name: str) -> Card:
     """The card of a part, before it is saved."""
     task, config = part.task, prepared.config
     metrics: dict[str, Any] = {
@@ -97,7 +97,7 @@ def describe(prepared: Prepared, lm: FrozenLM, part: Part, result: Result, name:
         method=config.method.model_dump(mode="json"),
         recipe=config.train.model_dump(mode="json"),
         data={
-            "train_sha256": digest(task.splits.train),
+            "train_sha256": data_digest(task.splits.train),
             "train_rows": len(task.train),
             "validation_rows": len(task.validation),
         },

@@ -26,7 +26,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Facts:
+class TaskStats:
     """What the rules look at.
 
     Attributes:
@@ -48,14 +48,14 @@ class Facts:
     @staticmethod
     def of(
         rows: Sequence[Sequence[Example]], classes: Sequence[Sequence[str]], room: int = 0, gpu: bool = False
-    ) -> Facts:
+    ) -> TaskStats:
         """The facts of these tasks' training rows and labels."""
         every = [row for task in rows for row in task]
         tokens = sum(len(row.ids) for row in every) / len(every)
-        return Facts(len(rows), len(every), max(map(len, classes)), tokens, room, gpu)
+        return TaskStats(len(rows), len(every), max(map(len, classes)), tokens, room, gpu)
 
 
-def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
+def choose(config: Config, facts: TaskStats) -> tuple[Config, tuple[Choice, ...]]:
     """The settings with all that was not given chosen, and the choices; as they are if the recipe is fixed."""
     if config.recipe == "fixed":
         return config, ()
@@ -69,9 +69,9 @@ def choose(config: Config, facts: Facts) -> tuple[Config, tuple[Choice, ...]]:
     return config.model_copy(update={"recipe": "fixed"}), tuple(choices)
 
 
-FEW = 50  # training rows: so few are learned by heart, unless the start is good and the steps are small
+FEW_SHOT_ROWS = 50  # training rows: so few are learned by heart, unless the start is good and the steps are small
 MANY = 20  # classes: so many need room
-HURRIED = 2.0  # minutes of a run under which there is no time for fitting what it starts from
+SHORT_RUN = 2.0  # minutes of a run under which there is no time for fitting what it starts from
 SHOWN = 1024  # tokens of demonstrations that a start is chosen from; half in a hurried run
 STEP_TOKENS, STEP_ROWS = 256, 8  # text tokens of a step, about, and rows at most
 HURRIED_TOKENS = 128  # the same of a hurried run that learns many rows of more than two labels: it has few steps
@@ -80,14 +80,14 @@ NETWORKS = {"p-tuning", "p-tuning-lstm", "prefix-tuning-mlp", "residual", "resid
 DIRECT = {"prefix-tuning", "prompt-tuning"}
 
 
-def _rules(config: Config, facts: Facts) -> list[Choice]:
+def _rules(config: Config, facts: TaskStats) -> list[Choice]:
     """Every choice, whether or not the user made it."""
     method, rows = config.method, f"{facts.rows} rows"
     choices = [Choice("method.name", "prefix-tuning", "keys and values in every layer learn most in a given time")]
     begun = {"init", "init_text", "init_from"} & method.model_fields_set
     shows = facts.room >= _wanted(facts) and facts.tasks == 1 and not begun
-    few = facts.rows < FEW and method.name in DIRECT
-    hurried = config.train.minutes is not None and config.train.minutes < HURRIED
+    few = facts.rows < FEW_SHOT_ROWS and method.name in DIRECT
+    hurried = config.train.minutes is not None and config.train.minutes < SHORT_RUN
     if method.name in NETWORKS:
         choices.append(Choice("train.lr", 1e-3, "the weights of a network take small steps"))
     elif few and shows and "n_tokens" not in method.model_fields_set:
@@ -118,7 +118,7 @@ def _rules(config: Config, facts: Facts) -> list[Choice]:
     return choices
 
 
-def _prefix(facts: Facts, shows: bool, *, hurried: bool) -> list[Choice]:
+def _prefix(facts: TaskStats, shows: bool, *, hurried: bool) -> list[Choice]:
     """Of prefix tuning on many rows; `shows` says whether there is room for demonstrations."""
     many = facts.classes > MANY
     told = f"{facts.classes} classes" if facts.classes else "free text"
@@ -140,6 +140,6 @@ def _prefix(facts: Facts, shows: bool, *, hurried: bool) -> list[Choice]:
     ]
 
 
-def _wanted(facts: Facts) -> int:
+def _wanted(facts: TaskStats) -> int:
     """Virtual tokens for demonstrations: 256, or three rows if they are longer."""
     return max(256, min(1024, round(3.5 * facts.tokens)))

@@ -11,17 +11,17 @@ from torch import Tensor
 from softprompt.data.tokenize import Example
 from softprompt.errors import TrainError, is_out_of_memory
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.cuda_graphs import Replays
+from softprompt.objectives.cuda_graphs import GraphCache
 from softprompt.objectives.next_token import distilled_losses, learned_tokens, token_losses
 from softprompt.prefix.packing import by_tokens
-from softprompt.prefix.prepare import bank
-from softprompt.training.trial import Candidate
+from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.training.trial import Trial
 
 EVAL_TOKENS = 4096  # text tokens of validation rows run at once
 
 
-def losses_of(
-    lm: FrozenLM, shares: Sequence[tuple[Candidate, Sequence[Example]]], replays: Replays | None = None
+def trial_losses(
+    lm: FrozenLM, shares: Sequence[tuple[Trial, Sequence[Example]]], replays: GraphCache | None = None
 ) -> list[Tensor]:
     """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass.
 
@@ -30,7 +30,7 @@ def losses_of(
     """
     taught = [i for i, (candidate, _) in enumerate(shares) if candidate.teachers and torch.is_grad_enabled()]
     if taught and len(shares) > 1:  # teachers take a pass of their own
-        return [loss for share in shares for loss in losses_of(lm, [share], replays)]
+        return [loss for share in shares for loss in trial_losses(lm, [share], replays)]
     prefixes, owners, rows = [], [], []
     for candidate, own in shares:
         found, numbers = candidate.prefixes(own)
@@ -39,25 +39,25 @@ def losses_of(
         rows += own
     if taught:
         candidate = shares[0][0]
-        teachers, weight = bank(lm, candidate.teachers), candidate.settings.distil
+        teachers, weight = prepare_prefixes(lm, candidate.teachers), candidate.settings.distil
         by_task = [row.task for row in rows]
-        return [distilled_losses(lm, bank(lm, prefixes), teachers, rows, owners, by_task, weight)]
+        return [distilled_losses(lm, prepare_prefixes(lm, prefixes), teachers, rows, owners, by_task, weight)]
     if replays is None:
-        values = token_losses(lm, bank(lm, prefixes), rows, owners)
+        values = token_losses(lm, prepare_prefixes(lm, prefixes), rows, owners)
     else:
         values = replays.token_losses(prefixes, rows, owners)
     return list(values.split([learned_tokens(own) for _, own in shares]))
 
 
 @torch.no_grad()
-def validation_losses(lm: FrozenLM, candidate: Candidate, share: float | None = None) -> list[float]:
+def validation_losses(lm: FrozenLM, candidate: Trial, share: float | None = None) -> list[float]:
     """Of each task that has validation rows, the mean loss over their learned tokens; of a share of them, if given."""
     candidate.learner.eval()
     means = []
     for rows in filter(None, candidate.judges(share)):
         total = 0.0
         for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
-            (values,) = losses_of(lm, [(candidate, [rows[i] for i in part])])
+            (values,) = trial_losses(lm, [(candidate, [rows[i] for i in part])])
             total += values.sum().item()
         means.append(total / learned_tokens(rows))
     candidate.learner.train()

@@ -41,7 +41,7 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write the checkpoint, then remove all but the newest `KEEP` up to it.
 
     Later ones are removed too: they could not be read, or are of a run that this one replaces.
@@ -67,7 +67,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
-def latest(folder: Path, run: str) -> Checkpoint:
+def latest_checkpoint(folder: Path, run: str) -> Checkpoint:
     """The newest readable checkpoint of the run in `folder`.
 
     Raises CheckpointError: none there, none readable, or it belongs to another run.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from softprompt.settings import names, resolved
+from softprompt.settings import resolve_settings, split_names
 
 Init = Literal["text", "attended", "labels", "vocab", "uniform", "normal", "demonstrations", "prompt", "best"]
 
@@ -48,13 +48,13 @@ class MethodConfig(BaseModel):
     )
     init_text: str | None = Field(default=None, description="the text to start from; made from the task if not given")
     init_from: str | None = Field(default=None, description="the soft prompt to start from, with init prompt")
-    sources: Annotated[tuple[str, ...], BeforeValidator(names)] = Field(
+    sources: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         default=(), description="soft prompts that a mixture attends to"
     )
-    teachers: Annotated[tuple[str, ...], BeforeValidator(names)] = Field(
+    teachers: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         default=(), description="soft prompts of the tasks, one for each, that multitask training is distilled from"
     )
-    kept: Annotated[tuple[int, ...], BeforeValidator(names)] = Field(
+    kept: Annotated[tuple[int, ...], BeforeValidator(split_names)] = Field(
         default=(), description="start from these virtual tokens of the start only (what prune kept): rewinding"
     )
     frozen_tokens: int = Field(default=0, ge=0, description="first tokens of a KV prompt that stay as they began")
@@ -132,4 +132,4 @@ class Config(BaseModel):
 
 def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: dict[str, str] | None = None) -> Config:
     """The settings of a training run, see `resolved`."""
-    return resolved(Config, flags, yaml_path, environment)
+    return resolve_settings(Config, flags, yaml_path, environment)

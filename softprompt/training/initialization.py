@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from softprompt.compaction.attention_matching import STEPS, heard, matched
-from softprompt.compaction.selection import Reading, start_from
+from softprompt.compaction.attention_matching import FIT_STEPS, collect_targets, fit_to_attention
+from softprompt.compaction.selection import SelectionInput, selected_prompt
 from softprompt.data.template import bos_ids
 from softprompt.data.tokenize import target_ids
 from softprompt.errors import ConfigError, UnsupportedModelError
@@ -20,19 +20,19 @@ from softprompt.formatting.text_prompt import instruction_for, worked_example
 from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.schedule import Horizon
+from softprompt.objectives.schedule import Budget
 from softprompt.prompts.forms import Prompt
-from softprompt.training.auto import HURRIED
+from softprompt.training.auto import SHORT_RUN
 from softprompt.training.demonstrations import demonstrations
-from softprompt.training.prepare import Prepared, PreparedTask
+from softprompt.training.prepare import PreparedTask, PreparedTraining
 
 ASKING = 16  # training rows that are asked what they look at
 FITTING = 0.1  # of the minutes of a run, at most, go into fitting what it starts from
 INIT_ROWS = 8  # training rows that a made-up start text is drawn from
 
 
-def start_of(
-    prepared: Prepared, lm: FrozenLM, prompts: Mapping[str, Prompt] | None = None
+def build_start(
+    prepared: PreparedTraining, lm: FrozenLM, prompts: Mapping[str, Prompt] | None = None
 ) -> tuple[Start, dict[str, tuple[int, int]]]:
     """What the settings say to start from, and the virtual tokens that rows may not see, by their `where`.
 
@@ -66,7 +66,7 @@ def start_of(
     return start, unseen
 
 
-def _attended(prepared: Prepared, lm: FrozenLM) -> Prompt:
+def _attended(prepared: PreparedTraining, lm: FrozenLM) -> Prompt:
     """The virtual tokens of the text, or of demonstrations, that rows look at most: rows that are not shown in it."""
     config, task = prepared.config.method, prepared.tasks[0]
     if lm.is_encoder_decoder:
@@ -81,14 +81,14 @@ def _attended(prepared: Prepared, lm: FrozenLM) -> Prompt:
     form = "kv" if config.name in KV_METHODS else "embedding"
     (_, behind), between = (layout_ids(lm, layout_for(lm, task.template, kind)) for kind in ("kv", form))
     opening = bos_ids(lm.tokenizer)
-    reading = Reading((*opening, *ids), behind, asking[:ASKING], len(opening))
-    prompt = start_from(lm, form, [reading], config.n_tokens, between, asking[:ASKING])
+    reading = SelectionInput((*opening, *ids), behind, asking[:ASKING], len(opening))
+    prompt = selected_prompt(lm, form, [reading], config.n_tokens, between, asking[:ASKING])
     minutes = prepared.config.train.minutes
-    if len(task.classes) > ASKING or (minutes is not None and minutes < HURRIED):
+    if len(task.classes) > ASKING or (minutes is not None and minutes < SHORT_RUN):
         return prompt  # rows speak only for the classes that they have; half a fit is worse than none (docs/log.md)
-    horizon = Horizon(STEPS, minutes * 60 * FITTING if minutes else None)
+    horizon = Budget(FIT_STEPS, minutes * 60 * FITTING if minutes else None)
     try:
-        return matched(lm, prompt, heard(lm, [reading]), *between, horizon)
+        return fit_to_attention(lm, prompt, collect_targets(lm, [reading]), *between, horizon)
     except UnsupportedModelError:  # it starts unfitted then
         return prompt
 

@@ -24,22 +24,22 @@ from torch import Tensor
 
 from softprompt.errors import ConfigError, NonFiniteLossError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.cuda_graphs import Replays
+from softprompt.objectives.cuda_graphs import GraphCache
 from softprompt.objectives.next_token import learned_tokens
 from softprompt.prefix.packing import by_tokens
 from softprompt.prompts.forms import Prompt
 from softprompt.training import checkpoint
-from softprompt.training.batched_losses import losses_of, memory_advice, validation_losses
+from softprompt.training.batched_losses import memory_advice, trial_losses, validation_losses
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.config import TrainConfig
 from softprompt.training.events import Event
 from softprompt.training.signals import Interrupt
-from softprompt.training.trial import Candidate, running
+from softprompt.training.trial import Trial, active_trials
 
-JUDGING = 0.1  # share of a run bounded by minutes that validations may have taken before the next one starts
+VALIDATION_SHARE = 0.1  # share of a run bounded by minutes that validations may have taken before the next one starts
 PROBED = 8  # validation rows, about, whose time says how many there is time for
 STEP_TOKENS = 16384  # text tokens of many candidates' rows run at once
-SIGNALS = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
+SYNC_SIGNALS = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Result:
     @property
     def interrupted(self) -> bool:
         """Whether a signal ended it before its time; a checkpoint is there to resume from."""
-        return self.stopped in SIGNALS
+        return self.stopped in SYNC_SIGNALS
 
 
 def train(
     lm: FrozenLM,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Trial],
     folder: Path,
     *,
     rungs: Sequence[float] = (),
@@ -117,7 +117,7 @@ class _Loop:
     def __init__(
         self,
         lm: FrozenLM,
-        candidates: Sequence[Candidate],
+        candidates: Sequence[Trial],
         folder: Path,
         rungs: Sequence[float],
         report: Callable[[Event], None],
@@ -150,7 +150,7 @@ class _Loop:
         self.mark = time.monotonic()
         self.share_start()
         self.bound_judging()
-        while active := running(self.candidates):
+        while active := active_trials(self.candidates):
             if not interrupt.received and self.has_time_to_judge():
                 self.validate([c for c in active if c.is_due(self.elapsed)])
             self.tick()
@@ -163,7 +163,7 @@ class _Loop:
             for candidate in active:
                 self.stop(candidate, candidate.why_stop(self.elapsed))
             self.halve()
-            if active := running(active):
+            if active := active_trials(active):
                 with memory_advice(f"step {self.step + 1}"):
                     self.one_step(active)
                 if self.step % self.candidates[0].settings.save_every == 0:
@@ -187,7 +187,7 @@ class _Loop:
         with memory_advice("validation"):
             validation_losses(self.lm, first, PROBED / rows)
         spent = (time.monotonic() - begin) * rows / PROBED * len(self.candidates)
-        share = min(1.0, max(PROBED / rows, JUDGING / 2 * minutes * 60 / max(spent, 1e-9)))
+        share = min(1.0, max(PROBED / rows, VALIDATION_SHARE / 2 * minutes * 60 / max(spent, 1e-9)))
         if self.accelerator.num_processes > 1:
             share = gather_object([share])[0]
         for candidate in self.candidates:
@@ -196,9 +196,9 @@ class _Loop:
     def has_time_to_judge(self) -> bool:
         """Whether a validation may start: where minutes are short, steps teach more than it tells."""
         timed = self.candidates[0].settings.minutes is not None
-        return not timed or self.judging <= JUDGING * self.elapsed
+        return not timed or self.judging <= VALIDATION_SHARE * self.elapsed
 
-    def stop(self, candidate: Candidate, reason: str) -> None:
+    def stop(self, candidate: Trial, reason: str) -> None:
         """Let a candidate end for this reason, judged as it is; nothing if there is none."""
         if reason:
             if not candidate.is_judged():
@@ -209,12 +209,12 @@ class _Loop:
 
     def halve(self) -> None:
         """At a rung, stop the worse half of the candidates that still run."""
-        active = running(self.candidates)
+        active = active_trials(self.candidates)
         if not self.rungs or not active or max(c.progress(self.elapsed) for c in active) < self.rungs[0]:
             return
         self.rungs.pop(0)
         self.validate([candidate for candidate in active if not candidate.is_judged()])
-        ranked = sorted(running(active), key=lambda c: c.latest_loss)
+        ranked = sorted(active_trials(active), key=lambda c: c.latest_loss)
         for candidate in ranked[(len(ranked) + 1) // 2 :]:
             self.stop(candidate, "halving")
 
@@ -225,7 +225,7 @@ class _Loop:
             self.elapsed = told[0][0]
             interrupt.received = next((received for _, received in told if received), None)
 
-    def one_step(self, candidates: Sequence[Candidate]) -> None:
+    def one_step(self, candidates: Sequence[Trial]) -> None:
         """Forward and backward on the next batch of each candidate, and an update of each."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         rows = [candidate.next_rows() for candidate in candidates]
@@ -236,7 +236,7 @@ class _Loop:
                 shares = [(i, rows[i][rank::world][part :: parts[i]]) for i in together if part < parts[i]]
                 shares = [(i, own) for i, own in shares if own]
                 if shares:
-                    found = losses_of(self.lm, [(candidates[i], own) for i, own in shares], self.replays)
+                    found = trial_losses(self.lm, [(candidates[i], own) for i, own in shares], self.replays)
                     means = [own.sum() / learned_tokens(rows[i]) for (i, _), own in zip(shares, found, strict=True)]
                     torch.stack(means).sum().backward()  # apart: no candidate's loss depends on another's parameters
                     for (i, _), mean in zip(shares, means, strict=True):
@@ -248,7 +248,7 @@ class _Loop:
                 numbers = candidate.update(loss, own, self.elapsed)
                 self.report(Event("step", candidate.record.step, numbers, candidate.name))
 
-    def reduced(self, candidates: Sequence[Candidate], losses: Tensor) -> Tensor:
+    def reduced(self, candidates: Sequence[Trial], losses: Tensor) -> Tensor:
         """Sum gradients and losses over all processes."""
         for candidate in candidates:
             for parameter in candidate.learner.parameters():
@@ -258,7 +258,7 @@ class _Loop:
         total: Any = self.accelerator.reduce(losses, "sum")
         return total
 
-    def validate(self, candidates: Sequence[Candidate]) -> None:
+    def validate(self, candidates: Sequence[Trial]) -> None:
         """Validation losses of these candidates as they are; the best state of each is kept."""
         if not candidates:
             return
@@ -272,7 +272,7 @@ class _Loop:
         self.judging += time.monotonic() - begin
 
     @contextlib.contextmanager
-    def stopping(self, candidate: Candidate) -> Iterator[None]:
+    def stopping(self, candidate: Trial) -> Iterator[None]:
         """Let one of several candidates stop, and not the run, if its numbers are no longer finite."""
         try:
             yield
@@ -286,7 +286,7 @@ class _Loop:
         """What a candidate leaves."""
         candidate = self.candidates[number]
         record, prompts = candidate.record, candidate.finish()
-        seconds = self.elapsed if record.stopped in SIGNALS else self.seconds[number]
+        seconds = self.elapsed if record.stopped in SYNC_SIGNALS else self.seconds[number]
         numbers = {"elapsed": seconds, "validation_loss": record.best_loss or 0.0}
         self.report(Event("end", record.step, numbers, candidate.name))
         return Result(prompts, record.step, seconds, record.stopped, record.best_loss, record.history)
@@ -302,16 +302,16 @@ class _Loop:
         tensors, tree = checkpoint.flatten(parts, "state")
         facts = {"tree": tree, "elapsed": self.elapsed, "judging": self.judging}
         facts |= {"seconds": self.seconds, "rungs": self.rungs}
-        checkpoint.save(self.folder, Checkpoint(self.identity(), self.step, tensors, facts))
+        checkpoint.save_checkpoint(self.folder, Checkpoint(self.identity(), self.step, tensors, facts))
         self.report(Event("checkpoint", self.step, {"elapsed": self.elapsed}))
 
     def restore(self) -> None:
         """Take up the state of the newest checkpoint."""
-        found = checkpoint.latest(self.folder, self.identity())
+        found = checkpoint.latest_checkpoint(self.folder, self.identity())
         state, facts = checkpoint.unflatten(found.tensors, found.facts["tree"]), found.facts
         for candidate, own in zip(self.candidates, state["candidates"], strict=True):
             candidate.restore(own)
-            if candidate.record.stopped in SIGNALS:
+            if candidate.record.stopped in SYNC_SIGNALS:
                 candidate.record.stopped = ""
         checkpoint.restore_random_state(state["random"], self.lm.device)
         self.elapsed, self.judging = facts["elapsed"], facts["judging"]
@@ -323,11 +323,11 @@ class _Loop:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def replays_for(lm: FrozenLM, settings: TrainConfig) -> Replays | None:
+def replays_for(lm: FrozenLM, settings: TrainConfig) -> GraphCache | None:
     """Passes are replayed on a GPU, where starting kernels takes longer than running them; elsewhere it gains nothing.
 
     A checkpointed layer runs again in the backward pass, an encoder-decoder's rows are padded anew for each batch:
     neither is recorded.
     """
     able = lm.device.type == "cuda" and not lm.is_encoder_decoder
-    return Replays(lm) if able and settings.graphs and not settings.gradient_checkpointing else None
+    return GraphCache(lm) if able and settings.graphs and not settings.gradient_checkpointing else None

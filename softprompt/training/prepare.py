@@ -15,7 +15,7 @@ from pathlib import Path
 from softprompt.data.records import Record
 from softprompt.data.splits import Splits, load_splits
 from softprompt.data.template import Template, answered_apart, bos_ids, default_template
-from softprompt.data.tokenize import Example, tokenise
+from softprompt.data.tokenize import Example, tokenize
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import CheckpointError, ConfigError, StoreError
 from softprompt.files import check_writable
@@ -57,7 +57,7 @@ class PreparedTask:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedTraining:
     """Settings with everything that can be checked before the base model is loaded.
 
     Attributes:
@@ -69,7 +69,7 @@ class Prepared:
     """
 
     config: Config
-    facts: auto.Facts
+    facts: auto.TaskStats
     choices: tuple[auto.Choice, ...]
     tasks: tuple[PreparedTask, ...]
     folder: Path
@@ -87,7 +87,7 @@ class Prepared:
 
 def prepare(
     config: Config, *, overwrite: bool = False, resume: bool = False, trust_remote_code: bool = False
-) -> Prepared:
+) -> PreparedTraining:
     """Check names, every row of data, and lengths in tokens; choose the recipe.
 
     Raises:
@@ -99,7 +99,7 @@ def prepare(
     if not config.name or not config.data:
         missing = "name" if not config.name else "data"
         raise ConfigError(f"{missing} is not given", hint="softprompt train --model M --data D --name N")
-    tracking.check(config.train.track)
+    tracking.check_tracker(config.train.track)
     folder = store.locate(config.name)
     run = folder.parent / RUNS / folder.name
     sources = config.data if isinstance(config.data, dict) else {"": config.data}
@@ -114,9 +114,9 @@ def prepare(
     )
     room = 0 if apart else context_length(config.model, trust_remote_code=trust_remote_code) // 4
     gpu = pick_device(config.device)[0].startswith("cuda")
-    facts = auto.Facts.of([task.train for task in tasks], [task.classes for task in tasks], room, gpu)
+    facts = auto.TaskStats.of([task.train for task in tasks], [task.classes for task in tasks], room, gpu)
     config, choices = auto.choose(config, facts)
-    return Prepared(config, facts, choices, tasks, folder, run)
+    return PreparedTraining(config, facts, choices, tasks, folder, run)
 
 
 def _as_long_as_its_start(config: Config, tokenizer: Tokenizer) -> Config:
@@ -140,7 +140,7 @@ def part_names(config: Config, tasks: Sequence[str]) -> list[str]:
     return [*tasks, SHARED] if config.method.name == "multitask" else [*tasks]
 
 
-def check_free(prepared: Prepared, overwrite: bool) -> None:
+def check_outputs_free(prepared: PreparedTraining, overwrite: bool) -> None:
     """Raise StoreError if an artifact of the run may not be written."""
     for part in prepared.part_names:
         store.check_free(prepared.folder_of(part), overwrite)
@@ -191,7 +191,7 @@ def _task(
     on_long = "drop" if config.drop_long else "error"
 
     def ids(records: Sequence[Record]) -> list[Example]:
-        rows = tokenise(records, template, tokenizer, max_length=config.max_length, on_long=on_long)
+        rows = tokenize(records, template, tokenizer, max_length=config.max_length, on_long=on_long)
         return [replace(row, task=number) for row in rows] if number else rows
 
     rows, held_out = ids(splits.train), ids(splits.validation)

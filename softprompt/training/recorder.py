@@ -19,7 +19,7 @@ from softprompt.training.tracking import Tracking
 
 
 @dataclass(frozen=True)
-class Recording:
+class RunRecorder:
     """Where a run's events go.
 
     Attributes:
@@ -36,8 +36,8 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recorded(
-    where: Recording, writes: bool, resume: bool, report: Callable[[Event], None]
+def record_events(
+    where: RunRecorder, writes: bool, resume: bool, report: Callable[[Event], None]
 ) -> Iterator[Callable[[Event], None]]:
     """A function that tells `report` of every event, and records it.
 

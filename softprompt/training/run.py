@@ -19,7 +19,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from softprompt.data.splits import digest
+from softprompt.data.splits import data_digest
 from softprompt.editing.compose import select
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.context import check_context
@@ -28,28 +28,28 @@ from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS, build
 from softprompt.methods.smop import SMoP
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts import router, store
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import Prompt, check_fits, size_of
-from softprompt.prompts.forms import digest as prompt_digest
+from softprompt.prompts.forms import prompt_digest as prompt_digest
 from softprompt.training import artifacts
 from softprompt.training.batched_losses import validation_losses
 from softprompt.training.config import Config, Init
 from softprompt.training.events import Event
-from softprompt.training.initialization import start_of
+from softprompt.training.initialization import build_start
 from softprompt.training.loop import Result, train
-from softprompt.training.prepare import Prepared, PreparedTask, check_free, prepare
-from softprompt.training.recorder import Recording, recorded
-from softprompt.training.trial import Candidate, Task
+from softprompt.training.prepare import PreparedTask, PreparedTraining, check_outputs_free, prepare
+from softprompt.training.recorder import RunRecorder, record_events
+from softprompt.training.trial import Task, Trial
 
-__all__ = ["Outcome", "Prepared", "candidate_of", "fit", "prepare", "recording"]
+__all__ = ["FitResult", "PreparedTraining", "build_trial", "fit", "prepare", "recording"]
 
 TRIED: tuple[Init, ...] = ("text", "attended", "labels", "vocab", "demonstrations")  # by init "best"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FitResult:
     """What a run left.
 
     Attributes:
@@ -75,14 +75,14 @@ class Outcome:
 
 
 def fit(
-    prepared: Prepared,
+    prepared: PreparedTraining,
     lm: FrozenLM | None = None,
     *,
     overwrite: bool = False,
     resume: bool = False,
     trust_remote_code: bool = False,
     report: Callable[[Event], None] = lambda event: None,
-) -> Outcome:
+) -> FitResult:
     """Train and write the artifacts.
 
     Args:
@@ -94,42 +94,44 @@ def fit(
     """
     config, run = prepared.config, prepared.run
     if lm is None:
-        lm = load(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
-    check_free(prepared, overwrite)
+        lm = load_model(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
+    check_outputs_free(prepared, overwrite)
     begin = time.monotonic()
-    prepared, candidate, tried = candidate_of(prepared, lm)
+    prepared, candidate, tried = build_trial(prepared, lm)
     candidate.record.before = time.monotonic() - begin
     if tried:
         report(Event("init", 0, tried))
     processes = PartialState(cpu=lm.device.type == "cpu")
-    with recorded(recording(prepared), processes.is_main_process, resume, report) as everywhere:
+    with record_events(recording(prepared), processes.is_main_process, resume, report) as everywhere:
         (result,) = train(lm, [candidate], run, resume=resume, report=everywhere)
     if result.interrupted:
-        return Outcome(result, run)
-    saved = save(prepared, lm, candidate, result, overwrite=overwrite) if processes.is_main_process else []
+        return FitResult(result, run)
+    saved = save_run(prepared, lm, candidate, result, overwrite=overwrite) if processes.is_main_process else []
     processes.wait_for_everyone()
-    return Outcome(result, run, tuple(saved), sum(map(size_of, result.prompts)))
+    return FitResult(result, run, tuple(saved), sum(map(size_of, result.prompts)))
 
 
-def recording(prepared: Prepared) -> Recording:
+def recording(prepared: PreparedTraining) -> RunRecorder:
     """Where the events of a run go."""
-    return Recording(prepared.run, prepared.folder.name, prepared.config, prepared.config.train.track)
+    return RunRecorder(prepared.run, prepared.folder.name, prepared.config, prepared.config.train.track)
 
 
-def save(
-    prepared: Prepared, lm: FrozenLM, candidate: Candidate, result: Result, *, overwrite: bool
+def save_run(
+    prepared: PreparedTraining, lm: FrozenLM, candidate: Trial, result: Result, *, overwrite: bool
 ) -> list[tuple[Path, Card]]:
     """Write what a finished candidate leaves, a mixture's router too, and remove the run's checkpoints."""
-    saved = artifacts.write(prepared, lm, result, candidate=candidate.name, overwrite=overwrite)
+    saved = artifacts.write_part(prepared, lm, result, candidate=candidate.name, overwrite=overwrite)
     if isinstance(candidate.learner, SMoP):
         names = [folder.name for folder, _ in saved]
-        router.save(prepared.folder, candidate.learner.router(names), overwrite=overwrite)
+        router.save_router(prepared.folder, candidate.learner.router(names), overwrite=overwrite)
     for checkpoint in prepared.run.glob("checkpoint-*"):  # the run is over: what is left of it is its log
         shutil.rmtree(checkpoint, ignore_errors=True)
     return saved
 
 
-def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Prepared, Candidate, dict[str, float]]:
+def build_trial(
+    prepared: PreparedTraining, lm: FrozenLM, name: str = ""
+) -> tuple[PreparedTraining, Trial, dict[str, float]]:
     """The method at its start, with its rows and settings.
 
     For init "best" all starts are tried on the validation rows: the settings that come back say which one it is, and
@@ -153,10 +155,10 @@ def candidate_of(prepared: Prepared, lm: FrozenLM, name: str = "") -> tuple[Prep
 
 
 def _best_of(
-    inits: Sequence[Init], prepared: Prepared, lm: FrozenLM, name: str
-) -> tuple[Prepared, Candidate, dict[str, float]]:
+    inits: Sequence[Init], prepared: PreparedTraining, lm: FrozenLM, name: str
+) -> tuple[PreparedTraining, Trial, dict[str, float]]:
     """The start with the lowest validation loss of those that can be had, the first of which always can."""
-    made: dict[str, tuple[Prepared, Candidate]] = {}
+    made: dict[str, tuple[PreparedTraining, Trial]] = {}
     for init in inits:
         try:
             own = _with_init(prepared, init)
@@ -169,17 +171,17 @@ def _best_of(
     return *made[min(tried, key=tried.__getitem__)], tried
 
 
-def _with_init(prepared: Prepared, init: Init) -> Prepared:
+def _with_init(prepared: PreparedTraining, init: Init) -> PreparedTraining:
     method = prepared.config.method.model_copy(update={"init": init})
     return replace(prepared, config=prepared.config.model_copy(update={"method": method}))
 
 
-def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
+def _candidate(prepared: PreparedTraining, lm: FrozenLM, name: str) -> Trial:
     """The method at the start that the settings name."""
     config = prepared.config
     named = [config.method.init_from] if config.method.init_from else []
     loaded = {n: store.load(n, lm.geometry)[0] for n in (*named, *config.method.sources, *config.method.teachers)}
-    start, unseen = start_of(prepared, lm, loaded)
+    start, unseen = build_start(prepared, lm, loaded)
     if config.method.kept:
         start, unseen = _rewound(config, lm, start), {}
     method = build(config.method.name, lm, start)
@@ -193,7 +195,7 @@ def _candidate(prepared: Prepared, lm: FrozenLM, name: str) -> Candidate:
         raise ConfigError(
             "each task needs a teacher", where="method.teachers", expected=f"{len(tasks)} names", got=len(teachers)
         )
-    return Candidate(method, tasks, config.train, lm.device, name, teachers)
+    return Trial(method, tasks, config.train, lm.device, name, teachers)
 
 
 def _rewound(config: Config, lm: FrozenLM, start: Start) -> Start:
@@ -214,7 +216,7 @@ def _task(
     around = len(lead) + prompt.n_tokens + len(follow)
     lengths = [(row.where, len(row.ids), around) for row in (*task.train, *task.validation)]
     check_context(lm, lengths, "--max-length N --drop-long leaves such rows out; fewer --n-tokens make room")
-    shared = [digest(task.splits.train), digest(task.splits.validation), task.template.to_dict(), *facts]
+    shared = [data_digest(task.splits.train), data_digest(task.splits.validation), task.template.to_dict(), *facts]
     whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
     rows = [replace(row, unseen=unseen[row.where]) if row.where in unseen else row for row in task.train]
     return Task(rows, task.validation, lead, follow, whole, task.name)

@@ -24,7 +24,7 @@ class RunLog:
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [] if keep_until is None else _until(read(path), keep_until)
+            kept = [] if keep_until is None else _until(read_log(path), keep_until)
             scratch = path.with_suffix(".tmp")
             scratch.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(scratch, path)
@@ -49,7 +49,7 @@ def _until(events: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
     return [event for event in events if event.get("step", 0) <= step]  # killed before the line was written
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The events of a file; a last line cut short by a crash is left out."""
     if not path.exists():
         return []

@@ -26,9 +26,9 @@ from softprompt.training import auto
 from softprompt.training.config import Config
 from softprompt.training.events import Event
 from softprompt.training.loop import Result, train
-from softprompt.training.prepare import Prepared, check_free
-from softprompt.training.recorder import recorded
-from softprompt.training.run import candidate_of, recording, save
+from softprompt.training.prepare import PreparedTraining, check_outputs_free
+from softprompt.training.recorder import record_events
+from softprompt.training.run import build_trial, recording, save_run
 
 RUNGS = (0.25, 0.5)  # of the run: there the worse half stops
 TOGETHER = ("train.minutes", "train.save_every", "train.track", "train.gradient_checkpointing", "train.graphs")
@@ -36,7 +36,7 @@ MOST = 256
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """What a sweep found.
 
     Attributes:
@@ -82,7 +82,7 @@ def grid(axes: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def sweep(
-    prepared: Prepared,
+    prepared: PreparedTraining,
     configs: Mapping[str, Config],
     lm: FrozenLM,
     *,
@@ -90,7 +90,7 @@ def sweep(
     overwrite: bool = False,
     resume: bool = False,
     report: Callable[[Event], None] = lambda event: None,
-) -> Swept:
+) -> SweepResult:
     """Train a candidate for every config and save the one with the lowest validation loss.
 
     Args:
@@ -100,30 +100,30 @@ def sweep(
 
     Raises what `fit` raises.
     """
-    cells = dict[str, Prepared]()
+    cells = dict[str, PreparedTraining]()
     for name, config in configs.items():
         chosen, choices = auto.choose(config, prepared.facts)
         cells[name] = replace(prepared, config=chosen, choices=choices)
     for cell in cells.values():
-        check_free(cell, overwrite)
+        check_outputs_free(cell, overwrite)
     begin = time.monotonic()
-    made = {name: candidate_of(cell, lm, name)[:2] for name, cell in cells.items()}
+    made = {name: build_trial(cell, lm, name)[:2] for name, cell in cells.items()}
     candidates = [candidate for _, candidate in made.values()]
     for candidate in candidates:
         candidate.record.before = time.monotonic() - begin
     processes = PartialState(cpu=lm.device.type == "cpu")
-    with recorded(recording(prepared), processes.is_main_process, resume, report) as everywhere:
+    with record_events(recording(prepared), processes.is_main_process, resume, report) as everywhere:
         results = train(lm, candidates, prepared.run, rungs=rungs, resume=resume, report=everywhere)
     ranked = dict(sorted(zip(cells, results, strict=True), key=lambda pair: _loss(pair[1])))
     if any(result.interrupted for result in results):
-        return Swept(ranked, ())
+        return SweepResult(ranked, ())
     best, saved = next(iter(ranked)), list[tuple[Path, Card]]()
     if processes.is_main_process:
-        saved = save(made[best][0], lm, made[best][1], ranked[best], overwrite=overwrite)
+        saved = save_run(made[best][0], lm, made[best][1], ranked[best], overwrite=overwrite)
         with writing(prepared.run):
             write_json(prepared.run / "sweep.json", [row(name, result) for name, result in ranked.items()])
     processes.wait_for_everyone()
-    return Swept(ranked, tuple(saved))
+    return SweepResult(ranked, tuple(saved))
 
 
 def row(name: str, result: Result) -> dict[str, Any]:

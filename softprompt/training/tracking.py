@@ -14,7 +14,7 @@ from softprompt.errors import ConfigError
 PROJECT = "softprompt"
 
 
-def check(kind: str) -> None:
+def check_tracker(kind: str) -> None:
     """Raise ConfigError if the tracker's package is not installed."""
     if kind != "none" and importlib.util.find_spec(kind) is None:
         raise ConfigError(f"{kind} is not installed", where="train.track", hint=f"pip install {kind}")

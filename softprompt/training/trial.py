@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.data.sampler import sample
-from softprompt.data.task_mixture import Mixture
+from softprompt.data.task_mixture import TaskMixture
 from softprompt.data.tokenize import Example
 from softprompt.errors import NonFiniteLossError
-from softprompt.objectives.schedule import Horizon, default_steps, rate
+from softprompt.objectives.schedule import Budget, default_steps, rate
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import Prompt
 from softprompt.training.config import TrainConfig
@@ -55,7 +55,7 @@ class Task:
 
 
 @dataclass
-class Record:
+class TrialState:
     """How far a candidate is, and what its validations said: all of it that JSON can hold.
 
     Attributes:
@@ -76,7 +76,7 @@ class Record:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class Candidate:
+class Trial:
     """A learner on its way.
 
     Args:
@@ -101,7 +101,7 @@ class Candidate:
         self.teachers = [Prefix(p, t.lead, t.follow) for p, t in zip(teachers, tasks, strict=bool(teachers))]
         self.optimizer = _optimizer(self.learner, settings)
         lengths = [[len(row.ids) for row in task.train] for task in tasks]
-        self.batches = Mixture(lengths, settings.batch_size, settings.seed, settings.temperature)
+        self.batches = TaskMixture(lengths, settings.batch_size, settings.seed, settings.temperature)
         self.judged = [
             [task.validation[i] for i in sample(len(task.validation), settings.eval_rows, settings.seed)]
             for task in tasks
@@ -109,8 +109,8 @@ class Candidate:
         steps = settings.steps
         if steps is None and settings.minutes is None:
             steps = default_steps(sum(map(len, lengths)), settings.batch_size)
-        self.horizon = Horizon(steps, settings.minutes * 60 if settings.minutes else None)
-        self.record = Record()
+        self.horizon = Budget(steps, settings.minutes * 60 if settings.minutes else None)
+        self.record = TrialState()
         self.best: dict[str, Tensor] = {}
 
     def next_rows(self) -> list[Example]:
@@ -231,7 +231,7 @@ class Candidate:
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.restore(state["batches"])
-        self.best, self.record = state["best"], Record(**state["record"])
+        self.best, self.record = state["best"], TrialState(**state["record"])
 
     def identity(self) -> str:
         """A digest of all that must be the same for a resumed candidate to be the same, the base model aside."""
@@ -245,7 +245,7 @@ class Candidate:
         return f" of {self.name}" if self.name else ""
 
 
-def running(candidates: Iterable[Candidate]) -> list[Candidate]:
+def active_trials(candidates: Iterable[Trial]) -> list[Trial]:
     """Those that have not stopped."""
     return [candidate for candidate in candidates if not candidate.record.stopped]
 

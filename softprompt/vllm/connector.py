@@ -62,7 +62,7 @@ class Load:
 
 
 @dataclass
-class Loads(KVConnectorMetadata):
+class PrefixLoads(KVConnectorMetadata):
     """What the workers do in a step."""
 
     loads: list[Load] = field(default_factory=list)
@@ -118,10 +118,10 @@ class SoftPromptConnector(KVConnectorBase_V1):
         end = self._length(name) or num_external_tokens
         self._loads.append(Load(name, end - num_external_tokens, end, blocks.get_block_ids()[0]))
 
-    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Loads:
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> PrefixLoads:
         """The loads of this step."""
         loads, self._loads = self._loads, []
-        return Loads(loads)
+        return PrefixLoads(loads)
 
     def _name(self, request: Request) -> str | None:
         """The prefix that a request names; None for one that names none."""
@@ -154,7 +154,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
     def start_load_kv(self, forward_context: object, **kwargs: Any) -> None:
         """Write the keys and values of this step's loads."""
         metadata = self._get_connector_metadata()
-        assert isinstance(metadata, Loads)
+        assert isinstance(metadata, PrefixLoads)
         for load in metadata.loads:
             try:
                 self._write(load)
@@ -200,7 +200,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
         # With more processes than heads, several have the same one.
         first = get_tensor_model_parallel_rank() * whole[1] // parallel.tensor_parallel_size
         heads = slice(first, first + layer.num_kv_heads)
-        return prefix_file.read(self._folder, name, [number for number, _ in self._layers], heads)
+        return prefix_file.read_prefix(self._folder, name, [number for number, _ in self._layers], heads)
 
     # What other connectors do, which send keys and values away.
 

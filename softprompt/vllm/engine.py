@@ -28,23 +28,23 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from softprompt.engine.base import Job, Stats, Token
-from softprompt.engine.checks import check_job, check_prefix, check_room, check_supported
+from softprompt.engine.checks import check_context_room, check_job, check_prefix, check_supported
 from softprompt.engine.probe import probe
 from softprompt.errors import ConfigError, EngineError, first_line
 from softprompt.inference.sampling import GREEDY
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.sources import find
+from softprompt.models.sources import find_source
 from softprompt.prefix.kv import Prefix
 from softprompt.vllm.connector import request_params, transfer_config
 from softprompt.vllm.counters import Counters
-from softprompt.vllm.prefix_file import compile_prefix, write
+from softprompt.vllm.prefix_file import compile_prefix, write_prefix
 
 PLACEHOLDER = 0
 OURS = ("model", "tokenizer", "dtype", "skip_tokenizer_init", "kv_transfer_config", "max_logprobs")
 
 
 @dataclass(eq=False)
-class Loaded:
+class VllmPrompt:
     """A soft prompt as vLLM has it.
 
     Attributes:
@@ -80,8 +80,8 @@ class VllmEngine:
                 raise ConfigError(what, where="--engine-option", got=name, hint="vllm serve --help lists them")
         self._llm: AsyncLLM | None = None
         self._folder = Path()
-        self._listed: dict[str, Loaded] = {}
-        self._held: set[Loaded] = set()
+        self._listed: dict[str, VllmPrompt] = {}
+        self._held: set[VllmPrompt] = set()
         self._jobs: set[str] = set()
         self._counters = Counters()
         self._keys, self._compiling, self._stopped = 0, 0, False
@@ -209,7 +209,7 @@ class VllmEngine:
         return {"context": self.context}
 
     def _arguments(self) -> AsyncEngineArgs:
-        own = {"model": find(self._lm.name).path, "skip_tokenizer_init": True, "max_logprobs": -1}
+        own = {"model": find_source(self._lm.name).path, "skip_tokenizer_init": True, "max_logprobs": -1}
         own |= {"dtype": str(self._lm.dtype).removeprefix("torch."), "generation_config": "vllm"}
         own |= {"kv_transfer_config": transfer_config(self._folder), "disable_log_stats": True}
         return AsyncEngineArgs(**(own | self._options))
@@ -219,26 +219,26 @@ class VllmEngine:
             raise EngineError(self.failure, where=self._lm.name)
         return self._llm
 
-    def _compiled(self, prefix: Prefix) -> Loaded:
+    def _compiled(self, prefix: Prefix) -> VllmPrompt:
         """With its file; a prefix of no tokens has none."""
         if prefix.prompt is None and not prefix.lead + prefix.follow:
-            return Loaded()
+            return VllmPrompt()
         kv_L2TKD = compile_prefix(self._lm, prefix)
-        return Loaded(write(self._folder, kv_L2TKD), kv_L2TKD.shape[2])
+        return VllmPrompt(write_prefix(self._folder, kv_L2TKD), kv_L2TKD.shape[2])
 
-    def _find(self, name: str) -> Loaded:
+    def _find(self, name: str) -> VllmPrompt:
         if name not in self._listed:
             raise EngineError("no such soft prompt is loaded", expected=sorted(self._listed), got=name)
         return self._listed[name]
 
-    def _admit(self, job: Job) -> Loaded:
+    def _admit(self, job: Job) -> VllmPrompt:
         """The soft prompt of a job, held for it."""
         if job.id in self._jobs:
             raise EngineError("a job of this id runs already", where=job.id)
         check_job(self._lm, job)
-        loaded = Loaded() if job.prompt is None else self._find(job.prompt)
+        loaded = VllmPrompt() if job.prompt is None else self._find(job.prompt)
         before, new = loaded.size + len(job.ids), job.sampling.max_new_tokens
-        check_room(job.id, before, new, self._rooms, "shorten the text or ask for fewer new tokens")
+        check_context_room(job.id, before, new, self._rooms, "shorten the text or ask for fewer new tokens")
         loaded.users += 1
         self._held.add(loaded)
         self._jobs.add(job.id)

@@ -22,11 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import DataError, StoreError
-from softprompt.formatting.formatted_prompt import Subject
-from softprompt.formatting.inputs import chat_ids, text_ids
+from softprompt.formatting.formatted_prompt import FormattedPrompt
+from softprompt.formatting.inputs import chat_input_ids, text_input_ids
 from softprompt.models.loading import load_tokenizer
-from softprompt.server.error_responses import ProblemError, from_text, invalid
-from softprompt.server.schema import ChatRequest, CompletionRequest, parse
+from softprompt.server.error_responses import ApiError, from_text, invalid
+from softprompt.server.schema import ChatRequest, CompletionRequest, parse_request
 from softprompt.vllm import published
 from softprompt.vllm.published import Published
 
@@ -42,7 +42,7 @@ class SoftPrompts:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._shelf: Shelf | None = None
+        self._shelf: PromptFolder | None = None
         self._texts = CapacityLimiter(1)  # what text a client sends holds up other texts, never the event loop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,12 +59,12 @@ class SoftPrompts:
                 await self._app(_with_length(scope, len(body)), _once(body, receive), send)
             else:
                 await self._app(scope, receive, send)
-        except ProblemError as problem:
+        except ApiError as problem:
             await JSONResponse(problem.body, problem.status, problem.headers)(scope, receive, send)
 
-    def _of(self, scope: Scope) -> Shelf:
+    def _of(self, scope: Scope) -> PromptFolder:
         if self._shelf is None:
-            self._shelf = Shelf.of(scope["app"].state)
+            self._shelf = PromptFolder.of(scope["app"].state)
         return self._shelf
 
     async def _changed(self, scope: Scope, path: str, body: bytes) -> bytes:
@@ -87,7 +87,7 @@ class SoftPrompts:
 
 
 @final
-class Shelf:
+class PromptFolder:
     """The published soft prompts beside the base model that vLLM runs.
 
     Args:
@@ -98,7 +98,7 @@ class Shelf:
         self.folder, self.tokenizer, self.served = folder, tokenizer, served
 
     @classmethod
-    def of(cls, state: Any) -> Shelf:
+    def of(cls, state: Any) -> PromptFolder:
         """As vLLM's command line has it; `state` is of its app."""
         config = state.vllm_config
         folder = (config.kv_transfer_config.kv_connector_extra_config or {}).get("soft_prompts", "")
@@ -112,9 +112,9 @@ class Shelf:
             return None
         name = next((model[len(base) + 1 :] for base in self.served if model.startswith(f"{base}:")), model)
         try:
-            return published.find(self.folder, name)
+            return published.find_published(self.folder, name)
         except StoreError as error:
-            raise ProblemError(500, "This soft prompt cannot be used.", "unusable_soft_prompt") from error
+            raise ApiError(500, "This soft prompt cannot be used.", "unusable_soft_prompt") from error
 
 
 def without(body: Any, field: str) -> bool:
@@ -131,12 +131,12 @@ def without(body: Any, field: str) -> bool:
     return found
 
 
-def read_chat(body: dict[str, Any], prompt: Published, shelf: Shelf) -> dict[str, Any]:
+def read_chat(body: dict[str, Any], prompt: Published, shelf: PromptFolder) -> dict[str, Any]:
     """A chat request behind a soft prompt, for vLLM. Raises ProblemError."""
-    request = parse(ChatRequest, body)
+    request = parse_request(ChatRequest, body)
     messages = [turn.message for turn in request.messages]
     try:
-        ids = chat_ids(messages, Subject(None, prompt.template, published.NO_LAYOUT), shelf.tokenizer)
+        ids = chat_input_ids(messages, FormattedPrompt(None, prompt.template, published.NO_LAYOUT), shelf.tokenizer)
     except DataError as error:
         raise from_text(error, "messages") from error
     turns = [{"role": message.role, "content": message.content} for message in messages]
@@ -147,23 +147,23 @@ def read_chat(body: dict[str, Any], prompt: Published, shelf: Shelf) -> dict[str
     }
 
 
-def read_completion(body: dict[str, Any], prompt: Published, shelf: Shelf) -> dict[str, Any]:
+def read_completion(body: dict[str, Any], prompt: Published, shelf: PromptFolder) -> dict[str, Any]:
     """A completion request behind a soft prompt, for vLLM. Raises ProblemError."""
-    request = parse(CompletionRequest, body)
+    request = parse_request(CompletionRequest, body)
     texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if not all(isinstance(text, str) and text for text in texts) or not texts:
         raise invalid("A soft prompt reads texts through its template, not token ids.", "prompt")
-    subject, rows = Subject(None, prompt.template, published.NO_LAYOUT), []
+    subject, rows = FormattedPrompt(None, prompt.template, published.NO_LAYOUT), []
     for i, text in enumerate(map(str, texts)):
         try:
-            ids = text_ids(text, subject, shelf.tokenizer, f"prompt[{i}]")
+            ids = text_input_ids(text, subject, shelf.tokenizer, f"prompt[{i}]")
         except DataError as error:
             raise from_text(error, "prompt") from error
         rows.append(_whole(ids, prompt, request.repetition_penalty))
     return _behind(body, prompt, shelf) | {"prompt": rows, FIELD: {"soft_prompt": prompt.id}}
 
 
-def _behind(body: dict[str, Any], prompt: Published, shelf: Shelf) -> dict[str, Any]:
+def _behind(body: dict[str, Any], prompt: Published, shelf: PromptFolder) -> dict[str, Any]:
     return body | {"model": shelf.served[0], "stop_token_ids": list(prompt.end_ids)}
 
 
@@ -178,7 +178,7 @@ async def _body(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > MOST_BYTES:
-            raise ProblemError(413, f"The body is larger than {MOST_BYTES} bytes.", "body_too_large")
+            raise ApiError(413, f"The body is larger than {MOST_BYTES} bytes.", "body_too_large")
     return bytes(body)
 
 
@@ -202,7 +202,7 @@ def _once(body: bytes, receive: Receive) -> Receive:
 class _Listing:
     """vLLM's list of models on its way out, with the soft prompts behind them."""
 
-    def __init__(self, send: Send, shelf: Shelf) -> None:
+    def __init__(self, send: Send, shelf: PromptFolder) -> None:
         self._send, self._shelf = send, shelf
         self._start: Message | None = None
         self._body = bytearray()
@@ -223,7 +223,7 @@ class _Listing:
 
     def _longer(self) -> bytes:
         found, base = json.loads(self._body), self._shelf.served[0]
-        for name in published.names(self._shelf.folder):
+        for name in published.published_names(self._shelf.folder):
             model = f"{base}:{name}" if name in self._shelf.served else name
             found["data"].append({**found["data"][0], "id": model, "parent": base, "root": name})
         return json.dumps(found).encode()

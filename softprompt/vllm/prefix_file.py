@@ -25,7 +25,7 @@ from softprompt.errors import StoreError, UnsupportedModelError
 from softprompt.files import READABLE, writing
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import keys_values
+from softprompt.prefix.prepare import compute_keys_values
 
 ID = re.compile(r"[0-9a-f]{32}")
 TENSOR = "prefix"  # [L, 2, T, K, D]: keys, then values
@@ -38,7 +38,7 @@ def compile_prefix(lm: FrozenLM, prefix: Prefix) -> Tensor:
         DataError: the prefix is longer than the context.
         UnsupportedModelError: keys and values of the layers do not all look alike.
     """
-    layers = [kv for kv in keys_values(lm, prefix) if kv is not None]
+    layers = [kv for kv in compute_keys_values(lm, prefix) if kv is not None]
     shapes = {tuple(states.shape) for kv in layers for states in kv}
     if len(shapes) != 1 or len(layers) != len(lm.geometry.layers):
         what = "keys and values of the layers do not all look alike"
@@ -47,16 +47,16 @@ def compile_prefix(lm: FrozenLM, prefix: Prefix) -> Tensor:
     return stacked_L2KTD.transpose(2, 3).contiguous().cpu()
 
 
-def digest(kv_L2TKD: Tensor) -> str:
+def prefix_digest(kv_L2TKD: Tensor) -> str:
     """The id of a compiled prefix: 32 hex digits over shape, dtype and bytes."""
     sha = hashlib.sha256(f"{tuple(kv_L2TKD.shape)} {kv_L2TKD.dtype}\n".encode())
     sha.update(kv_L2TKD.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:32]
 
 
-def write(folder: Path, kv_L2TKD: Tensor) -> str:
+def write_prefix(folder: Path, kv_L2TKD: Tensor) -> str:
     """Put it in the folder; returns its id. One that is there already stays as it is. Raises StoreError."""
-    name = digest(kv_L2TKD)
+    name = prefix_digest(kv_L2TKD)
     target = place(folder, name)
     if not target.exists():
         with writing(target), tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
@@ -85,7 +85,7 @@ def shape(folder: Path, name: object) -> tuple[int, int, int, int] | None:
     return (sizes[0], *sizes[2:]) if len(sizes) == 5 and sizes[1] == 2 and min(sizes) > 0 else None
 
 
-def read(folder: Path, name: str, layers: Sequence[int], heads: slice) -> Tensor:
+def read_prefix(folder: Path, name: str, layers: Sequence[int], heads: slice) -> Tensor:
     """[len(layers), 2, T, len(heads), D]: the part that one of several processes has of the model.
 
     Raises StoreError for a file that is not there or damaged, or has no such layers.

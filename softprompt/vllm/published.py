@@ -19,12 +19,12 @@ from softprompt.data.template import Template
 from softprompt.errors import DataError, StoreError
 from softprompt.files import read_json, write_json, writing
 from softprompt.formatting.context import end_ids
-from softprompt.formatting.formatted_prompt import card_subject
+from softprompt.formatting.formatted_prompt import from_card
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card, Layout
 from softprompt.prompts.forms import Prompt
-from softprompt.vllm.prefix_file import ID, compile_prefix, place, write
+from softprompt.vllm.prefix_file import ID, compile_prefix, place, write_prefix
 
 NO_LAYOUT = Layout()  # what stands around the virtual tokens is compiled with them
 
@@ -58,7 +58,7 @@ def publish(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path, *, overwrite
     """
     if not store.NAME.fullmatch(card.name):
         raise StoreError("the card holds no name", where=folder, expected=store.NAME.pattern, got=repr(card.name[:80]))
-    subject = card_subject(prompt, card)
+    subject = from_card(prompt, card)
     kv_L2TKD = compile_prefix(lm, subject.prefix(lm))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,8 +66,8 @@ def publish(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path, *, overwrite
         raise StoreError(f"cannot make the folder: {error.strerror}", where=folder) from error
     target = _card(folder, card.name)
     ends = tuple(end_ids(lm, subject.template))
-    found = Published(card.name, write(folder, kv_L2TKD), kv_L2TKD.shape[2], subject.template, ends, lm.name)
-    if target.exists() and not overwrite and find(folder, card.name) != found:
+    found = Published(card.name, write_prefix(folder, kv_L2TKD), kv_L2TKD.shape[2], subject.template, ends, lm.name)
+    if target.exists() and not overwrite and find_published(folder, card.name) != found:
         raise StoreError("another version is there, and stays", where=target, hint="--overwrite puts this one there")
     facts = asdict(found) | {"template": found.template.to_dict(), "end_ids": list(ends)}
     with writing(target), tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
@@ -77,7 +77,7 @@ def publish(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path, *, overwrite
     return found
 
 
-def find(folder: Path, name: str) -> Published | None:
+def find_published(folder: Path, name: str) -> Published | None:
     """The soft prompt of this name; None if there is none. Raises StoreError for one that is damaged."""
     if not store.NAME.fullmatch(name) or not _card(folder, name).is_file():
         return None
@@ -100,7 +100,7 @@ def find(folder: Path, name: str) -> Published | None:
     return found
 
 
-def names(folder: Path) -> list[str]:
+def published_names(folder: Path) -> list[str]:
     """Of all soft prompts in the folder, by name."""
     return sorted(path.stem for path in folder.glob("*.json") if store.NAME.fullmatch(path.stem))
 

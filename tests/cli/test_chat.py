@@ -8,13 +8,13 @@ import pytest
 
 from softprompt.cli import chat as verb
 from softprompt.cli.base_model import load_base
-from softprompt.cli.escape import visible
+from softprompt.cli.escape import escaped
 from softprompt.data.records import Message
 from softprompt.errors import DataError
-from softprompt.formatting.formatted_prompt import Subject, layout_for
+from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for
 from softprompt.inference import decoding
-from softprompt.inference.chat import Talk
-from softprompt.inference.generate import Request, answer, load_subjects
+from softprompt.inference.chat import ChatSession
+from softprompt.inference.generate import Request, generate, load_prompts
 from softprompt.inference.sampling import Sampling
 from tests.support.cases import random_prompt
 from tests.support.live_server import TEMPLATES
@@ -24,21 +24,23 @@ from tests.support.tiny import DEVICE, tiny_lm
 OPTIONS = ("--dtype", "float32", "--device", DEVICE, "--max-new-tokens", 8)
 
 
-def talk(name: str, tokens: int = 8) -> Talk:
+def talk(name: str, tokens: int = 8) -> ChatSession:
     lm, (form, template) = tiny_lm("llama", bos=True), TEMPLATES[name]
-    return Talk(lm, Subject(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form)), Sampling(tokens))
+    return ChatSession(
+        lm, FormattedPrompt(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form)), Sampling(tokens)
+    )
 
 
-def said(talk: Talk, text: str) -> str:
+def said(talk: ChatSession, text: str) -> str:
     pieces = list[str]()
     talk.say(text, pieces.append)
     return "".join(pieces)
 
 
-def talk_of(name: str) -> Talk:
+def talk_of(name: str) -> ChatSession:
     """What the command talks through."""
     lm = load_base(None, [name], "float32", DEVICE, trust_remote_code=False)
-    return Talk(lm, load_subjects(lm, [name])[name], Sampling(8))
+    return ChatSession(lm, load_prompts(lm, [name])[name], Sampling(8))
 
 
 def stop(_: str) -> None:
@@ -50,13 +52,13 @@ def test_lines_are_answered(trained: Path) -> None:
     one = talk_of("ok")
     wanted = [said(one, "question 3"), said(one, "question 5")]
     assert wanted[0] == "ok"
-    assert result.stdout == "".join(visible(text) + "\n" for text in wanted), "the second is read behind the first"
+    assert result.stdout == "".join(escaped(text) + "\n" for text in wanted), "the second is read behind the first"
 
 
 def test_commands_are_no_texts(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, resets = list[str](), list[bool]()
-    monkeypatch.setattr(Talk, "say", lambda self, text, on_text: asked.append(text))
-    monkeypatch.setattr(Talk, "reset", lambda self: resets.append(True))
+    monkeypatch.setattr(ChatSession, "say", lambda self, text, on_text: asked.append(text))
+    monkeypatch.setattr(ChatSession, "reset", lambda self: resets.append(True))
     result = done("chat", "ok", *OPTIONS, stdin="question 3\n/reset\n/what\n question 4 \n")
     assert (asked, resets) == (["question 3", "question 4"], [True])
     assert result.stderr.count("/reset forgets") == 2
@@ -84,14 +86,14 @@ def test_ctrl_c_stops_an_answer(trained: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(KeyboardInterrupt):
         one.say("question 3", stop)
     assert one.said[1].content, "the piece that could not be written any more"
-    assert result.stdout == "\n" + visible(said(one, "question 5")) + "\n"
+    assert result.stdout == "\n" + escaped(said(one, "question 5")) + "\n"
     assert "(stopped)" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["talk", "kind", "asked", "stern", "review"])
 def test_the_first_answer_is_that_of_generate(name: str) -> None:
     one = talk(name)
-    (wanted,) = answer(one._lm, {"it": one._subject}, [Request("Hi", "it")], one._sampling)
+    (wanted,) = generate(one._lm, {"it": one._subject}, [Request("Hi", "it")], one._sampling)
     assert said(one, "Hi") == wanted.text
 
 
@@ -131,8 +133,8 @@ def test_what_does_not_fit_is_not_remembered() -> None:
 
 def test_the_prefix_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one, sessions = talk("talk"), list[object]()
-    real = decoding.session
-    monkeypatch.setattr(decoding, "session", lambda lm, bank, *rest: sessions.append(bank) or real(lm, bank, *rest))
+    real = decoding.start_decoding
+    monkeypatch.setattr(decoding, "start_decoding", lambda lm, kv, *rest: sessions.append(kv) or real(lm, kv, *rest))
     said(one, "Hi")
     said(one, "Ho")
     assert sessions == [one._bank] * 2

@@ -23,13 +23,13 @@ OPTIONS = ("--dtype", "float32", "--max-new-tokens", 8)
 @pytest.fixture
 def text_prompts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """Instruction and examples' answers of every text prompt that is made."""
-    made, real = list[tuple[str, list[str]]](), compare.text_subject
+    made, real = list[tuple[str, list[str]]](), compare.text_prompt
 
     def spy(lm: Any, template: Any, instruction: str, shots: Any = ()) -> Any:
         made.append((instruction, [shot.target for shot in shots]))
         return real(lm, template, instruction, shots)
 
-    monkeypatch.setattr(compare, "text_subject", spy)
+    monkeypatch.setattr(compare, "text_prompt", spy)
     return made
 
 

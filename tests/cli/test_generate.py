@@ -44,13 +44,13 @@ def test_one_text_is_streamed(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_several_prompts_share_one_batch(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every prompt answers every text, and each as if it were alone."""
-    batches, real = list[list[int]](), generate.generate
+    batches, real = list[list[int]](), generate.decode_batch
 
     def counted(lm: Any, bank: Any, rows: Any, owners: list[int], *args: Any, **options: Any) -> Any:
         batches.append(list(owners))
         return real(lm, bank, rows, owners, *args, **options)
 
-    monkeypatch.setattr(generate, "generate", counted)
+    monkeypatch.setattr(generate, "decode_batch", counted)
     together = answers("ok,no", *ASKED)
     assert batches == [[0, 1] * 3]
     assert together == [(name, text, name) for text in ASKED for name in ("ok", "no")]
@@ -108,13 +108,13 @@ def test_a_text_is_taken_as_it_is(trained: Path) -> None:
 
 
 def test_a_typed_line_break_in_a_stop_string_is_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stops, real = list[tuple[str, ...]](), generate.generate
+    stops, real = list[tuple[str, ...]](), generate.decode_batch
 
     def watched(lm: Any, bank: Any, rows: Any, owners: Any, sampling: Any, **options: Any) -> Any:
         stops.append(sampling.stop)
         return real(lm, bank, rows, owners, sampling, **options)
 
-    monkeypatch.setattr(generate, "generate", watched)
+    monkeypatch.setattr(generate, "decode_batch", watched)
     answers("ok", ASKED[0], "--stop", r"\n\n")
     assert stops == [("\n\n",)]
 

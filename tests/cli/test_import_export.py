@@ -12,7 +12,7 @@ import torch
 
 from softprompt.errors import ConfigError, DataError, GeometryError, ModelError, StoreError
 from softprompt.prompts import store
-from softprompt.prompts.forms import digest
+from softprompt.prompts.forms import prompt_digest
 from tests.support.adapters import saved_adapter
 from tests.support.shell import done, parsed, refused, softprompt
 from tests.support.tiny import tiny_lm
@@ -49,7 +49,7 @@ def test_several_tasks(tasks: Path, base: Path) -> None:
     assert [json.loads(line)["name"] for line in lines] == ["mpt.0", "mpt.1", "mpt.2"]
     fact = parsed(*given, "--name", "one", "--task", 1, "--json")
     assert (fact["name"], fact["format"], fact["method"]["task"]) == ("one", "peft", "1")
-    assert digest(store.load("one")[0]) == digest(store.load("mpt.1")[0])
+    assert prompt_digest(store.load("one")[0]) == prompt_digest(store.load("mpt.1")[0])
     error = refused(*given, "--name", "two", "--task", 7)
     assert isinstance(error, ConfigError)
     assert error.expected == "0, 1, 2"
@@ -113,7 +113,7 @@ def test_export_and_back(trained: Path, base: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
     done("import", tmp_path / "out", "--model", base, "--name", "again", "--dtype", "float32")
     again, other = store.load("again")
-    assert digest(again) == digest(prompt)
+    assert prompt_digest(again) == prompt_digest(prompt)
     assert (other.template, other.layout.follow) == (card.template, card.layout.follow)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from softprompt.cli import serve as verb
 from softprompt.errors import ConfigError, StoreError
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.server import logs
 from softprompt.server import uvicorn_server as listen_module
 from tests.support.live_server import TEMPLATES, save_prompt
@@ -41,7 +41,7 @@ def shelf(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         verb, "ENGINES", {verb.EngineName.transformers: ("tests.support.server_oracle", "OracleEngine")}
     )
-    lm = load(str(base), dtype="float32", device=DEVICE)
+    lm = load_model(str(base), dtype="float32", device=DEVICE)
     for seed, name in enumerate(("one", "two"), 1):
         save_prompt(tmp_path / "shelf" / name, "kv", PLAIN, seed, lm)
     return tmp_path / "shelf"

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from softprompt.cli.overrides import dotted
+from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.train import FLAGS
 from softprompt.errors import ConfigError
 from softprompt.settings import known_keys
@@ -110,13 +110,13 @@ def test_dotted_flags(tmp_path: Path) -> None:
 def test_what_dotted_flags_may_look_like() -> None:
     typed = ["--train.warmup", "0.1", "--method.init-text=a=b", "--train.clip", "-1", "--data", "--odd"]
     wanted = {"train.warmup": "0.1", "method.init_text": "a=b", "train.clip": "-1", "data": "--odd"}
-    assert dotted(typed) == (wanted, None)
-    assert dotted(["--train.lr=1", "a.yaml"]) == ({"train.lr": "1"}, Path("a.yaml"))
-    assert dotted([]) == ({}, None)
+    assert parse_overrides(typed) == (wanted, None)
+    assert parse_overrides(["--train.lr=1", "a.yaml"]) == ({"train.lr": "1"}, Path("a.yaml"))
+    assert parse_overrides([]) == ({}, None)
     with pytest.raises(ConfigError, match=r"--train\.warmup needs a value"):
-        dotted(["--train.lr", "1", "--train.warmup"])
+        parse_overrides(["--train.lr", "1", "--train.warmup"])
     with pytest.raises(ConfigError, match=r"unexpected argument 'stray'"):
-        dotted(["a.yaml", "--train.lr=1", "stray"])
+        parse_overrides(["a.yaml", "--train.lr=1", "stray"])
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.compaction.selection import Reading, _places, _worth, most_attended, most_attended_ids
+from softprompt.compaction.selection import (
+    SelectionInput,
+    _places,
+    _worth,
+    select_by_attention,
+    select_ids_by_attention,
+)
 from softprompt.data.tokenize import Example
 from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank, keys_values
+from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
 from softprompt.prompts.forms import KVPrompt, Prompt
 from tests.support.cases import text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -31,21 +37,23 @@ def rows(count: int, seed: int = 0) -> list[Example]:
 
 @torch.no_grad()
 def states(lm: FrozenLM, prompt: Prompt | None, lead: tuple[int, ...] = ()) -> torch.Tensor:
-    return hidden(lm, bank(lm, [Prefix(prompt, lead, FOLLOW)]), [Row(row.ids) for row in rows(4, 100)])
+    return packed_hidden_states(
+        lm, prepare_prefixes(lm, [Prefix(prompt, lead, FOLLOW)]), [Row(row.ids) for row in rows(4, 100)]
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_tokens_are_the_text(family: str) -> None:
     lm, text = tiny_lm(family), tuple(text_ids(9, 1))
-    prompt = most_attended(lm, [Reading(text, FOLLOW, rows(3))], len(text))
+    prompt = select_by_attention(lm, [SelectionInput(text, FOLLOW, rows(3))], len(text))
     assert_close(states(lm, prompt), states(lm, None, text), rtol=1e-4, atol=1e-4)
 
 
 def test_every_head_keeps_its_own() -> None:
     """The kept keys are the text's, moved to the end; each head's are those with most attention, first token apart."""
     lm, text = tiny_lm("llama"), tuple(text_ids(24, 1))
-    whole = most_attended(lm, [Reading(text, FOLLOW, rows(3))], len(text))
-    part = most_attended(lm, [Reading(text, FOLLOW, rows(3))], 6)
+    whole = select_by_attention(lm, [SelectionInput(text, FOLLOW, rows(3))], len(text))
+    part = select_by_attention(lm, [SelectionInput(text, FOLLOW, rows(3))], 6)
     chosen = []
     for some, every in zip(part.layers, whole.layers, strict=True):
         assert some is not None and every is not None
@@ -61,16 +69,16 @@ def test_every_head_keeps_its_own() -> None:
 def test_it_is_nearer_to_the_text_than_its_first_tokens() -> None:
     lm, text = tiny_lm("llama"), tuple(text_ids(40, 1))
     wanted = states(lm, None, text)
-    attended = states(lm, most_attended(lm, [Reading(text, FOLLOW, rows(8))], 12))
+    attended = states(lm, select_by_attention(lm, [SelectionInput(text, FOLLOW, rows(8))], 12))
     first = states(lm, None, text[:12])
     assert (attended - wanted).norm() < 0.8 * (first - wanted).norm()
 
 
 def test_several_texts_share_one_first_token() -> None:
     lm, texts = tiny_lm("llama"), [tuple(text_ids(8, seed)) for seed in (1, 2)]
-    readings = [Reading(text, FOLLOW, rows(2, i)) for i, text in enumerate(texts)]
-    prompt = most_attended(lm, readings, 10)
-    sinks = [most_attended(lm, [reading], 8) for reading in readings]
+    readings = [SelectionInput(text, FOLLOW, rows(2, i)) for i, text in enumerate(texts)]
+    prompt = select_by_attention(lm, readings, 10)
+    sinks = [select_by_attention(lm, [reading], 8) for reading in readings]
     for own, first, second in zip(prompt.layers, *(sink.layers for sink in sinks), strict=True):
         assert own is not None and first is not None and second is not None
         assert torch.equal(own[1][:, 0], first[1][:, 0])
@@ -80,13 +88,13 @@ def test_several_texts_share_one_first_token() -> None:
 
 def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"(?s)fewer tokens than.*--n-tokens 9"):
-        most_attended(tiny_lm("llama"), [Reading(tuple(text_ids(9, 1)), (), rows(1))], 10)
+        select_by_attention(tiny_lm("llama"), [SelectionInput(tuple(text_ids(9, 1)), (), rows(1))], 10)
 
 
 def test_where_positions_are_learned_keys_stay_as_they_are() -> None:
     lm, text = tiny_lm("gpt2"), tuple(text_ids(12, 1))
-    part = most_attended(lm, [Reading(text, FOLLOW, rows(3))], 4)
-    for some, whole in zip(part.layers, keys_values(lm, Prefix(lead=text)), strict=True):
+    part = select_by_attention(lm, [SelectionInput(text, FOLLOW, rows(3))], 4)
+    for some, whole in zip(part.layers, compute_keys_values(lm, Prefix(lead=text)), strict=True):
         assert some is not None and whole is not None
         for mine, every in ((some[0], whole[0][0]), (some[1], whole[1][0])):
             for head in range(mine.shape[0]):
@@ -94,26 +102,26 @@ def test_where_positions_are_learned_keys_stay_as_they_are() -> None:
 
 
 def test_it_is_a_plain_prompt() -> None:
-    prompt = most_attended(tiny_lm("llama"), [Reading(tuple(text_ids(9, 1)), (), rows(1))], 4)
+    prompt = select_by_attention(tiny_lm("llama"), [SelectionInput(tuple(text_ids(9, 1)), (), rows(1))], 4)
     assert isinstance(prompt, KVPrompt) and prompt.n_tokens == 4
     assert all(kv is not None and not kv[0].requires_grad and kv[0].dtype == torch.float32 for kv in prompt.layers)
 
 
 def test_an_embedding_prompt_keeps_the_runs_that_get_most_attention() -> None:
     lm, lead, text = tiny_lm("llama"), tuple(text_ids(2, 5)), tuple(text_ids(30, 1))
-    reading = Reading((*lead, *text), FOLLOW, rows(3), opening=2)
+    reading = SelectionInput((*lead, *text), FOLLOW, rows(3), opening=2)
     worth = _worth(lm, reading)
     assert worth.shape == (30,) and worth.min() > 0
-    single, fours = most_attended_ids(lm, [reading], 8, (1, 4))
+    single, fours = select_ids_by_attention(lm, [reading], 8, (1, 4))
     assert single == tuple(text[i] for i in sorted(worth.topk(8).indices.tolist()))
     best = max(range(27), key=lambda start: float(worth[start : start + 4].sum()))
     assert tuple(text[best : best + 4]) in (fours[:4], fours[4:])
-    (whole,) = most_attended_ids(lm, [reading], 30, (4,))
+    (whole,) = select_ids_by_attention(lm, [reading], 30, (4,))
     assert whole == text
-    (longer,) = most_attended_ids(lm, [reading, reading], 31, (64,))
+    (longer,) = select_ids_by_attention(lm, [reading, reading], 31, (64,))
     assert longer in [(*text, *text)[start : start + 31] for start in range(30)]
     with pytest.raises(ConfigError, match="fewer tokens than virtual tokens"):
-        most_attended_ids(lm, [reading], 31, (1,))
+        select_ids_by_attention(lm, [reading], 31, (1,))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softprompt.data import splits
-from softprompt.data.splits import carve, digest, inputs_of, load_rows, load_splits
+from softprompt.data.splits import carve, data_digest, inputs_of, load_rows, load_splits
 from softprompt.errors import DataError
 from tests.support.rows import labelled, records, write_jsonl
 
@@ -170,9 +170,9 @@ def test_carve_refuses_impossible_settings(fraction: float, seed: int) -> None:
 
 def test_digest_is_pinned_and_ignores_the_place() -> None:
     rows = records({"text": "é", "label": "b"}, {"text": "c", "label": "d"})
-    assert digest(rows) == PINNED
+    assert data_digest(rows) == PINNED
     moved = splits.parse_rows([("elsewhere:9", {"label": "b", "text": "é"}), ("x:1", {"text": "c", "label": "d"})])
-    assert digest(moved) == digest(rows)
+    assert data_digest(moved) == data_digest(rows)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_digest_is_pinned_and_ignores_the_place() -> None:
 )
 def test_digest_sees_every_change(change: Callable[[list[Any]], list[Any]]) -> None:
     rows = [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]
-    assert digest(records(*change(rows))) != digest(records(*rows))
+    assert data_digest(records(*change(rows))) != data_digest(records(*rows))
 
 
 def test_digest_sees_turns_and_what_is_learned() -> None:
@@ -199,7 +199,7 @@ def test_digest_sees_turns_and_what_is_learned() -> None:
         {"messages": [{**chat[0], "role": "system"}, chat[1]]},
         {"messages": [{**chat[0], "content": "Ho"}, chat[1]]},
     ]
-    assert len({digest(records(row)) for row in variants}) == 4
+    assert len({data_digest(records(row)) for row in variants}) == 4
 
 
 def test_labels_that_a_split_lacks_are_noted(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from softprompt.data.records import Record
 from softprompt.data.targets import end_id
 from softprompt.data.template import Template, body, default_template, head
-from softprompt.data.tokenize import Example, prompt_ids, target_ids, tokenise
+from softprompt.data.tokenize import Example, prompt_ids, target_ids, tokenize
 from softprompt.data.tokenizer import encode
 from softprompt.errors import DataError
 from tests.support.bytes_tokenizer import END, EOS, BytesTokenizer, Turns, chatml, llama2
@@ -22,7 +22,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str
 
 
 def example(record: Record, template: Template, tokenizer: BytesTokenizer = TOK) -> Example:
-    return tokenise([record], template, tokenizer, max_length=10_000)[0]
+    return tokenize([record], template, tokenizer, max_length=10_000)[0]
 
 
 def marked(found: Example) -> str:
@@ -145,7 +145,7 @@ LONG = Template("text", "{prompt}")
 
 def test_long_rows_are_refused_with_what_would_help() -> None:
     with pytest.raises(DataError) as caught:
-        tokenise(rows_of_lengths(10, 12, 15, 11), LONG, TOK, max_length=11)
+        tokenize(rows_of_lengths(10, 12, 15, 11), LONG, TOK, max_length=11)
     error = caught.value
     assert error.what == "2 of 4 rows are too long, the longest has 15 tokens"
     assert (error.where, error.got) == ("f.jsonl:2", "12 tokens in this row")
@@ -153,12 +153,12 @@ def test_long_rows_are_refused_with_what_would_help() -> None:
 
 
 def test_long_rows_can_be_dropped_but_are_never_cut() -> None:
-    kept = tokenise(rows_of_lengths(10, 12, 15, 11), LONG, TOK, max_length=11, on_long="drop")
+    kept = tokenize(rows_of_lengths(10, 12, 15, 11), LONG, TOK, max_length=11, on_long="drop")
     assert [(len(found.ids), found.where) for found in kept] == [(10, "f.jsonl:1"), (11, "f.jsonl:4")]
     with pytest.raises(DataError, match="no row is left"):
-        tokenise(rows_of_lengths(10), LONG, TOK, max_length=9, on_long="drop")
+        tokenize(rows_of_lengths(10), LONG, TOK, max_length=9, on_long="drop")
     with pytest.raises(DataError, match="there are no rows"):
-        tokenise([], LONG, TOK, max_length=9)
+        tokenize([], LONG, TOK, max_length=9)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:

@@ -13,8 +13,8 @@ from softprompt.distillation.cloze import (
     MOST_WORDS,
     _examples,
     answers_in,
+    cloze_queries,
     continuations,
-    details,
     drawn,
     gap,
     sentences_of,
@@ -78,7 +78,7 @@ def test_every_one_before_any_again() -> None:
 
 
 def test_details_of_a_text(lm: FrozenLM) -> None:
-    found = details(lm, TEXT, 12, Sampling(8, 1.0, seed=1), 10, random.Random(0))
+    found = cloze_queries(lm, TEXT, 12, Sampling(8, 1.0, seed=1), 10, random.Random(0))
     assert 0 < len(_examples(lm, 150)) <= 150 and _examples(lm, 20) == (), "its context has no room for all examples"
     kinds = [kind for kind, _, _ in found]
     assert (
@@ -88,6 +88,6 @@ def test_details_of_a_text(lm: FrozenLM) -> None:
     for kind, asked, answer in found:
         assert answer in whole and len(lm.encode(answer)) < 10 + (kind != "continuation") * 90
         assert len(lm.encode(asked)) <= LONGEST
-    again = details(lm, TEXT, 12, Sampling(8, 1.0, seed=1), 10, random.Random(0))
+    again = cloze_queries(lm, TEXT, 12, Sampling(8, 1.0, seed=1), 10, random.Random(0))
     assert again == found
-    assert details(lm, "", 4, Sampling(8), 10, random.Random(0)) == []
+    assert cloze_queries(lm, "", 4, Sampling(8), 10, random.Random(0)) == []

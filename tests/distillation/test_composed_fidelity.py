@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from softprompt.distillation.composed_fidelity import TEXTS, measure, sources_of, studied
-from softprompt.distillation.config import DistilConfig
-from softprompt.distillation.prepare import prepare
-from softprompt.distillation.run import distil
+from softprompt.distillation.composed_fidelity import TEXTS, composed_sources, load_or_generate, measure_composed
+from softprompt.distillation.config import DistillConfig
+from softprompt.distillation.prepare import prepare_distillation
+from softprompt.distillation.run import distill
 from softprompt.editing.compose import compose
 from softprompt.errors import DataError, StoreError
-from softprompt.evaluation.custom_metrics import metrics_of
+from softprompt.evaluation.custom_metrics import load_custom_metrics
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts import store
-from softprompt.settings import resolved
+from softprompt.settings import resolve_settings
 from tests.cli.conftest import saved_model
 from tests.distillation.test_run import SMALL
 from tests.support.rows import write_jsonl
@@ -34,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lm(base: Path) -> FrozenLM:
-    return load(str(base), dtype="float32")
+    return load_model(str(base), dtype="float32")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def distilled(lm: FrozenLM, base: Path, place: Path, name: str, **changes: Any) 
     """Distil one of the texts; what its report says."""
     flags = QUICK | {"model": str(base), "name": name, "text": str(place / f"{name}.md")}
     flags |= {"data": str(place / "rows.jsonl"), **{key.replace("__", "."): value for key, value in changes.items()}}
-    found = distil(prepare(resolved(DistilConfig, flags), overwrite=True), lm, overwrite=True)
+    found = distill(prepare_distillation(resolve_settings(DistillConfig, flags), overwrite=True), lm, overwrite=True)
     assert found.fidelity is not None
     return found.fidelity.recovered(next(iter(found.fidelity.soft)))
 
@@ -62,7 +62,7 @@ def joined(lm: FrozenLM, expression: str, name: str = "both") -> None:
 
 def test_its_own_report_again(lm: FrozenLM, base: Path, place: Path) -> None:
     first = distilled(lm, base, place, "pirate")
-    (kept,) = measure(lm, "pirate", {"pirate": studied("pirate")})
+    (kept,) = measure_composed(lm, "pirate", {"pirate": load_or_generate("pirate")})
     assert kept.report.recovered("pirate") == pytest.approx(first, abs=1e-6)
     assert kept.lost == 0 and kept.lost_by_texts is None
     assert kept.report.rows == 6
@@ -72,10 +72,10 @@ def test_joined_prompts_on_the_inputs_of_both(lm: FrozenLM, base: Path, place: P
     alone = {name: distilled(lm, base, place, name) for name in TEXTS_OF}
     joined(lm, "pirate | fees")
     card = store.load_card(store.locate("both"))
-    names = sources_of("both", card)
+    names = composed_sources("both", card)
     assert names == list(TEXTS_OF)
-    polite = metrics_of(["valid_json"])
-    found = measure(lm, "both", {name: studied(name) for name in names}, polite)
+    polite = load_custom_metrics(["valid_json"])
+    found = measure_composed(lm, "both", {name: load_or_generate(name) for name in names}, polite)
     for kept in found:
         assert kept.report.recovered(kept.source) == pytest.approx(alone[kept.source], abs=1e-6)
         assert set(kept.report.soft) == {kept.source, "both", TEXTS}
@@ -91,14 +91,14 @@ def test_a_prompt_that_is_as_good_loses_nothing(lm: FrozenLM, base: Path, place:
     distilled(lm, base, place, "pirate")
     distilled(lm, base, place, "fees")
     joined(lm, "1.0*pirate + 0.0*fees")
-    first, second = measure(lm, "both", {name: studied(name) for name in TEXTS_OF})
+    first, second = measure_composed(lm, "both", {name: load_or_generate(name) for name in TEXTS_OF})
     assert first.lost == pytest.approx(0, abs=1e-5)
     assert second.lost > 0.05
 
 
 def test_a_size_of_several_finds_its_run(lm: FrozenLM, base: Path, place: Path) -> None:
     first = distilled(lm, base, place, "pirate", sizes="8,16")
-    (kept,) = measure(lm, "pirate.8", {"pirate.8": studied("pirate.8")})
+    (kept,) = measure_composed(lm, "pirate.8", {"pirate.8": load_or_generate("pirate.8")})
     assert kept.report.recovered("pirate.8") == pytest.approx(first, abs=1e-6)
 
 
@@ -108,28 +108,28 @@ def test_what_is_refused(lm: FrozenLM, base: Path, place: Path) -> None:
     joined(lm, "pirate | fees")
     card = store.load_card(store.locate("both"))
     with pytest.raises(DataError, match=r"(?s)was not distilled from a text.*eval both --data"):
-        sources_of("both", card, ["both"])
+        composed_sources("both", card, ["both"])
     distilled(lm, base, place, "fees", train__steps=2)
     with pytest.raises(StoreError, match=r"(?s)composed of another soft prompt.*compose both again"):
-        sources_of("both", card)
-    assert sources_of("both", card, ["fees"]) == ["fees"]
+        composed_sources("both", card)
+    assert composed_sources("both", card, ["fees"]) == ["fees"]
     (place / "fees.md").write_text("Fees are 6.", encoding="utf-8")
     with pytest.raises(DataError, match="not those that the soft prompt was distilled from"):
-        studied("fees")
-    prepared = studied("pirate")
+        load_or_generate("fees")
+    prepared = load_or_generate("pirate")
     gone = replace(prepared, notebook=place / "nowhere")
     with pytest.raises(StoreError, match="what was studied is not there"):
-        measure(lm, "pirate", {"pirate": gone})
+        measure_composed(lm, "pirate", {"pirate": gone})
     folder = store.locate("pirate")
     (folder.parent / ".runs" / "pirate" / "config.yaml").unlink()
     with pytest.raises(StoreError, match="its run is gone"):
-        studied("pirate")
+        load_or_generate("pirate")
 
 
 def test_another_split_is_noticed(lm: FrozenLM, base: Path, place: Path) -> None:
     """The name was used again, the old prompt of another size is still there: its held-out inputs are others."""
     distilled(lm, base, place, "pirate", sizes="8,16")
     distilled(lm, base, place, "pirate", sizes="4,16", study__held_out=5)
-    assert studied("pirate.4").settings.study.held_out == 5
+    assert load_or_generate("pirate.4").settings.study.held_out == 5
     with pytest.raises(StoreError, match="other inputs held out"):
-        studied("pirate.8")
+        load_or_generate("pirate.8")

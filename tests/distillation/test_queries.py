@@ -6,7 +6,7 @@ import pytest
 
 from softprompt.data.records import Message
 from softprompt.data.template import Template
-from softprompt.distillation.queries import finder, record_of
+from softprompt.distillation.queries import finder, query_record
 from softprompt.distillation.self_study import cleaned
 from softprompt.formatting.text_prompt import as_turns
 from tests.support.rows import one
@@ -38,8 +38,8 @@ def test_rows_as_turns() -> None:
 
 
 def test_a_text_as_a_record() -> None:
-    assert record_of("Hi", Template("chat")).messages == (Message("user", "Hi"),)
-    assert dict(record_of("Hi", Template("text", "{prompt}\n")).fields) == {"prompt": "Hi"}
+    assert query_record("Hi", Template("chat")).messages == (Message("user", "Hi"),)
+    assert dict(query_record("Hi", Template("text", "{prompt}\n")).fields) == {"prompt": "Hi"}
 
 
 def test_the_nearest_piece_shares_the_rarest_words() -> None:

@@ -20,24 +20,24 @@ from softprompt.data.template import VIRTUAL
 from softprompt.data.tokenizer import render_chat
 from softprompt.distillation import build, dataset, initialization
 from softprompt.distillation import run as run_module
-from softprompt.distillation.config import DistilConfig
-from softprompt.distillation.prepare import prepare
-from softprompt.distillation.run import Distilled, distil
+from softprompt.distillation.config import DistillConfig
+from softprompt.distillation.prepare import prepare_distillation
+from softprompt.distillation.run import DistillationResult, distill
 from softprompt.distillation.teacher import Teacher
 from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError, UnsupportedModelError
-from softprompt.formatting.formatted_prompt import card_subject, layout_for, layout_ids
-from softprompt.formatting.inputs import chat_ids
-from softprompt.inference.generate import Request, answer
+from softprompt.formatting.formatted_prompt import from_card, layout_for, layout_ids
+from softprompt.formatting.inputs import chat_input_ids
+from softprompt.inference.generate import Request, generate
 from softprompt.inference.sampling import Sampling
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.objectives.chunked import cross_entropies
 from softprompt.objectives.next_token import learned_tokens, supervised, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
-from softprompt.settings import resolved
+from softprompt.settings import resolve_settings
 from softprompt.training.events import Event
 from tests.cli.conftest import saved_model
 from tests.support.rows import write_jsonl
@@ -70,15 +70,17 @@ def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def settings(base: Path, place: Path, **changes: Any) -> DistilConfig:
+def settings(base: Path, place: Path, **changes: Any) -> DistillConfig:
     flags = SMALL | {"model": str(base), "name": "policy", "text": str(place / "policy.md")}
     flags |= {"data": str(place / "rows.jsonl")}
-    return resolved(DistilConfig, flags | {name.replace("__", "."): value for name, value in changes.items()})
+    return resolve_settings(DistillConfig, flags | {name.replace("__", "."): value for name, value in changes.items()})
 
 
-def run(base: Path, place: Path, *, resume: bool = False, **changes: Any) -> Distilled:
-    return distil(
-        prepare(settings(base, place, **changes), resume=resume), load(str(base), dtype="float32"), resume=resume
+def run(base: Path, place: Path, *, resume: bool = False, **changes: Any) -> DistillationResult:
+    return distill(
+        prepare_distillation(settings(base, place, **changes), resume=resume),
+        load_model(str(base), dtype="float32"),
+        resume=resume,
     )
 
 
@@ -110,24 +112,24 @@ def test_it_stands_in_the_system_turn_of_a_conversation(base: Path, place: Path,
     size = len(f"<|im_start|>system\n{TEXT}") - 11 if method == "prefix-tuning" else len(TEXT)  # a control token is one
     flags = {"method__name": method, "method__n_tokens": size, "train__steps": 1, "train__lr": 1e-30}
     folder = run(base, place, **flags).saved[0][0]  # a prompt that is the whole text
-    lm = load(str(base), dtype="float32")
-    subject = card_subject(*store.load(folder, lm.geometry))
+    lm = load_model(str(base), dtype="float32")
+    subject = from_card(*store.load(folder, lm.geometry))
     turns = [Message("user", "Hi"), Message("assistant", "Yo"), Message("user", "And?")]
     written = render_chat([Message("system", TEXT), *turns], lm.tokenizer, add_generation_prompt=True)
     with torch.no_grad():
-        rows = [Row(chat_ids(turns, subject, lm.tokenizer))]
-        ours = hidden(lm, bank(lm, [subject.prefix(lm)]), rows)[-1]
-        plain = hidden(lm, bank(lm, [Prefix()]), [Row(lm.encode(written))])[-1]
+        rows = [Row(chat_input_ids(turns, subject, lm.tokenizer))]
+        ours = packed_hidden_states(lm, prepare_prefixes(lm, [subject.prefix(lm)]), rows)[-1]
+        plain = packed_hidden_states(lm, prepare_prefixes(lm, [Prefix()]), [Row(lm.encode(written))])[-1]
     assert_close(ours, plain, rtol=1e-4, atol=1e-4)
-    (found,) = answer(lm, {"policy": subject}, [Request("Hi", "policy")], Sampling(4))
+    (found,) = generate(lm, {"policy": subject}, [Request("Hi", "policy")], Sampling(4))
     assert found.ids
 
 
 def test_self_study_makes_inputs_of_its_own(base: Path, place: Path) -> None:
     (place / "policy.md").write_text("Be kind.", encoding="utf-8")
     seen: list[Event] = []
-    prepared = prepare(settings(base, place, data="null", study__inputs=16, study__held_out=4))
-    found = distil(prepared, load(str(base), dtype="float32"), report=seen.append)
+    prepared = prepare_distillation(settings(base, place, data="null", study__inputs=16, study__held_out=4))
+    found = distill(prepared, load_model(str(base), dtype="float32"), report=seen.append)
     assert found.fidelity is not None
     kinds = [event.kind for event in seen]
     assert kinds.index("study") < kinds.index("answers") < kinds.index("start")
@@ -140,12 +142,12 @@ def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
     """The teacher writes no answer, and has a lesson on every token of the text's."""
     text = "Ann Lee opened the old bank in 1932 by the sea."
     (place / "policy.md").write_text(text, encoding="utf-8")
-    prepared = prepare(settings(base, place, data="null", study__inputs=12, study__details=1))
-    lm = load(str(base), dtype="float32")
+    prepared = prepare_distillation(settings(base, place, data="null", study__inputs=12, study__details=1))
+    lm = load_model(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Teacher, "answers", lambda *args: pytest.fail("the teacher was asked to answer"))
-        parts = build.exercises_of(prepared, teacher, lambda event: None)
+        parts = build.build_dataset(prepared, teacher, lambda event: None)
     found = [*parts.train, *parts.validation, *parts.held_out]
     assert len(found) >= 6 and {one.record.where.partition(":")[0] for one in found} >= {"gap", "continuation"}
     for one in found:
@@ -155,16 +157,19 @@ def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
 
 
 def test_a_document_has_more_details_than_a_text(base: Path, place: Path) -> None:
-    text = prepare(settings(base, place))
-    document = prepare(settings(base, place, text="null", document=str(place / "policy.md")))
-    chosen = prepare(settings(base, place, study__details=0.1))
-    assert [build.details_of(one) for one in (text, document, chosen)] == [0.25, 0.75, 0.1]
+    text = prepare_distillation(settings(base, place))
+    document = prepare_distillation(settings(base, place, text="null", document=str(place / "policy.md")))
+    chosen = prepare_distillation(settings(base, place, study__details=0.1))
+    assert [build.cloze_share(one) for one in (text, document, chosen)] == [0.25, 0.75, 0.1]
 
 
 def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) -> None:
     """Of several real texts in its place the one that is the teacher's own."""
-    prepared, lm = prepare(settings(base, place, method__name="prompt-tuning")), load(str(base), dtype="float32")
-    parts = build.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+    prepared, lm = (
+        prepare_distillation(settings(base, place, method__name="prompt-tuning")),
+        load_model(str(base), dtype="float32"),
+    )
+    parts = build.build_dataset(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
     own = tuple(lm.encode(TEXT))
     starts = [own[:8], own, tuple(reversed(own))]
     between = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
@@ -178,38 +183,41 @@ def test_training_starts_from_a_fitted_prompt(
     """Of each size, nearer to the teacher on messages that it was not fitted on; unfitted where a model's attention
     cannot be listened to, and from the text's own beginning where its keys cannot be moved."""
     (place / "long.md").write_text(TEXT * 3, encoding="utf-8")
-    prepared = prepare(settings(base, place, method__name=method, sizes=(4, 8), text=str(place / "long.md")))
-    lm = load(str(base), dtype="float32")
-    parts = build.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+    prepared = prepare_distillation(
+        settings(base, place, method__name=method, sizes=(4, 8), text=str(place / "long.md"))
+    )
+    lm = load_model(str(base), dtype="float32")
+    parts = build.build_dataset(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
     ids, told = tuple(lm.encode(prepared.text)), list[float]()
-    fitted = initialization.beginnings(prepared, lm, ids, parts, told.append)
+    fitted = initialization.compacted_starts(prepared, lm, ids, parts, told.append)
     form = "kv" if method == "prefix-tuning" else "embedding"
-    assert told == sorted(told) and told[-1] == 1 and len(told) == 2 * initialization.FIT_STEPS[form]
+    assert told == sorted(told) and told[-1] == 1 and len(told) == 2 * initialization.STEPS_OF_FORM[form]
 
     def deaf(*args: object) -> None:
         raise UnsupportedModelError("not this model")
 
-    monkeypatch.setattr(initialization, "heard", deaf)
-    chosen = initialization.beginnings(prepared, lm, ids, parts)
+    monkeypatch.setattr(initialization, "collect_targets", deaf)
+    chosen = initialization.compacted_starts(prepared, lm, ids, parts)
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, form))
     rows = initialization.examples(parts.held_out, prepared, lm)
     for size in (4, 8):
         before, after = (
-            token_losses(lm, bank(lm, [Prefix(found[size], lead, follow)]), rows).mean() for found in (chosen, fitted)
+            token_losses(lm, prepare_prefixes(lm, [Prefix(found[size], lead, follow)]), rows).mean()
+            for found in (chosen, fitted)
         )
         assert fitted[size].n_tokens == size and after < 0.95 * before
-    monkeypatch.setattr(initialization, "start_from", deaf)
-    assert initialization.beginnings(prepared, lm, ids, parts) == {}
+    monkeypatch.setattr(initialization, "selected_prompt", deaf)
+    assert initialization.compacted_starts(prepared, lm, ids, parts) == {}
 
 
 def test_the_start_is_fitted_for_as_long_as_asked(base: Path, place: Path) -> None:
-    lm, told = load(str(base), dtype="float32"), dict[int, list[float]]()
+    lm, told = load_model(str(base), dtype="float32"), dict[int, list[float]]()
     found = {}
     for steps in (0, 7):
-        prepared = prepare(settings(base, place, fit_steps=steps))
-        parts = build.exercises_of(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+        prepared = prepare_distillation(settings(base, place, fit_steps=steps))
+        parts = build.build_dataset(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
         told[steps] = []
-        (found[steps],) = initialization.beginnings(
+        (found[steps],) = initialization.compacted_starts(
             prepared, lm, tuple(lm.encode(prepared.text)), parts, told[steps].append
         ).values()
     assert told[0] == [] and len(told[7]) == 7
@@ -221,8 +229,8 @@ def test_another_size_begins_with_training(base: Path, place: Path, monkeypatch:
     """The notebook of the first run is read again."""
     run(base, place)
     monkeypatch.setattr(dataset, "_taught", lambda *args: pytest.fail("the teacher was asked again"))
-    prepared = prepare(settings(base, place, method__n_tokens=8), overwrite=True)
-    again = distil(prepared, load(str(base), dtype="float32"), overwrite=True)
+    prepared = prepare_distillation(settings(base, place, method__n_tokens=8), overwrite=True)
+    again = distill(prepared, load_model(str(base), dtype="float32"), overwrite=True)
     assert again.saved[0][1].n_tokens == 8
 
 
@@ -230,7 +238,7 @@ def test_several_sizes_learn_together_what_they_learn_alone(base: Path, place: P
     both = run(base, place, name="both", sizes="8,16")
     alone = run(base, place, name="alone", method__n_tokens=8)
     assert [folder.name for folder, _ in both.saved] == ["both.8", "both.16"]
-    lm = load(str(base), dtype="float32")
+    lm = load_model(str(base), dtype="float32")
     one, _ = store.load(both.saved[0][0], lm.geometry)
     other, _ = store.load(alone.saved[0][0], lm.geometry)
     for kv, same in zip(one.layers, other.layers, strict=True):  # type: ignore[union-attr]
@@ -244,18 +252,18 @@ def test_a_stopped_run_goes_on_to_the_same_prompt(
     method: str, base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without fitting a start again that the checkpoint replaces."""
-    lm = load(str(base), dtype="float32")
+    lm = load_model(str(base), dtype="float32")
     whole = run(base, place, name="whole", method__name=method)
 
     def stop(event: Event) -> None:
         if event.kind == "step" and event.step == 5:
             signal.raise_signal(signal.SIGINT)
 
-    first = distil(prepare(settings(base, place, method__name=method)), lm, report=stop)
+    first = distill(prepare_distillation(settings(base, place, method__name=method)), lm, report=stop)
     assert first.saved == () and first.stopped == "SIGINT"
     with pytest.raises(StoreError, match=r"--resume to go on"):
-        prepare(settings(base, place))
-    monkeypatch.setattr(run_module, "beginnings", lambda *args: pytest.fail("it was fitted again"))
+        prepare_distillation(settings(base, place))
+    monkeypatch.setattr(run_module, "compacted_starts", lambda *args: pytest.fail("it was fitted again"))
     again = run(base, place, resume=True, method__name=method)
     assert again.saved[0][1].sha256 == whole.saved[0][1].sha256
 
@@ -264,8 +272,8 @@ def test_a_stopped_run_goes_on_to_the_same_prompt(
 def test_a_run_that_was_stopped_before_training_goes_on(base: Path, place: Path, phase: str) -> None:
     """With --resume and without: what was studied is there, and the prompt is that of a run that was not stopped."""
     (place / "policy.md").write_text("Be kind.", encoding="utf-8")
-    lm, flags = load(str(base), dtype="float32"), {"data": "null", "study__inputs": 40}
-    whole = distil(prepare(settings(base, place, **flags)), lm, report=lambda event: None)
+    lm, flags = load_model(str(base), dtype="float32"), {"data": "null", "study__inputs": 40}
+    whole = distill(prepare_distillation(settings(base, place, **flags)), lm, report=lambda event: None)
     shutil.rmtree(place / "prompts")
 
     def stop(event: Event) -> None:
@@ -273,19 +281,19 @@ def test_a_run_that_was_stopped_before_training_goes_on(base: Path, place: Path,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distil(prepare(settings(base, place, **flags)), lm, report=stop)
-    again = distil(prepare(settings(base, place, **flags), resume=True), lm, resume=True)
+        distill(prepare_distillation(settings(base, place, **flags)), lm, report=stop)
+    again = distill(prepare_distillation(settings(base, place, **flags), resume=True), lm, resume=True)
     assert again.saved[0][1].sha256 == whole.saved[0][1].sha256
 
 
 def test_the_lessons_are_the_teachers(base: Path, place: Path) -> None:
     """Teacher and student read the same row; a student with the text in front has no loss but the lumped rest's."""
-    prepared, lm = prepare(settings(base, place)), load(str(base), dtype="float32")
+    prepared, lm = prepare_distillation(settings(base, place)), load_model(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
-    parts = build.exercises_of(prepared, teacher, lambda event: None)
+    parts = build.build_dataset(prepared, teacher, lambda event: None)
     examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
     with torch.no_grad():
-        behind = bank(lm, [teacher.prefix(0)])
+        behind = prepare_prefixes(lm, [teacher.prefix(0)])
         own = token_losses(lm, behind, examples)
         states, targets = supervised(lm, behind, examples, None)
         plain = token_losses(lm, behind, [replace(one, lesson=None) for one in examples])
@@ -299,9 +307,9 @@ def test_the_lessons_are_the_teachers(base: Path, place: Path) -> None:
 def test_lessons_heard_while_answering_are_those_of_the_whole_answer(base: Path, place: Path) -> None:
     """What the teacher said when it chose each token is what it says when it reads the answer."""
     changes = {"study__temperature": 1.5, "study__answer_tokens": 60, "study__answer_temperature": 2}
-    prepared, lm = prepare(settings(base, place, **changes)), load(str(base), dtype="float32")
+    prepared, lm = prepare_distillation(settings(base, place, **changes)), load_model(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
-    parts = build.exercises_of(prepared, teacher, lambda event: None)
+    parts = build.build_dataset(prepared, teacher, lambda event: None)
     assert len({len(one.answer) for one in parts.train}) > 1, "answers end apart"
     examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
     for exercise, lesson in zip(parts.train, teacher.lessons(0, examples, 20, 1.5), strict=True):
@@ -314,40 +322,40 @@ def test_a_document_is_read_in_pieces(base: Path, place: Path) -> None:
     text = "\n\n".join(f"Part {i} is about thing {i}." for i in range(8))
     (place / "book.txt").write_text(text, encoding="utf-8")
     changes = {"text": "null", "document": str(place / "book.txt"), "study__chunk_tokens": 60}
-    prepared = prepare(settings(base, place, **changes))
+    prepared = prepare_distillation(settings(base, place, **changes))
     assert len(prepared.chunks) > 2
-    found = distil(prepared, load(str(base), dtype="float32"))
+    found = distill(prepared, load_model(str(base), dtype="float32"))
     assert found.fidelity is not None and found.saved[0][1].data["chunks"] == len(prepared.chunks)
 
 
 def test_demonstrations_are_distilled_on_the_other_rows(base: Path, place: Path) -> None:
     changes = {"text": "null", "data": "null", "demonstrations": str(place / "rows.jsonl"), "shots": 3}
-    prepared = prepare(settings(base, place, **changes, study__inputs=16))
+    prepared = prepare_distillation(settings(base, place, **changes, study__inputs=16))
     assert prepared.text == "Input: q 0?\nOutput: a 0\n\nInput: q 1?\nOutput: a 1\n\nInput: q 2?\nOutput: a 2"
     assert [row.fields["prompt"] for row in prepared.rows][:2] == ["q 3?", "q 4?"] and prepared.template.kind == "text"
-    found = distil(prepared, load(str(base), dtype="float32"))
+    found = distill(prepared, load_model(str(base), dtype="float32"))
     assert found.fidelity is not None and found.fidelity.no_text.scores.keys() == found.fidelity.full_text.scores.keys()
 
 
 def test_what_is_refused(base: Path, place: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)give one source.*--text policy.md"):
-        prepare(settings(base, place, text="null"))
+        prepare_distillation(settings(base, place, text="null"))
     with pytest.raises(ConfigError, match="give one source"):
-        prepare(settings(base, place, document=str(place / "policy.md")))
+        prepare_distillation(settings(base, place, document=str(place / "policy.md")))
     with pytest.raises(ConfigError, match=r"name is not given"):
-        prepare(settings(base, place, name="null"))
+        prepare_distillation(settings(base, place, name="null"))
     with pytest.raises(ConfigError, match=r"(?s)only attended tokens are fitted.*--init attended"):
-        prepare(settings(base, place, fit_steps=5, method__init="text"))
+        prepare_distillation(settings(base, place, fit_steps=5, method__init="text"))
     with pytest.raises(DataError, match="no such file"):
-        prepare(settings(base, place, text=str(place / "none.md")))
+        prepare_distillation(settings(base, place, text=str(place / "none.md")))
     with pytest.raises(CheckpointError, match="nothing to resume"):
-        prepare(settings(base, place), resume=True)
+        prepare_distillation(settings(base, place), resume=True)
     (place / "policy.md").write_text("long " * 100, encoding="utf-8")
     with pytest.raises(DataError, match=r"(?s)too long for the model's context.*--document"):
-        prepare(settings(base, place))
+        prepare_distillation(settings(base, place))
     (place / "policy.md").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not UTF-8"):
-        prepare(settings(base, place))
+        prepare_distillation(settings(base, place))
     run_folder = place / "prompts" / "policy"
     assert not run_folder.exists()
 
@@ -358,12 +366,12 @@ def test_the_text_is_kept_only_where_asked(base: Path, place: Path) -> None:
 
 def test_settings() -> None:
     """Other defaults than in training, also where a section is given in part."""
-    plain = resolved(DistilConfig, {})
+    plain = resolve_settings(DistillConfig, {})
     assert (plain.method.init, plain.method.frozen_tokens, plain.train.lr) == ("attended", 1, 4e-3)
-    part = resolved(DistilConfig, {"method.n_tokens": 8, "train.minutes": 2})
+    part = resolve_settings(DistillConfig, {"method.n_tokens": 8, "train.minutes": 2})
     assert (part.method.init, part.method.n_tokens, part.train.steps) == ("attended", 8, None)
-    document = resolved(DistilConfig, {"document": "a.md"})
+    document = resolve_settings(DistillConfig, {"document": "a.md"})
     assert (document.train.lr, document.train.steps) == (1e-2, plain.train.steps)
-    assert resolved(DistilConfig, {"document": "a.md", "train.lr": 3e-3}).train.lr == 3e-3
+    assert resolve_settings(DistillConfig, {"document": "a.md", "train.lr": 3e-3}).train.lr == 3e-3
     with pytest.raises(ConfigError, match=r"did you mean study\.inputs"):
-        resolved(DistilConfig, {"study.input": 3})
+        resolve_settings(DistillConfig, {"study.input": 3})

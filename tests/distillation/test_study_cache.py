@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt.data.soft_labels import Lesson
-from softprompt.distillation.queries import Input
-from softprompt.distillation.study_cache import Notebook
+from softprompt.data.soft_labels import SoftLabels
+from softprompt.distillation.queries import Query
+from softprompt.distillation.study_cache import StudyCache
 from softprompt.errors import StoreError
 
-BATCH = [[Input(0, "question", "Why?"), Input(1, "use", "Ünïcode “x”")], []]
+BATCH = [[Query(0, "question", "Why?"), Query(1, "use", "Ünïcode “x”")], []]
 
 
-def lesson(n: int) -> Lesson:
+def lesson(n: int) -> SoftLabels:
     draw = torch.Generator().manual_seed(n)
-    return Lesson(torch.randint(0, 99, (n, 4), generator=draw).int(), torch.randn(n, 4, generator=draw), 1.5)
+    return SoftLabels(torch.randint(0, 99, (n, 4), generator=draw).int(), torch.randn(n, 4, generator=draw), 1.5)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    book = Notebook.begun(tmp_path / "book", "a")
+    book = StudyCache.begun(tmp_path / "book", "a")
     for number, batch in enumerate(BATCH):
         book.add_inputs(number, batch)
     rows = [((1, 2, 3), lesson(3)), ((4,), lesson(1))]
     book.add_lessons(0, rows)
-    again = Notebook.begun(tmp_path / "book", "a")
+    again = StudyCache.begun(tmp_path / "book", "a")
     assert again.inputs() == BATCH
     found = again.lessons(0, 1.5)
     assert found is not None and again.lessons(1, 1.5) is None
@@ -36,13 +36,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_another_identity_starts_anew(tmp_path: Path) -> None:
-    Notebook.begun(tmp_path / "book", "a").add_inputs(0, BATCH[0])
-    assert Notebook.begun(tmp_path / "book", "b").inputs() == []
-    assert Notebook.begun(tmp_path / "book", "a").inputs() == []
+    StudyCache.begun(tmp_path / "book", "a").add_inputs(0, BATCH[0])
+    assert StudyCache.begun(tmp_path / "book", "b").inputs() == []
+    assert StudyCache.begun(tmp_path / "book", "a").inputs() == []
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    book = Notebook.begun(tmp_path / "book", "a")
+    book = StudyCache.begun(tmp_path / "book", "a")
     book.add_lessons(0, [((1,), lesson(1))])
     path = tmp_path / "book" / "lessons-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
@@ -51,9 +51,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_read_and_never_replaced(tmp_path: Path) -> None:
-    Notebook.begun(tmp_path / "book", "a").add_inputs(0, BATCH[0])
-    assert Notebook.kept(tmp_path / "book", "a").inputs() == [BATCH[0]]
+    StudyCache.begun(tmp_path / "book", "a").add_inputs(0, BATCH[0])
+    assert StudyCache.kept(tmp_path / "book", "a").inputs() == [BATCH[0]]
     for folder, identity in (("book", "b"), ("none", "a")):
         with pytest.raises(StoreError, match="not there, or is of another base model"):
-            Notebook.kept(tmp_path / folder, identity)
-    assert Notebook.kept(tmp_path / "book", "a").inputs() == [BATCH[0]]
+            StudyCache.kept(tmp_path / folder, identity)
+    assert StudyCache.kept(tmp_path / "book", "a").inputs() == [BATCH[0]]

@@ -12,16 +12,16 @@ from softprompt.editing.expression import (
     Average,
     Concatenation,
     Expression,
-    Name,
+    PromptName,
     Resized,
     Sum,
     moves_tokens,
-    names,
-    parse,
+    parse_expression,
+    prompt_names,
 )
 from softprompt.errors import ConfigError
 
-A, B, C = Name("a"), Name("b"), Name("c")
+A, B, C = PromptName("a"), PromptName("b"), PromptName("c")
 
 
 @pytest.mark.parametrize(
@@ -29,12 +29,12 @@ A, B, C = Name("a"), Name("b"), Name("c")
     [
         ("a", A),
         ("(a)", A),
-        ("a-b.c_d", Name("a-b.c_d")),
-        ("./prompts/a-1", Name("./prompts/a-1")),
-        ("16", Name("16")),
-        ("0.5*16", Sum((0.5,), (Name("16"),))),
-        ("average", Name("average")),
-        ("resize - a", Sum((1, -1), (Name("resize"), A))),
+        ("a-b.c_d", PromptName("a-b.c_d")),
+        ("./prompts/a-1", PromptName("./prompts/a-1")),
+        ("16", PromptName("16")),
+        ("0.5*16", Sum((0.5,), (PromptName("16"),))),
+        ("average", PromptName("average")),
+        ("resize - a", Sum((1, -1), (PromptName("resize"), A))),
         ("0.7*a + 0.3*b", Sum((0.7, 0.3), (A, B))),
         ("0.7 * a+b", Sum((0.7, 1), (A, B))),
         ("a - b", Sum((1, -1), (A, B))),
@@ -51,7 +51,7 @@ A, B, C = Name("a"), Name("b"), Name("c")
     ],
 )
 def test_trees(text: str, tree: Expression) -> None:
-    assert parse(text) == tree
+    assert parse_expression(text) == tree
 
 
 @pytest.mark.parametrize(
@@ -83,25 +83,29 @@ def test_trees(text: str, tree: Expression) -> None:
 )
 def test_mistakes(text: str, place: int, what: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)character {place}: .*{what}.*with spaces around"):
-        parse(text)
+        parse_expression(text)
 
 
 def test_deep_nesting_is_no_crash() -> None:
-    assert parse("(" * 40 + "a" + ")" * 40) == A
+    assert parse_expression("(" * 40 + "a" + ")" * 40) == A
     for text in ("(" * 5000 + "a", "average(" * 5000 + "a"):
         with pytest.raises(ConfigError, match="too many parentheses"):
-            parse(text)
-    assert len(names(parse(" + ".join(["a"] * 5000)))) == 1
+            parse_expression(text)
+    assert len(prompt_names(parse_expression(" + ".join(["a"] * 5000)))) == 1
 
 
 def test_what_an_expression_uses() -> None:
-    tree = parse("resize(b, 3) | average(a, 2*b) - c")
-    assert names(tree) == ["b", "a", "c"]
-    assert moves_tokens(tree) and moves_tokens(parse("resize(a, 3)")) and moves_tokens(parse("2*(a | b)"))
-    assert not moves_tokens(parse("average(a, 2*b) - c"))
+    tree = parse_expression("resize(b, 3) | average(a, 2*b) - c")
+    assert prompt_names(tree) == ["b", "a", "c"]
+    assert (
+        moves_tokens(tree)
+        and moves_tokens(parse_expression("resize(a, 3)"))
+        and moves_tokens(parse_expression("2*(a | b)"))
+    )
+    assert not moves_tokens(parse_expression("average(a, 2*b) - c"))
 
 
 @given(st.text(st.sampled_from("ab01.-_ */+|(),ρ"), max_size=30) | st.text(max_size=12))
 def test_any_text_is_a_tree_or_refused(text: str) -> None:
     with contextlib.suppress(ConfigError):
-        assert names(parse(text))
+        assert prompt_names(parse_expression(text))

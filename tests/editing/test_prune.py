@@ -14,7 +14,7 @@ from softprompt.data.tokenize import prompt_ids, target_ids
 from softprompt.editing.compose import select
 from softprompt.editing.prune import Scores, nearest_tokens, prune, score
 from softprompt.errors import DataError, PromptError, UnsupportedModelError
-from softprompt.formatting.formatted_prompt import Subject
+from softprompt.formatting.formatted_prompt import FormattedPrompt
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 from tests.prefix.test_rope import check_same, harvested
@@ -30,7 +30,7 @@ def rows() -> list[Record]:
     return records(*({"prompt": text, "completion": text[::-1]} for text in plain.TEXTS))
 
 
-def brute_loss(lm: FrozenLM, subject: Subject, prompt: Prompt) -> float:
+def brute_loss(lm: FrozenLM, subject: FormattedPrompt, prompt: Prompt) -> float:
     """Mean -log p of the answers' tokens and ends, by concatenation."""
     total, count = 0.0, 0
     for row in rows():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softprompt.editing.similarity import Similarity, rank, similarity
+from softprompt.editing.similarity import Similarity, rank_by_similarity, similarity
 from softprompt.errors import PromptError
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 from tests.support.cases import random_prompt
@@ -57,10 +57,10 @@ def test_ranking() -> None:
     towards = {
         name: EmbeddingPrompt(torch.tensor([row])) for name, row in {"away": [-1.0, -1.0], "b": [1.0, 1.0]}.items()
     }
-    found = rank(ONE, towards | {"same": ONE, "b2": towards["b"]})
+    found = rank_by_similarity(ONE, towards | {"same": ONE, "b2": towards["b"]})
     assert [name for name, _ in found] == ["same", "b", "b2", "away"]
     assert found[1] == ("b", similarity(ONE, towards["b"])) and isinstance(found[0][1], Similarity)
-    assert rank(ONE, {}) == []
+    assert rank_by_similarity(ONE, {}) == []
 
 
 def test_what_cannot_be_compared() -> None:

@@ -21,7 +21,7 @@ def test_a_benchmark_without_its_data_says_so(
         (tmp_path / "sst2").mkdir()
         (tmp_path / "sst2" / "train.jsonl").write_text("{}")
     monkeypatch.setattr(sys, "argv", ["quality", "--tasks", tasks])
-    monkeypatch.setattr(quality, "load", lambda name: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(quality, "load_model", lambda name: pytest.fail("a model was loaded"))
     with pytest.raises(SystemExit, match=message):
         quality.main()
 

@@ -107,7 +107,7 @@ def test_killed_at_random_moments(runs: Runs, straight: tuple[dict[str, Any], st
         assert rest[-1]["code"] == -signal.SIGKILL, "it was still running"
         saved = max([saved, *(m["step"] for m in rest if m["kind"] == "checkpoint")])
         if saved:
-            found = checkpoint.latest(tmp_path, identity)
+            found = checkpoint.latest_checkpoint(tmp_path, identity)
             assert saved <= found.step <= saved + 1, "a checkpoint that was reported is there"
             reached = found.step
     assert 0 < reached < wanted["step"]
@@ -142,5 +142,5 @@ def test_sigterm_saves_and_stops(runs: Runs, straight: tuple[dict[str, Any], str
         *_, result, last = runs.rest()
         assert last["code"] == 0
         assert result["stopped"] == number.name
-        assert checkpoint.latest(tmp_path, identity).step == result["step"] < wanted["step"]
+        assert checkpoint.latest_checkpoint(tmp_path, identity).step == result["step"] < wanted["step"]
     assert runs.finish(tmp_path) == wanted

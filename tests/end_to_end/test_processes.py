@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from softprompt.prompts import store
 from softprompt.training.run import fit, prepare
-from softprompt.training.run_log import read
+from softprompt.training.run_log import read_log
 from tests.support.rows import labelled, write_jsonl
 from tests.support.saved import save_tiny, settings
 
@@ -47,6 +47,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path, monkeypatch: pytest.Monk
     assert_close(two.tensors(), one.tensors(), rtol=1e-4, atol=1e-5)
     assert card.metrics["steps"] == STEPS
     steps = [
-        event["step"] for event in read(folder.parent / ".runs" / "tone" / "metrics.jsonl") if event["event"] == "step"
+        event["step"]
+        for event in read_log(folder.parent / ".runs" / "tone" / "metrics.jsonl")
+        if event["event"] == "step"
     ]
     assert steps == list(range(1, STEPS + 1))

@@ -13,13 +13,13 @@ import typer
 
 import softprompt
 from softprompt.cli.main import app
-from softprompt.cli.overrides import dotted
+from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.train import FLAGS, sources
 from softprompt.models import loading
-from softprompt.models.sources import Source, find
+from softprompt.models.sources import Source, find_source
 from softprompt.prompts import store
 from softprompt.training.config import resolve
-from softprompt.training.run import Outcome
+from softprompt.training.run import FitResult
 from tests.support.rows import write_jsonl
 from tests.support.saved import save_tiny
 
@@ -63,7 +63,9 @@ def tiny_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data.mkdir(parents=True)
     for split in ("train", "validation", "test"):
         write_jsonl(data / f"{split}.jsonl", *({"prompt": f"{split} {i}", "completion": "{}"} for i in range(6)))
-    monkeypatch.setattr(loading, "find", lambda name: Source(str(folder), "built in") if name == NAME else find(name))
+    monkeypatch.setattr(
+        loading, "find_source", lambda name: Source(str(folder), "built in") if name == NAME else find_source(name)
+    )
     monkeypatch.delenv("SOFTPROMPT_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -77,7 +79,7 @@ def test_the_python_of_the_readme_runs(where: str, tiny_world: Path, capsys: pyt
     scope: dict[str, Any] = {}
     exec(code.replace('"train.minutes": 4', '"train.steps": 2'), scope)
     outcome = scope["outcome"]
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, FitResult)
     assert outcome.result.step == 2
     assert outcome.folder == Path("prompts/helpdesk")
     card = store.load_card(tiny_world / "prompts" / "helpdesk")
@@ -108,7 +110,7 @@ def parse(line: str) -> None:
         given = {setting: context.params[flag] for flag, setting in FLAGS.items()}
         given["data"] = sources(given["data"])
         config = context.params["config"]
-        resolve(given | dotted([config, *context.args] if config else context.args)[0])
+        resolve(given | parse_overrides([config, *context.args] if config else context.args)[0])
     else:
         assert not context.args
 
@@ -151,7 +153,7 @@ def test_a_command_that_does_not_exist_is_found_out(line: str) -> None:
 @pytest.mark.parametrize("flag", [span for span in spans("README.md") if span.startswith("--")])
 def test_flags_in_the_text_are_those_of_train(flag: str) -> None:
     if "." in flag.split()[0]:
-        assert resolve(dict(dotted(shlex.split(flag))[0])) != resolve({})
+        assert resolve(dict(parse_overrides(shlex.split(flag))[0])) != resolve({})
     else:
         value = "" if " " in flag or flag in {"--resume", "--overwrite"} else " x"
         parse(f"softprompt train {flag}{value}")

@@ -17,24 +17,24 @@ from softprompt.data.template import Template
 from softprompt.data.tokenize import Example, prompt_ids, target_ids
 from softprompt.errors import ConfigError, DataError, GeometryError, StoreError, UnsupportedModelError
 from softprompt.evaluation import label_ranking
-from softprompt.evaluation.label_ranking import rank
-from softprompt.formatting.formatted_prompt import Subject, base_subject, layout_for
-from softprompt.formatting.text_prompt import text_subject
-from softprompt.inference.decoding import generate
+from softprompt.evaluation.label_ranking import rank_labels
+from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for, no_prompt
+from softprompt.formatting.text_prompt import text_prompt
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.methods.base import Start
 from softprompt.methods.registry import build
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.geometry import Geometry
-from softprompt.models.loading import is_encoder_decoder, load
-from softprompt.models.measure import measure
+from softprompt.models.loading import is_encoder_decoder, load_model
+from softprompt.models.measure import measure_geometry
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prefix.seq2seq import SITES
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import KVPrompt, Prompt, check_fits, digest
+from softprompt.prompts.forms import KVPrompt, Prompt, check_fits, prompt_digest
 from softprompt.training.trial import Task
 from tests.laws.seq2seq import SUBSETS, only, plain_logits
 from tests.laws.test_law5_resume import stop_after
@@ -55,9 +55,9 @@ def start(sites: tuple[str, ...] = (), **changes: Any) -> Start:
 def said(lm: FrozenLM, prompt: Prompt, rows: list[Example]) -> list[tuple[int, ...]]:
     """Greedy answers behind the prompt."""
     own = task()
-    prefixes = bank(lm, [Prefix(prompt, own.lead, own.follow)])
+    prefixes = prepare_prefixes(lm, [Prefix(prompt, own.lead, own.follow)])
     texts = [row.ids[: row.mask.index(True)] for row in rows]
-    made = generate(lm, prefixes, texts, [0] * len(rows), Sampling(max_new_tokens=6), end_ids=[[END]] * len(rows))
+    made = decode_batch(lm, prefixes, texts, [0] * len(rows), Sampling(max_new_tokens=6), end_ids=[[END]] * len(rows))
     return [tuple(answer.ids) for answer in made]
 
 
@@ -94,7 +94,9 @@ def test_it_learns_saves_loads_and_answers(method: str, sites: tuple[str, ...], 
     store.save(tmp_path / "a", result.prompt, card)
     prompt, _ = store.load(tmp_path / "a", lm.geometry)
     with torch.no_grad():
-        first, second = (token_losses(lm, bank(lm, [Prefix(p, (), own.follow)]), rows) for p in (result.prompt, prompt))
+        first, second = (
+            token_losses(lm, prepare_prefixes(lm, [Prefix(p, (), own.follow)]), rows) for p in (result.prompt, prompt)
+        )
     assert torch.equal(first, second)
     right = sum(answer == ANSWER for answer in said(lm, prompt, rows))
     # The encoder alone learns slowly, and how far it gets depends on how a processor rounds.
@@ -109,17 +111,17 @@ def test_law_5_stop_and_resume(method: str, checkpointing: bool, tmp_path: Path)
     straight = run(lm, build(method, lm, start()), tmp_path / "straight", **changes)
     run(lm, build(method, lm, start()), tmp_path / "stopped", report=stop_after(3), **changes)
     resumed = run(lm, build(method, lm, start(seed=9)), tmp_path / "stopped", resume=True, **changes)
-    assert digest(resumed.prompt) == digest(straight.prompt)
+    assert prompt_digest(resumed.prompt) == prompt_digest(straight.prompt)
     assert resumed.history == straight.history
 
 
 # --- labels ---
 
 
-def subject(lm: FrozenLM, form: str) -> Subject:
+def subject(lm: FrozenLM, form: str) -> FormattedPrompt:
     if form == "none":
-        return base_subject(lm, TEMPLATE)
-    return Subject(random_prompt(lm, form, 5, 1), TEMPLATE, layout_for(lm, TEMPLATE, form))
+        return no_prompt(lm, TEMPLATE)
+    return FormattedPrompt(random_prompt(lm, form, 5, 1), TEMPLATE, layout_for(lm, TEMPLATE, form))
 
 
 @pytest.mark.parametrize("tokens", [20, 8192])
@@ -129,7 +131,7 @@ def test_rank_is_brute_force(labels: list[str], form: str, tokens: int, monkeypa
     monkeypatch.setattr(label_ranking, "TOKENS", tokens)
     lm, rows = tiny_seq2seq(), labelled(labels)
     own = subject(lm, form)
-    totals, lengths = rank(lm, own, rows, labels)
+    totals, lengths = rank_labels(lm, own, rows, labels)
     begins = any(a != b and b.startswith(a) for a in labels for b in labels)
     assert lengths.tolist() == [len(label) + begins for label in labels], "nothing in front: a text of its own"
     for row, found in zip(rows, totals, strict=True):
@@ -148,7 +150,7 @@ def test_each_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda _, args, kwargs: read.append(len(kwargs["inputs_embeds"])), with_kwargs=True
     )
     try:
-        rank(lm, subject(lm, "kv"), rows, LABELS["shared beginnings"])
+        rank_labels(lm, subject(lm, "kv"), rows, LABELS["shared beginnings"])
     finally:
         watch.remove()
     assert sum(read) == len(TEXTS)
@@ -165,7 +167,7 @@ def test_geometry(family: str) -> None:
     assert {(s.kv_heads, s.key_dim, s.value_dim) for s in found.layers if s is not None} == {(4, 6, 6)}
     assert len(found.layers) == len(found.windows) == 8
     assert Geometry.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    assert measure(tiny_seq2seq_model(family, 1), "b").differs(found) is not None
+    assert measure_geometry(tiny_seq2seq_model(family, 1), "b").differs(found) is not None
 
 
 def test_a_causal_models_card_has_no_sites() -> None:
@@ -186,7 +188,7 @@ def test_a_prompt_of_some_sites_is_whole(sites: tuple[str, ...], tmp_path: Path)
     card = Card(name="a", form="kv", n_tokens=1, sha256="0" * 64, base=lm.geometry.to_dict())
     store.save(tmp_path / "a", prompt, card)
     again, _ = store.load(tmp_path / "a", lm.geometry)
-    assert digest(again) == digest(prompt)
+    assert prompt_digest(again) == prompt_digest(prompt)
 
 
 def test_half_a_site_is_refused(tmp_path: Path) -> None:
@@ -237,7 +239,7 @@ def test_the_answer_is_a_text_of_its_own() -> None:
     """Nothing joins it to the question, but in a worked example both are one text."""
     lm, row = tiny_seq2seq(), one({"text": "fine", "label": "good"})
     assert target_ids("good", TEMPLATE, lm.tokenizer) == lm.encode("good")
-    shown = text_subject(lm, TEMPLATE, "Judge.", [row])
+    shown = text_prompt(lm, TEMPLATE, "Judge.", [row])
     assert shown.template == Template("seq2seq", "Judge.\n\nText: fine\nLabel: good\n\nText: {text}\nLabel:")
     assert shown.stop == (), "it ends its answer by itself"
     assert Template.from_dict(TEMPLATE.to_dict()) == TEMPLATE
@@ -245,10 +247,10 @@ def test_the_answer_is_a_text_of_its_own() -> None:
 
 def test_texts_and_conversations_are_refused() -> None:
     from softprompt.data.template import answered_apart
-    from softprompt.data.tokenize import tokenise
+    from softprompt.data.tokenize import tokenize
 
     with pytest.raises(DataError, match="rows of text alone have no answers"):
-        tokenise([one({"text": "only this"})], Template("seq2seq", "{text}"), tiny_seq2seq().tokenizer, max_length=99)
+        tokenize([one({"text": "only this"})], Template("seq2seq", "{text}"), tiny_seq2seq().tokenizer, max_length=99)
     with pytest.raises(DataError, match="it holds no conversations"):
         answered_apart(Template("chat", "{text}"))
     with pytest.raises(DataError, match="no system turn"):
@@ -268,7 +270,7 @@ def saved(folder: Path, family: str = "t5") -> Path:
 def test_loaded_from_a_folder(family: str, tmp_path: Path) -> None:
     base = saved(tmp_path / "base", family)
     assert is_encoder_decoder(str(base))
-    lm = load(str(base), dtype="float32", device=DEVICE)
+    lm = load_model(str(base), dtype="float32", device=DEVICE)
     assert lm.is_encoder_decoder
     assert (lm.start_id, lm.closing, lm.head_scale) == (0, (END,), tiny_seq2seq(family).head_scale)
     assert lm.digest() == tiny_seq2seq(family).digest()
@@ -318,10 +320,10 @@ def test_bart_counts_positions_from_the_text_and_is_refused() -> None:
     lm = odd_lm(tf.BartConfig(**sizes, decoder_start_token_id=2, eos_token_id=2, pad_token_id=0))
     assert lm.geometry.sites[0] == "encoder"
     with pytest.raises(UnsupportedModelError, match=r"(?s)odd-one: bart models cannot take a prefix exactly"):
-        bank(lm, [Prefix()])
+        prepare_prefixes(lm, [Prefix()])
 
 
 def test_a_model_without_a_start_token_is_refused() -> None:
     lm = odd_lm(tf.T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
     with pytest.raises(UnsupportedModelError, match="no token to start its decoder"):
-        token_losses(lm, bank(lm, [Prefix()]), answers(2, 0))
+        token_losses(lm, prepare_prefixes(lm, [Prefix()]), answers(2, 0))

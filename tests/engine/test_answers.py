@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softprompt.engine import paged_cache
 from softprompt.engine.base import Job, Penalties, Token
-from softprompt.engine.batching_loop import Loop, Row
+from softprompt.engine.batching_loop import BatchingLoop, BatchRow
 from softprompt.engine.capacity import CPU_PAGE, Capacity
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import UnsupportedModelError
@@ -174,9 +174,9 @@ def test_rows_that_share_a_prefix_read_more_than_the_cache_holds() -> None:
     lm, sampling = tiny_lm("llama"), Sampling(12)
     prefix = Prefix(random_prompt(lm, "kv", 128, 5))
     rows, steps = [text_ids(8, i) for i in range(6)], list[int]()
-    whole = Loop._forward
+    whole = BatchingLoop._forward
 
-    def counted(self: Loop, io: Any, rows: list[Row]) -> Tensor:
+    def counted(self: BatchingLoop, io: Any, rows: list[BatchRow]) -> Tensor:
         steps.append(len(rows))
         return whole(self, io, rows)
 
@@ -184,7 +184,7 @@ def test_rows_that_share_a_prefix_read_more_than_the_cache_holds() -> None:
         async with running(lm, Capacity(rows=8, batch_tokens=160, cache_tokens=512), mixed=False) as engine:
             await engine.load("p", prefix)
             await ids_of(engine, job("warm", "p", rows[0], sampling))
-            with patch.object(Loop, "_forward", counted):
+            with patch.object(BatchingLoop, "_forward", counted):
                 jobs = [job(str(i), "p", row, sampling, ends=()) for i, row in enumerate(rows)]
                 return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
 

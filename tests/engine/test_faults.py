@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from softprompt.engine import batching_loop, paged_cache
-from softprompt.engine.batching_loop import Loop
+from softprompt.engine.batching_loop import BatchingLoop
 from softprompt.engine.sampler import Sampler
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import EngineError, UnsupportedModelError
@@ -88,9 +88,9 @@ def test_a_prompt_that_makes_no_numbers() -> None:
 
 def test_a_step_fails() -> None:
     """Its jobs fail, those that wait come in, and nothing of the step stays in the cache."""
-    whole, calls = Loop._forward, 0
+    whole, calls = BatchingLoop._forward, 0
 
-    def broken(self: Loop, io: Any, rows: Any) -> Tensor:
+    def broken(self: BatchingLoop, io: Any, rows: Any) -> Tensor:
         nonlocal calls
         calls += 1
         if calls == 2:  # nothing was written where the cache's books say that something is
@@ -99,7 +99,7 @@ def test_a_step_fails() -> None:
 
     async def run() -> None:
         async with running(tiny_lm("llama")) as engine:
-            with patch.object(Loop, "_forward", broken):
+            with patch.object(BatchingLoop, "_forward", broken):
                 found = await outcomes(engine, 12)
             failed = {i for i, outcome in enumerate(found) if isinstance(outcome, EngineError)}
             assert 0 < len(failed) < 12
@@ -126,7 +126,7 @@ def test_all_steps_fail(error: Exception, steps: int, capfd: pytest.CaptureFixtu
         engine = TransformersEngine(tiny_lm("llama"), SMALL)
         await engine.start()
         try:
-            with patch.object(Loop, "_forward", broken):
+            with patch.object(BatchingLoop, "_forward", broken):
                 for i in range(steps):
                     assert engine.failure == ""
                     with pytest.raises(EngineError):

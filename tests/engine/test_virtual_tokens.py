@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softprompt.engine import virtual_tokens
-from softprompt.engine.virtual_tokens import Vocabulary, text_ids
+from softprompt.engine.virtual_tokens import VirtualVocabulary, only_text_ids
 from softprompt.errors import EngineError
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
@@ -16,7 +16,7 @@ from tests.support.tiny import tiny_lm
 CPU = torch.device("cpu")
 
 
-def loaded(vocabulary: Vocabulary, name: str, prefix: Prefix) -> virtual_tokens.Loaded:
+def loaded(vocabulary: VirtualVocabulary, name: str, prefix: Prefix) -> virtual_tokens.LoadedPrompt:
     vocabulary.load(name, prefix, CPU, torch.float32)
     return vocabulary.take(name)
 
@@ -26,7 +26,7 @@ def prompt(n_tokens: int) -> EmbeddingPrompt:
 
 
 def test_an_id_is_given_once() -> None:
-    vocabulary, seen = Vocabulary(100), set[int]()
+    vocabulary, seen = VirtualVocabulary(100), set[int]()
     for i in range(20):
         one = loaded(vocabulary, f"p{i % 3}", Prefix(prompt(1 + i % 4), (3, 4), (5,)))
         ids = set(one.ids[2:-1])
@@ -40,7 +40,7 @@ def test_an_id_is_given_once() -> None:
 
 def test_no_ids_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtual_tokens, "SALTED", 110)
-    vocabulary = Vocabulary(100)
+    vocabulary = VirtualVocabulary(100)
     vocabulary.load("a", Prefix(prompt(10)), CPU, torch.float32)
     with pytest.raises(EngineError, match="no virtual ids are left"):
         vocabulary.load("a", Prefix(prompt(1)), CPU, torch.float32)
@@ -49,7 +49,7 @@ def test_no_ids_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_tenant_has_an_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
     """None has an id of another's, or of a virtual token; read back, all are the tokens of the base model."""
-    vocabulary = Vocabulary(100)
+    vocabulary = VirtualVocabulary(100)
     one = loaded(vocabulary, "a", Prefix(prompt(10)))
     names = ["", "x", "y", ""]
     ids = [[vocabulary.salted(token, name) for token in range(100)] for name in names]
@@ -57,7 +57,7 @@ def test_every_tenant_has_an_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = [*ids[0], *ids[1], *ids[2], *one.ids]
     assert len(set(everything)) == 310
     row = torch.tensor(everything, dtype=torch.int32)
-    assert text_ids(row, 100).tolist() == [*range(100)] * 3 + [0] * 10
+    assert only_text_ids(row, 100).tolist() == [*range(100)] * 3 + [0] * 10
     monkeypatch.setattr(virtual_tokens, "IDS", virtual_tokens.SALTED + 250)
     for _ in range(2):
         with pytest.raises(EngineError, match="too many tenants"):
@@ -66,7 +66,7 @@ def test_every_tenant_has_an_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tensors_go_with_the_last_user() -> None:
-    vocabulary = Vocabulary(100)
+    vocabulary = VirtualVocabulary(100)
     one, again = loaded(vocabulary, "a", Prefix(prompt(2))), vocabulary.take("a")
     vocabulary.unload("a")
     vocabulary.release(one)
@@ -78,7 +78,7 @@ def test_tensors_go_with_the_last_user() -> None:
 
 
 def test_a_prompt_without_users_is_freed_at_once_but_not_while_it_is_listed() -> None:
-    vocabulary = Vocabulary(100)
+    vocabulary = VirtualVocabulary(100)
     one = loaded(vocabulary, "a", Prefix(prompt(2)))
     vocabulary.release(one)
     assert one.embeddings is not None
@@ -88,7 +88,7 @@ def test_a_prompt_without_users_is_freed_at_once_but_not_while_it_is_listed() ->
 
 def test_a_copy_is_kept() -> None:
     """Training may go on with the tensors that were loaded."""
-    vocabulary, tensor = Vocabulary(100), torch.randn(3, 8)
+    vocabulary, tensor = VirtualVocabulary(100), torch.randn(3, 8)
     one = loaded(vocabulary, "a", Prefix(EmbeddingPrompt(tensor)))
     before = tensor.clone()
     tensor.zero_()
@@ -106,7 +106,7 @@ def test_a_copy_is_kept() -> None:
     ("positions", "wanted"), [((0, 9), (0, 4)), ((0, 3), (0, 1)), ((3, 5), (1, 3)), ((4, 20), (2, 4))]
 )
 def test_which_virtual_tokens_lie_where(positions: tuple[int, int], wanted: tuple[int, int]) -> None:
-    one = loaded(Vocabulary(100), "a", Prefix(prompt(4), (7, 8), (9,)))
+    one = loaded(VirtualVocabulary(100), "a", Prefix(prompt(4), (7, 8), (9,)))
     assert one.virtual(*positions) == wanted
     for outside in ((0, 2), (6, 7), (7, 30)):
         begin, end = one.virtual(*outside)
@@ -114,7 +114,7 @@ def test_which_virtual_tokens_lie_where(positions: tuple[int, int], wanted: tupl
 
 
 def test_the_books_are_checked() -> None:
-    vocabulary = Vocabulary(100)
+    vocabulary = VirtualVocabulary(100)
     one = loaded(vocabulary, "a", Prefix(prompt(2)))
     with pytest.raises(AssertionError, match="a has 1 users"):
         vocabulary.check_integrity([])

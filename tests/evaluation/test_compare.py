@@ -9,20 +9,20 @@ import pytest
 
 import softprompt.evaluation.compare as comparison_module
 from softprompt.data.records import Record
-from softprompt.data.splits import digest as data_digest
+from softprompt.data.splits import data_digest as data_digest
 from softprompt.data.splits import load_rows, load_splits
 from softprompt.data.template import Template
 from softprompt.errors import DataError, StoreError, WrongBaseError
 from softprompt.evaluation.compare import EMPTY, compare
 from softprompt.evaluation.evaluate import Evaluation, evaluate
-from softprompt.evaluation.held_out import EvaluationRows, evaluation_rows, pick_shots
-from softprompt.formatting.formatted_prompt import Subject, base_subject, card_subject, layout_for
-from softprompt.formatting.text_prompt import instruction_for, text_subject
+from softprompt.evaluation.held_out import HeldOutRows, held_out_rows, pick_shots
+from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, layout_for, no_prompt
+from softprompt.formatting.text_prompt import instruction_for, text_prompt
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import digest
+from softprompt.prompts.forms import prompt_digest
 from tests.support.artifacts import card
 from tests.support.cases import random_prompt
 from tests.support.rows import labelled, records, write_jsonl
@@ -38,12 +38,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "prompts"
 
 
-def stored(lm: FrozenLM, template: Template, **facts: Any) -> Subject:
+def stored(lm: FrozenLM, template: Template, **facts: Any) -> FormattedPrompt:
     """A prompt of noise, saved as `tone`, and the subject it is."""
     made, layout = random_prompt(lm, "kv", 5, 1), layout_for(lm, template, "kv")
     written = card(lm.geometry, layout=layout, template=template.to_dict(), **facts)
     store.save(store.locate("tone"), made, written)
-    return card_subject(made, written)
+    return from_card(made, written)
 
 
 def labels_of(rows: list[Record]) -> list[str | None]:
@@ -59,7 +59,7 @@ def test_shots_show_every_answer_first() -> None:
     assert pick_shots(rows, 0) == pick_shots([], 3) == []
 
 
-def pair(found: EvaluationRows) -> tuple[list[Record], list[Record]]:
+def pair(found: HeldOutRows) -> tuple[list[Record], list[Record]]:
     return found.rows, found.shots
 
 
@@ -72,17 +72,17 @@ def folder(path: Path, **splits: list[dict[str, str]]) -> str:
 
 def test_a_folder_gives_its_test_rows_and_examples_from_train(tmp_path: Path) -> None:
     splits = {"train": labelled(6), "validation": labelled(4, 10), "test": labelled(2, 20)}
-    rows, shots = pair(evaluation_rows(folder(tmp_path / "all", **splits), 3, None))
+    rows, shots = pair(held_out_rows(folder(tmp_path / "all", **splits), 3, None))
     assert [row.fields["text"] for row in rows] == ["row 20", "row 21"]
     assert [row.fields["text"] for row in shots] == ["row 0", "row 1", "row 2"]
     splits.pop("test")
-    rows, shots = pair(evaluation_rows(folder(tmp_path / "two", **splits), 2, None))
+    rows, shots = pair(held_out_rows(folder(tmp_path / "two", **splits), 2, None))
     assert [row.fields["text"] for row in rows] == [f"row {i}" for i in range(10, 14)]
     assert labels_of(shots) == ["even", "odd"]
 
 
 def test_rows_that_were_split_off_are_no_examples(tmp_path: Path) -> None:
-    rows, shots = pair(evaluation_rows(folder(tmp_path / "one", train=labelled(20)), 99, None))
+    rows, shots = pair(held_out_rows(folder(tmp_path / "one", train=labelled(20)), 99, None))
     assert len(rows) == 2
     assert len(shots) == 18
     assert not {row.where for row in rows} & {row.where for row in shots}
@@ -90,7 +90,7 @@ def test_rows_that_were_split_off_are_no_examples(tmp_path: Path) -> None:
 
 def test_a_file_gives_its_rows_and_no_examples(tmp_path: Path) -> None:
     data = str(write_jsonl(tmp_path / "rows.jsonl", *labelled(4)))
-    rows, shots = pair(evaluation_rows(data, 3, None))
+    rows, shots = pair(held_out_rows(data, 3, None))
     assert [row.fields["text"] for row in rows] == [f"row {i}" for i in range(4)]
     assert shots == []
 
@@ -101,16 +101,16 @@ def test_examples_from_elsewhere(tmp_path: Path, whole: bool) -> None:
     data = str(write_jsonl(tmp_path / "rows.jsonl", *labelled(4)))
     source = {"train": labelled(4, 30), "validation": labelled(2, 40)}
     other = folder(tmp_path / "other", **source) if whole else str(write_jsonl(tmp_path / "o.jsonl", *labelled(4, 30)))
-    rows, shots = pair(evaluation_rows(data, 2, other))
+    rows, shots = pair(held_out_rows(data, 2, other))
     assert len(rows) == 4
     assert [row.fields["text"] for row in shots] == ["row 30", "row 31"]
     full = folder(tmp_path / "full", train=labelled(6), validation=labelled(2, 20))
-    assert [row.fields["text"] for row in evaluation_rows(full, 1, other).shots] == ["row 30"]
+    assert [row.fields["text"] for row in held_out_rows(full, 1, other).shots] == ["row 30"]
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.jsonl"):
-        evaluation_rows(str(tmp_path / "missing.jsonl"), 3, None)
+        held_out_rows(str(tmp_path / "missing.jsonl"), 3, None)
 
 
 def test_three_subjects_on_the_same_rows() -> None:
@@ -118,7 +118,7 @@ def test_three_subjects_on_the_same_rows() -> None:
     lm, template = tiny_lm("llama", bos=True), Template("text", "{text}")
     soft, rows = stored(lm, template), records(*({"text": text} for text in ("one text", "another", "third")))
     found = compare(lm, "tone", rows, instruction="Go on.")
-    subjects = (base_subject(lm, template), text_subject(lm, template, "Go on."), soft)
+    subjects = (no_prompt(lm, template), text_prompt(lm, template, "Go on."), soft)
     assert (found.base, found.text_prompt, found.soft_prompt) == tuple(evaluate(lm, s, rows) for s in subjects)
     assert len({e.scores["loss"].value for e in (found.base, found.text_prompt, found.soft_prompt)}) == 3
     assert found.to_dict() == {
@@ -129,11 +129,11 @@ def test_three_subjects_on_the_same_rows() -> None:
     assert [values["rows"] for values in found.to_dict().values()] == [3, 3, 3]
 
 
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Subject, list[Record], dict[str, Any]]]:
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[FormattedPrompt, list[Record], dict[str, Any]]]:
     """What is evaluated, without running a model."""
-    seen: list[tuple[Subject, list[Record], dict[str, Any]]] = []
+    seen: list[tuple[FormattedPrompt, list[Record], dict[str, Any]]] = []
 
-    def listen(lm: FrozenLM, subject: Subject, rows: list[Record], **options: Any) -> Evaluation:
+    def listen(lm: FrozenLM, subject: FormattedPrompt, rows: list[Record], **options: Any) -> Evaluation:
         seen.append((subject, rows, options))
         return Evaluation({}, len(rows), (str(len(seen)),))
 
@@ -154,7 +154,7 @@ def test_all_get_the_same_rows_labels_and_sampling(monkeypatch: pytest.MonkeyPat
     assert [options for *_, options in seen] == [{"labels": LABELS, "sampling": Sampling(7), "own": None}] * 3
     base, text, last = (subject for subject, *_ in seen)
     assert base.prompt is None and text.prompt is None and last.prompt is not None and soft.prompt is not None
-    assert digest(last.prompt) == digest(soft.prompt)
+    assert prompt_digest(last.prompt) == prompt_digest(soft.prompt)
     assert base.template == last.template == LABEL_TEMPLATE
 
 
@@ -230,32 +230,32 @@ def trained_on(rows: list[Record], seed: int = 0) -> Card:
 def test_of_a_file_that_was_trained_on_only_the_rows_held_out_are_scored(tmp_path: Path, seed: int) -> None:
     data = str(write_jsonl(tmp_path / "rows.jsonl", *labelled(30)))
     splits = load_splits(data, seed=seed)
-    found = evaluation_rows(data, 2, None, trained_on(splits.train, seed))
+    found = held_out_rows(data, 2, None, trained_on(splits.train, seed))
     assert found.rows == splits.validation
     assert not {row.where for row in found.rows} & {row.where for row in splits.train}
     assert len(found.shots) == 2 and all(shot in splits.train for shot in found.shots)
     assert found.notes == ("scored on the 3 rows held out in training; the other 27 were trained on",)
     other = trained_on(splits.train, seed + 1)
-    assert len(evaluation_rows(data, 2, None, other).rows) == 30, "of another seed, other rows were held out"
+    assert len(held_out_rows(data, 2, None, other).rows) == 30, "of another seed, other rows were held out"
 
 
 def test_the_training_rows_themselves_are_scored_with_a_note(tmp_path: Path) -> None:
     data = str(write_jsonl(tmp_path / "train.jsonl", *labelled(6)))
-    found = evaluation_rows(data, 3, None, trained_on(load_rows(data)))
+    found = held_out_rows(data, 3, None, trained_on(load_rows(data)))
     assert (len(found.rows), found.shots) == (6, [])
     assert found.notes == ("the soft prompt was trained on these very rows",)
     one = str(write_jsonl(tmp_path / "one.jsonl", *labelled(1)))
-    assert evaluation_rows(one, 3, None, trained_on(load_rows(data))) == evaluation_rows(one, 3, None)
+    assert held_out_rows(one, 3, None, trained_on(load_rows(data))) == held_out_rows(one, 3, None)
 
 
 def test_a_folder_is_split_as_it_was_in_training(tmp_path: Path) -> None:
     data = folder(tmp_path / "one", train=labelled(30))
     splits = load_splits(data, seed=7)
-    found = evaluation_rows(data, 1, None, trained_on(splits.train, 7))
-    assert found.rows == splits.validation != evaluation_rows(data, 1, None).rows
+    found = held_out_rows(data, 1, None, trained_on(splits.train, 7))
+    assert found.rows == splits.validation != held_out_rows(data, 1, None).rows
     assert found.notes[-1] == "scored on the validation rows"
     strange = card(recipe={"seed": "x"})
-    assert evaluation_rows(data, 1, None, strange) == evaluation_rows(data, 1, None)
+    assert held_out_rows(data, 1, None, strange) == held_out_rows(data, 1, None)
 
 
 def test_an_empty_text_prompt_is_noted() -> None:
@@ -276,13 +276,13 @@ def test_several_cards_share_the_rows_that_none_was_trained_on(tmp_path: Path) -
     assert 0 < len(shared) < 10
     composed = card(data={"trained_on": [place for own in cards for place in own.trained_on]})
     for given in (cards, [composed], [composed, *cards]):
-        found = evaluation_rows(data, 3, None, *given)
+        found = held_out_rows(data, 3, None, *given)
         assert [row.fields["text"] for row in found.rows] == shared
         assert found.notes == (
             f"scored on the {len(shared)} rows held out in training; the other {100 - len(shared)} were trained on",
         )
         assert not {row.where for row in found.shots} & {row.where for row in found.rows}
-        found = evaluation_rows(whole, 3, None, *given)
+        found = held_out_rows(whole, 3, None, *given)
         assert [row.fields["text"] for row in found.rows] == shared
         assert found.notes[-1] == f"scored on the {len(shared)} rows that all had for validation"
         assert not {row.where for row in found.shots} & {row.where for row in found.rows}
@@ -290,11 +290,11 @@ def test_several_cards_share_the_rows_that_none_was_trained_on(tmp_path: Path) -
     seeds = next(s for s in range(1, 99) if load_splits(small, seed=s).validation != load_splits(small).validation)
     apart = [trained_on(load_splits(small, seed=seed).train, seed) for seed in (0, seeds)]
     with pytest.raises(DataError, match="every row was trained on by one of these"):
-        evaluation_rows(small, 3, None, *apart)
+        held_out_rows(small, 3, None, *apart)
 
 
 def test_one_of_several_was_trained_on_these_very_rows(tmp_path: Path) -> None:
     data = str(write_jsonl(tmp_path / "train.jsonl", *labelled(6)))
-    found = evaluation_rows(data, 3, None, trained_on(load_rows(data)), card(name="other"))
+    found = held_out_rows(data, 3, None, trained_on(load_rows(data)), card(name="other"))
     assert len(found.rows) == 6
     assert found.notes == ("tone was trained on these very rows",)

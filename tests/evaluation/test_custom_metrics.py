@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from softprompt.errors import ConfigError
-from softprompt.evaluation.custom_metrics import metrics_of, scores_of
+from softprompt.evaluation.custom_metrics import load_custom_metrics, scores_of
 from softprompt.evaluation.metrics import exact_match, token_f1
 
 RULES = """
@@ -36,17 +36,17 @@ def rules(tmp_path: Path) -> Path:
 
 
 def test_the_librarys_own_by_name() -> None:
-    found = metrics_of(["f1", "exact_match"])
+    found = load_custom_metrics(["f1", "exact_match"])
     right = [["a"], ["b c"]]
     assert list(found) == ["f1", "exact_match"]
     assert found["f1"](["x", "b"], right) == token_f1(["x", "b"], right)
     assert found["exact_match"](["a", "b"], right) == exact_match(["a", "b"], right)
-    assert metrics_of(["valid_json"])["valid_json"](["{}", "{"], [[], []]).value == 0.5
+    assert load_custom_metrics(["valid_json"])["valid_json"](["{}", "{"], [[], []]).value == 0.5
 
 
 def test_a_function_in_a_file(rules: Path) -> None:
     names = [f"{rules}:polite", f"{rules}:shared"]
-    scores = scores_of(metrics_of(names), ANSWERS, REFERENCES)
+    scores = scores_of(load_custom_metrics(names), ANSWERS, REFERENCES)
     assert [scores[name].value for name in names] == [0.5, 0.75]
     assert scores[names[0]].low < 0.5 < scores[names[0]].high
 
@@ -54,7 +54,7 @@ def test_a_function_in_a_file(rules: Path) -> None:
 def test_a_function_in_a_module(rules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rules.rename(rules.with_name("own_rules_of_a_test.py"))
     monkeypatch.syspath_prepend(str(rules.parent))
-    (metric,) = metrics_of(["own_rules_of_a_test:polite"]).values()
+    (metric,) = load_custom_metrics(["own_rules_of_a_test:polite"]).values()
     assert metric(ANSWERS, REFERENCES).value == 0.5
 
 
@@ -72,13 +72,13 @@ def test_a_function_in_a_module(rules: Path, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_what_is_refused(name: str, part: str, rules: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        metrics_of([name.replace("FILE", str(rules))])
+        load_custom_metrics([name.replace("FILE", str(rules))])
     assert part in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "part"), [("broken", "ZeroDivisionError"), ("endless", "inf for 'please go'")])
 def test_a_function_that_fails(name: str, part: str, rules: Path) -> None:
-    (metric,) = metrics_of([f"{rules}:{name}"]).values()
+    (metric,) = load_custom_metrics([f"{rules}:{name}"]).values()
     with pytest.raises(ConfigError) as error:
         metric(ANSWERS, REFERENCES)
     assert part in str(error.value) and name in str(error.value)

@@ -12,7 +12,7 @@ import torch
 import softprompt.evaluation.evaluate as evaluate_module
 from softprompt.data.records import Record
 from softprompt.data.template import Template
-from softprompt.data.tokenize import tokenise
+from softprompt.data.tokenize import tokenize
 from softprompt.errors import DataError
 from softprompt.evaluation.evaluate import answer_all, evaluate
 from softprompt.inference import decoding
@@ -60,7 +60,7 @@ def test_loss_and_perplexity(form: str, small: bool, monkeypatch: pytest.MonkeyP
     template = Template("text", "{text}")
     lm, total, count = tiny_lm("llama"), 0.0, 0
     of = subject(lm, form, template)
-    for example in tokenise(texts(), template, lm.tokenizer, max_length=99):
+    for example in tokenize(texts(), template, lm.tokenizer, max_length=99):
         total -= score(lm, of, example.ids[:1], example.ids[1:])
         count += len(example.ids) - 1
     result = evaluate(lm, of, texts())

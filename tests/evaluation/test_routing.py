@@ -12,8 +12,8 @@ from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import ConfigError, StoreError, WrongBaseError
 from softprompt.evaluation.evaluate import evaluate
 from softprompt.evaluation.routing import assign, expanded, routed, routers_of
-from softprompt.formatting.formatted_prompt import card_subject
-from softprompt.inference.generate import Request, answer, load_subjects
+from softprompt.formatting.formatted_prompt import from_card
+from softprompt.inference.generate import Request, generate, load_prompts
 from softprompt.inference.sampling import Sampling
 from softprompt.prompts import router, store
 from softprompt.prompts.router import Router
@@ -34,13 +34,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         outcome = fit(prepare(config), tiny_lm())
     assert [path.name for path, _ in outcome.saved] == ["mix.1", "mix.2", "mix.3"]
     lm, rows = tiny_lm(), load_rows(str(folder / "data" / "train.jsonl"))
-    template = card_subject(*store.load(folder / "prompts" / "mix.1")).template
+    template = from_card(*store.load(folder / "prompts" / "mix.1")).template
     means = torch.stack([router.pooled(lm, prompt_ids(row, template, lm.tokenizer)) for row in rows])
     apart = torch.linalg.svd(means - means.mean(0))[2][0]
     middle = (means @ apart).median()
     weights = torch.stack([apart, -apart + 2 * middle * means.mean(0) / means.mean(0).norm() ** 2, -9 * means.mean(0)])
-    own = router.load(folder / "prompts" / "mix")
-    router.save(folder / "prompts" / "mix", Router(weights, own.names, own.base), overwrite=True)
+    own = router.load_router(folder / "prompts" / "mix")
+    router.save_router(folder / "prompts" / "mix", Router(weights, own.names, own.base), overwrite=True)
     return folder
 
 
@@ -59,11 +59,11 @@ def test_the_names(made: Path) -> None:
 
 def test_every_text_gets_its_prompt() -> None:
     lm, routers = tiny_lm(), routers_of(["mix"])
-    subjects = load_subjects(lm, expanded(["mix"], routers))
+    subjects = load_prompts(lm, expanded(["mix"], routers))
     texts = [f"row {i}" for i in range(12)]
     requests = [*(Request(text, "mix") for text in texts), Request("row 3", "mix.3")]
     found = assign(lm, routers, subjects, requests)
-    own = router.load(store.locate("mix"))
+    own = router.load_router(store.locate("mix"))
     template = subjects["mix.1"].template
     for request, text in zip(found, texts, strict=False):
         ids = lm.encode(f" {text}\nLabel:") if template.text.startswith("Row:") else []
@@ -71,17 +71,17 @@ def test_every_text_gets_its_prompt() -> None:
         assert request.text == text
     assert found[-1] == requests[-1], "a prompt asked for by name stays"
     assert len({request.name for request in found[:-1]}) == 2, "the router does choose"
-    answers = answer(lm, subjects, found, Sampling(max_new_tokens=4))
+    answers = generate(lm, subjects, found, Sampling(max_new_tokens=4))
     assert len(answers) == len(requests)
 
 
 def test_the_scores_are_those_of_the_chosen_answers(made: Path) -> None:
     lm = tiny_lm()
     rows = load_rows(str(made / "data" / "validation.jsonl"))
-    subjects = load_subjects(lm, ["mix.1", "mix.2", "mix.3"])
+    subjects = load_prompts(lm, ["mix.1", "mix.2", "mix.3"])
     each = [evaluate(lm, subject, rows, labels=("even", "odd")) for subject in subjects.values()]
     found = routed(lm, "mix", subjects["mix.1"], each, rows)
-    own = router.load(store.locate("mix"))
+    own = router.load_router(store.locate("mix"))
     chosen = [own.choose(lm, prompt_ids(row, subjects["mix.1"].template, lm.tokenizer)) for row in rows]
     answers = [each[k].answers[i] for i, k in enumerate(chosen)]
     assert found.answers == tuple(answers)

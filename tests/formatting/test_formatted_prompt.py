@@ -12,18 +12,18 @@ from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import DataError
 from softprompt.formatting.context import end_ids
 from softprompt.formatting.formatted_prompt import (
-    Subject,
-    base_subject,
-    card_subject,
+    FormattedPrompt,
+    from_card,
     layout_for,
     layout_ids,
+    no_prompt,
     opening_ids,
 )
-from softprompt.formatting.text_prompt import text_subject
+from softprompt.formatting.text_prompt import text_prompt
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.card import Card, Layout
 from tests.support.cases import random_prompt
 from tests.support.rows import one, records
@@ -36,13 +36,13 @@ USER, ASSISTANT, SYSTEM = (f"<|im_start|>{role}\n" for role in ("user", "assista
 END = "<|im_end|>\n"
 
 
-def ids_of(lm: FrozenLM, subject: Subject, row: Record = ROW) -> tuple[list[int], list[int]]:
+def ids_of(lm: FrozenLM, subject: FormattedPrompt, row: Record = ROW) -> tuple[list[int], list[int]]:
     """Token ids of the prefix (which has no prompt) and of the row."""
     prefix = subject.prefix(lm)
     return [*prefix.lead, *prefix.follow], prompt_ids(row, subject.template, lm.tokenizer)
 
 
-def written(lm: FrozenLM, subject: Subject) -> str:
+def written(lm: FrozenLM, subject: FormattedPrompt) -> str:
     before, body = ids_of(lm, subject)
     text = lm.tokenizer.decode([*before, *body])
     assert isinstance(text, str)
@@ -90,13 +90,13 @@ def test_layout_with_bos_behind_the_virtual_tokens(bos: bool) -> None:
 )
 def test_the_base_model_reads_the_template(template: Template, text: str, bos: bool) -> None:
     lm = tiny_lm("llama", bos=bos)
-    assert written(lm, base_subject(lm, template)) == ("<s>" if bos else "") + text
+    assert written(lm, no_prompt(lm, template)) == ("<s>" if bos else "") + text
 
 
 def test_a_text_prompt_is_a_longer_opening() -> None:
     """Braces in instruction and examples are text, not fields."""
     lm = tiny_lm("llama", bos=True)
-    subject = text_subject(lm, PLAIN, "Answer in {one} word. ", SHOTS)
+    subject = text_prompt(lm, PLAIN, "Answer in {one} word. ", SHOTS)
     wanted = (
         "<s>Answer in {one} word.\n\nReview: Great {fun}\nSentiment: positive\n\n"
         "Review: Dull\nSentiment: negative\n\nReview: I loved it.\nSentiment:"
@@ -110,7 +110,7 @@ def test_a_text_prompt_is_a_longer_opening() -> None:
 def test_a_text_prompt_in_chat() -> None:
     """The instruction is the system turn, examples open the user's turn."""
     lm = tiny_lm("llama")
-    subject = text_subject(lm, CHAT, "Answer in {one} word.", SHOTS[1:])
+    subject = text_prompt(lm, CHAT, "Answer in {one} word.", SHOTS[1:])
     wanted = f"{SYSTEM}Answer in {{one}} word.{END}{USER}Review: Dull\nnegative\n\nReview: I loved it.{END}{ASSISTANT}"
     assert written(lm, subject) == wanted
 
@@ -118,7 +118,7 @@ def test_a_text_prompt_in_chat() -> None:
 def test_a_text_prompt_for_conversations() -> None:
     lm = tiny_lm("llama")
     row = one({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]})
-    subject = text_subject(lm, Template("chat"), "Be brief.", [row])
+    subject = text_prompt(lm, Template("chat"), "Be brief.", [row])
     before, body = ids_of(lm, subject, row)
     assert lm.tokenizer.decode([*before, *body]) == f"{SYSTEM}Be brief.{END}{USER}Hi{END}{ASSISTANT}"
 
@@ -129,20 +129,20 @@ def test_a_text_prompt_for_conversations() -> None:
 def test_a_text_prompt_gives_the_logits_of_the_whole_text(family: str, template: Template) -> None:
     """What the model itself says of the text, written out by hand and fed as ids."""
     lm = tiny_lm(family, bos=True)
-    subject = text_subject(lm, template, "Be brief.", SHOTS)
+    subject = text_prompt(lm, template, "Be brief.", SHOTS)
     before, body = ids_of(lm, subject)
     text = written(lm, subject).removeprefix("<s>")
     ids = torch.tensor([[SPECIAL.index("<s>"), *lm.encode(text)]])
     assert ids[0].tolist() == before + body
     wanted = lm.model(input_ids=ids, use_cache=False).logits[0, len(before) :]
-    ours = lm.logits(hidden(lm, bank(lm, [subject.prefix(lm)]), [Row(body)]))
+    ours = lm.logits(packed_hidden_states(lm, prepare_prefixes(lm, [subject.prefix(lm)]), [Row(body)]))
     assert_close(ours, wanted, rtol=1e-4, atol=5e-5)
 
 
 def test_no_instruction_and_no_examples_is_the_base_model() -> None:
     lm = tiny_lm("llama")
-    assert text_subject(lm, PLAIN, " ") == base_subject(lm, PLAIN)
-    assert text_subject(lm, CHAT, "") == base_subject(lm, CHAT)
+    assert text_prompt(lm, PLAIN, " ") == no_prompt(lm, PLAIN)
+    assert text_prompt(lm, CHAT, "") == no_prompt(lm, CHAT)
 
 
 def test_a_loaded_prompt_gets_the_frame_of_its_card() -> None:
@@ -152,7 +152,7 @@ def test_a_loaded_prompt_gets_the_frame_of_its_card() -> None:
         name="n", form="embedding", n_tokens=3, sha256="0" * 64, base=lm.geometry.to_dict(),
         layout=layout, template=CHAT.to_dict(),
     )  # fmt: skip
-    subject = card_subject(prompt, card)
+    subject = from_card(prompt, card)
     assert (subject.prompt, subject.template, subject.layout) == (prompt, CHAT, layout)
     prefix = subject.prefix(lm)
     assert prefix.prompt is prompt
@@ -177,10 +177,10 @@ def test_a_model_without_a_system_turn_gets_the_instruction_in_the_users(refuses
         "{% for m in messages %}", "{% for m in messages %}{% if m['role'] == 'system' %}" + system + "{% else %}"
     ).replace("{% endfor %}", "{% endif %}{% endfor %}")
     lm = FrozenLM(tiny_model("llama"), tokenizer, "no system turn")
-    subject = text_subject(lm, CHAT, "Answer in {one} word.", SHOTS[1:])
+    subject = text_prompt(lm, CHAT, "Answer in {one} word.", SHOTS[1:])
     wanted = f"{USER}Answer in {{one}} word.\n\nReview: Dull\nnegative\n\nReview: I loved it.{END}{ASSISTANT}"
     assert written(lm, subject) == wanted
-    assert text_subject(lm, CHAT, "") == base_subject(lm, CHAT)
+    assert text_prompt(lm, CHAT, "") == no_prompt(lm, CHAT)
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -194,12 +194,12 @@ def test_virtual_tokens_in_the_system_turn(bos: bool, text: str) -> None:
     layout = layout_for(lm, template, "embedding")
     words = layout.model_copy(update={"lead": layout.lead + "Be kind."})
     asked = f"{USER}Q: I loved it.{END}" if text else f"{USER}Hi{END}{ASSISTANT}Yo{END}{USER}And?{END}"
-    before, body = ids_of(lm, Subject(None, template, words), row)
+    before, body = ids_of(lm, FormattedPrompt(None, template, words), row)
     opening = "<s>" if bos else ""
     assert lm.tokenizer.decode([*before, *body]) == f"{opening}{SYSTEM}Be kind.{END}{asked}{ASSISTANT}"
     assert layout_for(lm, template, "kv") == Layout(bos=False, lead="", follow=layout.follow)
     assert lm.tokenizer.decode(opening_ids(lm, template)) == f"{opening}{SYSTEM}"
-    alone = base_subject(lm, template)
+    alone = no_prompt(lm, template)
     before, body = ids_of(lm, alone, row)
     assert lm.tokenizer.decode([*before, *body]) == f"{opening}{asked}{ASSISTANT}"
 

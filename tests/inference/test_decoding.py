@@ -15,12 +15,12 @@ from torch import Tensor
 
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference import decoding
-from softprompt.inference.decoding import Answer, generate
+from softprompt.inference.decoding import Answer, decode_batch
 from softprompt.inference.detokenizer import CUT
-from softprompt.inference.sampling import Sampling, pick
+from softprompt.inference.sampling import Sampling, sample_token
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.kv import Bank, Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.kv import Prefix, PrefixKV
+from softprompt.prefix.prepare import prepare_prefixes
 from tests.laws.oracle import plain_logits
 from tests.support.cases import mixed_prefixes, text_ids
 from tests.support.tiny import SPECIAL, VOCAB, tiny_lm
@@ -32,14 +32,14 @@ OWNERS = [0, 1, 3, 5]
 
 
 @functools.cache
-def prefixes(family: str = "llama") -> Bank:
+def prefixes(family: str = "llama") -> PrefixKV:
     lm = tiny_lm(family)
     with torch.no_grad():
-        return bank(lm, mixed_prefixes(lm))
+        return prepare_prefixes(lm, mixed_prefixes(lm))
 
 
 def made(sampling: Sampling, rows: Sequence[list[int]] = ROWS, owners: Sequence[int] = OWNERS) -> list[Answer]:
-    return generate(tiny_lm("llama"), prefixes(), rows, owners, sampling, end_ids=[[END]] * len(rows))
+    return decode_batch(tiny_lm("llama"), prefixes(), rows, owners, sampling, end_ids=[[END]] * len(rows))
 
 
 def say(tokens: Sequence[int], sampling: Sampling, ends: Sequence[int] = (END,)) -> tuple[Answer, list[str]]:
@@ -50,9 +50,11 @@ def say(tokens: Sequence[int], sampling: Sampling, ends: Sequence[int] = (END,))
         return torch.nn.functional.one_hot(torch.tensor([next(calls)] * len(states)), VOCAB).float()
 
     with torch.no_grad():
-        own = bank(lm, [Prefix()])
+        own = prepare_prefixes(lm, [Prefix()])
     with patch.object(lm, "logits", scripted):
-        (answer,) = generate(lm, own, [[5]], [0], sampling, end_ids=[ends], on_text=lambda _, text: pieces.append(text))
+        (answer,) = decode_batch(
+            lm, own, [[5]], [0], sampling, end_ids=[ends], on_text=lambda _, text: pieces.append(text)
+        )
     return answer, pieces
 
 
@@ -64,7 +66,7 @@ def spell(text: str) -> list[int]:
 @torch.no_grad()
 def test_greedy_is_the_argmax_of_the_full_text(family: str) -> None:
     lm, steps = tiny_lm(family), 8
-    answers = generate(lm, prefixes(family), ROWS, OWNERS, Sampling(max_new_tokens=steps), end_ids=[[]] * len(ROWS))
+    answers = decode_batch(lm, prefixes(family), ROWS, OWNERS, Sampling(max_new_tokens=steps), end_ids=[[]] * len(ROWS))
     for row, owner, answer in zip(ROWS, OWNERS, answers, strict=True):
         text = list(row)
         for _ in range(steps):
@@ -101,27 +103,30 @@ def test_many_rows_are_decoded_in_parts(size: int, monkeypatch: pytest.MonkeyPat
 def test_behind_one_prefix_as_many_rows_as_take_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Than a few would with a copy each: behind a prefix of twice a row's length, three times as many."""
     lm, sizes = tiny_lm("llama"), list[int]()
-    start = decoding.session
+    start = decoding.start_decoding
 
-    def counted(lm: FrozenLM, own: Bank, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int) -> object:
+    def counted(lm: FrozenLM, own: PrefixKV, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int) -> object:
         sizes.append(len(rows))
         return start(lm, own, rows, owners, room)
 
-    monkeypatch.setattr(decoding, "session", counted)
+    monkeypatch.setattr(decoding, "start_decoding", counted)
     monkeypatch.setattr(decoding, "ROWS", 4)
     monkeypatch.setattr(decoding, "MOST_ROWS", 20)
     rows = [[5 + i, 6] for i in range(15)]
-    one, long = bank(lm, [Prefix(lead=tuple(text_ids(8, 3)))]), bank(lm, [Prefix(lead=tuple(text_ids(90, 3)))])
-    several = bank(lm, [Prefix(lead=tuple(text_ids(n, 3))) for n in (8, 9)])
+    one, long = (
+        prepare_prefixes(lm, [Prefix(lead=tuple(text_ids(8, 3)))]),
+        prepare_prefixes(lm, [Prefix(lead=tuple(text_ids(90, 3)))]),
+    )
+    several = prepare_prefixes(lm, [Prefix(lead=tuple(text_ids(n, 3))) for n in (8, 9)])
     eager = tiny_lm("gemma2")
-    copied = bank(eager, [Prefix(lead=tuple(text_ids(90, 3)))])
+    copied = prepare_prefixes(eager, [Prefix(lead=tuple(text_ids(90, 3)))])
     every = ((lm, one, [12, 3]), (lm, long, [15]), (lm, several, [4, 4, 4, 3]), (eager, copied, [4, 4, 4, 3]))
     for base, own, wanted in every:
-        generate(base, own, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
+        decode_batch(base, own, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
         assert sizes == wanted
         sizes.clear()
     monkeypatch.setattr(decoding, "MOST_ROWS", 10)
-    generate(lm, long, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
+    decode_batch(lm, long, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
     assert sizes == [10, 5]
 
 
@@ -136,7 +141,7 @@ def test_the_logits_that_tokens_are_chosen_from_are_told() -> None:
             told[row].append(token)
 
     ends = [END, *range(4, 260, 9)]
-    found = generate(lm, prefixes(), ROWS, OWNERS, Sampling(12), end_ids=[ends] * len(ROWS), on_logits=on_logits)
+    found = decode_batch(lm, prefixes(), ROWS, OWNERS, Sampling(12), end_ids=[ends] * len(ROWS), on_logits=on_logits)
     assert len({len(answer.ids) for answer in found}) > 1
     for answer, tokens in zip(found, told, strict=True):
         assert tokens[: len(answer.ids)] == answer.ids
@@ -150,7 +155,7 @@ def test_rows_that_end_together_leave_the_others_alone(ending: tuple[int, ...]) 
     sampling = Sampling(8, temperature=1.2, seed=3)
     alone = made(sampling, rows, owners)
     ends = [[answer.ids[1]] if i in ending else [END] for i, answer in enumerate(alone)]
-    together = generate(tiny_lm("llama"), prefixes(), rows, owners, sampling, end_ids=ends)
+    together = decode_batch(tiny_lm("llama"), prefixes(), rows, owners, sampling, end_ids=ends)
     for i, (answer, before) in enumerate(zip(together, alone, strict=True)):
         stops = before.ids.index(ends[i][0]) if i in ending else len(before.ids)
         assert answer.ids == before.ids[:stops]
@@ -171,7 +176,7 @@ def drawn(sampling: Sampling, logits: list[float], times: int = 4000) -> list[fl
     """How often each token is picked."""
     draw, counts = torch.Generator().manual_seed(0), [0] * len(logits)
     for _ in range(times):
-        counts[pick(torch.tensor(logits), sampling, draw)] += 1
+        counts[sample_token(torch.tensor(logits), sampling, draw)] += 1
     return [count / times for count in counts]
 
 
@@ -282,7 +287,7 @@ def test_pieces_carry_the_number_of_their_row() -> None:
     def on_text(row: int, text: str) -> None:
         texts[row] = texts.get(row, "") + text
 
-    answers = generate(
+    answers = decode_batch(
         lm, prefixes(), ROWS, OWNERS, Sampling(12), end_ids=[[END, *range(4, 260, 9)]] * len(ROWS), on_text=on_text
     )
     assert len({len(answer.ids) for answer in answers}) > 1, "they end at different times"

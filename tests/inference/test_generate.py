@@ -13,14 +13,14 @@ from softprompt.data.template import Template
 from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import ConfigError, DataError, StoreError, WrongBaseError
 from softprompt.evaluation.evaluate import answer_all
-from softprompt.formatting.formatted_prompt import Subject, base_subject, layout_for
-from softprompt.formatting.inputs import record_of
-from softprompt.formatting.text_prompt import text_subject
-from softprompt.inference.generate import Request, answer, load_subjects
+from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for, no_prompt
+from softprompt.formatting.inputs import text_to_record
+from softprompt.formatting.text_prompt import text_prompt
+from softprompt.inference.generate import Request, generate, load_prompts
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
-from softprompt.prompts.forms import digest
+from softprompt.prompts.forms import prompt_digest
 from tests.support.artifacts import card
 from tests.support.cases import random_prompt
 from tests.support.rows import one, records
@@ -36,19 +36,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "prompts"
 
 
-def soft(lm: FrozenLM, form: str, template: Template, n_tokens: int = 5, seed: int = 1) -> Subject:
-    return Subject(random_prompt(lm, form, n_tokens, seed), template, layout_for(lm, template, form))
+def soft(lm: FrozenLM, form: str, template: Template, n_tokens: int = 5, seed: int = 1) -> FormattedPrompt:
+    return FormattedPrompt(random_prompt(lm, form, n_tokens, seed), template, layout_for(lm, template, form))
 
 
-def all_kinds(lm: FrozenLM) -> dict[str, Subject]:
+def all_kinds(lm: FrozenLM) -> dict[str, FormattedPrompt]:
     """Both forms, several lengths and templates, a text prompt and no prompt at all."""
     return {
         "kv": soft(lm, "kv", PLAIN),
         "long": soft(lm, "kv", CHAT, 11, 2),
         "embedding": soft(lm, "embedding", Template("text", "Q: {prompt}\nA:"), 3, 3),
         "talk": soft(lm, "embedding", Template("chat"), 4, 4),
-        "base": base_subject(lm, PLAIN),
-        "written": text_subject(lm, PLAIN, "Be brief.", records({"text": "Fine", "label": "good"})),
+        "base": no_prompt(lm, PLAIN),
+        "written": text_prompt(lm, PLAIN, "Be brief.", records({"text": "Fine", "label": "good"})),
     }
 
 
@@ -58,20 +58,20 @@ def test_mixed_is_each_alone(family: str) -> None:
     lm, sampling = tiny_lm(family, bos=True), Sampling(8)
     subjects = all_kinds(lm)
     requests = [Request(text, name) for text in TEXTS for name in subjects]
-    together = answer(lm, subjects, requests, sampling)
-    alone = [answer(lm, {r.name: subjects[r.name]}, [r], sampling)[0] for r in requests]
+    together = generate(lm, subjects, requests, sampling)
+    alone = [generate(lm, {r.name: subjects[r.name]}, [r], sampling)[0] for r in requests]
     assert together == alone
     assert len({tuple(a.ids) for a in together}) >= len(subjects), "they say different things"
     backwards = dict(reversed(subjects.items()))
-    assert answer(lm, backwards, requests[::-1], sampling) == together[::-1]
+    assert generate(lm, backwards, requests[::-1], sampling) == together[::-1]
 
 
 def test_an_answer_is_what_evaluation_gets() -> None:
     """The same text as a row of data, through the same subject."""
     lm, sampling = tiny_lm("llama", bos=True), Sampling(8)
-    for subject in (soft(lm, "kv", PLAIN), base_subject(lm, PLAIN)):
+    for subject in (soft(lm, "kv", PLAIN), no_prompt(lm, PLAIN)):
         rows = records(*({"text": text, "label": "?"} for text in TEXTS))
-        asked = answer(lm, {"a": subject}, [Request(text, "a") for text in TEXTS], sampling)
+        asked = generate(lm, {"a": subject}, [Request(text, "a") for text in TEXTS], sampling)
         assert asked == answer_all(lm, subject, rows, sampling)
 
 
@@ -81,30 +81,30 @@ def test_the_base_model_is_a_subject_without_a_prompt() -> None:
     ids = lm.tokenizer("Review: Hm\nSentiment:", return_tensors="pt")["input_ids"]
     assert ids[0, 0] == lm.tokenizer.bos_token_id  # type: ignore[index]
     wanted = lm.model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0)  # type: ignore
-    made = answer(lm, {"(base)": base_subject(lm, PLAIN)}, [Request("Hm", "(base)")], Sampling(8))
+    made = generate(lm, {"(base)": no_prompt(lm, PLAIN)}, [Request("Hm", "(base)")], Sampling(8))
     assert made[0].ids == wanted[0, ids.shape[1] :].tolist()  # type: ignore[union-attr]
 
 
 def test_text_comes_as_it_is_made() -> None:
     """Piece by piece, with the number of the request."""
     lm, pieces = tiny_lm("llama"), defaultdict[int, list[str]](list)
-    subjects = {"a": soft(lm, "kv", PLAIN), "b": base_subject(lm, PLAIN)}
+    subjects = {"a": soft(lm, "kv", PLAIN), "b": no_prompt(lm, PLAIN)}
     requests = [Request(text, name) for text in TEXTS for name in subjects]
-    made = answer(lm, subjects, requests, Sampling(12), on_text=lambda row, new: pieces[row].append(new))
+    made = generate(lm, subjects, requests, Sampling(12), on_text=lambda row, new: pieces[row].append(new))
     assert ["".join(pieces[row]) for row in range(len(requests))] == [a.text for a in made]
     assert max(len(new) for new in pieces.values()) > 1
 
 
 def test_prefixes_are_run_once_for_all_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, runs, real = tiny_lm("llama"), list[int](), generation_module.bank
+    lm, runs, real = tiny_lm("llama"), list[int](), generation_module.prepare_prefixes
 
     def counted(lm: FrozenLM, prefixes: list[object]) -> object:
         runs.append(len(prefixes))
         return real(lm, prefixes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(generation_module, "bank", counted)
+    monkeypatch.setattr(generation_module, "prepare_prefixes", counted)
     subjects = {"a": soft(lm, "kv", PLAIN), "b": soft(lm, "embedding", CHAT)}
-    answer(lm, subjects, [Request(text, name) for text in TEXTS for name in subjects], Sampling(2))
+    generate(lm, subjects, [Request(text, name) for text in TEXTS for name in subjects], Sampling(2))
     assert runs == [2]
 
 
@@ -121,27 +121,27 @@ def test_prefixes_are_run_once_for_all_requests(monkeypatch: pytest.MonkeyPatch)
 def test_a_text_fills_the_field(template: Template, text: str | None) -> None:
     """Or is the user's turn."""
     lm = tiny_lm("llama")
-    of = base_subject(lm, template)
-    ids = prompt_ids(record_of("Hi", of, "here"), template, lm.tokenizer)
+    of = no_prompt(lm, template)
+    ids = prompt_ids(text_to_record("Hi", of, "here"), template, lm.tokenizer)
     read = lm.tokenizer.decode([*of.prefix(lm).follow, *ids])
     system = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert read == (system if text is None else text)
 
 
 def test_several_fields_come_as_a_json_object() -> None:
-    of = base_subject(tiny_lm("llama"), Template("text", "{text}\n{text2}"))
-    row = record_of('{"text": "A", "text2": "B", "id": 3}', of, "stdin:4")
+    of = no_prompt(tiny_lm("llama"), Template("text", "{text}\n{text2}"))
+    row = text_to_record('{"text": "A", "text2": "B", "id": 3}', of, "stdin:4")
     assert (row.fields, row.where) == ({"text": "A", "text2": "B"}, "stdin:4")
     for text in ("Hi", "[]", '{"text": "A"}', '{"text": "A", "text2": 2}', "[" * 100_000):
         with pytest.raises(DataError, match=r'(?s)stdin:4: .*several fields.*"text2": "\.\.\."'):
-            record_of(text, of, "stdin:4")
+            text_to_record(text, of, "stdin:4")
 
 
 def test_the_record_of_a_text() -> None:
     lm = tiny_lm("llama")
-    turn = record_of("Hi", base_subject(lm, Template("chat")), "here")
+    turn = text_to_record("Hi", no_prompt(lm, Template("chat")), "here")
     assert (turn.kind, turn.messages, turn.target) == ("messages", (Message("user", "Hi"),), None)
-    row = record_of("Hi {text}", base_subject(lm, PLAIN), "here")
+    row = text_to_record("Hi {text}", no_prompt(lm, PLAIN), "here")
     assert (row.fields, row.target) == ({"text": "Hi {text}"}, None), "braces in a text are text"
     assert prompt_ids(row, PLAIN, lm.tokenizer) == prompt_ids(
         one({"text": "Hi {text}", "label": "?"}), PLAIN, lm.tokenizer
@@ -152,7 +152,7 @@ def test_a_text_that_does_not_fit() -> None:
     lm = tiny_lm("llama")
     texts, said = ["x", "x" * 300], list[str]()
     with pytest.raises(DataError, match=r"(?s)text 2 for a: .*does not fit in the model's context.*<= 256"):
-        answer(
+        generate(
             lm,
             {"a": soft(lm, "kv", PLAIN)},
             [Request(text, "a") for text in texts],
@@ -162,7 +162,7 @@ def test_a_text_that_does_not_fit() -> None:
     assert not said, "refused before any is answered"
 
 
-def saved(lm: FrozenLM, folder: Path, subject: Subject) -> None:
+def saved(lm: FrozenLM, folder: Path, subject: FormattedPrompt) -> None:
     assert subject.prompt is not None
     facts = card(lm.geometry, layout=subject.layout, template=subject.template.to_dict())
     store.save(folder, subject.prompt, facts)
@@ -174,25 +174,25 @@ def test_subjects_are_loaded_by_name_and_path(home: Path, tmp_path: Path) -> Non
     mine = {"tone": soft(lm, "kv", PLAIN), str(tmp_path / "Far"): soft(lm, "embedding", CHAT)}
     saved(lm, home / "tone", mine["tone"])
     saved(lm, tmp_path / "Far", mine[str(tmp_path / "Far")])
-    found = load_subjects(lm, list(mine))
+    found = load_prompts(lm, list(mine))
     assert list(found) == list(mine)
     for name, subject in found.items():
         assert subject.prompt is not None
-        assert digest(subject.prompt) == digest(mine[name].prompt)  # type: ignore[arg-type]
+        assert prompt_digest(subject.prompt) == prompt_digest(mine[name].prompt)  # type: ignore[arg-type]
         assert (subject.template, subject.layout) == (mine[name].template, mine[name].layout)
     requests = [Request(text, name) for text in TEXTS for name in mine]
-    assert answer(lm, found, requests, Sampling(6)) == answer(lm, mine, requests, Sampling(6))
+    assert generate(lm, found, requests, Sampling(6)) == generate(lm, mine, requests, Sampling(6))
 
 
 def test_subjects_that_cannot_be_loaded(home: Path) -> None:
     lm = tiny_lm("llama")
     saved(lm, home / "tone", soft(lm, "kv", PLAIN))
     with pytest.raises(StoreError, match=r"(?s)none.*no such soft prompt.*softprompt list"):
-        load_subjects(lm, ["tone", "none"])
+        load_prompts(lm, ["tone", "none"])
     with pytest.raises(StoreError, match="not a usable name"):
-        load_subjects(lm, ["Tone"])
+        load_prompts(lm, ["Tone"])
     with pytest.raises(WrongBaseError) as caught:
-        load_subjects(tiny_lm("gpt2"), ["tone"])
+        load_prompts(tiny_lm("gpt2"), ["tone"])
     assert "tiny-llama" in str(caught.value) and "tiny-gpt2" in str(caught.value)
 
 
@@ -201,17 +201,17 @@ def test_a_row_ends_by_its_own_template(monkeypatch: pytest.MonkeyPatch) -> None
     lm = tiny_lm("llama", bos=True)
     subjects = {"a": soft(lm, "kv", PLAIN), "b": soft(lm, "kv", CHAT)}
     requests = [Request("Hm", "a"), Request("Hm", "b")]
-    free = answer(lm, subjects, requests, Sampling(6))
+    free = generate(lm, subjects, requests, Sampling(6))
     foreign = free[0].ids[2]
 
     def ends(lm: FrozenLM, template: Template) -> list[int]:
         return [foreign] if template.kind == "chat" else []
 
     monkeypatch.setattr(generation_module, "end_ids", ends)
-    assert answer(lm, subjects, requests, Sampling(6))[0].ids == free[0].ids
+    assert generate(lm, subjects, requests, Sampling(6))[0].ids == free[0].ids
 
 
 def test_an_unknown_name_is_told() -> None:
     lm = tiny_lm("llama")
     with pytest.raises(ConfigError, match="unknown soft prompt"):
-        answer(lm, {"a": base_subject(lm, PLAIN)}, [Request("Hm", "b")], Sampling(2))
+        generate(lm, {"a": no_prompt(lm, PLAIN)}, [Request("Hm", "b")], Sampling(2))

@@ -15,12 +15,12 @@ from torch import Tensor
 from softprompt.data.template import Template
 from softprompt.errors import DataError, GeometryError, SoftpromptError, StoreError
 from softprompt.interchange import peft
-from softprompt.interchange.base import Found
-from softprompt.interchange.import_card import adopt
-from softprompt.interchange.registry import read
+from softprompt.interchange.base import ImportedPrompt
+from softprompt.interchange.import_card import import_card
+from softprompt.interchange.registry import read_foreign
 from softprompt.models.geometry import Geometry, LayerShape
 from softprompt.prompts.card import Layout
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, digest
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, prompt_digest
 from tests.support import artifacts
 from tests.support.adapters import saved_adapter
 from tests.support.cases import random_prompt
@@ -42,7 +42,7 @@ def adapter(folder: Path, kind: str = "PROMPT_TUNING", config: Any = None, **ten
 
 def refused(folder: Path, base: Geometry = BASE) -> SoftpromptError:
     with pytest.raises((StoreError, GeometryError, DataError)) as caught:
-        read(folder, base)
+        read_foreign(folder, base)
     return caught.value
 
 
@@ -99,41 +99,41 @@ def test_task_tensors_that_do_not_fit(cols: tuple[int, ...], rows: tuple[int, ..
 
 def test_a_prefix_of_another_base_names_its_shape(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", "PREFIX_TUNING", prompt_embeddings=torch.ones(3, 48))
-    read(folder, BASE)
+    read_foreign(folder, BASE)
     error = refused(folder, artifacts.geometry(layers=(SHAPE,) * 2, windows=(None,) * 2))
     assert "= 32]" in str(error.expected) and "(3, 48)" in str(error.got)
     assert "one shape for all layers" in refused(folder, artifacts.PLAIN).what
 
 
 def test_a_tensor_narrower_than_the_base_is_refused_before_it_gets_a_card(tmp_path: Path) -> None:
-    (found,) = read(adapter(tmp_path / "a", prompt_embeddings=torch.ones(3, 5)), BASE)
+    (found,) = read_foreign(adapter(tmp_path / "a", prompt_embeddings=torch.ones(3, 5)), BASE)
     with pytest.raises(GeometryError, match="wrong shape"):
-        adopt(tiny_lm(), found, "tone")
+        import_card(tiny_lm(), found, "tone")
 
 
 def test_a_pickled_adapter_is_read_without_unpickling(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a")
     (folder / "adapter_model.safetensors").unlink()
     torch.save({"prompt_embeddings": torch.full((3, 6), 2.0)}, folder / "adapter_model.bin")
-    (found,) = read(folder, BASE)
+    (found,) = read_foreign(folder, BASE)
     assert found.prompt.tensors()["embeddings"].unique().tolist() == [2.0]
     for value in ({"prompt_embeddings": print}, {"prompt_embeddings": [1]}, [1]):
         torch.save(value, folder / "adapter_model.bin")
         refused(folder)
     adapter(folder)
-    (found,) = read(folder, BASE)
+    (found,) = read_foreign(folder, BASE)
     assert found.prompt.tensors()["embeddings"].unique().tolist() == [1.0], "safetensors before a pickle"
 
 
 def test_what_the_adapter_says_of_its_base_is_shown_and_not_kept(tmp_path: Path) -> None:
-    (found,) = read(adapter(tmp_path / "a", config={"base_model_name_or_path": "/home/someone/model"}), BASE)
+    (found,) = read_foreign(adapter(tmp_path / "a", config={"base_model_name_or_path": "/home/someone/model"}), BASE)
     assert found.made_for == "/home/someone/model"
     assert "/home" not in json.dumps(found.facts)
 
 
 def test_an_adapter_in_half_precision_keeps_its_bits(tmp_path: Path) -> None:
     table = torch.randn(3, 48).to(torch.bfloat16)
-    (found,) = read(adapter(tmp_path / "a", "PREFIX_TUNING", prompt_embeddings=table), BASE)
+    (found,) = read_foreign(adapter(tmp_path / "a", "PREFIX_TUNING", prompt_embeddings=table), BASE)
     assert isinstance(found.prompt, KVPrompt)
     assert found.prompt.tensors()["layers.1.v"].dtype == torch.bfloat16
     assert torch.equal(peft.to_flat(found.prompt, BASE), table)
@@ -176,7 +176,7 @@ def test_kv_prompts_that_peft_cannot_hold(layers: Any, tmp_path: Path) -> None:
 def test_the_lead_becomes_the_first_virtual_tokens(tmp_path: Path) -> None:
     lead = torch.randn(2, 6)
     folder = write(tmp_path / "a", "embedding", lead=lead)
-    (found,) = read(folder, BASE)
+    (found,) = read_foreign(folder, BASE)
     assert isinstance(found.prompt, EmbeddingPrompt)
     assert found.prompt.n_tokens == 5
     assert torch.equal(found.prompt.embeddings[:2], lead)
@@ -198,7 +198,7 @@ def test_the_type_of_the_adapter(form: str, method: dict[str, Any], kind: str, t
     config = peft_itself.PeftConfig.from_pretrained(str(folder))
     assert config.peft_type == kind
     assert config.inference_mode is True
-    (found,) = read(folder, BASE)
+    (found,) = read_foreign(folder, BASE)
     assert found.facts.get("frozen_tokens") == (1 if kind == "CARTRIDGE" else None)
 
 
@@ -231,8 +231,8 @@ def test_the_readme_says_how_to_feed_it(bos: bool, tmp_path: Path) -> None:
 def test_bos_behind_the_virtual_tokens(bos: bool | None, tokenizer_bos: bool) -> None:
     """Only where the tokenizer adds one; the user may say no."""
     lm = tiny_lm(bos=tokenizer_bos)
-    found = Found(random_prompt(lm, "kv", 3, 0), {"name": "prefix_tuning", "imported_from": "peft"})
-    card = adopt(lm, found, "tone", bos=bos)
+    found = ImportedPrompt(random_prompt(lm, "kv", 3, 0), {"name": "prefix_tuning", "imported_from": "peft"})
+    card = import_card(lm, found, "tone", bos=bos)
     assert card.layout == Layout(follow_bos=tokenizer_bos and bos is not False)
     assert card.template == {"kind": "text", "text": "{text}", "system": ""}
 
@@ -242,10 +242,10 @@ def test_the_users_template_goes_before_the_frame_of_an_export(tmp_path: Path) -
     prompt = random_prompt(lm, "kv", 3, 0)
     card = artifacts.card(lm.geometry, n_tokens=3, template={"kind": "text", "text": "A: {text}"}, labels=("x", "y"))
     peft.write(tmp_path / "a", prompt, card, torch.zeros(0, 32))
-    (found,) = read(tmp_path / "a", lm.geometry)
-    assert digest(found.prompt) == digest(prompt)
-    assert adopt(lm, found, "tone").layout.follow == "A:"
-    assert adopt(lm, found, "tone", template=Template("text", "B: {text}")).layout.follow == "B:"
+    (found,) = read_foreign(tmp_path / "a", lm.geometry)
+    assert prompt_digest(found.prompt) == prompt_digest(prompt)
+    assert import_card(lm, found, "tone").layout.follow == "A:"
+    assert import_card(lm, found, "tone", template=Template("text", "B: {text}")).layout.follow == "B:"
 
 
 def test_peft_saves_what_the_reader_expects(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from softprompt.errors import StoreError
 from softprompt.interchange import nemo
 from softprompt.interchange import npy as npy_module
-from softprompt.interchange.base import Found
-from softprompt.interchange.registry import FORMATS, detect, read
+from softprompt.interchange.base import ImportedPrompt
+from softprompt.interchange.registry import FORMATS, detect, read_foreign
 from softprompt.models.geometry import LayerShape
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from tests.support.artifacts import geometry
@@ -31,17 +31,17 @@ TABLE = torch.arange(18.0).reshape(3, 6) / 7
 
 def refused(path: Path) -> StoreError:
     with pytest.raises(StoreError) as caught:
-        read(path, BASE)
+        read_foreign(path, BASE)
     return caught.value
 
 
-def the_one(path: Path) -> Found:
-    (found,) = read(path, BASE)
+def the_one(path: Path) -> ImportedPrompt:
+    (found,) = read_foreign(path, BASE)
     check_fits(found.prompt, BASE)
     return found
 
 
-def table(found: Found) -> Tensor:
+def table(found: ImportedPrompt) -> Tensor:
     assert isinstance(found.prompt, EmbeddingPrompt)
     return found.prompt.embeddings
 
@@ -141,7 +141,7 @@ class TestKobold:
         for at in range(0, len(whole), 3):
             (tmp_path / "y.zip").write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
             with contextlib.suppress(StoreError):
-                read(tmp_path / "y.zip", BASE)
+                read_foreign(tmp_path / "y.zip", BASE)
         (tmp_path / "y.zip").write_bytes(whole[: len(whole) // 2])
         refused(tmp_path / "y.zip")
 
@@ -183,7 +183,7 @@ class TestNemo:
         members = [(f"{dot}model_config.yaml", config), (f"{dot}model_weights.ckpt", data)]
         path = self.tar(tmp_path / "x.nemo", *members, mode=mode)
         assert detect(path) == "nemo"
-        found = read(path, BASE)
+        found = read_foreign(path, BASE)
         assert [one.task for one in found] == ["intent", "slot-filling"]
         for i, one in enumerate(found):
             assert torch.equal(table(one), TABLE + i)

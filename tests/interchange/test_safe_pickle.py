@@ -21,7 +21,7 @@ from torch import Tensor, _utils, nn
 
 from softprompt.errors import StoreError
 from softprompt.interchange import safe_pickle
-from softprompt.interchange.safe_pickle import PARAMETER_LIST, Inert, parameters
+from softprompt.interchange.safe_pickle import PARAMETER_LIST, OpaqueObject, parameters
 
 DTYPES = [*safe_pickle.DTYPES.values()]
 
@@ -33,7 +33,7 @@ def saved(value: object, **options: Any) -> bytes:
 
 
 def read(data: bytes) -> Any:
-    return safe_pickle.read(io.BytesIO(data), "x.pt")
+    return safe_pickle.read_torch_file(io.BytesIO(data), "x.pt")
 
 
 def refused(data: bytes) -> StoreError:
@@ -132,7 +132,7 @@ def test_any_plain_data(value: Any) -> None:
 def test_parameter_lists() -> None:
     tensors = [torch.randn(1, 2, 3, 4) for _ in range(12)]  # more than ten: "10" is not behind "1"
     (made,) = read(saved([nn.ParameterList(tensors)]))
-    assert isinstance(made, Inert) and made.kind == PARAMETER_LIST
+    assert isinstance(made, OpaqueObject) and made.kind == PARAMETER_LIST
     assert same(parameters(made, "x"), tensors)
     assert parameters(read(saved([nn.ParameterList()]))[0], "x") == []
     assert same(parameters(read(saved(tensors)), "x"), tensors)

@@ -9,9 +9,9 @@ from softprompt.data.template import bos_ids
 from softprompt.methods.initializers import harvest
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.support.cases import check_close, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -28,7 +28,7 @@ def whole_text(lm: FrozenLM, before: list[int], row: list[int]) -> torch.Tensor:
 def check(lm: FrozenLM, prefix: Prefix, before: list[int]) -> None:
     with torch.no_grad():
         wanted = torch.cat([whole_text(lm, before, row) for row in ROWS])
-        ours = lm.logits(hidden(lm, bank(lm, [prefix]), [Row(row) for row in ROWS]))
+        ours = lm.logits(packed_hidden_states(lm, prepare_prefixes(lm, [prefix]), [Row(row) for row in ROWS]))
     check_close(ours, wanted)
 
 

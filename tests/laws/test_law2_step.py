@@ -20,11 +20,11 @@ from softprompt.methods.registry import build
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.training.config import TrainConfig
 from softprompt.training.events import Event
 from softprompt.training.loop import train
-from softprompt.training.trial import Candidate, Task
+from softprompt.training.trial import Task, Trial
 from tests.laws.oracle import plain_logits
 from tests.support.cases import examples, gradient_tensors, mixed_prefixes, random_prompt, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -45,7 +45,7 @@ def plain_loss(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example]
 
 def check_step(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: Sequence[int]) -> None:
     leaves = gradient_tensors(prefixes)
-    ours = token_losses(lm, bank(lm, prefixes), rows, owners).sum()
+    ours = token_losses(lm, prepare_prefixes(lm, prefixes), rows, owners).sum()
     our_grads = torch.autograd.grad(ours, leaves)
     wanted = plain_loss(lm, prefixes, rows, owners)
     wanted_grads = torch.autograd.grad(wanted, leaves)
@@ -85,11 +85,11 @@ def test_with_gradient_checkpointing(family: str, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(model_module, "checkpoint", counted)
     prefixes, rows = mixed_prefixes(lm, grad=True), examples(LENGTHS)
-    bank(lm, prefixes)  # the first call verifies the model, which would be counted too
+    prepare_prefixes(lm, prefixes)  # the first call verifies the model, which would be counted too
     lm.checkpoint_layers()
     try:
         leaves = gradient_tensors(prefixes)
-        ours = torch.autograd.grad(token_losses(lm, bank(lm, prefixes), rows, OWNERS).sum(), leaves)
+        ours = torch.autograd.grad(token_losses(lm, prepare_prefixes(lm, prefixes), rows, OWNERS).sum(), leaves)
         assert len(runs) == 2 * len(lm.geometry.layers), "each layer, once for the prefixes and once for the rows"
     finally:
         lm.checkpoint_layers(False)
@@ -114,7 +114,7 @@ def test_the_training_step_in_parts(method: str, accumulate: int, tmp_path: Path
             steps.append(event.numbers)
 
     oracle = build(method, lm, start)
-    candidate = Candidate(learner, [Task(rows, [], (), (8,))], settings, lm.device)
+    candidate = Trial(learner, [Task(rows, [], (), (8,))], settings, lm.device)
     train(lm, [candidate], tmp_path, report=report)
     wanted = plain_loss(lm, [Prefix(oracle()[0], (), (8,))], rows, [0] * len(rows)) / learned_tokens(rows)
     wanted.backward()

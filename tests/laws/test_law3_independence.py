@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softprompt.inference.decoding import generate
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
-from softprompt.prefix.decoding import Session
-from softprompt.prefix.kv import Bank
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.decoding import DecodingSession
+from softprompt.prefix.kv import PrefixKV
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from tests.support.cases import FIRST, check_close, mixed_prefixes, text_ids
 from tests.support.tiny import FAMILIES, VOCAB, tiny_lm
 
@@ -26,25 +26,25 @@ Lengths = st.lists(st.tuples(st.integers(1, 14), st.integers(0, PREFIXES - 1)), 
 
 
 @functools.cache
-def one_bank(family: str, owner: int) -> Bank:
+def one_bank(family: str, owner: int) -> PrefixKV:
     """A bank of this prefix alone."""
     lm = tiny_lm(family)
     with torch.no_grad():
-        return bank(lm, [mixed_prefixes(lm)[owner]])
+        return prepare_prefixes(lm, [mixed_prefixes(lm)[owner]])
 
 
 @functools.cache
-def big_bank(family: str) -> Bank:
+def big_bank(family: str) -> PrefixKV:
     lm = tiny_lm(family)
     with torch.no_grad():
-        return bank(lm, mixed_prefixes(lm))
+        return prepare_prefixes(lm, mixed_prefixes(lm))
 
 
 def alone(family: str, ids: list[int], owner: int) -> Tensor:
     """Logits [T, V] of a row that has the model for itself."""
     lm = tiny_lm(family)
     with torch.no_grad():
-        return lm.logits(hidden(lm, one_bank(family, owner), [Row(ids)]))
+        return lm.logits(packed_hidden_states(lm, one_bank(family, owner), [Row(ids)]))
 
 
 @given(st.sampled_from(FAMILIES), Lengths, st.integers(1, 60) | st.none(), st.randoms(use_true_random=False))
@@ -54,7 +54,7 @@ def test_packed_rows(family: str, kinds: list[tuple[int, int]], capacity: int | 
     rows = [Row(text_ids(n, 100 + i), owner) for i, (n, owner) in enumerate(kinds)]
     order.shuffle(rows)
     with torch.no_grad():
-        states = hidden(lm, big_bank(family), rows, capacity=capacity)
+        states = packed_hidden_states(lm, big_bank(family), rows, capacity=capacity)
     parts = lm.logits(states).split([len(row.ids) for row in rows])
     for row, ours in zip(rows, parts, strict=True):
         check_close(ours, alone(family, list(row.ids), row.prefix))
@@ -67,7 +67,7 @@ def test_session_with_rows_that_leave(family: str, kinds: list[tuple[int, int]],
     lm = tiny_lm(family)
     rows = [text_ids(n, 200 + i) for i, (n, _) in enumerate(kinds)]
     owners = [owner for _, owner in kinds]
-    session, active = Session(lm, big_bank(family), rows, owners, room=4), list(range(len(rows)))
+    session, active = DecodingSession(lm, big_bank(family), rows, owners, room=4), list(range(len(rows)))
     for step in range(4):
         kept = data.draw(
             st.permutations(range(len(active))).flatmap(
@@ -91,9 +91,9 @@ def test_greedy_answers(family: str) -> None:
     rows = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5)]
     owners, ends = [0, 1, 2, 3, 4, 5, 1], [*range(FIRST), *range(FIRST, VOCAB, 9)]
     sampling = Sampling(max_new_tokens=12)
-    together = generate(lm, big_bank(family), rows, owners, sampling, end_ids=[ends] * len(rows))
+    together = decode_batch(lm, big_bank(family), rows, owners, sampling, end_ids=[ends] * len(rows))
     for row, owner, ours in zip(rows, owners, together, strict=True):
-        (single,) = generate(lm, one_bank(family, owner), [row], [0], sampling, end_ids=[ends])
+        (single,) = decode_batch(lm, one_bank(family, owner), [row], [0], sampling, end_ids=[ends])
         assert (ours.ids, ours.text, ours.finish) == (single.ids, single.text, single.finish)
 
 
@@ -102,7 +102,7 @@ def test_greedy_answers_do_end_at_different_times() -> None:
     lm = tiny_lm("llama")
     rows = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5)]
     ends = [*range(FIRST), *range(FIRST, VOCAB, 9)]
-    answers = generate(
+    answers = decode_batch(
         lm, big_bank("llama"), rows, [0, 1, 2, 3, 4, 5, 1], Sampling(max_new_tokens=12), end_ids=[ends] * 7
     )
     assert len({len(answer.ids) for answer in answers}) > 2

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from softprompt.files import read_json, read_tensors
 from softprompt.methods.registry import KV_METHODS, METHODS
-from softprompt.prompts.forms import digest
+from softprompt.prompts.forms import prompt_digest
 from softprompt.training.events import Event
 from softprompt.training.loop import Result
 from tests.support.tasks import learner, run
@@ -47,7 +47,7 @@ def check_same(folder: Path, ours: Result, other: Path, theirs: Result) -> None:
         assert any(name.startswith(f"state.{part}") for name in tensors), part
     assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
     assert facts == other_facts
-    assert digest(ours.prompt) == digest(theirs.prompt)
+    assert prompt_digest(ours.prompt) == prompt_digest(theirs.prompt)
     assert (ours.step, ours.stopped, ours.validation_loss) == (theirs.step, theirs.stopped, theirs.validation_loss)
     assert ours.history == theirs.history
 
@@ -119,7 +119,7 @@ def test_early_stopping_is_resumed_too(tmp_path: Path) -> None:
     run(lm, learner(lm, "prompt-tuning"), folder, report=stop_after(1), **changes)
     resumed = run(lm, learner(lm, "prompt-tuning"), folder, resume=True, **changes)
     assert (resumed.step, resumed.stopped) == (straight.step, "patience")
-    assert digest(resumed.prompt) == digest(straight.prompt)
+    assert prompt_digest(resumed.prompt) == prompt_digest(straight.prompt)
     assert resumed.history == straight.history
 
 

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from softprompt.data.template import Template
-from softprompt.formatting.formatted_prompt import card_subject, layout_ids
+from softprompt.formatting.formatted_prompt import from_card, layout_ids
 from softprompt.interchange import peft
-from softprompt.interchange.base import Found
-from softprompt.interchange.import_card import adopt
-from softprompt.interchange.registry import read
+from softprompt.interchange.base import ImportedPrompt
+from softprompt.interchange.import_card import import_card
+from softprompt.interchange.registry import read_foreign
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
 from softprompt.prompts.card import Card, Layout
-from softprompt.prompts.forms import Prompt, digest
+from softprompt.prompts.forms import Prompt, prompt_digest
 from tests.support.adapters import CONFIGS, peft_logits, saved_adapter
 from tests.support.artifacts import contents
 from tests.support.cases import check_close, random_prompt, text_ids
@@ -43,8 +43,8 @@ PAIRS.remove(("opt", "CPT"))
 def our_logits(lm: FrozenLM, prompt: Prompt, card: Card, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Logits at the tokens of each row, all rows packed behind the prompt in its card's frame."""
     with torch.no_grad():
-        prefixes = bank(lm, [card_subject(prompt, card).prefix(lm)])
-        logits = lm.logits(hidden(lm, prefixes, [Row(row) for row in rows]))
+        prefixes = prepare_prefixes(lm, [from_card(prompt, card).prefix(lm)])
+        logits = lm.logits(packed_hidden_states(lm, prefixes, [Row(row) for row in rows]))
     return list(logits.split([len(row) for row in rows]))
 
 
@@ -53,8 +53,8 @@ def check_rows(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
         check_close(mine, wanted)
 
 
-def imported(lm: FrozenLM, folder: Path) -> list[Found]:
-    return read(folder, lm.geometry)
+def imported(lm: FrozenLM, folder: Path) -> list[ImportedPrompt]:
+    return read_foreign(folder, lm.geometry)
 
 
 @pytest.mark.parametrize(("family", "kind"), PAIRS)
@@ -64,7 +64,7 @@ def test_imported_adapters(family: str, kind: str, tmp_path: Path) -> None:
     found = imported(lm, folder)
     assert len(found) == (3 if kind == "MULTITASK_PROMPT_TUNING" else 1)
     for i, one in enumerate(found):
-        card = adopt(lm, one, "tone")
+        card = import_card(lm, one, "tone")
         assert (card.method["name"], card.method["imported_from"], card.n_tokens) == (kind.lower(), "peft", 5)
         task = i if len(found) > 1 else None
         check_rows(our_logits(lm, one.prompt, card, ROWS), peft_logits(lm, folder, ROWS, task))
@@ -90,7 +90,7 @@ def test_out_and_in_again(form: str, tmp_path: Path) -> None:
     lm = tiny_lm(bos=True)
     prompt, card = made(lm, form, Layout(follow="Row:"), labels=("yes", "no"), method={"name": "x"})
     (found,) = imported(lm, exported(lm, prompt, card, tmp_path / "adapter"))
-    again = adopt(lm, found, "tone")
+    again = import_card(lm, found, "tone")
     assert contents(found.prompt) == contents(prompt)
     assert (again.template, again.labels, again.layout) == (card.template, card.labels, card.layout)
     assert again.method == {"name": found.facts["name"], "imported_from": "peft"}
@@ -100,7 +100,7 @@ def test_a_baked_lead_is_imported_as_virtual_tokens(tmp_path: Path) -> None:
     lm = tiny_lm(bos=True)
     prompt, card = made(lm, "embedding", Layout(bos=True, lead="ab", follow="Row:"))
     (found,) = imported(lm, exported(lm, prompt, card, tmp_path / "adapter"))
-    again = adopt(lm, found, "tone")
+    again = import_card(lm, found, "tone")
     assert again.n_tokens == card.n_tokens + 3
     assert again.layout == Layout(follow="Row:")
     check_rows(our_logits(lm, found.prompt, again, ROWS), our_logits(lm, prompt, card, ROWS))
@@ -111,12 +111,12 @@ def test_in_and_out_again(kind: str, tmp_path: Path) -> None:
     """PEFT's tensor comes back with the same bits, in an adapter of the same type; BOS stays part of the text."""
     lm = tiny_lm(bos=True)
     (found,) = imported(lm, saved_adapter(kind, lm, tmp_path / "one"))
-    card = store.save(tmp_path / "tone", found.prompt, adopt(lm, found, "tone", template=TEMPLATE))
+    card = store.save(tmp_path / "tone", found.prompt, import_card(lm, found, "tone", template=TEMPLATE))
     assert card.layout == Layout(follow_bos=True, follow="Row:")
     (again,) = imported(lm, exported(lm, found.prompt, card, tmp_path / "two"))
-    assert digest(again.prompt) == digest(found.prompt)
+    assert prompt_digest(again.prompt) == prompt_digest(found.prompt)
     assert again.facts == found.facts
-    assert adopt(lm, again, "tone").layout == card.layout
+    assert import_card(lm, again, "tone").layout == card.layout
 
 
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
@@ -125,7 +125,7 @@ def test_the_bos_of_the_tokenizer_is_behind_the_virtual_tokens(kind: str, tmp_pa
     lm = tiny_lm(bos=True)
     folder = saved_adapter(kind, lm, tmp_path / "adapter")
     (found,) = imported(lm, folder)
-    card = adopt(lm, found, "tone", template=TEMPLATE)
+    card = import_card(lm, found, "tone", template=TEMPLATE)
     text = lm.tokenizer.encode("Row: hello")
     body = lm.encode(" hello")
     (theirs,) = peft_logits(lm, folder, [text])
@@ -134,7 +134,13 @@ def test_the_bos_of_the_tokenizer_is_behind_the_virtual_tokens(kind: str, tmp_pa
 
 def made(lm: FrozenLM, form: str, layout: Layout, **facts: object) -> tuple[Prompt, Card]:
     prompt = random_prompt(lm, form, 5, 7)
-    given = {"name": "tone", "form": form, "n_tokens": 5, "sha256": digest(prompt), "base": lm.geometry.to_dict()}
+    given = {
+        "name": "tone",
+        "form": form,
+        "n_tokens": 5,
+        "sha256": prompt_digest(prompt),
+        "base": lm.geometry.to_dict(),
+    }
     return prompt, Card.model_validate(given | {"layout": layout, "template": TEMPLATE.to_dict()} | facts)
 
 

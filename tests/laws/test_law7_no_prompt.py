@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softprompt.prefix.decoding import Session
+from softprompt.prefix.decoding import DecodingSession
 from softprompt.prefix.forward import mask_styles
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prefix.verify import verify
 from tests.support.cases import check_close, mixed_prefixes, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -33,10 +33,10 @@ def test_empty_prefix(family: str) -> None:
         wanted = [lm.model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in ROWS]
         for prefixes in ([Prefix()], [*mixed_prefixes(lm), Prefix()]):
             number = len(prefixes) - 1
-            own = bank(lm, prefixes)
+            own = prepare_prefixes(lm, prefixes)
             assert own.lengths[number] == 0
             for capacity in (1, 50):
-                states = hidden(lm, own, [Row(row, number) for row in ROWS], capacity=capacity)
+                states = packed_hidden_states(lm, own, [Row(row, number) for row in ROWS], capacity=capacity)
                 check_close(lm.logits(states), torch.cat(wanted))
-            session = Session(lm, own, ROWS, [number] * len(ROWS), room=1)
+            session = DecodingSession(lm, own, ROWS, [number] * len(ROWS), room=1)
             check_close(lm.logits(session.hidden), torch.stack([w[-1] for w in wanted]))

@@ -9,7 +9,7 @@ from softprompt.methods.base import Method
 from softprompt.methods.initializers import INITS
 from softprompt.methods.registry import KV_METHODS, METHODS
 from softprompt.methods.smop import SMoP
-from softprompt.prompts.forms import check_fits, digest
+from softprompt.prompts.forms import check_fits, prompt_digest
 from tests.support.cases import random_prompt, text_ids
 from tests.support.tasks import learner
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -36,7 +36,7 @@ def made(family: str, name: str, init: str, n_tokens: int) -> Method | SMoP:
 
 def whole(method: Method | SMoP) -> list[str]:
     """The digests of all that it freezes into."""
-    return [digest(prompt) for prompt in method.freeze()]
+    return [prompt_digest(prompt) for prompt in method.freeze()]
 
 
 @pytest.mark.parametrize("n_tokens", [1, 9])
@@ -50,11 +50,11 @@ def test_every_method_from_every_start(name: str, init: str, n_tokens: int) -> N
         assert prompt.n_tokens == n_tokens
         tensors = prompt.tensors().values()
         assert all(t.dtype == torch.float32 and not t.requires_grad and t.grad_fn is None for t in tensors)
-    before = [digest(prompt) for prompt in prompts]
+    before = [prompt_digest(prompt) for prompt in prompts]
     with torch.no_grad():
         for tensor in [*method.parameters(), *method.buffers()]:
             tensor.fill_(7.0)
-    assert [digest(prompt) for prompt in prompts] == before, "the frozen prompt shares memory with the method"
+    assert [prompt_digest(prompt) for prompt in prompts] == before, "the frozen prompt shares memory with the method"
     for live, kept in zip(method(), method.freeze(), strict=True):
         assert any(t.requires_grad for t in live.tensors().values())
         assert not any(t.requires_grad for t in kept.tensors().values())

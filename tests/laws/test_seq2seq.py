@@ -20,7 +20,7 @@ from torch.testing import assert_close
 import softprompt.prefix.seq2seq as module
 from softprompt.data.tokenize import Example
 from softprompt.errors import UnsupportedModelError
-from softprompt.inference.decoding import generate
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.methods.base import Start
 from softprompt.methods.initializers import harvest
@@ -28,10 +28,10 @@ from softprompt.methods.registry import build
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank, session
-from softprompt.prefix.seq2seq import SITES, EncoderDecoderBank, answer_states, recorded
+from softprompt.prefix.prepare import prepare_prefixes, start_decoding
+from softprompt.prefix.seq2seq import SITES, Seq2SeqPrefixKV, answer_hidden_states, record_text_kv
 from softprompt.prefix.verify import proven, verify
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from tests.laws.seq2seq import SUBSETS, at, check_close, mixed, only, own_logits, plain_encoder, plain_logits
@@ -44,14 +44,14 @@ LENGTHS = (9, 2, 15, 3, 1, 7, 12, 4, 2, 8)  # the row of one token learns nothin
 OWNERS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 1)
 
 
-def made(lm: FrozenLM, prefixes: Sequence[Prefix]) -> EncoderDecoderBank:
-    own = bank(lm, prefixes)
-    assert isinstance(own, EncoderDecoderBank)
+def made(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Seq2SeqPrefixKV:
+    own = prepare_prefixes(lm, prefixes)
+    assert isinstance(own, Seq2SeqPrefixKV)
     return own
 
 
 def ours(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequence[int]) -> Tensor:
-    return lm.logits(answer_states(lm, made(lm, [prefix]), [text], [answer], [0]))
+    return lm.logits(answer_hidden_states(lm, made(lm, [prefix]), [text], [answer], [0]))
 
 
 def split(example: Example) -> tuple[tuple[int, ...], tuple[int, ...], list[bool]]:
@@ -95,7 +95,7 @@ def test_law_1_keys_and_values_taken_in_context_stand_for_their_tokens(family: s
     what it wrote first may go."""
     lm, p = tiny_seq2seq(family), 4
     written = [*text_ids(p, 6), 0, *ANSWER[:-1]]
-    layers = recorded(lm, [*TEXT, 2], written)
+    layers = record_text_kv(lm, [*TEXT, 2], written)
     cut = KVPrompt(tuple(None if kv is None else (kv[0][0, :, :p], kv[1][0, :, :p]) for kv in layers))
     gone = {"encoder", "cross"} <= set(sites)
     prefix = Prefix(only(lm, cut, sites if gone else [s for s in sites if s == "decoder"]))
@@ -145,7 +145,7 @@ def test_law_2_loss_and_gradient(family: str, tokens: int, monkeypatch: pytest.M
     lm, rows = tiny_seq2seq(family), examples(LENGTHS)
     prefixes = mixed(lm, grad=True)
     leaves = gradient_tensors(prefixes)
-    loss = token_losses(lm, bank(lm, prefixes), rows, OWNERS).sum()
+    loss = token_losses(lm, prepare_prefixes(lm, prefixes), rows, OWNERS).sum()
     losses = plain_losses(lm, prefixes, rows, OWNERS)
     assert len(losses) == learned_tokens(rows)
     assert_close(loss, losses.sum(), rtol=1e-5, atol=0)
@@ -165,10 +165,14 @@ def test_law_2_with_gradient_checkpointing(family: str) -> None:
     lm, rows = tiny_seq2seq(family), examples(LENGTHS)
     prefixes = mixed(lm, grad=True)
     leaves = gradient_tensors(prefixes)
-    wanted = torch.autograd.grad(token_losses(lm, bank(lm, prefixes), rows, OWNERS).sum(), leaves, allow_unused=True)
+    wanted = torch.autograd.grad(
+        token_losses(lm, prepare_prefixes(lm, prefixes), rows, OWNERS).sum(), leaves, allow_unused=True
+    )
     lm.checkpoint_layers()
     try:
-        found = torch.autograd.grad(token_losses(lm, bank(lm, prefixes), rows, OWNERS).sum(), leaves, allow_unused=True)
+        found = torch.autograd.grad(
+            token_losses(lm, prepare_prefixes(lm, prefixes), rows, OWNERS).sum(), leaves, allow_unused=True
+        )
     finally:
         lm.checkpoint_layers(False)
     for one, other in zip(found, wanted, strict=True):
@@ -179,7 +183,7 @@ def test_law_2_with_gradient_checkpointing(family: str) -> None:
 @torch.no_grad()
 def test_log_likelihoods_come_in_the_order_of_the_rows() -> None:
     lm, rows = tiny_seq2seq(), examples(LENGTHS)
-    found = token_losses(lm, bank(lm, mixed(lm)), rows, OWNERS)
+    found = token_losses(lm, prepare_prefixes(lm, mixed(lm)), rows, OWNERS)
     check_close(found, plain_losses(lm, mixed(lm), rows, OWNERS))
 
 
@@ -195,7 +199,7 @@ def test_law_3_batch_mates(family: str, kinds: list[tuple[int, int, int]], token
     answers = [text_ids(n, 200 + i) for i, (_, n, _) in enumerate(kinds)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TOKENS", tokens)
-        states = answer_states(lm, made(lm, prefixes), texts, answers, [owner for _, _, owner in kinds])
+        states = answer_hidden_states(lm, made(lm, prefixes), texts, answers, [owner for _, _, owner in kinds])
     parts = lm.logits(states).split([len(answer) for answer in answers])
     for text, answer, (_, _, owner), found in zip(texts, answers, kinds, parts, strict=True):
         check_close(found, plain_logits(lm, prefixes[owner], text, answer))
@@ -206,7 +210,7 @@ def test_law_3_batch_mates(family: str, kinds: list[tuple[int, int, int]], token
 def test_law_3_a_session_with_rows_that_leave_and_split(family: str) -> None:
     lm, prefixes = tiny_seq2seq(family), mixed(tiny_seq2seq(family))
     texts, owners = [text_ids(n, n) for n in (3, 11, 1, 7, 5, 2, 9, 4, 6)], list(range(9))
-    growing = session(lm, bank(lm, prefixes), texts, owners, room=4)
+    growing = start_decoding(lm, prepare_prefixes(lm, prefixes), texts, owners, room=4)
     active, written = list(range(9)), [[] for _ in range(9)]
     for step, kept in enumerate(([8, 2, 0, 1, 5, 3, 4, 6, 7], [1, 3, 3, 0, 8], [0, 2, 1])):
         growing.keep(torch.tensor(kept))
@@ -228,7 +232,7 @@ def test_law_3_greedy_answers(family: str) -> None:
     texts = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5, 4, 6)]
     ends = list(range(0, 300, 7))
     sampling = Sampling(max_new_tokens=8)
-    answers = generate(lm, bank(lm, prefixes), texts, range(9), sampling, end_ids=[ends] * 9)
+    answers = decode_batch(lm, prepare_prefixes(lm, prefixes), texts, range(9), sampling, end_ids=[ends] * 9)
     for text, prefix, answer in zip(texts, prefixes, answers, strict=True):
         wanted: list[int] = []
         while len(wanted) < 8 and (token := int(plain_logits(lm, prefix, text, [*wanted, 0])[-1].argmax())) not in ends:
@@ -244,7 +248,7 @@ def test_law_7_no_prompt_is_the_base_model(family: str) -> None:
     lm = tiny_seq2seq(family)
     prefixes = [*mixed(lm), Prefix()]
     for own, number in (([Prefix()], 0), (prefixes, 9)):
-        states = answer_states(lm, made(lm, own), [TEXT], [ANSWER], [number])
+        states = answer_hidden_states(lm, made(lm, own), [TEXT], [ANSWER], [number])
         check_close(lm.logits(states), own_logits(lm, TEXT, ANSWER))
     assert made(lm, [Prefix()]).lengths == (0,)
 
@@ -254,7 +258,7 @@ def test_law_7_the_model_itself_stays_what_it_was() -> None:
     """The hooks that are left on it do nothing in calls of others."""
     lm = tiny_seq2seq()
     before = own_logits(lm, TEXT, ANSWER)
-    answer_states(lm, made(lm, mixed(lm)), [TEXT], [ANSWER], [1])
+    answer_hidden_states(lm, made(lm, mixed(lm)), [TEXT], [ANSWER], [1])
     assert torch.equal(own_logits(lm, TEXT, ANSWER), before)
 
 
@@ -297,10 +301,10 @@ def test_a_wrong_head_is_noticed() -> None:
 def test_what_is_for_causal_models_only_says_so() -> None:
     lm = tiny_seq2seq()
     with pytest.raises(UnsupportedModelError, match="causal models only"):
-        hidden(lm, bank(lm, [Prefix()]), [Row([5, 6])])
+        packed_hidden_states(lm, prepare_prefixes(lm, [Prefix()]), [Row([5, 6])])
 
 
 def test_virtual_tokens_cannot_be_hidden_from_a_row() -> None:
     lm = tiny_seq2seq()
     with pytest.raises(UnsupportedModelError, match="cannot hide virtual tokens"):
-        bank(lm, [Prefix(random_prompt(lm, "embedding", 3, 1), unseen=(0, 2))])
+        prepare_prefixes(lm, [Prefix(random_prompt(lm, "embedding", 3, 1), unseen=(0, 2))])

@@ -10,8 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.errors import ConfigError, GeometryError
-from softprompt.methods.attempt import Mixture
-from softprompt.methods.initializers import embeddings, keys_values
+from softprompt.methods.attempt import Attempt
+from softprompt.methods.initializers import initial_embeddings, initial_keys_values
 from softprompt.methods.matrix import to_table
 from softprompt.methods.registry import build
 from softprompt.prompts.forms import EmbeddingPrompt, check_fits, to
@@ -23,10 +23,10 @@ from tests.support.tiny import tiny_lm
 FORMS = ("embedding", "kv")
 
 
-def mixture(form: str, **changes: Any) -> Mixture:
+def mixture(form: str, **changes: Any) -> Attempt:
     lm = tiny_lm("llama")
     changes = {"sources": tuple(random_prompt(lm, form, 6, seed) for seed in (1, 2, 3))} | changes
-    return Mixture(lm, start_of(lm, **changes))
+    return Attempt(lm, start_of(lm, **changes))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -53,7 +53,9 @@ def test_the_equation(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_starts_exactly_at_the_initialiser(form: str) -> None:
     lm = tiny_lm("llama")
-    wanted = embeddings(lm, start_of(lm)) if form == "embedding" else to_table(keys_values(lm, start_of(lm)))
+    wanted = (
+        initial_embeddings(lm, start_of(lm)) if form == "embedding" else to_table(initial_keys_values(lm, start_of(lm)))
+    )
     (prompt,) = mixture(form)()
     assert_close(to_table(prompt).detach(), wanted, rtol=0, atol=0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softprompt.errors import ConfigError
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.support.learning import learn
 from tests.support.tasks import answers, learner, start_of
@@ -17,7 +17,7 @@ from tests.support.tiny import tiny_lm
 def test_starts_at_the_nearest_matrix_of_its_rank(rank: int) -> None:
     """What is lost is the rest of the singular values (Eckart and Young 1936); more rank than tokens adds nothing."""
     lm = tiny_lm("llama")
-    method, begin = learner(lm, "decomposed", rank=rank), embeddings(lm, start_of(lm))
+    method, begin = learner(lm, "decomposed", rank=rank), initial_embeddings(lm, start_of(lm))
     (prompt,) = method()
     assert isinstance(prompt, EmbeddingPrompt)
     assert torch.linalg.matrix_rank(prompt.embeddings.detach()) == min(rank, 6)
@@ -30,7 +30,7 @@ def test_directions_that_the_start_lacks_can_grow() -> None:
     """A text of two tokens, repeated, has rank two."""
     lm = tiny_lm("llama")
     method = learner(lm, "decomposed", text=(70, 71), rank=4)
-    assert torch.linalg.matrix_rank(embeddings(lm, start_of(lm, text=(70, 71)))) == 2
+    assert torch.linalg.matrix_rank(initial_embeddings(lm, start_of(lm, text=(70, 71)))) == 2
     learn(lm, method, answers(16, 0), steps=3)
     (prompt,) = method()
     assert isinstance(prompt, EmbeddingPrompt)

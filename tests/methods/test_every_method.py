@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.methods.initializers import INITS, embeddings, keys_values
+from softprompt.methods.initializers import INITS, initial_embeddings, initial_keys_values
 from softprompt.methods.matrix import to_table
 from softprompt.methods.registry import KV_METHODS, METHODS
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import Prompt, digest, frozen
+from softprompt.prompts.forms import Prompt, frozen, prompt_digest
 from tests.laws.oracle import plain_logits
 from tests.support.cases import check_close, random_prompt, text_ids
 from tests.support.learning import FOLLOW, judged, learn, nats, nats_behind
@@ -29,7 +29,7 @@ TRAINED = [name for name in METHODS if name not in ("prompt-tuning", "prefix-tun
 def test_starts_exactly_where_the_initialiser_says(name: str, family: str) -> None:
     lm = tiny_lm(family)
     start = start_of(lm)
-    wanted = to_table(keys_values(lm, start)) if name in KV_METHODS else embeddings(lm, start)
+    wanted = to_table(initial_keys_values(lm, start)) if name in KV_METHODS else initial_embeddings(lm, start)
     for prompt in learner(lm, name).eval()():
         off = 1e-5 if name == "decomposed" else 0.0  # a product of two matrices is rounded
         assert_close(to_table(prompt).detach(), wanted, rtol=off, atol=off)
@@ -40,7 +40,7 @@ def test_starts_exactly_where_the_initialiser_says(name: str, family: str) -> No
 def test_from_every_initialiser(name: str, init: str) -> None:
     lm, kv = tiny_lm("llama"), name in KV_METHODS
     start = start_of(lm, init=init, prompt=random_prompt(lm, "kv" if kv else "embedding", 6, 3), seed=2)
-    wanted = to_table(keys_values(lm, start)) if kv else embeddings(lm, start)
+    wanted = to_table(initial_keys_values(lm, start)) if kv else initial_embeddings(lm, start)
     method = learner(lm, name, init=init, prompt=start.prompt, seed=2).eval()
     assert_close(to_table(method()[0]).detach(), wanted, rtol=1e-5, atol=1e-5)
 
@@ -68,7 +68,9 @@ def test_it_learns_and_all_that_it_learned_is_in_what_is_saved(name: str, tmp_pa
     with torch.no_grad():
         prompts, owners = method.eval().behind(held_out)
     kept = method.freeze()
-    assert [digest(frozen(prompt)) for prompt in prompts] == [digest(prompt) for prompt in kept], "frozen is live"
+    assert [prompt_digest(frozen(prompt)) for prompt in prompts] == [prompt_digest(prompt) for prompt in kept], (
+        "frozen is live"
+    )
     loaded: list[Prompt] = []
     for i, prompt in enumerate(kept):
         card = Card(name=f"p{i}", form=prompt.form, n_tokens=6, sha256="0" * 64, base=lm.geometry.to_dict())
@@ -90,7 +92,7 @@ def test_the_state_carries_all_that_the_prompts_are_made_of(name: str) -> None:
     learn(lm, one, rows, steps=2)
     two = learner(lm, name, seed=4, init="vocab", sources=start_of(lm).sources[::-1])
     two.load_state_dict(one.state_dict())
-    assert [digest(p) for p in one.freeze()] == [digest(p) for p in two.freeze()]
+    assert [prompt_digest(p) for p in one.freeze()] == [prompt_digest(p) for p in two.freeze()]
     for _ in range(2):
         assert nats(lm, one, rows).item() == nats(lm, two, rows).item(), "and trains on alike"
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.methods.matrix import from_table, to_table
-from softprompt.prompts.forms import KVPrompt, Prompt, digest, to
+from softprompt.prompts.forms import KVPrompt, Prompt, prompt_digest, to
 from tests.support.artifacts import PLAIN, prompt
 from tests.support.cases import pairs
 
@@ -19,7 +19,7 @@ def test_there_and_back(form: str) -> None:
     table = to_table(one)
     width = PLAIN.hidden if form == "embedding" else 2 * (4 + 3) + 1 * (2 + 2)
     assert table.shape == (one.n_tokens, width)
-    assert digest(from_table(table, to(one, device="meta"))) == digest(one)
+    assert prompt_digest(from_table(table, to(one, device="meta"))) == prompt_digest(one)
 
 
 def test_a_row_is_a_token_and_heads_stand_one_after_the_other() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.data.tokenize import Example
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.support.learning import judged, learn, nats_behind, stir
 from tests.support.tasks import ANSWER, END, answers, learner, start_of
@@ -39,7 +39,7 @@ def test_the_equation() -> None:
 def test_every_task_starts_at_the_initialisers_prompt() -> None:
     lm = tiny_lm("llama")
     for prompt in learner(lm, "multitask", n_tasks=3).freeze():
-        assert_close(prompt.tensors()["embeddings"], embeddings(lm, start_of(lm)), rtol=0, atol=0)
+        assert_close(prompt.tensors()["embeddings"], initial_embeddings(lm, start_of(lm)), rtol=0, atol=0)
 
 
 def test_a_row_stands_behind_the_prompt_of_its_task() -> None:

@@ -10,7 +10,7 @@ from peft import PromptEncoder, PromptEncoderConfig
 from torch import Tensor
 from torch.testing import assert_close
 
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.support.learning import stir
 from tests.support.tasks import learner, start_of
@@ -48,4 +48,4 @@ def test_the_change_is_what_pefts_encoder_gives(name: str, kind: str) -> None:
     assert isinstance(prompt, EmbeddingPrompt)
     wanted = of_peft(kind, state)
     assert wanted.abs().max() > 0.1
-    assert_close(prompt.embeddings - embeddings(lm, start_of(lm)), wanted, rtol=1e-4, atol=1e-5)
+    assert_close(prompt.embeddings - initial_embeddings(lm, start_of(lm)), wanted, rtol=1e-4, atol=1e-5)

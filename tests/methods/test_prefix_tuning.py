@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
-from softprompt.methods.initializers import harvest, keys_values
+from softprompt.methods.initializers import harvest, initial_keys_values
 from softprompt.methods.registry import build
 from softprompt.methods.smop import SMoP
 from softprompt.prompts.forms import KVPrompt
@@ -80,7 +80,7 @@ def test_the_mlp_is_the_papers() -> None:
     state = dict(method.named_parameters())
     change = torch.tanh(state["tokens"] @ state["inner"]) @ state["outer"]
     change = torch.cat([torch.zeros_like(change[:1]), change[1:]])
-    begin = layers((keys_values(tiny_lm("llama"), Start(5, "text", TEXT)),))
+    begin = layers((initial_keys_values(tiny_lm("llama"), Start(5, "text", TEXT)),))
     column = 0
     for ours, start in zip(layers(method()), begin, strict=True):
         for one, first in zip(ours, start, strict=True):

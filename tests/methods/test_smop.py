@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from softprompt.data.tokenize import Example
 from softprompt.errors import ConfigError
-from softprompt.methods.initializers import embeddings
+from softprompt.methods.initializers import initial_embeddings
 from softprompt.methods.rng import generator
 from softprompt.methods.smop import SMoP
 from softprompt.prompts.forms import EmbeddingPrompt
@@ -107,7 +107,7 @@ def test_the_prompts_start_where_the_initialiser_says_with_a_seed_each() -> None
     lm = tiny_lm("llama")
     method = learner(lm, "smop", init="vocab", seed=5)
     for k, prompt in enumerate(method.freeze()):
-        wanted = embeddings(lm, start_of(lm, init="vocab", seed=5 + k))
+        wanted = initial_embeddings(lm, start_of(lm, init="vocab", seed=5 + k))
         assert_close(prompt.tensors()["embeddings"], wanted, rtol=0, atol=0)
 
 

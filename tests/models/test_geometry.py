@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softprompt.models.frozen_lm import measure
 from softprompt.models.geometry import Geometry, LayerShape
+from softprompt.models.measure import measure_geometry
 from tests.support.artifacts import PLAIN, geometries, geometry
 from tests.support.tiny import FAMILIES, tiny_model
 
@@ -88,24 +88,24 @@ def test_one_other_weight_is_another_model(sample: list[float], at: int, sign: f
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_is_itself_in_every_dtype(family: str) -> None:
-    plain = measure(tiny_model(family), "a")
+    plain = measure_geometry(tiny_model(family), "a")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model = copy.deepcopy(tiny_model(family))
         torch.nn.Module.to(model, dtype)
-        cast = measure(model, "b")
+        cast = measure_geometry(model, "b")
         assert plain.differs(cast) is None
         assert cast.differs(plain) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_model_of_one_shape_is_told_apart(family: str) -> None:
-    one, other = (measure(tiny_model(family, seed), "a") for seed in (0, 1))
+    one, other = (measure_geometry(tiny_model(family, seed), "a") for seed in (0, 1))
     assert "other weights" in (one.differs(other) or "")
     assert one.fingerprint != other.fingerprint
 
 
 def test_no_two_families_are_the_same() -> None:
-    found = [measure(tiny_model(family), "a") for family in FAMILIES]
+    found = [measure_geometry(tiny_model(family), "a") for family in FAMILIES]
     for i, one in enumerate(found):
         assert [j for j, other in enumerate(found) if one.differs(other) is None] == [i]
 
@@ -152,14 +152,14 @@ def test_other_data_is_refused(change: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_sibling_with_the_same_embeddings_is_told_apart(family: str) -> None:
     """A merged LoRA leaves the embeddings as they were."""
-    plain, model = measure(tiny_model(family), "a"), copy.deepcopy(tiny_model(family))
+    plain, model = measure_geometry(tiny_model(family), "a"), copy.deepcopy(tiny_model(family))
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.base_model.named_parameters():
             if weight.ndim == 2 and not any(table in name for table in ("embed", "wte", "wpe")):
                 weight.add_(torch.randn(weight.shape, generator=draw) * 0.01)
-    assert measure(model, "b").sample == plain.sample
-    assert "other weights" in (measure(model, "b").differs(plain) or "")
+    assert measure_geometry(model, "b").sample == plain.sample
+    assert "other weights" in (measure_geometry(model, "b").differs(plain) or "")
 
 
 def test_a_quantised_model_is_compared_by_its_embeddings() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from softprompt.errors import ModelError
 from softprompt.models.gguf import convert
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from tests.support.tiny import SPECIAL, VOCAB, tiny_model, tiny_tokenizer
 
 BLOCK = {
@@ -80,12 +80,12 @@ def test_a_gguf_file_is_the_model_it_holds(tmp_path: Path, monkeypatch: pytest.M
     """The same logits, the same tokens, and read from the cache the second time."""
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
     path = write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"))
-    lm = load(str(path), dtype="float32", device="cpu")
+    lm = load_model(str(path), dtype="float32", device="cpu")
     ids = torch.tensor([[7, 99, 23, 255, 120]])
     torch.testing.assert_close(lm.model(ids).logits, tiny_model("llama")(ids).logits)
     assert lm.encode("cab") == [lm.tokenizer.convert_tokens_to_ids("c"), len(SPECIAL) + 256]
     monkeypatch.setattr("softprompt.models.gguf.convert", lambda *_: pytest.fail("converted twice"))
-    assert load(str(path), dtype="float32", device="cpu").geometry == lm.geometry
+    assert load_model(str(path), dtype="float32", device="cpu").geometry == lm.geometry
 
 
 def test_a_broken_file_is_refused(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from softprompt.models import loading
 from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.geometry import LayerShape
-from softprompt.models.loading import load, load_tokenizer
+from softprompt.models.loading import load_model, load_tokenizer
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.support.cases import examples, random_prompt, text_ids
 from tests.support.saved import save_tiny
@@ -47,7 +47,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 def load32(folder: Path) -> FrozenLM:
-    return load(str(folder), dtype="float32", device="cpu")
+    return load_model(str(folder), dtype="float32", device="cpu")
 
 
 def test_a_loaded_model_is_the_saved_one_and_frozen(saved: Path) -> None:
@@ -81,7 +81,7 @@ def test_every_dtype_is_the_same_base(saved: Path) -> None:
     """A prompt trained on one is used on the other."""
     full = load32(saved).geometry
     for dtype in ("bfloat16", "float16"):
-        half = load(str(saved), dtype=dtype, device="cpu")
+        half = load_model(str(saved), dtype=dtype, device="cpu")
         assert half.dtype == getattr(torch, dtype)
         assert {p.dtype for p in half.model.parameters()} == {half.dtype}
         assert half.geometry.sample != full.sample
@@ -153,17 +153,17 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, saved: Path
     machine(monkeypatch)
     no_weights(monkeypatch)
     with pytest.raises(ConfigError, match=rf"(?s)device {device} is not available.*auto or one of \['cpu'\]"):
-        load(str(saved), device=device)
+        load_model(str(saved), device=device)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp16", "", "torch.float32"])
 def test_a_dtype_that_is_unknown(monkeypatch: pytest.MonkeyPatch, saved: Path, dtype: str) -> None:
     no_weights(monkeypatch)
     with pytest.raises(ConfigError, match=rf"(?s)dtype '{dtype}' is unknown.*auto.*float32.*bfloat16.*float16"):
-        load(str(saved), dtype=dtype, device="cpu")
+        load_model(str(saved), dtype=dtype, device="cpu")
 
 
-LOADERS: dict[str, Callable[[str], object]] = {"model": load, "tokenizer": load_tokenizer}
+LOADERS: dict[str, Callable[[str], object]] = {"model": load_model, "tokenizer": load_tokenizer}
 
 
 @pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS.keys())
@@ -195,10 +195,10 @@ def test_a_path_to_nothing(loader: Callable[[str], object], name: str) -> None:
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
-        load(str(tmp_path))
+        load_model(str(tmp_path))
     (tmp_path / "m.gguf").mkdir()
     with pytest.raises(ModelError, match=r"m\.gguf: .*no config\.json"):
-        load(str(tmp_path / "m.gguf"))
+        load_model(str(tmp_path / "m.gguf"))
 
 
 def test_an_empty_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_an_empty_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "m.gguf").write_bytes(b"")
     with pytest.raises(ModelError, match=r"m\.gguf: the GGUF file cannot be read"):
-        load(str(tmp_path / "m.gguf"))
+        load_model(str(tmp_path / "m.gguf"))
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_loaded(copy: Path, damage: Callable[[Path], obj
     """One line of reason, from whatever Transformers raised."""
     damage(copy)
     with pytest.raises(ModelError, match=f"(?s)copy: the base model cannot be loaded.*{reason}") as caught:
-        load(str(copy), dtype="float32", device="cpu")
+        load_model(str(copy), dtype="float32", device="cpu")
     assert "\n" not in str(caught.value.got)
 
 
@@ -266,7 +266,7 @@ def test_remote_code_is_asked_for_by_hand_only(saved: Path, monkeypatch: pytest.
     load_tokenizer(str(saved))
     assert asked == [("tokenizer", False), ("model", False), ("tokenizer", False)]
     asked.clear()
-    load(str(saved), dtype="float32", device="cpu", trust_remote_code=True)
+    load_model(str(saved), dtype="float32", device="cpu", trust_remote_code=True)
     load_tokenizer(str(saved), trust_remote_code=True)
     assert asked == [("tokenizer", True), ("model", True), ("tokenizer", True)]
 
@@ -295,7 +295,7 @@ def test_a_model_that_counts_slots_is_refused_when_used(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "odd")
     tiny_tokenizer().save_pretrained(tmp_path / "odd")
     with pytest.raises(UnsupportedModelError, match=r"(?s)odd: bloom models cannot take a prefix exactly"):
-        bank(load32(tmp_path / "odd"), [Prefix(lead=(5,))])
+        prepare_prefixes(load32(tmp_path / "odd"), [Prefix(lead=(5,))])
 
 
 def test_loading_leaves_the_log_as_talkative_as_it_was(saved: Path, copy: Path) -> None:
@@ -324,7 +324,7 @@ def test_layers_are_recomputed_while_switched_on(saved: Path) -> None:
     def gradient() -> Tensor:
         runs.clear()
         table = made.embeddings.detach().clone().requires_grad_()
-        token_losses(lm, bank(lm, [Prefix(EmbeddingPrompt(table))]), rows).sum().backward()
+        token_losses(lm, prepare_prefixes(lm, [Prefix(EmbeddingPrompt(table))]), rows).sum().backward()
         assert table.grad is not None
         return table.grad
 
@@ -381,13 +381,13 @@ def test_damaged_files_are_one_message(
 ) -> None:
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError) as caught:
-        load(str(damage(copy)))
+        load_model(str(damage(copy)))
     assert caught.value.got
 
 
 def test_an_impossible_device_is_one_message(saved: Path) -> None:
     with pytest.raises((ModelError, ConfigError)):
-        load(str(saved), device="cpu:x")
+        load_model(str(saved), device="cpu:x")
 
 
 def test_one_of_several_processes_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

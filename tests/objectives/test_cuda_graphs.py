@@ -14,13 +14,13 @@ import torch
 from torch.testing import assert_close
 
 import softprompt.training.loop as train_module
-from softprompt.data.soft_labels import Lesson
+from softprompt.data.soft_labels import SoftLabels
 from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.cuda_graphs import Recorder, Replays, Work, rounded
+from softprompt.objectives.cuda_graphs import GraphCache, GraphWork, Recorder, rounded
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from tests.laws.test_law2_step import OWNERS, plain_loss
 from tests.support.cases import examples, gradient_tensors, mixed_prefixes, random_prompt
 from tests.support.tasks import learner, run, settings
@@ -29,7 +29,7 @@ from tests.support.tiny import DEVICE, FAMILIES, tiny_lm
 LENGTHS = (9, 2, 15, 3, 5, 7, 12, 4, 2)
 
 
-def again(work: Work) -> Work:
+def again(work: GraphWork) -> GraphWork:
     """What a GPU's recorder is on the CPU."""
     work()
     return work
@@ -40,14 +40,14 @@ def recorder() -> Recorder | None:
 
 
 def same(
-    lm: FrozenLM, replays: Replays, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: list[int]
+    lm: FrozenLM, replays: GraphCache, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: list[int]
 ) -> None:
     """Loss and gradient are those of the plain concatenation."""
     leaves = gradient_tensors(prefixes)
     losses = replays.token_losses(prefixes, rows, owners)
     weights = torch.linspace(0.5, 1.5, len(losses), device=lm.device)
     ours = torch.autograd.grad((losses * weights).sum(), leaves)
-    plain = token_losses(lm, bank(lm, prefixes), rows, owners)
+    plain = token_losses(lm, prepare_prefixes(lm, prefixes), rows, owners)
     assert_close(losses, plain, rtol=1e-4, atol=1e-5)
     assert_close(losses.sum(), plain_loss(lm, prefixes, rows, owners), rtol=1e-5, atol=0)
     for mine, wanted in zip(ours, torch.autograd.grad((plain * weights).sum(), leaves), strict=True):
@@ -57,7 +57,7 @@ def same(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_new_prompts_and_rows_in_a_recorded_pass(family: str) -> None:
     lm = tiny_lm(family)
-    replays, shift = Replays(lm, recorder()), 0.0
+    replays, shift = GraphCache(lm, recorder()), 0.0
     for seed in range(4):
         prefixes = mixed_prefixes(lm, grad=True)
         with torch.no_grad():
@@ -73,7 +73,7 @@ def test_new_prompts_and_rows_in_a_recorded_pass(family: str) -> None:
 def test_fewer_rows_in_the_same_shape(form: str) -> None:
     """What another batch left in the padding is learned by none."""
     lm = tiny_lm("llama")
-    replays = Replays(lm, recorder())
+    replays = GraphCache(lm, recorder())
     prefix = Prefix(random_prompt(lm, form, 7, 5, grad=True), (), (50, 51))
     lengths = [31, 30, 29, 32]
     for seed in range(3):
@@ -84,7 +84,7 @@ def test_fewer_rows_in_the_same_shape(form: str) -> None:
 
 def test_other_texts_around_prompts_of_the_same_shape() -> None:
     lm = tiny_lm("llama")
-    replays = Replays(lm, recorder())
+    replays = GraphCache(lm, recorder())
     for lead, follow in (((3,), (50, 51)), ((3,), (60, 61)), ((9,), (60, 61))):
         prefix = Prefix(random_prompt(lm, "embedding", 7, 5, grad=True), lead, follow)
         for _ in range(3):
@@ -93,16 +93,16 @@ def test_other_texts_around_prompts_of_the_same_shape() -> None:
 
 def test_lessons() -> None:
     lm = tiny_lm("llama")
-    replays, prefix = Replays(lm, recorder()), Prefix(random_prompt(lm, "kv", 7, 5, grad=True))
+    replays, prefix = GraphCache(lm, recorder()), Prefix(random_prompt(lm, "kv", 7, 5, grad=True))
     leaves = gradient_tensors([prefix])
     for seed in range(3):
         draw, rows = torch.Generator().manual_seed(seed), []
         for row in examples([9, 12, 15], seed=seed):
             ids = torch.stack([torch.randperm(300, generator=draw)[:5] for _ in range(sum(row.mask))]).int()
             logprobs = torch.log_softmax(torch.randn(len(ids), 6, generator=draw), -1)[:, :5]
-            rows.append(replace(row, lesson=Lesson(ids, logprobs, 1.0 + seed, hard=0.5)))
+            rows.append(replace(row, lesson=SoftLabels(ids, logprobs, 1.0 + seed, hard=0.5)))
         losses = replays.token_losses([prefix], rows, [0] * 3)
-        plain = token_losses(lm, bank(lm, [prefix]), rows)
+        plain = token_losses(lm, prepare_prefixes(lm, [prefix]), rows)
         assert_close(losses, plain, rtol=1e-4, atol=1e-5)
         for mine, wanted in zip(
             torch.autograd.grad(losses.sum(), leaves), torch.autograd.grad(plain.sum(), leaves), strict=True
@@ -111,22 +111,22 @@ def test_lessons() -> None:
 
 
 def test_a_model_that_cannot_be_recorded_runs_as_ever() -> None:
-    def refuses(work: Work) -> Work:
+    def refuses(work: GraphWork) -> GraphWork:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     lm = tiny_lm("llama")
-    replays, prefixes = Replays(lm, refuses), mixed_prefixes(lm, grad=True)
+    replays, prefixes = GraphCache(lm, refuses), mixed_prefixes(lm, grad=True)
     for _ in range(3):
         same(lm, replays, prefixes, examples(LENGTHS), list(OWNERS))
     assert "not permitted" in replays.failed
 
 
 def test_running_out_of_memory_is_told() -> None:
-    def refuses(work: Work) -> Work:
+    def refuses(work: GraphWork) -> GraphWork:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     lm = tiny_lm("llama")
-    replays, prefixes = Replays(lm, refuses), mixed_prefixes(lm, grad=True)
+    replays, prefixes = GraphCache(lm, refuses), mixed_prefixes(lm, grad=True)
     replays.token_losses(prefixes, examples(LENGTHS), OWNERS)
     with pytest.raises(torch.OutOfMemoryError):
         replays.token_losses(prefixes, examples(LENGTHS), OWNERS)
@@ -135,7 +135,7 @@ def test_running_out_of_memory_is_told() -> None:
 def test_the_least_used_passes_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("softprompt.objectives.cuda_graphs.MOST", 2)
     lm = tiny_lm("llama")
-    replays, prefix = Replays(lm, recorder()), Prefix(random_prompt(lm, "kv", 3, 5, grad=True))
+    replays, prefix = GraphCache(lm, recorder()), Prefix(random_prompt(lm, "kv", 3, 5, grad=True))
     for lengths in ([5, 5], [9, 9], [5, 5], [17, 17]):
         for _ in range(2):
             same(lm, replays, [prefix], examples(lengths), [0] * 2)
@@ -145,10 +145,10 @@ def test_the_least_used_passes_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning", "p-tuning"])
 def test_training_learns_the_same(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs with and without; the second one takes recorded passes."""
-    lm, made = tiny_lm("llama"), list[Replays]()
+    lm, made = tiny_lm("llama"), list[GraphCache]()
 
-    def recording(*_: object) -> Replays:
-        made.append(Replays(lm, recorder()))
+    def recording(*_: object) -> GraphCache:
+        made.append(GraphCache(lm, recorder()))
         return made[-1]
 
     changes = {"steps": 12, "patience": None}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softprompt.objectives.schedule import FLOOR, Horizon, rate
+from softprompt.objectives.schedule import FLOOR, Budget, rate
 
 Kind = Literal["cosine", "linear", "constant"]
 kinds = st.sampled_from(get_args(Kind))
@@ -63,7 +63,7 @@ def test_without_warm_up_the_first_step_is_at_the_peak(kind: Kind) -> None:
 
 @given(st.integers(1, 1000), st.floats(0, 1e6))
 def test_bounded_by_steps_the_clock_does_not_matter(steps: int, elapsed: float) -> None:
-    horizon = Horizon(steps, None)
+    horizon = Budget(steps, None)
     assert [horizon.progress(step, elapsed) for step in (0, steps)] == [0.0, 1.0]
     assert horizon.progress(steps - 1, elapsed) == (steps - 1) / steps
     assert horizon.progress(2 * steps, elapsed) == 1.0
@@ -71,7 +71,7 @@ def test_bounded_by_steps_the_clock_does_not_matter(steps: int, elapsed: float) 
 
 @given(st.floats(1e-3, 1e6), st.integers(0, 10**9), shares)
 def test_bounded_by_time_the_steps_do_not_matter(seconds: float, step: int, share: float) -> None:
-    horizon = Horizon(None, seconds)
+    horizon = Budget(None, seconds)
     assert horizon.progress(step, share * seconds) == pytest.approx(share)
     assert horizon.progress(step, 2 * seconds) == 1.0
 
@@ -81,22 +81,22 @@ def test_bounded_by_time_the_steps_do_not_matter(seconds: float, step: int, shar
     [(0, 0.0, 0.0), (10, 5.0, 0.1), (10, 40.0, 0.4), (100, 0.0, 1.0), (0, 100.0, 1.0), (200, 300.0, 1.0)],
 )
 def test_bounded_by_both_whichever_comes_first(step: int, elapsed: float, progress: float) -> None:
-    assert Horizon(100, 100.0).progress(step, elapsed) == pytest.approx(progress)
+    assert Budget(100, 100.0).progress(step, elapsed) == pytest.approx(progress)
 
 
 def test_bounded_by_nothing_it_never_ends() -> None:
-    assert Horizon(None, None).progress(10**9, 1e9) == 0.0
+    assert Budget(None, None).progress(10**9, 1e9) == 0.0
 
 
 @settings(deadline=None)
 @given(st.none() | st.integers(1, 50), st.none() | st.floats(0.1, 50), st.data())
 def test_progress_never_goes_back(steps: int | None, seconds: float | None, data: st.DataObject) -> None:
     times = sorted(data.draw(st.lists(st.floats(0, 100), min_size=2, max_size=20)))
-    made = [Horizon(steps, seconds).progress(step, elapsed) for step, elapsed in enumerate(times)]
+    made = [Budget(steps, seconds).progress(step, elapsed) for step, elapsed in enumerate(times)]
     assert all(0.0 <= one <= two <= 1.0 for one, two in itertools.pairwise(made))
 
 
 def test_a_start_takes_from_the_minutes_and_never_from_the_steps() -> None:
-    assert Horizon(50, 60.0).after(15.0) == Horizon(50, 45.0)
-    assert Horizon(50, 60.0).after(90.0) == Horizon(50, 6.0)
-    assert Horizon(50, None).after(90.0) == Horizon(50, None)
+    assert Budget(50, 60.0).after(15.0) == Budget(50, 45.0)
+    assert Budget(50, 60.0).after(90.0) == Budget(50, 6.0)
+    assert Budget(50, None).after(90.0) == Budget(50, None)

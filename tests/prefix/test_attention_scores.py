@@ -10,7 +10,7 @@ from softprompt.prefix import attention_scores as module
 from softprompt.prefix.attention_scores import attention_mass
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from tests.support.cases import text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
 
@@ -24,7 +24,7 @@ def test_it_is_the_models_own(family: str, together: int, monkeypatch: pytest.Mo
     lm, text = tiny_lm(family), text_ids(9, 1)
     rows, asking = [text_ids(5, 2), text_ids(3, 3)], [[False, True, True, False, True], [True, False, True]]
     before = str(lm.model.config._attn_implementation)
-    found = attention_mass(lm, bank(lm, [Prefix(lead=tuple(text))]), [Row(row) for row in rows], asking)
+    found = attention_mass(lm, prepare_prefixes(lm, [Prefix(lead=tuple(text))]), [Row(row) for row in rows], asking)
     assert lm.model.config._attn_implementation == before
     lm.model.set_attn_implementation("eager")
     try:

@@ -13,11 +13,11 @@ from torch.testing import assert_close
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix import attention_trace
-from softprompt.prefix.attention_trace import Queries, asked
-from softprompt.prefix.kv import Prefix, causal
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.attention_trace import LayerTrace, record_attention
+from softprompt.prefix.kv import Prefix, require_causal
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank, keys_values
+from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
 from softprompt.prompts.forms import KVPrompt
 from tests.support.cases import text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -30,8 +30,8 @@ def nothing(states_TH: Tensor, numbers: Sequence[int]) -> Tensor:
     return states_TH.sum()
 
 
-def heard(lm: FrozenLM, prefix: Prefix) -> list[Queries]:
-    found = asked(lm, bank(lm, [prefix]), [Row(row) for row in ROWS], nothing)
+def heard(lm: FrozenLM, prefix: Prefix) -> list[LayerTrace]:
+    found = record_attention(lm, prepare_prefixes(lm, [prefix]), [Row(row) for row in ROWS], nothing)
     return [layer for layer in found if layer is not None]
 
 
@@ -65,7 +65,9 @@ def test_what_rows_get_is_what_the_model_hands_on(family: str, numbers: int, mon
     found = heard(lm, Prefix(lead=TEXT))
     assert lm.model.config._attn_implementation == before and len(found) == 2
     short_first = [handed_on(lm, [*TEXT, *row]) for row in sorted(ROWS, key=len)]
-    for i, (layer, kv) in enumerate(zip(found, causal(bank(lm, [Prefix(lead=TEXT)])).layers, strict=True)):
+    for i, (layer, kv) in enumerate(
+        zip(found, require_causal(prepare_prefixes(lm, [Prefix(lead=TEXT)])).layers, strict=True)
+    ):
         wanted = torch.cat([row[i][len(TEXT) :] for row in short_first])
         assert_close(by_token(layer.got), wanted, rtol=1e-4, atol=1e-5)
         assert kv is not None
@@ -77,7 +79,7 @@ def test_what_rows_get_is_what_the_model_hands_on(family: str, numbers: int, mon
 def test_moved_queries_ask_a_shorter_prompt_as_rows_behind_it_do(family: str) -> None:
     """In the first layer, where what rows are does not depend on what stands in front of them."""
     lm = tiny_lm(family)
-    layers = keys_values(lm, Prefix(lead=tuple(text_ids(4, 7))))
+    layers = compute_keys_values(lm, Prefix(lead=tuple(text_ids(4, 7))))
     prompt = KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers))
     layer = heard(lm, Prefix(lead=TEXT))[0].moved(lm, 0, 4 - len(TEXT))
     assert prompt.layers[0] is not None
@@ -113,8 +115,8 @@ def test_the_gradient_is_by_what_attention_gives(family: str) -> None:
     def score(states_TH: Tensor, numbers: Sequence[int]) -> Tensor:
         return (states_TH * weights).sum()
 
-    prefix, row, (token, place), step = bank(lm, [Prefix(lead=TEXT)]), [Row(ROWS[0])], (1, 3), 1e-2
-    layer = asked(lm, prefix, row, score)[1]
+    prefix, row, (token, place), step = prepare_prefixes(lm, [Prefix(lead=TEXT)]), [Row(ROWS[0])], (1, 3), 1e-2
+    layer = record_attention(lm, prefix, row, score)[1]
     (part,) = [part for name, part in lm.model.named_modules() if name.endswith("1.self_attn.o_proj")]
     values = []
     for change in (step, -step):
@@ -126,7 +128,7 @@ def test_the_gradient_is_by_what_attention_gives(family: str) -> None:
 
         hook = part.register_forward_pre_hook(changed)
         with torch.no_grad():
-            values.append(score(hidden(lm, prefix, row), []))
+            values.append(score(packed_hidden_states(lm, prefix, row), []))
         hook.remove()
     assert layer is not None
     assert_close(by_token(layer.gradient)[token, place], (values[0] - values[1]) / (2 * step), rtol=1e-2, atol=1e-3)
@@ -135,7 +137,7 @@ def test_the_gradient_is_by_what_attention_gives(family: str) -> None:
 def test_tokens_and_parts() -> None:
     layer = heard(tiny_lm("llama"), Prefix(lead=TEXT))[0]
     parts = [layer.of(torch.tensor([0, 1])), layer.of(torch.arange(2, 8))]
-    both = Queries.joined(parts)
+    both = LayerTrace.joined(parts)
     for name in ("asked", "own", "mass", "got", "gradient", "positions"):
         assert torch.equal(getattr(both, name), getattr(layer, name)), name
 

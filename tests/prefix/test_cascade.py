@@ -13,10 +13,10 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix import cascade
 from softprompt.prefix.attention_scores import attention_mass
 from softprompt.prefix.cascade import NAME, shared_layers
-from softprompt.prefix.decoding import Session
-from softprompt.prefix.kv import Prefix, causal
+from softprompt.prefix.decoding import DecodingSession
+from softprompt.prefix.kv import Prefix, require_causal
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from tests.support.cases import check_close, mixed_prefixes, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
 
@@ -25,7 +25,7 @@ STEPS, ROWS = 3, [[5, 6, 7], [8], [9, 10]]
 
 def decoded(lm: FrozenLM, prefix: Prefix) -> Tensor:
     """Hidden states [STEPS + 1, B, H] of the rows as they grow."""
-    own = Session(lm, bank(lm, [prefix]), ROWS, [0] * len(ROWS), room=STEPS)
+    own = DecodingSession(lm, prepare_prefixes(lm, [prefix]), ROWS, [0] * len(ROWS), room=STEPS)
     return torch.stack([own.hidden, *(own.step(torch.tensor(text_ids(len(ROWS), i))) for i in range(STEPS))])
 
 
@@ -33,20 +33,20 @@ def decoded(lm: FrozenLM, prefix: Prefix) -> Tensor:
 def test_which_models_take_it(family: str) -> None:
     """All whose attention is SDPA: none of their layers goes without keys of its own."""
     lm = tiny_lm(family)
-    own = causal(bank(lm, [mixed_prefixes(lm)[1]]))
+    own = require_causal(prepare_prefixes(lm, [mixed_prefixes(lm)[1]]))
     assert (shared_layers(lm, own) is None) == (lm.model.config._attn_implementation == "eager")
 
 
 def test_rows_behind_several_prefixes_have_copies() -> None:
     lm = tiny_lm("llama")
-    assert shared_layers(lm, causal(bank(lm, mixed_prefixes(lm)))) is None
-    assert shared_layers(lm, causal(bank(lm, [Prefix()]))) is None
+    assert shared_layers(lm, require_causal(prepare_prefixes(lm, mixed_prefixes(lm)))) is None
+    assert shared_layers(lm, require_causal(prepare_prefixes(lm, [Prefix()]))) is None
 
 
 def test_the_prefix_is_not_copied() -> None:
     """Row by row there are only the rows' own tokens."""
     lm = tiny_lm("llama")
-    own = Session(lm, bank(lm, [Prefix(lead=tuple(text_ids(40, 3)))]), ROWS, [0] * 3, room=STEPS)
+    own = DecodingSession(lm, prepare_prefixes(lm, [Prefix(lead=tuple(text_ids(40, 3)))]), ROWS, [0] * 3, room=STEPS)
     own.step(torch.tensor([5, 6, 7]))
     assert {tuple(keys.shape[:3]) for keys, _ in own._cache.buffers.values()} == {(3, 2, 3 + STEPS)}
 
@@ -63,7 +63,7 @@ def test_many_rows_are_taken_in_parts(numbers: int, monkeypatch: pytest.MonkeyPa
 def test_the_models_attention_is_set_back() -> None:
     """Also when a step fails."""
     lm = tiny_lm("llama")
-    layers = shared_layers(lm, causal(bank(lm, [mixed_prefixes(lm)[1]])))
+    layers = shared_layers(lm, require_causal(prepare_prefixes(lm, [mixed_prefixes(lm)[1]])))
 
     def fail() -> None:
         with cascade.cascade(lm, layers):
@@ -86,7 +86,7 @@ def test_other_threads_see_nothing_of_it() -> None:
         found.append(lm.model(ids).logits)
 
     call()
-    with cascade.cascade(lm, shared_layers(lm, causal(bank(lm, [mixed_prefixes(lm)[1]])))):
+    with cascade.cascade(lm, shared_layers(lm, require_causal(prepare_prefixes(lm, [mixed_prefixes(lm)[1]])))):
         other = threading.Thread(target=call)
         other.start()
         other.join()
@@ -97,10 +97,10 @@ def test_other_threads_see_nothing_of_it() -> None:
 def test_what_rows_look_at_waits_for_a_step() -> None:
     """Both set the model's attention, which is one for all threads."""
     lm = tiny_lm("llama")
-    own, rows = bank(lm, [mixed_prefixes(lm)[1]]), [Row(row) for row in ROWS]
+    own, rows = prepare_prefixes(lm, [mixed_prefixes(lm)[1]]), [Row(row) for row in ROWS]
     found: list[Tensor | None] = []
     asking = [[True] * len(row) for row in ROWS]
-    with cascade.cascade(lm, shared_layers(lm, causal(own))):
+    with cascade.cascade(lm, shared_layers(lm, require_causal(own))):
         other = threading.Thread(target=lambda: found.extend(attention_mass(lm, own, rows, asking)))
         other.start()
         other.join(timeout=0.2)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from softprompt.errors import DataError
-from softprompt.prefix.decoding import Session
-from softprompt.prefix.kv import causal
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.decoding import DecodingSession
+from softprompt.prefix.kv import require_causal
+from softprompt.prefix.prepare import prepare_prefixes
 from tests.laws.oracle import plain_logits
 from tests.support.cases import check_close, mixed_prefixes, pairs, same_kv, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -24,7 +24,7 @@ def test_steps_equal_the_full_forward(family: str) -> None:
     prefixes = mixed_prefixes(lm)
     owners = [*range(len(prefixes)), 1, 0]
     rows = [text_ids(n, 30 + i) for i, n in enumerate((3, 9, 1, 12, 2, 5, 4, 10))]
-    session = Session(lm, bank(lm, prefixes), rows, owners, room=STEPS)
+    session = DecodingSession(lm, prepare_prefixes(lm, prefixes), rows, owners, room=STEPS)
     for step in range(STEPS + 1):
         wanted = [plain_logits(lm, prefixes[o], row)[-1] for o, row in zip(owners, rows, strict=True)]
         assert session.hidden.shape == (len(rows), session.hidden.shape[1])
@@ -38,7 +38,7 @@ def test_steps_equal_the_full_forward(family: str) -> None:
 def test_no_gradient_even_behind_a_live_prompt() -> None:
     lm = tiny_lm("llama")
     prefixes = mixed_prefixes(lm, grad=True)
-    session = Session(lm, bank(lm, prefixes), [[5, 6]], [0], room=1)
+    session = DecodingSession(lm, prepare_prefixes(lm, prefixes), [[5, 6]], [0], room=1)
     assert not session.hidden.requires_grad
     assert not session.step(torch.tensor([7])).requires_grad
 
@@ -47,9 +47,9 @@ def test_the_bank_is_not_written_to() -> None:
     """One bank serves many sessions."""
     lm = tiny_lm("llama")
     for prefixes in ([mixed_prefixes(lm)[1]], mixed_prefixes(lm)):
-        own = causal(bank(lm, prefixes))
+        own = require_causal(prepare_prefixes(lm, prefixes))
         before = [(keys.clone(), values.clone()) for keys, values in pairs(own.layers)]
-        session = Session(lm, own, [[5, 6], [7]], [0, 0], room=2)
+        session = DecodingSession(lm, own, [[5, 6], [7]], [0, 0], room=2)
         session.step(torch.tensor([8, 9]))
         session.keep(torch.tensor([1]))
         session.step(torch.tensor([8]))
@@ -59,17 +59,17 @@ def test_the_bank_is_not_written_to() -> None:
 def test_the_context_is_bounded() -> None:
     lm = tiny_lm("llama")
     size = lm.geometry.max_positions
-    prefixes = bank(lm, [mixed_prefixes(lm)[1]])
+    prefixes = prepare_prefixes(lm, [mixed_prefixes(lm)[1]])
     room = size - prefixes.lengths[0] - 3
-    Session(lm, prefixes, [[5, 6, 7]], [0], room=room)
+    DecodingSession(lm, prefixes, [[5, 6, 7]], [0], room=room)
     with pytest.raises(DataError, match=f"(?s)do not fit.*{size + 1}"):
-        Session(lm, prefixes, [[5, 6, 7]], [0], room=room + 1)
+        DecodingSession(lm, prefixes, [[5, 6, 7]], [0], room=room + 1)
 
 
 def test_an_empty_row_is_refused() -> None:
     lm = tiny_lm("llama")
     with pytest.raises(DataError, match="a row has no tokens"):
-        Session(lm, bank(lm, [mixed_prefixes(lm)[0]]), [[5], []], [0, 0], room=1)
+        DecodingSession(lm, prepare_prefixes(lm, [mixed_prefixes(lm)[0]]), [[5], []], [0, 0], room=1)
 
 
 @pytest.mark.parametrize("index", [[2, 0], [0, 2], [2, 1], [1, 0, 2], [0, 0, 2], [0, 2, 1, 0], [1, 2], [0]])
@@ -77,8 +77,8 @@ def test_an_empty_row_is_refused() -> None:
 def test_rows_can_be_put_in_another_order(index: list[int]) -> None:
     """Also where the kept rows stay at their places, or are more than before."""
     lm = tiny_lm("llama")
-    own, rows = bank(lm, mixed_prefixes(lm)), [[5, 6], [7, 8, 9], [10]]
-    session = Session(lm, own, rows, [0, 1, 2], room=2)
+    own, rows = prepare_prefixes(lm, mixed_prefixes(lm)), [[5, 6], [7, 8, 9], [10]]
+    session = DecodingSession(lm, own, rows, [0, 1, 2], room=2)
     first, new = session.hidden.clone(), [11, 12, 13, 14][: len(index)]
     session.keep(torch.tensor(index))
     assert torch.equal(session.hidden, first[index])
@@ -95,7 +95,7 @@ def test_rows_behind_one_prefix(family: str) -> None:
     lm = tiny_lm(family)
     for prefix in mixed_prefixes(lm):
         rows = [text_ids(n, 30 + i) for i, n in enumerate((3, 9, 1, 12))]
-        own = Session(lm, bank(lm, [prefix]), rows, [0] * len(rows), room=STEPS)
+        own = DecodingSession(lm, prepare_prefixes(lm, [prefix]), rows, [0] * len(rows), room=STEPS)
         for step in range(STEPS + 1):
             wanted = [plain_logits(lm, prefix, row)[-1] for row in rows]
             check_close(lm.logits(own.hidden), torch.stack(wanted))

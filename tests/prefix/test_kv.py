@@ -10,10 +10,10 @@ from torch.testing import assert_close
 
 from softprompt.errors import DataError, GeometryError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.kv import CausalBank, Prefix, causal
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.kv import CausalPrefixKV, Prefix, require_causal
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 from tests.support.cases import (
     cached,
@@ -28,8 +28,8 @@ from tests.support.cases import (
 from tests.support.tiny import FAMILIES, tiny_lm
 
 
-def made(lm: FrozenLM, prefixes: Sequence[Prefix]) -> CausalBank:
-    return causal(bank(lm, prefixes))
+def made(lm: FrozenLM, prefixes: Sequence[Prefix]) -> CausalPrefixKV:
+    return require_causal(prepare_prefixes(lm, prefixes))
 
 
 def test_a_lead_in_front_of_a_kv_prompt_is_refused() -> None:
@@ -99,7 +99,7 @@ def test_gradient_only_where_a_prompt_has_one() -> None:
     assert all(keys.requires_grad for keys, _ in pairs(made(lm, live).layers))
     assert not any(keys.requires_grad for keys, _ in pairs(made(lm, still).layers))
     mixed = [live[0], *still[1:]]
-    states = hidden(lm, made(lm, mixed), [Row([5, 6], n) for n in range(len(mixed))])
+    states = packed_hidden_states(lm, made(lm, mixed), [Row([5, 6], n) for n in range(len(mixed))])
     grads = torch.autograd.grad(states.sum(), gradient_tensors(live[:1]))
     assert all(g.norm() > 0 for g in grads)
 
@@ -124,12 +124,12 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     lm = tiny_lm("llama")
     size, own = lm.geometry.max_positions, made(lm, [mixed_prefixes(lm)[0], Prefix()])
     room = size - own.lengths[0]
-    hidden(lm, own, [Row(text_ids(room, 0))])
+    packed_hidden_states(lm, own, [Row(text_ids(room, 0))])
     with pytest.raises(DataError, match=f"(?s)do not fit.*{size + 1}"):
-        hidden(lm, own, [Row(text_ids(room + 1, 0))])
-    hidden(lm, own, [Row(text_ids(room + 1, 0), 1)])  # behind the shorter prefix it does
+        packed_hidden_states(lm, own, [Row(text_ids(room + 1, 0))])
+    packed_hidden_states(lm, own, [Row(text_ids(room + 1, 0), 1)])  # behind the shorter prefix it does
     with pytest.raises(DataError, match="a row has no tokens"):
-        hidden(lm, own, [Row([5]), Row([])])
+        packed_hidden_states(lm, own, [Row([5]), Row([])])
 
 
 def test_many_rows_in_one_bin_may_be_longer_than_the_context() -> None:
@@ -137,7 +137,7 @@ def test_many_rows_in_one_bin_may_be_longer_than_the_context() -> None:
     lm = tiny_lm("llama")
     rows = [Row(text_ids(20, n)) for n in range(30)]
     assert lm.geometry.max_positions < 30 * 20
-    states = hidden(lm, made(lm, [Prefix()]), rows, capacity=10_000)
+    states = packed_hidden_states(lm, made(lm, [Prefix()]), rows, capacity=10_000)
     assert states.shape[0] == 600
 
 

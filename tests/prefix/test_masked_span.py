@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.support.cases import check_close, random_prompt, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -22,7 +22,7 @@ SPANS = [(0, 2), (1, 4), (4, 6)]
 
 @torch.no_grad()
 def logits(lm: FrozenLM, prefixes: list[Prefix], owner: int) -> Tensor:
-    return lm.logits(hidden(lm, bank(lm, prefixes), [Row(row, owner) for row in ROWS]))
+    return lm.logits(packed_hidden_states(lm, prepare_prefixes(lm, prefixes), [Row(row, owner) for row in ROWS]))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from softprompt.errors import GeometryError, UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.rope import moved
+from softprompt.prefix.rope import shift_positions
 from softprompt.prompts.forms import KVPrompt
 from tests.support.cases import random_prompt, text_ids
 from tests.support.tiny import CONFIGS, FAMILIES, VOCAB, tiny_lm, tiny_tokenizer
@@ -99,7 +99,7 @@ def check_moves(lm: FrozenLM) -> None:
     for start, end in ((0, 1), (0, 40), (40, 0), (9, 23)):
         wanted = harvested(lm, ids, end)
         assert not torch.allclose(wanted.tensors()["layers.0.k"], harvested(lm, ids, start).tensors()["layers.0.k"])
-        check_same(moved(lm, harvested(lm, ids, start), [end - start] * 7), wanted)
+        check_same(shift_positions(lm, harvested(lm, ids, start), [end - start] * 7), wanted)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in LEARNED])
@@ -117,8 +117,8 @@ def test_learned_positions_are_refused(family: str) -> None:
     lm = tiny_lm(family)
     prompt = harvested(lm, text_ids(4, 1), 0)
     with pytest.raises(UnsupportedModelError, match=rf"(?s)keys of {family} models cannot be moved.*embedding prompts"):
-        moved(lm, prompt, [3] * 4)
-    assert moved(lm, prompt, [0] * 4) is prompt, "not moving is always possible"
+        shift_positions(lm, prompt, [3] * 4)
+    assert shift_positions(lm, prompt, [0] * 4) is prompt, "not moving is always possible"
 
 
 def test_a_model_whose_keys_say_more_than_a_turn_is_refused() -> None:
@@ -135,7 +135,7 @@ def test_a_model_whose_keys_say_more_than_a_turn_is_refused() -> None:
     rotary.forward = turned
     base.layers[-1].self_attn.v_proj.register_forward_hook(lambda module, args, out: out + 0.1 * places[0][..., None])
     with pytest.raises(UnsupportedModelError, match="cannot be moved"):
-        moved(lm, harvested(lm, text_ids(4, 1), 0), [3] * 4)
+        shift_positions(lm, harvested(lm, text_ids(4, 1), 0), [3] * 4)
 
 
 def test_beyond_the_context_nothing_is_exact() -> None:
@@ -143,9 +143,9 @@ def test_beyond_the_context_nothing_is_exact() -> None:
     lm = other_lm("longrope")
     assert lm.geometry.max_positions == 64
     prompt = harvested(lm, text_ids(2, 1), 0)
-    check_same(moved(lm, prompt, [62] * 2), harvested(lm, text_ids(2, 1), 62))
+    check_same(shift_positions(lm, prompt, [62] * 2), harvested(lm, text_ids(2, 1), 62))
     with pytest.raises(GeometryError, match=r"(?s)leave the model's context.*less than 64.*64"):
-        moved(lm, prompt, [64, 0])
+        shift_positions(lm, prompt, [64, 0])
 
 
 @settings(max_examples=25, deadline=None)
@@ -160,9 +160,9 @@ def test_moves_add_up_and_keep_sizes(family: str, moves: list[tuple[int, int]], 
     prompt = random_prompt(lm, "kv", len(moves), seed)
     assert isinstance(prompt, KVPrompt)
     first, second = [a for a, _ in moves], [b for _, b in moves]
-    once = moved(lm, moved(lm, prompt, first), second)
-    check_same(once, moved(lm, prompt, [a + b for a, b in moves]))
-    check_same(moved(lm, once, [-a - b for a, b in moves]), prompt)
+    once = shift_positions(lm, shift_positions(lm, prompt, first), second)
+    check_same(once, shift_positions(lm, prompt, [a + b for a, b in moves]))
+    check_same(shift_positions(lm, once, [-a - b for a, b in moves]), prompt)
     for before, after in zip(prompt.layers, once.layers, strict=True):
         assert before is not None and after is not None
         assert_close(before[0].norm(dim=-1), after[0].norm(dim=-1))
@@ -174,7 +174,7 @@ def test_each_token_has_its_own_move() -> None:
     lm, ids = tiny_lm("llama"), text_ids(6, 3)
     whole = harvested(lm, ids, 0)
     layers = tuple(None if kv is None else (kv[0][:, [0, 1, 3, 5]], kv[1][:, [0, 1, 3, 5]]) for kv in whole.layers)
-    closed = moved(lm, KVPrompt(layers), [0, 0, -1, -2])
+    closed = shift_positions(lm, KVPrompt(layers), [0, 0, -1, -2])
     wanted = harvested(lm, [ids[i] for i in (0, 1, 3, 5)], 0)
     assert_close(closed.tensors()["layers.0.k"], wanted.tensors()["layers.0.k"], rtol=1e-4, atol=1e-4)
 
@@ -186,4 +186,4 @@ def test_half_precision_models_turn_in_full_precision() -> None:
     for parameter in half.model.parameters():  # loading keeps the frequencies, a buffer, in float32
         parameter.data = parameter.data.bfloat16()
     prompt = harvested(full, text_ids(4, 1), 0)
-    check_same(moved(half, prompt, [100] * 4), moved(full, prompt, [100] * 4))
+    check_same(shift_positions(half, prompt, [100] * 4), shift_positions(full, prompt, [100] * 4))

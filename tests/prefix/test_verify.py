@@ -13,7 +13,7 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.forward import mask_styles
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prefix.verify import verify
 from tests.support.tiny import CONFIGS, VOCAB, tiny_lm, tiny_tokenizer
 
@@ -76,7 +76,7 @@ def test_other_arithmetic(config: tf.PreTrainedConfig) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
         verify(lm)
     with pytest.raises(UnsupportedModelError, match=reason):
-        bank(lm, [Prefix(lead=(5,))])  # and again: nothing was remembered as verified
+        prepare_prefixes(lm, [Prefix(lead=(5,))])  # and again: nothing was remembered as verified
     assert lm not in mask_styles
 
 

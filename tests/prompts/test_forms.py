@@ -19,10 +19,10 @@ from softprompt.prompts.forms import (
     KVPrompt,
     Prompt,
     check_fits,
-    digest,
     expected_shapes,
     from_tensors,
     frozen,
+    prompt_digest,
     to,
 )
 from tests.support.artifacts import FORMS, PLAIN, artifacts, contents, geometry, prompt
@@ -117,31 +117,34 @@ def test_the_smallest_window_bounds_the_length(form: str) -> None:
 @settings(deadline=None, max_examples=60)
 @given(artifacts(), st.data())
 def test_the_digest_sees_every_bit(made: tuple[Prompt, Card], data: st.DataObject) -> None:
-    before = digest(made[0])
+    before = prompt_digest(made[0])
     tensors = frozen(made[0]).tensors()
-    assert digest(from_tensors(made[0].form, tensors, made[1].geometry)) == before
+    assert prompt_digest(from_tensors(made[0].form, tensors, made[1].geometry)) == before
     name = data.draw(st.sampled_from(sorted(tensors)))
     raw = tensors[name].view(torch.uint8).view(-1)
     raw[data.draw(st.integers(0, raw.numel() - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    assert digest(from_tensors(made[0].form, tensors, made[1].geometry)) != before
+    assert prompt_digest(from_tensors(made[0].form, tensors, made[1].geometry)) != before
 
 
 def test_the_digest_sees_shape_dtype_and_place() -> None:
     """Equal bytes are not enough: each of these pairs holds the same."""
     flat = torch.arange(6.0)
-    assert digest(EmbeddingPrompt(flat.view(2, 3))) != digest(EmbeddingPrompt(flat.view(3, 2)))
+    assert prompt_digest(EmbeddingPrompt(flat.view(2, 3))) != prompt_digest(EmbeddingPrompt(flat.view(3, 2)))
     half = torch.ones(2, 3, dtype=torch.float16)
-    assert digest(EmbeddingPrompt(half)) != digest(EmbeddingPrompt(half.view(torch.bfloat16)))
+    assert prompt_digest(EmbeddingPrompt(half)) != prompt_digest(EmbeddingPrompt(half.view(torch.bfloat16)))
     one, two = torch.ones(1, 2, 3), torch.zeros(1, 2, 3)
-    assert digest(KVPrompt(((one, two),))) != digest(KVPrompt(((two, one),)))
-    assert digest(KVPrompt(((one, two), None))) != digest(KVPrompt((None, (one, two))))
+    assert prompt_digest(KVPrompt(((one, two),))) != prompt_digest(KVPrompt(((two, one),)))
+    assert prompt_digest(KVPrompt(((one, two), None))) != prompt_digest(KVPrompt((None, (one, two))))
 
 
 def test_the_digest_does_not_see_memory_layout_or_gradients() -> None:
     plain = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     turned = plain.t().contiguous().t()
     assert not turned.is_contiguous()
-    same = {digest(EmbeddingPrompt(t)) for t in (plain, turned, plain.clone().requires_grad_(), plain.repeat(2, 1)[:4])}
+    same = {
+        prompt_digest(EmbeddingPrompt(t))
+        for t in (plain, turned, plain.clone().requires_grad_(), plain.repeat(2, 1)[:4])
+    }
     assert len(same) == 1
 
 

@@ -36,27 +36,27 @@ def test_it_chooses_by_the_mean_embedding() -> None:
 
 def test_loading_what_was_saved_is_the_identity(tmp_path: Path) -> None:
     one = made()
-    router.save(tmp_path / "r", one)
-    two = router.load(tmp_path / "r", tiny_lm("llama").geometry)
+    router.save_router(tmp_path / "r", one)
+    two = router.load_router(tmp_path / "r", tiny_lm("llama").geometry)
     assert torch.equal(one.weights, two.weights)
     assert (one.names, one.base) == (two.names, two.base)
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [FACTS, TENSORS]
     with pytest.raises(StoreError, match="already there"):
-        router.save(tmp_path / "r", made(("x", "y")))
-    router.save(tmp_path / "r", made(("x", "y")), overwrite=True)
-    assert router.load(tmp_path / "r", tiny_lm("llama").geometry).names == ("x", "y")
+        router.save_router(tmp_path / "r", made(("x", "y")))
+    router.save_router(tmp_path / "r", made(("x", "y")), overwrite=True)
+    assert router.load_router(tmp_path / "r", tiny_lm("llama").geometry).names == ("x", "y")
 
 
 def test_another_base_model_is_refused(tmp_path: Path) -> None:
-    router.save(tmp_path / "r", made())
+    router.save_router(tmp_path / "r", made())
     with pytest.raises(WrongBaseError, match=r"(?s)another base.*tiny-llama.*tiny-qwen2"):
-        router.load(tmp_path / "r", tiny_lm("qwen2").geometry)
+        router.load_router(tmp_path / "r", tiny_lm("qwen2").geometry)
 
 
 @pytest.mark.parametrize("names", [(), ("../x", "y"), ("a/b", "c"), ("", "y"), ("A b", "c"), ("a", "b", "c")])
 def test_names_that_no_soft_prompt_can_have_are_not_saved(names: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(StoreError):
-        router.save(tmp_path / "r", Router(made().weights, names, tiny_lm("llama").geometry))
+        router.save_router(tmp_path / "r", Router(made().weights, names, tiny_lm("llama").geometry))
     assert not (tmp_path / "r").exists()
 
 
@@ -94,7 +94,7 @@ def _weights(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
     ],
 )
 def test_what_is_no_router_is_refused(damage: Callable[[Path], object], tmp_path: Path) -> None:
-    router.save(tmp_path / "r", made())
+    router.save_router(tmp_path / "r", made())
     damage(tmp_path / "r")
     with pytest.raises(SoftpromptError):
-        router.load(tmp_path / "r", tiny_lm("llama").geometry)
+        router.load_router(tmp_path / "r", tiny_lm("llama").geometry)

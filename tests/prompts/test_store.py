@@ -22,7 +22,7 @@ from softprompt import files
 from softprompt.errors import GeometryError, SoftpromptError, StoreError, WrongBaseError
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import DTYPES, EmbeddingPrompt, KVPrompt, Prompt, digest
+from softprompt.prompts.forms import DTYPES, EmbeddingPrompt, KVPrompt, Prompt, prompt_digest
 from softprompt.prompts.store import save
 from tests.support.artifacts import FORMS, PLAIN, artifacts, card, contents, geometry, prompt
 
@@ -58,7 +58,7 @@ def test_law_6_loading_what_was_saved_is_the_identity(made: tuple[Prompt, Card])
     assert type(again) is type(one)
     assert again.n_tokens == one.n_tokens
     assert contents(again) == contents(one)
-    filled = {"form": one.form, "n_tokens": one.n_tokens, "sha256": digest(one)}
+    filled = {"form": one.form, "n_tokens": one.n_tokens, "sha256": prompt_digest(one)}
     assert read.model_dump(mode="json") == facts.model_dump(mode="json") | filled
 
 

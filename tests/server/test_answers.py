@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from softprompt.data.template import Template
-from softprompt.formatting.formatted_prompt import Subject, base_subject
-from softprompt.inference.generate import Request, answer, load_subjects
+from softprompt.formatting.formatted_prompt import FormattedPrompt, no_prompt
+from softprompt.inference.generate import Request, generate, load_prompts
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from tests.support.live_server import BASE, TEMPLATES, Live
@@ -22,14 +22,14 @@ def lm() -> FrozenLM:
     return tiny_lm("llama", bos=True)
 
 
-def subject(server: Live, name: str) -> Subject:
+def subject(server: Live, name: str) -> FormattedPrompt:
     path = server.service.catalogue.path(name)
-    return load_subjects(lm(), [str(path)])[str(path)]
+    return load_prompts(lm(), [str(path)])[str(path)]
 
 
-def said(of: Subject, text: str, sampling: Sampling) -> tuple[str, str, int]:
+def said(of: FormattedPrompt, text: str, sampling: Sampling) -> tuple[str, str, int]:
     """Text, finish and number of tokens, by the library."""
-    (made,) = answer(lm(), {"it": of}, [Request(text, "it")], sampling)
+    (made,) = generate(lm(), {"it": of}, [Request(text, "it")], sampling)
     return made.text, made.finish, len(made.ids)
 
 
@@ -64,7 +64,7 @@ def test_sampled_answers_are_those_of_the_seed(server: Live) -> None:
     """Answer i draws as row i of the library does with that seed."""
     sampling = Sampling(LONG, temperature=1.3, top_k=40, top_p=0.9, seed=5)
     requests = [Request(text, "it") for text in TEXTS[:2] for _ in range(2)]
-    wanted = [made.text for made in answer(lm(), {"it": subject(server, "review")}, requests, sampling)]
+    wanted = [made.text for made in generate(lm(), {"it": subject(server, "review")}, requests, sampling)]
     fields = {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "seed": 5, "n": 2, "max_tokens": LONG}
     assert [text for text, _ in completed(server, "review", list(TEXTS[:2]), **fields)] == wanted
     assert len(set(wanted)) > 2
@@ -102,7 +102,7 @@ def test_names_of_a_model(model: str, server: Live) -> None:
 
 
 def test_the_base_model_reads_the_text_as_it_is(server: Live) -> None:
-    plain = base_subject(lm(), Template("text", "{text}"))
+    plain = no_prompt(lm(), Template("text", "{text}"))
     wanted, finish, _ = said(plain, "Once upon", Sampling(LONG))
     assert completed(server, BASE, "Once upon", max_tokens=LONG) == [(wanted, finish)]
     ids = [3, *lm().encode("Once upon")]

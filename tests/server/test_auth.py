@@ -11,7 +11,7 @@ import pytest
 
 from softprompt.errors import ConfigError
 from softprompt.server import api_keys as keys_module
-from softprompt.server.api_keys import ANYONE, Caller, Keys, read_keys
+from softprompt.server.api_keys import ANYONE, ApiKeys, Caller, read_keys
 from softprompt.server.auth import ADMIN as ADMIN_ROUTES
 from softprompt.server.auth import PUBLIC
 from softprompt.server.uvicorn_server import check_address, default_hosts, is_loopback
@@ -77,7 +77,7 @@ def test_a_stranger_sends_no_body(server: Live) -> None:
 
 
 def test_without_keys_everyone_is_a_user_and_no_one_the_admin(prompts: Path) -> None:
-    with live(prompts, keys=Keys()) as server:
+    with live(prompts, keys=ApiKeys()) as server:
         assert server.ask("GET", "/v1/models", key="").status == 200
         assert server.ask("GET", "/v1/soft_prompts", key="").status == 403
         server.idle()
@@ -87,16 +87,16 @@ def test_without_keys_everyone_is_a_user_and_no_one_the_admin(prompts: Path) -> 
     "header", ["", USER, f"Basic {USER}", "Bearer", "Bearer ", f"Bearer {USER} x", "Bearer \udcff"]
 )
 def test_headers_that_are_no_key(header: str) -> None:
-    assert Keys([USER]).caller(header) is None
+    assert ApiKeys([USER]).caller(header) is None
 
 
 def test_keys() -> None:
-    known = Keys([USER, "b" * 20], [ADMIN])
+    known = ApiKeys([USER, "b" * 20], [ADMIN])
     user, admin = known.caller(f"Bearer {USER}"), known.caller(f"bearer  {ADMIN}")
     assert user is not None and admin is not None
     assert (user.admin, admin.admin) == (False, True)
     assert user.id not in USER and user.id != admin.id
-    assert Keys().caller("") == ANYONE == Caller("anonymous", False)
+    assert ApiKeys().caller("") == ANYONE == Caller("anonymous", False)
 
 
 def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(one, two)
 
     monkeypatch.setattr(keys_module, "compare_digest", counted)
-    known = Keys([USER, "b" * 20], [ADMIN])
+    known = ApiKeys([USER, "b" * 20], [ADMIN])
     for header in (f"Bearer {USER}", f"Bearer {NO_ONE}", "Basic x"):
         compared.clear()
         known.caller(header)
@@ -135,7 +135,7 @@ def test_keys_from_file_and_environment(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_rate_for_each_key(prompts: Path) -> None:
-    with live(prompts, keys=Keys([USER, "b" * 20]), rate="2/minute") as server:
+    with live(prompts, keys=ApiKeys([USER, "b" * 20]), rate="2/minute") as server:
         replies = [server.ask("GET", "/v1/models") for _ in range(3)]
         assert [reply.status for reply in replies] == [200, 200, 429]
         assert replies[-1].code == "rate_limit_exceeded"
@@ -148,14 +148,14 @@ def test_a_rate_for_each_key(prompts: Path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org", "", "127.0.0.1.example.org"])
 def test_no_address_for_others_without_a_key(host: str) -> None:
     with pytest.raises(ConfigError, match="other machines"):
-        check_address(host, Keys())
-    check_address(host, Keys([USER]))
+        check_address(host, ApiKeys())
+    check_address(host, ApiKeys([USER]))
     assert default_hosts(host) == frozenset()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
 def test_this_machine_needs_none(host: str) -> None:
-    check_address(host, Keys())
+    check_address(host, ApiKeys())
     assert is_loopback(host)
     assert "localhost" in default_hosts(host)
 

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from softprompt.server.catalogue import Catalogue
 from softprompt.server.limits import Limits
 from softprompt.server.logs import configure
-from softprompt.server.selfcheck import check
+from softprompt.server.selfcheck import self_check
 from softprompt.server.service import Service, served_name
 from tests.server.test_generation_stream import open_request, until
 from tests.support.live_server import ADMIN, BASE, TEMPLATES, Live, live
@@ -105,14 +105,14 @@ def test_liveness(server: Live) -> None:
 def test_a_failed_engine(prompts: Path) -> None:
     """Nothing is taken any more, liveness and metrics answer, and the server ends by itself with the error."""
     from softprompt.errors import EngineError
-    from softprompt.server.api_keys import Keys
+    from softprompt.server.api_keys import ApiKeys
     from softprompt.server.app import create_app
-    from softprompt.server.uvicorn_server import listen, run
+    from softprompt.server.uvicorn_server import listen, run_server
 
     async def work() -> None:
         engine = OracleEngine(tiny_lm("llama", bos=True))
         service = Service(engine.lm, engine, Catalogue(engine.lm.geometry, prompts, {}), name=BASE, places=2)
-        running = asyncio.create_task(run(service, create_app(service, Keys()), listen("127.0.0.1", 0)))
+        running = asyncio.create_task(run_server(service, create_app(service, ApiKeys()), listen("127.0.0.1", 0)))
         await asyncio.sleep(0.2)
         assert service.unready == "" and engine.started
         engine.failure = "device assert at 0x7f00"
@@ -230,7 +230,7 @@ def test_check(prompts: Path) -> None:
     async def work() -> dict[str, str]:
         engine = OracleEngine(tiny_lm("llama", bos=True))
         service = Service(engine.lm, engine, Catalogue(engine.lm.geometry, prompts, {}), name=BASE, places=2)
-        found = {model: fault async for model, fault in check(service)}
+        found = {model: fault async for model, fault in self_check(service)}
         await service.library.settle()
         service.library.check_integrity()
         assert {job.prompt and job.prompt.partition("#")[0] for job in engine.seen} == {None, *TEMPLATES}

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softprompt.errors import EngineError, StoreError
-from softprompt.server.error_responses import ProblemError
-from softprompt.server.prompt_cache import Library
+from softprompt.server.error_responses import ApiError
+from softprompt.server.prompt_cache import PromptCache
 from tests.support.server_oracle import OracleEngine
 from tests.support.tiny import tiny_lm
 
@@ -27,7 +27,7 @@ class Shelf:
     def __init__(self, places: int, pinned: tuple[str, ...] = ()) -> None:
         self.engine, self.reads, self.broken = FakeEngine(), Counter[str](), set[str]()
         self.slow = 0.0
-        self.library = Library(self.engine, self.read, frozenset(pinned), places)
+        self.library = PromptCache(self.engine, self.read, frozenset(pinned), places)
 
     async def read(self, name: str) -> Any:
         self.reads[name] += 1
@@ -169,7 +169,7 @@ def test_unloaded_is_refused_until_it_is_loaded() -> None:
         shelf = Shelf(places=2)
         async with shelf.library.hold("a"):
             shelf.library.unload("a")
-            with pytest.raises(ProblemError, match="no soft prompt 'a'"):
+            with pytest.raises(ApiError, match="no soft prompt 'a'"):
                 await shelf.used("a")
             assert shelf.library.users("a") is None and shelf.library.is_closed("a")
             assert len(shelf.engine.held) == 1, "the holder goes on"
@@ -188,7 +188,7 @@ def test_unloaded_while_it_loads() -> None:
         waiting = asyncio.create_task(shelf.used("a"))
         await asyncio.sleep(0.01)
         shelf.library.unload("a")
-        with pytest.raises(ProblemError):
+        with pytest.raises(ApiError):
             await waiting
         assert await settled(shelf) == []
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_loaded_gives_its_place_back(fault: str) -> None:
         shelf.broken = {"a"} if fault == "read" else set()
         shelf.engine.full = fault == "engine"
         results = await asyncio.gather(*(shelf.used("a") for _ in range(3)), return_exceptions=True)
-        assert all(isinstance(e, ProblemError) and e.status == 400 and "/" not in str(e) for e in results)
+        assert all(isinstance(e, ApiError) and e.status == 400 and "/" not in str(e) for e in results)
         assert shelf.reads["a"] == 1
         shelf.broken, shelf.engine.full = set(), False
         assert await settled(shelf) == []
@@ -250,7 +250,7 @@ def test_the_books_add_up_whatever_happens(seed: int, places: int) -> None:
             assert found.key in shelf.engine.held, "it is there as long as it is held"
 
     async def quietly(work: Awaitable[None]) -> None:
-        with suppress(ProblemError, TimeoutError):
+        with suppress(ApiError, TimeoutError):
             await asyncio.wait_for(work, draw.choice([0.0005, 5]))
 
     async def work() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from softprompt.evaluation.routing import assign, expanded, routers_of
-from softprompt.inference.generate import Request, load_subjects
+from softprompt.inference.generate import Request, load_prompts
 from softprompt.prompts import router
 from softprompt.prompts.router import Router
 from softprompt.server.catalogue import OTHER_BASE
@@ -29,10 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_prompt(folder / name, "kv", TEMPLATES["review"][1], seed)
     means = torch.stack([lm.embed(lm.tokenizer.encode(text)).float().mean(0) for text in TEXTS])
     apart = means[0] - means[1]
-    router.save(folder / "mix", Router(torch.stack([apart, -apart]), NAMES, lm.geometry))
+    router.save_router(folder / "mix", Router(torch.stack([apart, -apart]), NAMES, lm.geometry))
     other = tiny_lm("qwen2").geometry
-    router.save(folder / "stranger", Router(torch.zeros(2, other.hidden), NAMES, other))
-    router.save(folder / "torn", Router(torch.zeros(2, lm.geometry.hidden), NAMES, lm.geometry))
+    router.save_router(folder / "stranger", Router(torch.zeros(2, other.hidden), NAMES, other))
+    router.save_router(folder / "torn", Router(torch.zeros(2, lm.geometry.hidden), NAMES, lm.geometry))
     (folder / "torn" / router.TENSORS).write_bytes(b"no tensors")
     return folder
 
@@ -56,7 +56,7 @@ def test_every_text_gets_the_prompt_that_generate_gives_it(
     """With a place for one soft prompt, of which another one is asked first."""
     monkeypatch.setenv("SOFTPROMPT_HOME", str(folder))
     routers, lm = routers_of(["mix"]), tiny_lm("llama", bos=True)
-    subjects = load_subjects(lm, expanded(["mix"], routers))
+    subjects = load_prompts(lm, expanded(["mix"], routers))
     chosen = [request.name for request in assign(lm, routers, subjects, [Request(text, "mix") for text in TEXTS])]
     assert chosen == list(NAMES)
     for text, name in zip(TEXTS, chosen, strict=True):

@@ -11,11 +11,11 @@ import torch
 from softprompt.engine.base import Engine, Job, Penalties, Token
 from softprompt.engine.capacity import Capacity
 from softprompt.engine.transformers_engine import TransformersEngine
-from softprompt.inference.decoding import generate
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from tests.support.cases import mixed_prefixes, text_ids
 from tests.support.tiny import SPECIAL
 
@@ -83,5 +83,5 @@ def generated(
     lm: FrozenLM, prefix: Prefix, ids: Sequence[int], sampling: Sampling, ends: Sequence[int] = (END,)
 ) -> tuple[list[int], str]:
     """What `generate` answers to one row alone."""
-    (answer,) = generate(lm, bank(lm, [prefix]), [list(ids)], [0], sampling, end_ids=[list(ends)])
+    (answer,) = decode_batch(lm, prepare_prefixes(lm, [prefix]), [list(ids)], [0], sampling, end_ids=[list(ends)])
     return answer.ids, answer.finish

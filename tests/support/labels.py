@@ -10,7 +10,7 @@ from softprompt.data.records import Record
 from softprompt.data.targets import end_id
 from softprompt.data.template import Template
 from softprompt.data.tokenize import prompt_ids, target_ids
-from softprompt.formatting.formatted_prompt import Subject, base_subject, layout_for
+from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for, no_prompt
 from softprompt.models.frozen_lm import FrozenLM
 from tests.laws.oracle import plain_logits
 from tests.support.cases import random_prompt
@@ -28,10 +28,10 @@ LABELS = {
 }
 
 
-def subject(lm: FrozenLM, form: str = "kv", template: Template = TEMPLATE) -> Subject:
+def subject(lm: FrozenLM, form: str = "kv", template: Template = TEMPLATE) -> FormattedPrompt:
     if form == "none":
-        return base_subject(lm, template)
-    return Subject(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form))
+        return no_prompt(lm, template)
+    return FormattedPrompt(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form))
 
 
 def labelled(labels: Sequence[str]) -> list[Record]:
@@ -39,13 +39,15 @@ def labelled(labels: Sequence[str]) -> list[Record]:
 
 
 @torch.no_grad()
-def score(lm: FrozenLM, of: Subject, body: Sequence[int], target: Sequence[int]) -> float:
+def score(lm: FrozenLM, of: FormattedPrompt, body: Sequence[int], target: Sequence[int]) -> float:
     """log p(target | prefix, body), by concatenation."""
     logs = torch.log_softmax(plain_logits(lm, of.prefix(lm), [*body, *target]), -1)
     return sum(logs[len(body) - 1 + i, token].item() for i, token in enumerate(target))
 
 
-def brute_force(lm: FrozenLM, of: Subject, rows: Sequence[Record], labels: Sequence[str], end: bool) -> torch.Tensor:
+def brute_force(
+    lm: FrozenLM, of: FormattedPrompt, rows: Sequence[Record], labels: Sequence[str], end: bool
+) -> torch.Tensor:
     """[R, labels], a forward pass for each pair."""
     closing = [end_id(of.template, lm.tokenizer)] if end else []
     targets = [[*target_ids(label, of.template, lm.tokenizer), *closing] for label in labels]

@@ -13,7 +13,7 @@ from softprompt.methods.smop import SMoP
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.forms import Prompt
 
 FOLLOW = (50, 51)
@@ -21,7 +21,7 @@ FOLLOW = (50, 51)
 
 def nats_behind(lm: FrozenLM, prompts: Sequence[Prompt], owners: Sequence[int], rows: Sequence[Example]) -> Tensor:
     """Mean -log p of the learned tokens, row i behind prompt owners[i]."""
-    prefixes = bank(lm, [Prefix(prompt, (), FOLLOW) for prompt in prompts])
+    prefixes = prepare_prefixes(lm, [Prefix(prompt, (), FOLLOW) for prompt in prompts])
     return token_losses(lm, prefixes, rows, list(owners)).sum() / learned_tokens(rows)
 
 

@@ -20,11 +20,11 @@ from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
-from softprompt.server.api_keys import Keys
+from softprompt.server.api_keys import ApiKeys
 from softprompt.server.app import create_app
 from softprompt.server.catalogue import Catalogue
 from softprompt.server.limits import Limits
-from softprompt.server.rate_limit import Quota
+from softprompt.server.rate_limit import RateLimit
 from softprompt.server.service import Service
 from softprompt.server.uvicorn_server import listen, serve
 from tests.support.cases import random_prompt
@@ -138,7 +138,7 @@ class Reply:
 def live(
     folder: Path,
     *,
-    keys: Keys | None = None,
+    keys: ApiKeys | None = None,
     limits: Limits | None = None,
     places: int = 4,
     slots: int = 4,
@@ -153,9 +153,15 @@ def live(
     catalogue = Catalogue(lm.geometry, folder, pinned or {})
     names = frozenset(pinned or ())
     service = Service(
-        lm, engine, catalogue, name=BASE, places=places, pinned=names, quota=Quota(limits or Limits(drain_s=1), rate)
+        lm,
+        engine,
+        catalogue,
+        name=BASE,
+        places=places,
+        pinned=names,
+        quota=RateLimit(limits or Limits(drain_s=1), rate),
     )
-    app = create_app(service, Keys([USER], [ADMIN]) if keys is None else keys, hosts=hosts, log_content=log_content)
+    app = create_app(service, ApiKeys([USER], [ADMIN]) if keys is None else keys, hosts=hosts, log_content=log_content)
     listening, loops = listen("127.0.0.1", 0), list[asyncio.AbstractEventLoop]()
     port: int = listening.getsockname()[1]
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from softprompt.engine.base import Job, Penalties, Stats, Token
 from softprompt.errors import EngineError
-from softprompt.inference.sampling import pick
+from softprompt.inference.sampling import sample_token
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.decoding import Session
-from softprompt.prefix.kv import Bank, Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.decoding import DecodingSession
+from softprompt.prefix.kv import Prefix, PrefixKV
+from softprompt.prefix.prepare import prepare_prefixes
 
 
 class OracleEngine:
@@ -36,7 +36,7 @@ class OracleEngine:
         self.failure = ""
         self.lm, self.slots, self.pace, self.broken = lm, slots, 0.0, ""
         self.started, self.seen, self.running, self.waiting = False, list[Job](), 0, 0
-        self.banks: dict[str | None, Bank] = {None: bank(lm, [Prefix()])}
+        self.banks: dict[str | None, PrefixKV] = {None: prepare_prefixes(lm, [Prefix()])}
         self._free = asyncio.Semaphore(slots)
 
     async def start(self) -> None:
@@ -51,7 +51,7 @@ class OracleEngine:
 
     async def load(self, name: str, prefix: Prefix) -> None:
         with torch.no_grad():
-            self.banks[name] = await asyncio.to_thread(bank, self.lm, [prefix])
+            self.banks[name] = await asyncio.to_thread(prepare_prefixes, self.lm, [prefix])
 
     async def unload(self, name: str) -> None:
         del self.banks[name]
@@ -79,19 +79,19 @@ class OracleEngine:
     def _end(self) -> None:
         self.running -= 1
 
-    async def _decoded(self, job: Job, prefix: Bank) -> AsyncGenerator[Token, None]:
+    async def _decoded(self, job: Job, prefix: PrefixKV) -> AsyncGenerator[Token, None]:
         generator, answer = torch.Generator().manual_seed(job.sampling.seed), list[int]()
-        session: Session | None = None
+        session: DecodingSession | None = None
         while True:
             await asyncio.sleep(self.pace)
             if self.broken:
                 raise EngineError(self.broken, where="/secret/path")
             if session is None:
-                session = Session(self.lm, prefix, [job.ids], [0], job.sampling.max_new_tokens)
+                session = DecodingSession(self.lm, prefix, [job.ids], [0], job.sampling.max_new_tokens)
             else:
                 session.step(torch.tensor([answer[-1]]))
             logits_V = penalised(self.lm.logits(session.hidden)[0].float(), job.penalties, job.ids, answer)
-            chosen = pick(logits_V, job.sampling, generator)
+            chosen = sample_token(logits_V, job.sampling, generator)
             if chosen in job.end_ids:
                 yield Token(chosen, "stop")
                 return

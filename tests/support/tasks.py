@@ -15,7 +15,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.config import TrainConfig
 from softprompt.training.events import Event
 from softprompt.training.loop import Result, train
-from softprompt.training.trial import Candidate, Task
+from softprompt.training.trial import Task, Trial
 from tests.support.cases import random_prompt, text_ids
 
 ANSWER, END = (70, 81, 92), 2
@@ -66,6 +66,6 @@ def run(
     **changes: Any,
 ) -> Result:
     """Train on the task."""
-    candidate = Candidate(method, (rows or task(),), settings(**changes), lm.device)
+    candidate = Trial(method, (rows or task(),), settings(**changes), lm.device)
     (result,) = train(lm, [candidate], folder, resume=resume, report=report)
     return result

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from softprompt.prompts.forms import digest
+from softprompt.prompts.forms import prompt_digest
 from softprompt.training.events import Event
 from tests.support.tasks import learner, run
 from tests.support.tiny import tiny_lm
@@ -61,7 +61,7 @@ def train(request: dict[str, Any]) -> None:
     folder, steps = Path(request["folder"]), request.get("steps", STEPS)
     changes: dict[str, Any] = {"steps": steps, "save_every": 1, "patience": None, "lr": 0.1}
     result = run(lm, learner(lm, "prefix-tuning"), folder, resume=request["resume"], report=report, **changes)
-    say({"kind": "result", "stopped": result.stopped, "step": result.step, "digest": digest(result.prompt)})
+    say({"kind": "result", "stopped": result.stopped, "step": result.step, "digest": prompt_digest(result.prompt)})
 
 
 def main() -> None:

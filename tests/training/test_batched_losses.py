@@ -16,10 +16,10 @@ from torch.testing import assert_close
 
 import softprompt.training.loop as train_module
 from softprompt.errors import NonFiniteLossError
-from softprompt.prompts.forms import digest
+from softprompt.prompts.forms import prompt_digest
 from softprompt.training.events import Event
 from softprompt.training.loop import Result, train
-from softprompt.training.trial import Candidate, Task
+from softprompt.training.trial import Task, Trial
 from tests.support.tasks import answers, learner, settings, task
 from tests.support.tiny import FAMILIES, tiny_lm
 
@@ -36,17 +36,17 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def candidates(family: str = "llama", *, only: Sequence[int] = range(len(KINDS)), **changes: Any) -> list[Candidate]:
+def candidates(family: str = "llama", *, only: Sequence[int] = range(len(KINDS)), **changes: Any) -> list[Trial]:
     lm = tiny_lm(family)
     made = []
     for i in only:
         name, own = KINDS[i]
         given = settings(**({"steps": 7, "patience": None} | own | changes))
-        made.append(Candidate(learner(lm, name, seed=i), [task()], given, lm.device, f"{i} {name}"))
+        made.append(Trial(learner(lm, name, seed=i), [task()], given, lm.device, f"{i} {name}"))
     return made
 
 
-def run(own: list[Candidate], folder: Path, family: str = "llama", **options: Any) -> list[Result]:
+def run(own: list[Trial], folder: Path, family: str = "llama", **options: Any) -> list[Result]:
     return train(tiny_lm(family), own, folder, **options)
 
 
@@ -68,7 +68,7 @@ def test_alone_and_among_others(family: str, tmp_path: Path) -> None:
     for i, result in enumerate(together):
         (alone,) = run(candidates(family, only=[i]), tmp_path / str(i), family)
         check_same(alone, result)
-    assert len({digest(result.prompt) for result in together}) == len(together)
+    assert len({prompt_digest(result.prompt) for result in together}) == len(together)
 
 
 def test_in_groups_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +93,10 @@ def test_the_worse_half_stops_at_a_rung(tmp_path: Path) -> None:
     rates = (1e-5, 0.05, 1e-4, 0.1)
     lm = tiny_lm("llama")
 
-    def four() -> list[Candidate]:
+    def four() -> list[Trial]:
         given = [settings(steps=8, patience=None, lr=lr) for lr in rates]
         return [
-            Candidate(learner(lm, "prefix-tuning"), [task()], own, lm.device, f"lr={lr}")
+            Trial(learner(lm, "prefix-tuning"), [task()], own, lm.device, f"lr={lr}")
             for own, lr in zip(given, rates, strict=True)
         ]
 
@@ -125,24 +125,24 @@ def test_a_population_is_resumed(stop: int, tmp_path: Path) -> None:
     first = run(candidates(only=own), tmp_path / "stopped", rungs=(0.5,), report=stop_once)
     assert any(result.interrupted for result in first)
     resumed = run(candidates(only=own), tmp_path / "stopped", rungs=(0.5,), resume=True)
-    assert [digest(r.prompt) for r in resumed] == [digest(r.prompt) for r in straight]
+    assert [prompt_digest(r.prompt) for r in resumed] == [prompt_digest(r.prompt) for r in straight]
     assert [(r.step, r.stopped, r.history) for r in resumed] == [(r.step, r.stopped, r.history) for r in straight]
 
 
 def test_one_that_diverges_stops_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others do not notice; alone it is an error."""
     wild = Task(answers(40, 0), answers(8, 1000), (), (50, 51), "wild")
-    lm, real = tiny_lm("llama"), train_module.losses_of
+    lm, real = tiny_lm("llama"), train_module.trial_losses
 
     def poisoned(lm: Any, shares: Any, replays: Any) -> list[Tensor]:
         found = real(lm, shares, replays)
         bad = [c.tasks[0].digest == "wild" and c.record.step == 3 and torch.is_grad_enabled() for c, _ in shares]
         return [loss * math.nan if is_bad else loss for loss, is_bad in zip(found, bad, strict=True)]
 
-    monkeypatch.setattr(train_module, "losses_of", poisoned)
+    monkeypatch.setattr(train_module, "trial_losses", poisoned)
 
-    def odd() -> Candidate:
-        return Candidate(learner(lm, "prompt-tuning"), [wild], settings(steps=7, patience=None), lm.device, "odd")
+    def odd() -> Trial:
+        return Trial(learner(lm, "prompt-tuning"), [wild], settings(steps=7, patience=None), lm.device, "odd")
 
     calm = candidates(only=[1, 2])
     results = train(lm, [calm[0], odd(), calm[1]], tmp_path / "mixed")
@@ -150,7 +150,7 @@ def test_one_that_diverges_stops_alone(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.undo()
     for one, other in zip(run(candidates(only=[1, 2]), tmp_path / "calm"), results[::2], strict=True):
         check_same(one, other)
-    monkeypatch.setattr(train_module, "losses_of", poisoned)
+    monkeypatch.setattr(train_module, "trial_losses", poisoned)
     with pytest.raises(NonFiniteLossError, match="step 4 of odd"):
         train(lm, [odd()], tmp_path / "alone")
 
@@ -160,9 +160,9 @@ def test_candidates_may_have_tasks_of_their_own(tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     other = Task(answers(24, 77), answers(8, 900), (7,), (), "other")
 
-    def pair() -> list[Candidate]:
+    def pair() -> list[Trial]:
         both = [task(), other]
-        return [Candidate(learner(lm, "prompt-tuning"), [t], settings(steps=4), lm.device, t.digest) for t in both]
+        return [Trial(learner(lm, "prompt-tuning"), [t], settings(steps=4), lm.device, t.digest) for t in both]
 
     together = train(lm, pair(), tmp_path / "both")
     for i, result in enumerate(together):

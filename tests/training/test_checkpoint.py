@@ -19,7 +19,15 @@ from torch import Tensor
 
 from softprompt.errors import CheckpointError, StoreError
 from softprompt.training import checkpoint
-from softprompt.training.checkpoint import KEEP, Checkpoint, flatten, latest, latest_step, save, unflatten
+from softprompt.training.checkpoint import (
+    KEEP,
+    Checkpoint,
+    flatten,
+    latest_checkpoint,
+    latest_step,
+    save_checkpoint,
+    unflatten,
+)
 
 CPU = torch.device("cpu")
 Shapes = st.lists(st.integers(0, 3), max_size=3)
@@ -74,10 +82,10 @@ def test_an_optimisers_state_survives_the_disk(kind: type[torch.optim.Optimizer]
     for number in range(3):
         step(mine, optimizer, number)
     tensors, tree = flatten({"method": mine, "optimizer": optimizer.state_dict()}, "state")
-    save(tmp_path, Checkpoint("run", 3, tensors, {"tree": tree}))
+    save_checkpoint(tmp_path, Checkpoint("run", 3, tensors, {"tree": tree}))
     step(mine, optimizer, 3)
 
-    found = latest(tmp_path, "run")
+    found = latest_checkpoint(tmp_path, "run")
     state = unflatten(found.tensors, found.facts["tree"])
     others, loaded = start()
     loaded.load_state_dict(state["optimizer"])
@@ -96,18 +104,18 @@ def test_random_state_survives_the_disk(tmp_path: Path) -> None:
 
     draw()
     tensors, tree = flatten(checkpoint.random_state(CPU), "state")
-    save(tmp_path, Checkpoint("run", 1, tensors, {"tree": tree}))
+    save_checkpoint(tmp_path, Checkpoint("run", 1, tensors, {"tree": tree}))
     wanted = [draw(), draw()]
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(1)
-    found = latest(tmp_path, "run")
+    found = latest_checkpoint(tmp_path, "run")
     checkpoint.restore_random_state(unflatten(found.tensors, found.facts["tree"]), CPU)
     assert [draw(), draw()] == wanted
 
 
 def write(folder: Path, *steps: int, run: str = "run") -> None:
     for step in steps:
-        save(folder, Checkpoint(run, step, {"x": torch.full((50,), float(step))}, {"at": step}))
+        save_checkpoint(folder, Checkpoint(run, step, {"x": torch.full((50,), float(step))}, {"at": step}))
 
 
 def names(folder: Path) -> list[str]:
@@ -116,7 +124,7 @@ def names(folder: Path) -> list[str]:
 
 def test_what_was_saved_is_what_is_found(tmp_path: Path) -> None:
     write(tmp_path, 3, 7)
-    found = latest(tmp_path, "run")
+    found = latest_checkpoint(tmp_path, "run")
     assert (found.run, found.step, found.facts) == ("run", 7, {"at": 7})
     assert torch.equal(found.tensors["x"], torch.full((50,), 7.0))
     assert latest_step(tmp_path) == 7
@@ -133,7 +141,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
     write(tmp_path, 999_998, 999_999, 1_000_000, 1_000_001)
     assert names(tmp_path) == ["checkpoint-1000000", "checkpoint-1000001"]
-    assert latest(tmp_path, "run").step == latest_step(tmp_path) == 1_000_001
+    assert latest_checkpoint(tmp_path, "run").step == latest_step(tmp_path) == 1_000_001
 
 
 def truncate(path: Path) -> None:
@@ -161,10 +169,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_the_newest_readable_one_counts(damage: Callable[[Path], object], tmp_path: Path) -> None:
     write(tmp_path, 1, 2)
     damage(tmp_path / "checkpoint-000002")
-    assert latest(tmp_path, "run").step == 1
+    assert latest_checkpoint(tmp_path, "run").step == 1
     damage(tmp_path / "checkpoint-000001")
     with pytest.raises(CheckpointError, match=r"(?s)nothing to resume.*checkpoint-000002: .*checkpoint-000001: "):
-        latest(tmp_path, "run")
+        latest_checkpoint(tmp_path, "run")
 
 
 def test_a_run_that_goes_back_is_not_pruned_for_damaged_later_ones(tmp_path: Path) -> None:
@@ -173,20 +181,20 @@ def test_a_run_that_goes_back_is_not_pruned_for_damaged_later_ones(tmp_path: Pat
     for step in ("09", "10"):
         truncate(tmp_path / f"checkpoint-0000{step}" / "state.safetensors")
     write(tmp_path, 6)
-    assert latest(tmp_path, "run").step == latest_step(tmp_path) == 6
+    assert latest_checkpoint(tmp_path, "run").step == latest_step(tmp_path) == 6
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     write(tmp_path, 1, run="other")
     with pytest.raises(CheckpointError, match=r"(?s)checkpoint-000001: .*other settings, data or base model.*--resume"):
-        latest(tmp_path, "run")
+        latest_checkpoint(tmp_path, "run")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         assert latest_step(folder) is None
         with pytest.raises(CheckpointError, match=r"(?s)nothing to resume.*no checkpoint"):
-            latest(folder, "run")
+            latest_checkpoint(folder, "run")
     (tmp_path / "checkpoint-notes.txt").write_text("mine")
     assert latest_step(tmp_path) is None
 
@@ -195,7 +203,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     write(tmp_path, 1)
     (tmp_path / ".checkpoint-000002.tmp-abc").mkdir()
     (tmp_path / ".checkpoint-000002.tmp-abc" / "state.json").write_text("half")
-    assert latest(tmp_path, "run").step == 1
+    assert latest_checkpoint(tmp_path, "run").step == 1
     write(tmp_path, 2)
     assert names(tmp_path) == ["checkpoint-000001", "checkpoint-000002"]
 
@@ -205,7 +213,7 @@ def test_killed_while_the_same_step_was_replaced(tmp_path: Path) -> None:
     write(tmp_path, 4)
     os.rename(tmp_path / "checkpoint-000004", tmp_path / ".checkpoint-000004.old")
     assert latest_step(tmp_path) == 4
-    assert latest(tmp_path, "run").step == 4
+    assert latest_checkpoint(tmp_path, "run").step == 4
 
 
 def test_a_disk_that_refuses_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,4 +227,4 @@ def test_a_disk_that_refuses_leaves_the_old_ones(tmp_path: Path, monkeypatch: py
         write(tmp_path, 3)
     assert names(tmp_path) == ["checkpoint-000001", "checkpoint-000002"]
     shutil.rmtree(tmp_path / "checkpoint-000001")
-    assert latest(tmp_path, "run").step == 2
+    assert latest_checkpoint(tmp_path, "run").step == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.compaction.selection import Reading
+from softprompt.compaction.selection import SelectionInput
 from softprompt.data.records import Record
 from softprompt.data.splits import Splits
 from softprompt.data.template import Template
@@ -18,19 +18,19 @@ from softprompt.editing.compose import select
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.text_prompt import APART, instruction_for
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.schedule import Horizon
+from softprompt.objectives.schedule import Budget
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.packed import hidden
+from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
 from softprompt.prompts.forms import Prompt
 from softprompt.training import initialization
-from softprompt.training.auto import HURRIED, Choice
+from softprompt.training.auto import SHORT_RUN, Choice
 from softprompt.training.config import resolve
 from softprompt.training.demonstrations import demonstrations, in_turn
 from softprompt.training.prepare import PreparedTask, prepare
-from softprompt.training.run import candidate_of, fit
+from softprompt.training.run import build_trial, fit
 from tests.support.rows import records
 from tests.support.saved import save_tiny, settings
 from tests.support.tiny import tiny_lm
@@ -105,7 +105,7 @@ def test_training_starts_from_in_context_learning(method: str, base: Path, tmp_p
     """Rows behind the fresh prompt see the demonstrations as text; a demonstration's own row does not see itself."""
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__name=method, method__init="demonstrations", method__n_tokens=170)
-    _, candidate, _ = candidate_of(prepare(config), lm)
+    _, candidate, _ = build_trial(prepare(config), lm)
     (own,) = candidate.tasks
     shown = [row for row in own.train if row.unseen != (0, 0)]
     others = [row for row in own.train if row.unseen == (0, 0)]
@@ -142,21 +142,23 @@ def text_of(lm: FrozenLM, ids: tuple[int, ...]) -> str:
 def check_text(lm: FrozenLM, prefix: Prefix, before: list[int], row: list[int]) -> None:
     """The prefix acts like the text `before`."""
     wanted = lm.model(input_ids=torch.tensor([before + row]), use_cache=False).logits[0, len(before) :]
-    assert_close(lm.logits(hidden(lm, bank(lm, [prefix]), [Row(row)])), wanted, rtol=1e-3, atol=1e-3)
+    assert_close(
+        lm.logits(packed_hidden_states(lm, prepare_prefixes(lm, [prefix]), [Row(row)])), wanted, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_best_takes_the_start_with_the_lowest_validation_loss(base: Path, tmp_path: Path) -> None:
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__init="best", method__n_tokens=170)
-    chosen, candidate, tried = candidate_of(prepare(config), lm)
+    chosen, candidate, tried = build_trial(prepare(config), lm)
     assert set(tried) == {"text", "labels", "vocab", "demonstrations"}, "attended: fewer tokens are there than wanted"
     best = min(tried, key=tried.__getitem__)
     assert chosen.config.method.init == best, "what the card will say"
-    _, alone, none = candidate_of(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
+    _, alone, none = build_trial(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
     assert none == {}
     for name, tensor in alone.learner.state_dict().items():
         assert torch.equal(tensor, candidate.learner.state_dict()[name])
-    _, few, tried = candidate_of(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
+    _, few, tried = build_trial(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
     assert set(tried) == {"text", "attended", "labels", "vocab"}, "there was no room for a demonstration"
     assert few.learner.freeze()[0].n_tokens == 6
 
@@ -166,15 +168,15 @@ def test_rewinding_starts_from_some_tokens_of_the_start(method: str, base: Path,
     """As they were before training, the keys moved together."""
     lm = tiny_lm("llama", bos=True)
     form = "prefix-tuning" if method == "prefix-tuning" else "prompt-tuning"
-    _, whole, _ = candidate_of(prepare(settings(base, tmp_path, method__name=form)), lm)
+    _, whole, _ = build_trial(prepare(settings(base, tmp_path, method__name=form)), lm)
     config = settings(base, tmp_path, method__name=method, method__kept="4,0,2")
-    _, candidate, _ = candidate_of(prepare(config), lm)
+    _, candidate, _ = build_trial(prepare(config), lm)
     (kept,), (every,) = candidate.learner.freeze(), whole.learner.freeze()
     wanted = select(every, [0, 2, 4], lm)
     assert kept.n_tokens == 3
     assert_close(kept.tensors(), wanted.tensors())
     with pytest.raises(ConfigError, match="no such virtual tokens"):
-        candidate_of(prepare(settings(base, tmp_path, method__name=method, method__kept="0,6")), lm)
+        build_trial(prepare(settings(base, tmp_path, method__name=method, method__kept="0,6")), lm)
 
 
 @pytest.mark.parametrize("recipe", ["auto", "fixed"])
@@ -186,29 +188,29 @@ def test_a_prompt_to_start_from_says_how_long(recipe: str, base: Path, tmp_path:
     flags = {"model": str(base), "data": str(tmp_path / "data"), "name": "new", "recipe": recipe}
     flags |= {"method.init": "prompt", "method.init_from": "old"}
     for method, length in (("prompt-tuning", 5), ("prefix-tuning", 6)):
-        prepared, candidate, _ = candidate_of(prepare(resolve(flags | {"method.name": method})), lm)
+        prepared, candidate, _ = build_trial(prepare(resolve(flags | {"method.name": method})), lm)
         (start,) = candidate.learner.freeze()
         assert start.n_tokens == prepared.config.method.n_tokens == length
         assert "method.n_tokens" not in [choice.setting for choice in prepared.choices]
         if method == "prompt-tuning":
             assert_close(start.tensors(), old.tensors())
     with pytest.raises(ConfigError, match="another number of virtual tokens"):
-        candidate_of(prepare(resolve(flags | {"method.name": "prompt-tuning", "method.n_tokens": 7})), lm)
+        build_trial(prepare(resolve(flags | {"method.name": "prompt-tuning", "method.n_tokens": 7})), lm)
 
 
 def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm, asked = tiny_lm("llama", bos=True), list[Reading]()
-    real = initialization.start_from
+    lm, asked = tiny_lm("llama", bos=True), list[SelectionInput]()
+    real = initialization.selected_prompt
 
-    def spy(lm: FrozenLM, form: str, readings: list[Reading], *rest: Any) -> Prompt:
+    def spy(lm: FrozenLM, form: str, readings: list[SelectionInput], *rest: Any) -> Prompt:
         asked.extend(readings)
         return real(lm, form, readings, *rest)
 
-    monkeypatch.setattr(initialization, "start_from", spy)
+    monkeypatch.setattr(initialization, "selected_prompt", spy)
     config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, method__n_tokens=9)
-    _, candidate, _ = candidate_of(prepare(config), lm)
+    _, candidate, _ = build_trial(prepare(config), lm)
     (prompt,) = candidate.learner.freeze()
     assert prompt.n_tokens == 9
     found = demonstrations(task_of(config), lm, None, 110, 0)
@@ -227,18 +229,18 @@ def test_a_model_that_cannot_be_listened_to_starts_unfitted(
         raise UnsupportedModelError("its attention cannot be listened to")
 
     lm, chosen = tiny_lm("llama", bos=True), list[Prompt]()
-    real = initialization.start_from
+    real = initialization.selected_prompt
 
     def spy(*given: Any) -> Prompt:
         chosen.append(real(*given))
         return chosen[-1]
 
-    monkeypatch.setattr(initialization, "start_from", spy)
+    monkeypatch.setattr(initialization, "selected_prompt", spy)
     config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, method__name=method)
     prepared = prepare(config)
-    (fitted,) = candidate_of(prepared, lm)[1].learner.freeze()
-    monkeypatch.setattr(initialization, "heard", deaf)
-    (unfitted,) = candidate_of(prepared, lm)[1].learner.freeze()
+    (fitted,) = build_trial(prepared, lm)[1].learner.freeze()
+    monkeypatch.setattr(initialization, "collect_targets", deaf)
+    (unfitted,) = build_trial(prepared, lm)[1].learner.freeze()
     assert_close(unfitted.tensors(), chosen[1].tensors())
     assert any(not torch.equal(own, unfitted.tensors()[name]) for name, own in fitted.tensors().items())
 
@@ -253,12 +255,12 @@ def test_what_is_not_fitted(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
     def begin(**changes: object) -> int:
         config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, **changes)
         fitted.clear()
-        candidate_of(prepare(config), tiny_lm("llama", bos=True))
+        build_trial(prepare(config), tiny_lm("llama", bos=True))
         return len(fitted)
 
-    monkeypatch.setattr(initialization, "matched", spy)
+    monkeypatch.setattr(initialization, "fit_to_attention", spy)
     assert begin() == 1
-    assert begin(train__minutes=HURRIED, train__steps=None) == 1
+    assert begin(train__minutes=SHORT_RUN, train__steps=None) == 1
     assert begin(train__minutes=1.0, train__steps=None) == 0, "no time for it"
     monkeypatch.setattr(initialization, "ASKING", 1)
     assert begin() == 0, "more classes than rows that are asked"
@@ -267,18 +269,18 @@ def test_what_is_not_fitted(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_start_keeps_to_its_share_of_the_minutes(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = list[Horizon]()
+    asked = list[Budget]()
 
-    def spy(lm: FrozenLM, prompt: Prompt, rows: object, lead: object, follow: object, horizon: Horizon) -> Prompt:
+    def spy(lm: FrozenLM, prompt: Prompt, rows: object, lead: object, follow: object, horizon: Budget) -> Prompt:
         asked.append(horizon)
         return prompt
 
-    monkeypatch.setattr(initialization, "matched", spy)
+    monkeypatch.setattr(initialization, "fit_to_attention", spy)
     for minutes, seconds in ((None, None), (2.0, 12.0)):
         changes = {"train__minutes": minutes, "train__steps": None if minutes else 3}
         config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, **changes)
-        candidate_of(prepare(config), tiny_lm("llama", bos=True))
-        assert asked[-1] == Horizon(initialization.STEPS, seconds)
+        build_trial(prepare(config), tiny_lm("llama", bos=True))
+        assert asked[-1] == Budget(initialization.FIT_STEPS, seconds)
 
 
 @pytest.mark.parametrize("missing", ["keys", "room"])
@@ -292,15 +294,15 @@ def test_where_the_start_that_auto_chose_cannot_be_had_it_is_the_text(
         raise UnsupportedModelError("its keys cannot be moved")
 
     if missing == "keys":
-        monkeypatch.setattr(initialization, "start_from", unmovable)
+        monkeypatch.setattr(initialization, "selected_prompt", unmovable)
     config = settings(base, tmp_path, method__init="attended", method__text_tokens=room)
     prepared = prepare(config)
     with pytest.raises(UnsupportedModelError if missing == "keys" else ConfigError):
-        candidate_of(prepared, lm)
+        build_trial(prepared, lm)
     chosen = replace(prepared, choices=(Choice("method.init", "attended", "the best start"),))
-    found, candidate, tried = candidate_of(chosen, lm)
+    found, candidate, tried = build_trial(chosen, lm)
     assert found.config.method.init == "text" and list(tried) == ["text"] and tried["text"] > 0
-    _, plain, _ = candidate_of(prepare(settings(base, tmp_path)), lm)
+    _, plain, _ = build_trial(prepare(settings(base, tmp_path)), lm)
     assert_close(candidate.learner.state_dict(), plain.learner.state_dict(), rtol=0, atol=0)
     best = prepare(settings(base, tmp_path, method__init="best", method__text_tokens=room))
-    assert "attended" not in candidate_of(best, lm)[2]
+    assert "attended" not in build_trial(best, lm)[2]

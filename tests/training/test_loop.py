@@ -18,18 +18,18 @@ import softprompt.training.loop as train_module
 from softprompt.data.sampler import Batches, sample
 from softprompt.data.tokenize import Example
 from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, TrainError
-from softprompt.inference.decoding import generate
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.objectives.schedule import default_steps, rate
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
-from softprompt.prompts.forms import Prompt, digest
+from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.prompts.forms import Prompt, prompt_digest
 from softprompt.training import batched_losses
 from softprompt.training.config import TrainConfig
 from softprompt.training.events import Event
-from softprompt.training.trial import Candidate, Task
+from softprompt.training.trial import Task, Trial
 from tests.support.cases import text_ids
 from tests.support.tasks import ANSWER, END, METHOD_NAMES, answers, learner, run, task
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -49,7 +49,7 @@ class Clock:
 def validation_loss(prompt: Prompt, rows: Sequence[Example]) -> float:
     lm, own = tiny_lm("llama"), task()
     with torch.no_grad():
-        prefixes = bank(lm, [Prefix(prompt, own.lead, own.follow)])
+        prefixes = prepare_prefixes(lm, [Prefix(prompt, own.lead, own.follow)])
     return token_losses(lm, prefixes, rows).sum().item() / learned_tokens(rows)
 
 
@@ -71,9 +71,9 @@ def right_answers(prompt: Prompt) -> int:
     """How many of 16 new rows get exactly the answer, greedily."""
     lm, own = tiny_lm("llama"), task()
     with torch.no_grad():
-        prefixes = bank(lm, [Prefix(prompt, own.lead, own.follow)])
+        prefixes = prepare_prefixes(lm, [Prefix(prompt, own.lead, own.follow)])
     given = [text_ids(5, 7777 + i) for i in range(16)]
-    made = generate(lm, prefixes, given, [0] * 16, Sampling(max_new_tokens=6), end_ids=[[END]] * 16)
+    made = decode_batch(lm, prefixes, given, [0] * 16, Sampling(max_new_tokens=6), end_ids=[[END]] * 16)
     return sum((tuple(answer.ids), answer.finish) == (ANSWER, "stop") for answer in made)
 
 
@@ -119,7 +119,7 @@ def test_the_best_prompt_is_kept(tmp_path: Path) -> None:
 
     def report(event: Event) -> None:
         if event.kind == "validation":
-            seen.append((event.numbers["validation_loss"], digest(mine.freeze()[0])))
+            seen.append((event.numbers["validation_loss"], prompt_digest(mine.freeze()[0])))
             assert event.numbers["best"] == min(loss for loss, _ in seen)
         if event.kind == "step" and event.step == 6:
             with torch.no_grad():
@@ -129,7 +129,7 @@ def test_the_best_prompt_is_kept(tmp_path: Path) -> None:
     result = run(lm, mine, tmp_path, steps=10, evals=5, lr=0.3, patience=None, report=report)
     best, of_best = min(seen)
     assert 0 < seen.index((best, of_best)) < len(seen) - 2, "neither the first nor one of the spoilt"
-    assert (result.validation_loss, digest(result.prompt)) == (best, of_best)
+    assert (result.validation_loss, prompt_digest(result.prompt)) == (best, of_best)
     assert validation_loss(result.prompt, task().validation) == pytest.approx(best, rel=1e-5)
 
 
@@ -138,8 +138,8 @@ def test_without_validation_rows_the_last_prompt_is_kept(tmp_path: Path) -> None
     mine = learner(lm, "prompt-tuning")
     result = run(lm, mine, tmp_path, rows=task(validation=0), steps=4)
     assert (result.validation_loss, result.history) == (None, [])
-    assert digest(result.prompt) == digest(mine.freeze()[0])
-    assert digest(result.prompt) != digest(learner(lm, "prompt-tuning").freeze()[0])
+    assert prompt_digest(result.prompt) == prompt_digest(mine.freeze()[0])
+    assert prompt_digest(result.prompt) != prompt_digest(learner(lm, "prompt-tuning").freeze()[0])
 
 
 def test_eval_rows_are_a_sample_of_the_validation_rows(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_run_is_judged_by_as_many_rows_as_it_has_time_for(
     lm, clock, judged = tiny_lm("llama"), Clock(0.0), list[list[str]]()
     real = train_module.validation_losses
 
-    def slow(lm: FrozenLM, candidate: Candidate, share: float | None = None) -> list[float]:
+    def slow(lm: FrozenLM, candidate: Trial, share: float | None = None) -> list[float]:
         (rows,) = candidate.judges(share)
         clock.now += len(rows)
         judged.append([row.where for row in rows])
@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(kind: str, tmp_path: Path, monk
 
     def report(event: Event) -> None:
         if event.kind == "step":
-            after[event.step] = digest(mine.freeze()[0])
+            after[event.step] = prompt_digest(mine.freeze()[0])
 
     with monkeypatch.context() as patch:
         poison(patch, 3, kind)
@@ -300,9 +300,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(kind: str, tmp_path: Path, monk
     assert task().train[picked[0]].where in message
     assert ("loss nan" in message) == (kind == "loss")
     assert sorted(after) == [1, 2]
-    assert digest(mine.freeze()[0]) == after[2]
+    assert prompt_digest(mine.freeze()[0]) == after[2]
     resumed = run(lm, learner(lm, "prefix-tuning"), tmp_path / "run", steps=5, save_every=1, resume=True)
-    assert digest(resumed.prompt) == digest(straight.prompt)
+    assert prompt_digest(resumed.prompt) == prompt_digest(straight.prompt)
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,7 +420,7 @@ def test_processes_count_the_start_alike(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(train_module, "Accelerator", Second)
     monkeypatch.setattr(train_module, "gather_object", gathered)
     lm = tiny_lm("llama")
-    candidate = Candidate(learner(lm, "prompt-tuning"), [task()], TrainConfig(steps=1, batch_size=4), lm.device)
+    candidate = Trial(learner(lm, "prompt-tuning"), [task()], TrainConfig(steps=1, batch_size=4), lm.device)
     candidate.record.before = 7.0
     train_module.train(lm, [candidate], tmp_path)
     assert candidate.record.before == 3.0

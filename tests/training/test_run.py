@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.compaction.attention_matching import heard, matched
-from softprompt.compaction.selection import RUNS, Reading, most_attended, most_attended_ids, nearest
+from softprompt.compaction.attention_matching import collect_targets, fit_to_attention
+from softprompt.compaction.selection import RUNS, SelectionInput, nearest, select_by_attention, select_ids_by_attention
 from softprompt.data.records import Record
 from softprompt.data.splits import Splits
 from softprompt.data.template import Template, bos_ids
@@ -25,7 +25,7 @@ from softprompt.prompts.forms import EmbeddingPrompt
 from softprompt.training import initialization, run
 from softprompt.training import prepare as prepare_module
 from softprompt.training.config import Config
-from softprompt.training.initialization import INIT_ROWS, start_of, start_text
+from softprompt.training.initialization import INIT_ROWS, build_start, start_text
 from softprompt.training.prepare import PreparedTask
 from softprompt.training.run import prepare
 from tests.support.rows import records, write_jsonl
@@ -47,7 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     monkeypatch.setattr(loading, "_load_model", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
@@ -207,7 +207,7 @@ def test_where_virtual_tokens_start(method: str, base: Path, tmp_path: Path) -> 
     """A KV prompt brings its BOS and may freeze it; an embedding prompt has neither."""
     lm = tiny_lm("llama", bos=True)
     changes = {"method__name": method, "method__frozen_tokens": 1, "method__hidden": 7, "train__seed": 5}
-    start, _ = start_of(prepare(settings(base, tmp_path, **changes, method__init="labels")), lm)
+    start, _ = build_start(prepare(settings(base, tmp_path, **changes, method__init="labels")), lm)
     kv = method != "prompt-tuning"
     assert start.lead == ((SPECIAL.index("<s>"),) if kv else ())
     assert start.frozen_tokens == (1 if kv else 0)
@@ -215,7 +215,7 @@ def test_where_virtual_tokens_start(method: str, base: Path, tmp_path: Path) -> 
     assert start.text == tuple(lm.encode(instruction_for(["even", "odd"])))
     assert start.labels == (tuple(lm.encode(" even")), tuple(lm.encode(" odd")))
     assert start.labels[0] == tuple(target_ids("even", REAL, lm.tokenizer)), "as they follow a row"
-    mine, _ = start_of(prepare(settings(base, tmp_path, **changes, method__init_text="Odd or even?")), lm)
+    mine, _ = build_start(prepare(settings(base, tmp_path, **changes, method__init_text="Odd or even?")), lm)
     assert mine.text == tuple(lm.encode("Odd or even?"))
 
 
@@ -226,14 +226,14 @@ def test_init_attended_starts_from_what_rows_look_at(base: Path, tmp_path: Path)
     def begun(**changes: Any) -> Any:
         given = {"method__init": "attended", "method__init_text": text, "method__n_tokens": 8}
         config = settings(base, tmp_path, **(given | changes))
-        return run.candidate_of(prepare(config), lm)[1]
+        return run.build_trial(prepare(config), lm)[1]
 
-    lm = run.load(str(base))
+    lm = run.load_model(str(base))
     (prompt,) = begun().learner.freeze()
     (task,) = prepare(settings(base, tmp_path)).tasks
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
-    reading = Reading((*bos_ids(lm.tokenizer), *lm.encode(text)), follow, task.train[: initialization.ASKING])
-    wanted = matched(lm, most_attended(lm, [reading], 8), heard(lm, [reading]), follow=follow)
+    reading = SelectionInput((*bos_ids(lm.tokenizer), *lm.encode(text)), follow, task.train[: initialization.ASKING])
+    wanted = fit_to_attention(lm, select_by_attention(lm, [reading], 8), collect_targets(lm, [reading]), follow=follow)
     assert_close(prompt.tensors(), wanted.tensors())
     with pytest.raises(ConfigError, match="fewer tokens"):
         begun(method__n_tokens=80)
@@ -241,18 +241,18 @@ def test_init_attended_starts_from_what_rows_look_at(base: Path, tmp_path: Path)
 
 def test_init_attended_of_an_embedding_prompt(base: Path, tmp_path: Path) -> None:
     """The nearest run of the text's own tokens, between what stands around an embedding prompt."""
-    lm, text = run.load(str(base)), "A text of some length, which says a lot."
+    lm, text = run.load_model(str(base)), "A text of some length, which says a lot."
     given = {"method__init": "attended", "method__init_text": text, "method__n_tokens": 8}
     config = settings(base, tmp_path, **given, method__name="prompt-tuning")
-    (prompt,) = run.candidate_of(prepare(config), lm)[1].learner.freeze()
+    (prompt,) = run.build_trial(prepare(config), lm)[1].learner.freeze()
     (task,) = prepare(config).tasks
     between = layout_ids(lm, layout_for(lm, task.template, "embedding"))
     assert between[0] == tuple(bos_ids(lm.tokenizer))
     _, behind = layout_ids(lm, layout_for(lm, task.template, "kv"))
-    reading = Reading((*bos_ids(lm.tokenizer), *lm.encode(text)), behind, task.train[: initialization.ASKING], 1)
-    runs = [tuple(lm.encode(text)[:8]), *most_attended_ids(lm, [reading], 8, RUNS)]
+    reading = SelectionInput((*bos_ids(lm.tokenizer), *lm.encode(text)), behind, task.train[: initialization.ASKING], 1)
+    runs = [tuple(lm.encode(text)[:8]), *select_ids_by_attention(lm, [reading], 8, RUNS)]
     near = EmbeddingPrompt(lm.embed(torch.tensor(nearest(lm, runs, between, reading.rows))).float())
-    assert_close(prompt.tensors(), matched(lm, near, heard(lm, [reading]), *between).tensors())
+    assert_close(prompt.tensors(), fit_to_attention(lm, near, collect_targets(lm, [reading]), *between).tensors())
     assert not torch.equal(prompt.tensors()["embeddings"], near.embeddings)
 
 
@@ -262,4 +262,4 @@ def test_init_attended_is_for_causal_models(tmp_path: Path) -> None:
     tiny_tokenizer(closing=True).save_pretrained(folder)
     prepared = prepare(settings(folder, tmp_path, method__init="attended"))
     with pytest.raises(ConfigError, match=r"(?s)causal models.*encoder-decoder.*--init text"):
-        run.candidate_of(prepared, tiny_seq2seq())
+        run.build_trial(prepared, tiny_seq2seq())

@@ -17,25 +17,25 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from softprompt.data.splits import digest, load_splits
+from softprompt.data.splits import data_digest, load_splits
 from softprompt.data.template import Template
 from softprompt.errors import CheckpointError, DataError, GeometryError, StoreError
-from softprompt.formatting.formatted_prompt import card_subject
+from softprompt.formatting.formatted_prompt import from_card
 from softprompt.models import loading
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
 from softprompt.prompts.card import Layout
 from softprompt.prompts.forms import Prompt
-from softprompt.prompts.forms import digest as prompt_digest
+from softprompt.prompts.forms import prompt_digest as prompt_digest
 from softprompt.training import run as run_module
 from softprompt.training.artifacts import curves
 from softprompt.training.config import resolve
 from softprompt.training.events import Event
-from softprompt.training.run import Outcome, Prepared, fit, prepare
-from softprompt.training.run_log import read
-from softprompt.training.trial import Candidate
+from softprompt.training.run import FitResult, PreparedTraining, fit, prepare
+from softprompt.training.run_log import read_log
+from softprompt.training.trial import Trial
 from tests.support.rows import labelled, write_jsonl
 from tests.support.saved import REAL, save_tiny, settings
 from tests.support.tiny import DEVICE, tiny_lm
@@ -61,8 +61,8 @@ class Run:
 
     base: Path
     folder: Path
-    prepared: Prepared
-    outcome: Outcome
+    prepared: PreparedTraining
+    outcome: FitResult
     events: Sequence[Event]
     began: datetime
 
@@ -91,9 +91,9 @@ def test_it_learns(run: Run) -> None:
 
 def loss_of(lm: FrozenLM, prompt: Prompt, run: Run) -> float:
     """Nats per learned token of the validation rows, in the frame that the saved card gives."""
-    subject = card_subject(prompt, store.load_card(run.prepared.folder))
+    subject = from_card(prompt, store.load_card(run.prepared.folder))
     with torch.no_grad():
-        prefixes = bank(lm, [subject.prefix(lm)])
+        prefixes = prepare_prefixes(lm, [subject.prefix(lm)])
     rows = run.prepared.tasks[0].validation
     return token_losses(lm, prefixes, rows).sum().item() / learned_tokens(rows)
 
@@ -118,7 +118,7 @@ def test_the_card_tells_the_truth(run: Run) -> None:
     assert Template.from_dict(card.template) == REAL
     assert card.labels == ("even", "odd")
     rows = load_splits(run.folder / "data").train
-    assert card.data == {"train_sha256": digest(rows), "train_rows": 24, "validation_rows": 8}
+    assert card.data == {"train_sha256": data_digest(rows), "train_rows": 24, "validation_rows": 8}
     assert (card.method["name"], card.method["n_tokens"]) == (config.method.name, 6)
     assert (card.recipe["lr"], card.recipe["steps"], card.recipe["seed"]) == (0.3, 60, 0)
     assert card.metrics["validation_loss"] == result.validation_loss
@@ -157,7 +157,7 @@ def test_what_is_left_of_the_run(run: Run) -> None:
     assert any(event.kind == "checkpoint" for event in run.events)
     assert sorted(path.name for path in run.prepared.run.iterdir()) == ["config.yaml", "metrics.jsonl"]
     assert resolve({}, run.prepared.run / "config.yaml") == run.prepared.config
-    logged = read(run.prepared.run / "metrics.jsonl")
+    logged = read_log(run.prepared.run / "metrics.jsonl")
     assert logged == [{"event": e.kind, "step": e.step, **e.numbers} for e in run.events]
     assert [line["step"] for line in logged if line["event"] == "step"] == list(range(1, 61))
 
@@ -184,7 +184,7 @@ def test_overwriting_begins_anew(base: Path, tmp_path: Path) -> None:
     assert second.folder == first.folder
     assert store.load_card(prepare(config, overwrite=True).folder).recipe["seed"] == 3
     assert prompt_digest(first.result.prompt) != prompt_digest(second.result.prompt)
-    assert [line["step"] for line in read(second.run / "metrics.jsonl") if line["event"] == "step"] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_log(second.run / "metrics.jsonl") if line["event"] == "step"] == [1, 2, 3, 4]
     assert resolve({}, second.run / "config.yaml") == other
 
 
@@ -209,7 +209,7 @@ def test_a_run_that_is_stopped_leaves_a_checkpoint_and_no_artifact(base: Path, t
     straight = fit(prepare(settings(base, tmp_path, name="straight")), lm)
     assert resumed.folder == home / "tone"
     assert store.load_card(home / "tone").sha256 == store.load_card(home / "straight").sha256
-    logs = [read(one.run / "metrics.jsonl") for one in (resumed, straight)]
+    logs = [read_log(one.run / "metrics.jsonl") for one in (resumed, straight)]
     for kind in ("step", "validation"):
         mine, theirs = ([(e["step"], e.get("loss")) for e in log if e["event"] == kind] for log in logs)
         assert mine == theirs
@@ -228,9 +228,9 @@ def test_the_model_is_loaded_as_the_settings_say(base: Path, tmp_path: Path, mon
 
     def listen(name: str, **options: Any) -> FrozenLM:
         asked.append((name, options))
-        return loading.load(name, **options)
+        return loading.load_model(name, **options)
 
-    monkeypatch.setattr(run_module, "load", listen)
+    monkeypatch.setattr(run_module, "load_model", listen)
     outcome = fit(prepare(settings(base, tmp_path)))
     fit(prepare(settings(base, tmp_path, name="two", dtype="bfloat16")), trust_remote_code=True)
     options = {"dtype": "float32", "device": DEVICE, "trust_remote_code": False}
@@ -370,7 +370,7 @@ def test_the_start_takes_from_the_minutes(base: Path, tmp_path: Path, monkeypatc
     """A start that took fifteen seconds leaves forty-five of a minute."""
     seen, now = list[float](), itertools.count(0, 15)
 
-    def begun(lm: FrozenLM, candidates: list[Candidate], folder: Path, **options: Any) -> NoReturn:
+    def begun(lm: FrozenLM, candidates: list[Trial], folder: Path, **options: Any) -> NoReturn:
         seen.extend(candidates[0].progress(elapsed) for elapsed in (0.0, 9.0, 45.0))
         raise KeyboardInterrupt
 

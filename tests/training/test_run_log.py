@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from softprompt.errors import StoreError
-from softprompt.training.run_log import RunLog, read
+from softprompt.training.run_log import RunLog, read_log
 
 
 def event(step: int, **numbers: float) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def written(path: Path, *steps: int, keep_until: int | None = None) -> RunLog:
 
 
 def steps(path: Path) -> list[int]:
-    return [line["step"] for line in read(path)]
+    return [line["step"] for line in read_log(path)]
 
 
 def test_one_object_a_line_in_order(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_one_object_a_line_in_order(tmp_path: Path) -> None:
     log.close()
     wanted = [event(1, loss=0.25), {"event": "end", "step": 1, "why": "zwei\u2028Zeilen"}]
     assert [json.loads(line) for line in path.read_text().split("\n")[:-1]] == wanted
-    assert read(path) == wanted
+    assert read_log(path) == wanted
     assert os.listdir(path.parent) == ["metrics.jsonl"]
 
 
@@ -81,7 +81,7 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_has_no_events(tmp_path: Path) -> None:
-    assert read(tmp_path / "missing.jsonl") == []
+    assert read_log(tmp_path / "missing.jsonl") == []
 
 
 def test_what_came_behind_a_checkpoint_comes_again(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_what_came_behind_a_checkpoint_comes_again(tmp_path: Path) -> None:
     log.write({"event": "validation", "step": 1})
     log.close()
     RunLog(tmp_path / "m.jsonl", keep_until=1).close()
-    assert [line["event"] for line in read(tmp_path / "m.jsonl")] == ["step", "checkpoint"]
+    assert [line["event"] for line in read_log(tmp_path / "m.jsonl")] == ["step", "checkpoint"]
 
 
 class FullDisk:

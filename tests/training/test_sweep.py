@@ -13,7 +13,7 @@ from softprompt.errors import ConfigError, StoreError
 from softprompt.prompts import store
 from softprompt.training.config import Config
 from softprompt.training.run import fit, prepare
-from softprompt.training.run_log import read
+from softprompt.training.run_log import read_log
 from softprompt.training.sweep import grid, sweep
 from tests.support.saved import save_tiny, settings
 from tests.support.shell import done, refused
@@ -78,7 +78,7 @@ def test_the_best_is_saved_as_it_would_be_alone(method: str, base: Path, tmp_pat
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl", "sweep.json"]
     table = json.loads((run / "sweep.json").read_text())
     assert [row["candidate"] for row in table] == ["lr=0.3", "lr=0.001"]
-    assert {event.get("candidate") for event in read(run / "metrics.jsonl") if event["event"] == "step"} == set(
+    assert {event.get("candidate") for event in read_log(run / "metrics.jsonl") if event["event"] == "step"} == set(
         found.results
     )
 

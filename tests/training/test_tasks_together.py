@@ -13,18 +13,18 @@ from torch.testing import assert_close
 from softprompt.data.splits import load_rows
 from softprompt.errors import ConfigError, StoreError
 from softprompt.evaluation.evaluate import evaluate
-from softprompt.inference.generate import load_subjects
+from softprompt.inference.generate import load_prompts
 from softprompt.objectives.chunked import divergences
 from softprompt.objectives.next_token import distilled_losses, token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
-from softprompt.prompts.forms import EmbeddingPrompt, digest
-from softprompt.training.batched_losses import losses_of
+from softprompt.prompts.forms import EmbeddingPrompt, prompt_digest
+from softprompt.training.batched_losses import trial_losses
 from softprompt.training.config import Config
 from softprompt.training.run import fit, prepare
-from softprompt.training.run_log import read
-from softprompt.training.trial import Candidate, Task
+from softprompt.training.run_log import read_log
+from softprompt.training.trial import Task, Trial
 from tests.laws.oracle import plain_logits
 from tests.support.cases import random_prompt
 from tests.support.rows import write_jsonl
@@ -66,14 +66,14 @@ def test_each_task_gets_its_artifact(method: str, base: Path, tmp_path: Path, ho
     outcome = fit(prepare(config), lm)
     names = ["all.parity", "all.sums", *(["all.shared"] if method == "multitask" else [])]
     assert [folder.name for folder, _ in outcome.saved] == names
-    subjects = load_subjects(lm, names[:2])
+    subjects = load_prompts(lm, names[:2])
     assert [s.template.text for s in subjects.values()] == ["Row: {text}\nLabel:", "{prompt}="]
-    own = {name: digest(store.load(name, lm.geometry)[0]) for name in names}
+    own = {name: prompt_digest(store.load(name, lm.geometry)[0]) for name in names}
     assert len(set(own.values())) == (3 if method == "multitask" else 1)
     cards = {name: store.load_card(home / name) for name in names}
     assert (cards["all.parity"].labels, cards["all.sums"].labels) == (("even", "odd"), ())
     assert cards["all.parity"].data["train_rows"] == 24 and cards["all.sums"].data["train_rows"] == 12
-    events = [event for event in read(home / ".runs" / "all" / "metrics.jsonl") if event["event"] == "validation"]
+    events = [event for event in read_log(home / ".runs" / "all" / "metrics.jsonl") if event["event"] == "validation"]
     for event in events:
         each = [event["validation_loss/parity"], event["validation_loss/sums"]]
         assert event["validation_loss"] == pytest.approx(sum(each) / 2)
@@ -133,7 +133,7 @@ def test_the_distilled_loss(weight: float) -> None:
     lm, rows = tiny_lm(), answers(5, 3)
     student, teacher = random_prompt(lm, "embedding", 4, 1, grad=True), random_prompt(lm, "kv", 6, 2)
     plain = random_prompt(lm, "embedding", 4, 1, grad=True)
-    own, taught = bank(lm, [Prefix(student)]), bank(lm, [Prefix(teacher)])
+    own, taught = prepare_prefixes(lm, [Prefix(student)]), prepare_prefixes(lm, [Prefix(teacher)])
     ours = distilled_losses(lm, own, taught, rows, [0] * 5, [0] * 5, weight)
     wanted = []
     for row in rows:
@@ -153,12 +153,12 @@ def test_a_candidate_is_judged_without_its_teacher() -> None:
     lm = tiny_lm()
     rows = Task(answers(9, 0), answers(4, 90), digest="d")
     teacher = random_prompt(lm, "kv", 3, 5)
-    one = Candidate(learner(lm, "prompt-tuning"), [rows], train_settings(distil=3.0), lm.device, "", [teacher])
-    (taught,) = losses_of(lm, [(one, rows.train)])
+    one = Trial(learner(lm, "prompt-tuning"), [rows], train_settings(distil=3.0), lm.device, "", [teacher])
+    (taught,) = trial_losses(lm, [(one, rows.train)])
     with torch.no_grad():
-        (judged,) = losses_of(lm, [(one, rows.train)])
+        (judged,) = trial_losses(lm, [(one, rows.train)])
         prefixes, owners = one.prefixes(rows.train)
-        assert_close(judged, token_losses(lm, bank(lm, prefixes), rows.train, owners))
+        assert_close(judged, token_losses(lm, prepare_prefixes(lm, prefixes), rows.train, owners))
     assert (taught - judged).min() >= -1e-5 and (taught - judged).max() > 0.1
 
 

@@ -67,7 +67,7 @@ def test_none_is_silent(recorders: list[Recorder], tmp_path: Path) -> None:
 
 def test_a_run_tells_its_tracker(recorders: list[Recorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
-    monkeypatch.setattr(tracking, "check", lambda kind: None)
+    monkeypatch.setattr(tracking, "check_tracker", lambda kind: None)
     base = save_tiny(tmp_path / "base")
     fit(prepare(settings(base, tmp_path, train__track="tensorboard")))
     (made,) = recorders

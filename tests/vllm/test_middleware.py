@@ -15,12 +15,12 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from softprompt.data.records import Message
-from softprompt.formatting.formatted_prompt import card_subject
-from softprompt.formatting.inputs import chat_ids, text_ids
+from softprompt.formatting.formatted_prompt import from_card
+from softprompt.formatting.inputs import chat_input_ids, text_input_ids
 from softprompt.prompts import store
 from softprompt.vllm import middleware
 from softprompt.vllm.middleware import SoftPrompts, without
-from softprompt.vllm.published import Published, find, publish
+from softprompt.vllm.published import Published, find_published, publish
 from tests.support.live_server import TEMPLATES, save_prompt
 from tests.support.tiny import tiny_lm, tiny_tokenizer
 
@@ -77,7 +77,7 @@ def got(client: TestClient, path: str, body: Any, status: int = 200) -> Any:
 
 
 def published(folder: Path, name: str) -> Published:
-    found = find(folder, name)
+    found = find_published(folder, name)
     assert found is not None
     return found
 
@@ -86,8 +86,8 @@ def published(folder: Path, name: str) -> Published:
 @pytest.mark.parametrize("name", ["review", "talk", "kind", "asked", "stern"])
 def test_a_conversation(client: TestClient, folder: Path, name: str, model: str) -> None:
     lm, prompt = tiny_lm("llama", bos=True), published(folder, name)
-    subject = card_subject(*store.load(folder / "prompts" / name))
-    wanted = chat_ids([Message("user", "Where is my parcel?")], subject, lm.tokenizer)
+    subject = from_card(*store.load(folder / "prompts" / name))
+    wanted = chat_input_ids([Message("user", "Where is my parcel?")], subject, lm.tokenizer)
     body = {"model": model.format(name), "temperature": 0, "n": 2, "stream": True} | ASK
     assert got(client, "chat/completions", body) == body | {
         "model": "base",
@@ -98,8 +98,8 @@ def test_a_conversation(client: TestClient, folder: Path, name: str, model: str)
 
 def test_texts(client: TestClient, folder: Path) -> None:
     lm, prompt = tiny_lm("llama", bos=True), published(folder, "question")
-    subject = card_subject(*store.load(folder / "prompts" / "question"))
-    rows = [[0] * prompt.size + text_ids(text, subject, lm.tokenizer) for text in ("Where?", "When?")]
+    subject = from_card(*store.load(folder / "prompts" / "question"))
+    rows = [[0] * prompt.size + text_input_ids(text, subject, lm.tokenizer) for text in ("Where?", "When?")]
     found = got(client, "completions", {"model": "question", "prompt": ["Where?", "When?"]})
     assert found["prompt"] == rows
     assert found["kv_transfer_params"] == {"soft_prompt": prompt.id}

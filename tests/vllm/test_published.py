@@ -10,11 +10,11 @@ import pytest
 from softprompt.data.template import Template
 from softprompt.errors import StoreError
 from softprompt.formatting.context import end_ids
-from softprompt.formatting.formatted_prompt import card_subject
+from softprompt.formatting.formatted_prompt import from_card
 from softprompt.prompts import store
 from softprompt.vllm import published
-from softprompt.vllm.prefix_file import compile_prefix, digest, place
-from softprompt.vllm.published import Published, find, publish
+from softprompt.vllm.prefix_file import compile_prefix, place, prefix_digest
+from softprompt.vllm.published import Published, find_published, publish
 from tests.support.live_server import TEMPLATES, save_prompt
 from tests.support.tiny import tiny_lm
 
@@ -30,32 +30,32 @@ def saved(folder: Path, name: str, seed: int = 1) -> Published:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_there_and_back(name: str, tmp_path: Path) -> None:
     lm, made = tiny_lm("llama", bos=True), saved(tmp_path, name)
-    assert find(tmp_path, name) == made
-    subject = card_subject(*store.load(tmp_path / "prompts" / name, lm.geometry))
+    assert find_published(tmp_path, name) == made
+    subject = from_card(*store.load(tmp_path / "prompts" / name, lm.geometry))
     prefix = subject.prefix(lm)
     compiled = compile_prefix(lm, prefix)
-    assert (made.id, made.size) == (digest(compiled), len(prefix.lead) + 5 + len(prefix.follow))
+    assert (made.id, made.size) == (prefix_digest(compiled), len(prefix.lead) + 5 + len(prefix.follow))
     assert made.template == TEMPLATES[name][1]
     assert made.end_ids == tuple(end_ids(lm, subject.template))
-    assert published.names(tmp_path) == [name]
+    assert published.published_names(tmp_path) == [name]
 
 
 def test_another_version_is_another_file_and_must_be_asked_for(tmp_path: Path) -> None:
     one = saved(tmp_path, "review")
     assert saved(tmp_path, "review") == one, "the same again is no change"
     two = saved(tmp_path, "review", seed=2)
-    assert find(tmp_path, "review") == two
+    assert find_published(tmp_path, "review") == two
     assert one.id != two.id
     assert place(tmp_path, one.id).exists(), "requests that run may need it"
     with pytest.raises(StoreError, match="another version"):
         saved(tmp_path, "review")
-    assert find(tmp_path, "review") == two
+    assert find_published(tmp_path, "review") == two
 
 
 @pytest.mark.parametrize("name", ["none", "../review", "Review", "prompts/review", ""])
 def test_what_is_not_there(name: str, tmp_path: Path) -> None:
     saved(tmp_path, "review")
-    assert find(tmp_path, name) is None
+    assert find_published(tmp_path, name) is None
 
 
 def test_a_card_that_would_leave_the_folder(tmp_path: Path) -> None:
@@ -76,10 +76,10 @@ def test_a_damaged_one(change: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "review.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(StoreError, match="not a published soft prompt"):
-        find(tmp_path, "review")
+        find_published(tmp_path, "review")
 
 
 def test_one_whose_keys_and_values_are_gone(tmp_path: Path) -> None:
     place(tmp_path, saved(tmp_path, "review").id).unlink()
     with pytest.raises(StoreError, match="is gone"):
-        find(tmp_path, "review")
+        find_published(tmp_path, "review")

@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer.kv_transfer_state import ensure_kv_transfer_sh
 
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.vllm.connector import request_params, transfer_config
-from softprompt.vllm.prefix_file import compile_prefix, write
+from softprompt.vllm.prefix_file import compile_prefix, write_prefix
 from tests.support.cases import text_ids
 from tests.vllm_real.tiny import BLOCK, CONTEXT, generated, prefixes
 
@@ -29,7 +29,7 @@ class Shelf:
     def __init__(self, lm: FrozenLM, folder: Path) -> None:
         self.folder, self.prefixes = folder, prefixes(lm)
         self.kvs = [compile_prefix(lm, p) if p.prompt else torch.zeros(0, 2, 0, 0, 0) for p in self.prefixes]
-        self.names = [write(folder, kv) if len(kv) else None for kv in self.kvs]
+        self.names = [write_prefix(folder, kv) if len(kv) else None for kv in self.kvs]
         self.texts = [text_ids(3 + 11 * i, i) for i in range(8)]
         self.wanted = [generated(lm, p, ids, NEW) for p, ids in zip(self.prefixes, self.texts, strict=True)]
 

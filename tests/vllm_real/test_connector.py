@@ -12,7 +12,7 @@ import pytest
 from vllm import LLM  # pyright: ignore[reportAttributeAccessIssue]
 
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.vllm.prefix_file import compile_prefix, write
+from softprompt.vllm.prefix_file import compile_prefix, write_prefix
 from tests.vllm_real.shelf import NEW, Shelf, check_all, params, running, said
 from tests.vllm_real.tiny import BLOCK, generated
 
@@ -69,7 +69,7 @@ def test_a_request_that_cannot_be_right_fails_alone(llm: LLM, shelf: Shelf, case
 
 def test_another_prompt_of_the_same_length_meets_no_cached_block(llm: LLM, shelf: Shelf, lm: FrozenLM) -> None:
     """The same placeholders and the same text, other keys and values."""
-    name = write(shelf.folder, -compile_prefix(lm, shelf.prefixes[5]))
+    name = write_prefix(shelf.folder, -compile_prefix(lm, shelf.prefixes[5]))
     (output,) = said(llm, [shelf.ids(5)], [params(name)])
     assert list(output.outputs[0].token_ids) != shelf.wanted[5]
     (plain,) = said(llm, [shelf.ids(5)], [params(None)])

@@ -17,7 +17,7 @@ from softprompt.engine.base import Engine, Job, Penalties, Token
 from softprompt.errors import ConfigError, EngineError
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.server.api_keys import Keys
+from softprompt.server.api_keys import ApiKeys
 from softprompt.server.app import create_app
 from softprompt.server.catalogue import Catalogue
 from softprompt.server.service import Service
@@ -206,7 +206,7 @@ def test_the_server(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Runner, tm
 
     async def replies(engine: Engine) -> list[str]:
         service = Service(lm, engine, Catalogue(lm.geometry, tmp_path, {}), name="base", places=8)
-        transport = httpx.ASGITransport(create_app(service, Keys()))
+        transport = httpx.ASGITransport(create_app(service, ApiKeys()))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             bodies = [{"model": name, "max_tokens": 16, "temperature": 0, "stream": stream} | b for _, name, b in asks]
             sent = [client.post(f"/v1/{path}", json=body) for (path, _, _), body in zip(asks, bodies, strict=True)]

@@ -17,9 +17,9 @@ from typing import Any
 import openai
 import pytest
 
-from softprompt.formatting.formatted_prompt import card_subject
+from softprompt.formatting.formatted_prompt import from_card
 from softprompt.inference.detokenizer import CUT
-from softprompt.inference.generate import Request, answer
+from softprompt.inference.generate import Request, generate
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
@@ -74,8 +74,8 @@ def wait(port: int, process: subprocess.Popen[bytes]) -> None:
 
 def generated(lm: FrozenLM, folder: Path, name: str, text: str) -> str:
     """What the library answers, but for half a character at the end, of which vLLM says nothing."""
-    subject = card_subject(*store.load(folder / "prompts" / name, lm.geometry))
-    (found,) = answer(lm, {name: subject}, [Request(text, name)], Sampling(16))
+    subject = from_card(*store.load(folder / "prompts" / name, lm.geometry))
+    (found,) = generate(lm, {name: subject}, [Request(text, name)], Sampling(16))
     return found.text.rstrip(CUT)
 
 

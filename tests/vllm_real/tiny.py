@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 import transformers as tf
 
-from softprompt.inference.decoding import generate
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import bank
+from softprompt.prefix.prepare import prepare_prefixes
 from tests.support.cases import random_prompt
 from tests.support.tiny import VOCAB, tiny_tokenizer
 
@@ -47,7 +47,7 @@ def save_model(folder: Path) -> Path:
 
 def tiny(base: Path) -> FrozenLM:
     """The model as the library has it."""
-    return load(str(base), dtype="float32", device="cpu")
+    return load_model(str(base), dtype="float32", device="cpu")
 
 
 def prefixes(lm: FrozenLM) -> list[Prefix]:
@@ -67,5 +67,5 @@ def prefixes(lm: FrozenLM) -> list[Prefix]:
 @torch.no_grad()
 def generated(lm: FrozenLM, prefix: Prefix, ids: Sequence[int], new: int, ends: Sequence[int] = ()) -> list[int]:
     """What `generate` answers to one row alone, greedily."""
-    (answer,) = generate(lm, bank(lm, [prefix]), [list(ids)], [0], Sampling(new), end_ids=[list(ends)])
+    (answer,) = decode_batch(lm, prepare_prefixes(lm, [prefix]), [list(ids)], [0], Sampling(new), end_ids=[list(ends)])
     return answer.ids

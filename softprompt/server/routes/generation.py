@@ -13,14 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.server.body import read_object
-from softprompt.server.generation_stream import EventStream, attended
+from softprompt.server.generation_stream import EventStream, cancel_on_disconnect
 from softprompt.server.limits import Limits
 from softprompt.server.openapi import body_of, replies_of
-from softprompt.server.request import Ask, ask_chat, ask_completion
-from softprompt.server.responses import ChatCompletion, Replies, TextCompletion, Whole
-from softprompt.server.schema import ChatRequest, CompletionRequest, parse
+from softprompt.server.request import GenerationRequest, chat_request, completion_request
+from softprompt.server.responses import ChatCompletion, FullResponse, ResponseBuilder, TextCompletion
+from softprompt.server.schema import ChatRequest, CompletionRequest, parse_request
 from softprompt.server.service import Service, Work
-from softprompt.server.streaming import Piece
+from softprompt.server.streaming import TextPiece
 
 R = TypeVar("R", ChatRequest, CompletionRequest)
 
@@ -35,7 +35,7 @@ def add_generation(app: FastAPI, service: Service, log_content: bool) -> None:
     )
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
-        return await _Answering(service, request, log_content).reply(ChatRequest, ask_chat)
+        return await _Answering(service, request, log_content).reply(ChatRequest, chat_request)
 
     @app.post(
         "/v1/completions",
@@ -44,7 +44,7 @@ def add_generation(app: FastAPI, service: Service, log_content: bool) -> None:
     )
     async def complete(request: Request) -> Response:
         """Continue a text."""
-        return await _Answering(service, request, log_content).reply(CompletionRequest, ask_completion)
+        return await _Answering(service, request, log_content).reply(CompletionRequest, completion_request)
 
 
 class _Answering:
@@ -55,33 +55,33 @@ class _Answering:
         self._begun: float = request.state.begun
         self._facts: dict[str, Any] = request.state.facts
 
-    async def reply(self, kind: type[R], ask_of: Callable[[R, Limits], Ask]) -> Response:
+    async def reply(self, kind: type[R], ask_of: Callable[[R, Limits], GenerationRequest]) -> Response:
         """The whole answer, or the beginning of a stream. Raises ProblemError."""
         limits, receive = self._service.limits, self._request.receive
         deadline = asyncio.get_running_loop().time() + limits.deadline_s
         body = await read_object(self._request, limits)
-        asked = parse(kind, body)
+        asked = parse_request(kind, body)
         ask = replace(ask_of(asked, limits), tenant=self._request.state.caller.id)
         if self._log_content:
             self._facts["content"] = body
         chat = kind is ChatRequest
         if asked.stream:
             return await EventStream.begin(receive, self._events(ask, chat, asked.include_usage), deadline)
-        return JSONResponse(await attended(receive, deadline, self._whole(ask, chat)))
+        return JSONResponse(await cancel_on_disconnect(receive, deadline, self._whole(ask, chat)))
 
-    async def _whole(self, ask: Ask, chat: bool) -> dict[str, Any]:
+    async def _whole(self, ask: GenerationRequest, chat: bool) -> dict[str, Any]:
         with self._service.quota.request(self._request.state.caller):
             async with self._service.working(ask) as work, aclosing(self._pieces(ask, work)) as pieces:
-                answers, tokens = [Whole() for _ in work.jobs], 0
+                answers, tokens = [FullResponse() for _ in work.jobs], 0
                 async for piece in pieces:
                     answers[piece.choice].add(piece)
                     tokens += piece.tokens
-        return Replies(work, ask.model, chat=chat, logprobs=ask.logprobs is not None).whole(answers, tokens)
+        return ResponseBuilder(work, ask.model, chat=chat, logprobs=ask.logprobs is not None).whole(answers, tokens)
 
-    async def _events(self, ask: Ask, chat: bool, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
+    async def _events(self, ask: GenerationRequest, chat: bool, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
         with self._service.quota.request(self._request.state.caller):
             async with self._service.working(ask) as work, aclosing(self._pieces(ask, work)) as pieces:
-                replies = Replies(work, ask.model, chat=chat, logprobs=ask.logprobs is not None)
+                replies = ResponseBuilder(work, ask.model, chat=chat, logprobs=ask.logprobs is not None)
                 opening, tokens = replies.opening(), 0
                 async for piece in pieces:  # the opening waits for it: what fails before has a status of its own
                     while opening:
@@ -91,7 +91,7 @@ class _Answering:
             if usage:
                 yield replies.closing(tokens)
 
-    async def _pieces(self, ask: Ask, work: Work) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, ask: GenerationRequest, work: Work) -> AsyncGenerator[TextPiece, None]:
         """The pieces of the answers, noted for the log."""
         finished, texts, tokens = list[str](), [""] * len(work.jobs), 0
         try:

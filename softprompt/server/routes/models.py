@@ -13,7 +13,7 @@ from softprompt.server.openapi import replies_of
 from softprompt.server.service import Service
 
 
-class Model(TypedDict):
+class ModelInfo(TypedDict):
     """A model of OpenAI's list; `parent` and `root` as vLLM has them for adapters."""
 
     id: str
@@ -29,7 +29,7 @@ class ModelList(TypedDict):
     """All of them."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[ModelInfo]
 
 
 def add_models(app: FastAPI, service: Service) -> None:
@@ -40,7 +40,7 @@ def add_models(app: FastAPI, service: Service) -> None:
         """The base model, then every soft prompt for it."""
         return JSONResponse({"object": "list", "data": await _models(service)})
 
-    @app.get("/v1/models/{model:path}", responses=replies_of(Model))
+    @app.get("/v1/models/{model:path}", responses=replies_of(ModelInfo))
     async def model(model: str) -> JSONResponse:
         """One of them, by any name that requests may use."""
         rows = {row["id"]: row for row in await _models(service)}
@@ -50,7 +50,7 @@ def add_models(app: FastAPI, service: Service) -> None:
         return JSONResponse(found)
 
 
-async def _models(service: Service) -> list[Model]:
+async def _models(service: Service) -> list[ModelInfo]:
     base = _row(service, service.name, service.name, None, service.started)
     return [base] + [
         _row(service, service.model_id(entry), entry.name, service.name, entry.created)
@@ -58,7 +58,7 @@ async def _models(service: Service) -> list[Model]:
     ]
 
 
-def _row(service: Service, name: str, root: str, parent: str | None, created: int) -> Model:
+def _row(service: Service, name: str, root: str, parent: str | None, created: int) -> ModelInfo:
     return {
         "id": name,
         "object": "model",

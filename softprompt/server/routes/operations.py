@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
-from softprompt.server.error_responses import ProblemError
+from softprompt.server.error_responses import ApiError
 from softprompt.server.openapi import replies_of
 from softprompt.server.service import Service
 
@@ -40,7 +40,7 @@ def add_operations(app: FastAPI, service: Service) -> None:
     async def readyz() -> JSONResponse:
         """Requests are taken: the engine works and the server is not stopping."""
         if service.unready:
-            raise ProblemError(503, f"Not ready: {service.unready}.", "not_ready", retry_after_s=5)
+            raise ApiError(503, f"Not ready: {service.unready}.", "not_ready", retry_after_s=5)
         return JSONResponse({"status": "ok"})
 
     @app.get("/version", responses=replies_of(Version))

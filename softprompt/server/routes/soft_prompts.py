@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from softprompt.server.catalogue import Entry
 from softprompt.server.error_responses import invalid
-from softprompt.server.generation_stream import attended
+from softprompt.server.generation_stream import cancel_on_disconnect
 from softprompt.server.openapi import replies_of
 from softprompt.server.service import Service
 
@@ -69,7 +69,7 @@ def add_prompts(app: FastAPI, service: Service) -> None:
             raise invalid("This takes no body: soft prompts come from the server's own folder.")
         entry = await service.entry(name)
         deadline = asyncio.get_running_loop().time() + service.limits.deadline_s
-        await attended(request.receive, deadline, service.load(name))
+        await cancel_on_disconnect(request.receive, deadline, service.load(name))
         return JSONResponse(_row(service, entry))
 
     @app.delete("/v1/soft_prompts/{name}", responses=replies_of(SoftPrompt))
