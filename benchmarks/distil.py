@@ -135,9 +135,9 @@ def articles(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterat
         flags |= chosen(options)
         prepared, found, seconds = run(lm, flags)
         questions = [row for row in asked if row["doc_id"] == article["doc_id"]]
-        exercises = [question(row, prepared, lm) for row in questions]
+        splits = [question(row, prepared, lm) for row in questions]
         others = cartridge(lm, prepared, seconds["training"], options) if options.cartridge else {}
-        scored = again(lm, prepared, found, exercises, others)
+        scored = again(lm, prepared, found, splits, others)
         own = {"study": measured(found.fidelity), "questions": measured(scored)}
         yield {"article": article["doc_id"], "seconds": seconds, "n_questions": len(questions), **own}
 
@@ -152,12 +152,12 @@ def book(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[d
     flags |= {"sizes": options.sizes, "study.answer_tokens": 64, "study.chunk_tokens": BOOK_TOKENS + 100}
     flags |= {"train.minutes": options.minutes} if options.minutes else {"train.steps": options.steps}
     prepared, found, seconds = run(lm, flags)
-    exercises = []
+    splits = []
     for i in range(PASSAGES):
         part = ids[BOOK_TOKENS + i * PASSAGE_TOKENS :][:PASSAGE_TOKENS]
         record = Record({"prompt": str(lm.tokenizer.decode(part[:16]))}, None, "completion", where=f"passage {i}")
-        exercises.append(DistillationExample(0, record, tuple(part[16:])))
-    yield {"seconds": seconds, **measured(again(lm, prepared, found, exercises, {})), "study": measured(found.fidelity)}
+        splits.append(DistillationExample(0, record, tuple(part[16:])))
+    yield {"seconds": seconds, **measured(again(lm, prepared, found, splits, {})), "study": measured(found.fidelity)}
 
 
 def question(row: dict[str, Any], prepared: PreparedDistillation, lm: FrozenLM) -> DistillationExample:
@@ -183,13 +183,13 @@ def again(
     lm: FrozenLM,
     prepared: PreparedDistillation,
     found: DistillationResult,
-    exercises: list[DistillationExample],
+    splits: list[DistillationExample],
     others: Mapping[str, FormattedPrompt],
 ) -> Fidelity:
     """The saved soft prompts, and others, on other exercises."""
     loaded = {str(card.n_tokens): store.load(folder, lm.geometry) for folder, card in found.saved}
     students = {size: from_card(prompt, card) for size, (prompt, card) in loaded.items()} | dict(others)
-    return fidelity(Teacher(lm, prepared.chunks, prepared.template), exercises, students, len(lm.encode(prepared.text)))
+    return fidelity(Teacher(lm, prepared.chunks, prepared.template), splits, students, len(lm.encode(prepared.text)))
 
 
 def measured(found: Fidelity | None) -> dict[str, Any]:

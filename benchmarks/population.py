@@ -30,7 +30,7 @@ from softprompt.training.loop import _Loop
 from softprompt.training.trial import Task, Trial
 
 
-def candidates(lm: FrozenLM, count: int, tokens: int, rows: int) -> list[Trial]:
+def trials(lm: FrozenLM, count: int, tokens: int, rows: int) -> list[Trial]:
     """Prefix tuning from random text, each with its own rows."""
     draw = random.Random(0)  # noqa: S311
 
@@ -51,7 +51,7 @@ def candidates(lm: FrozenLM, count: int, tokens: int, rows: int) -> list[Trial]:
 def seconds(loop: _Loop, together: bool) -> float:
     """Of one step of all candidates."""
     begin = time.perf_counter()
-    for part in [loop.candidates] if together else [[candidate] for candidate in loop.candidates]:
+    for part in [loop.trials] if together else [[trial] for trial in loop.trials]:
         loop.one_step(part)
     if loop.lm.device.type == "cuda":
         torch.cuda.synchronize()
@@ -61,7 +61,7 @@ def seconds(loop: _Loop, together: bool) -> float:
 def measure(lm: FrozenLM, count: int, tokens: int, rows: int, repeat: int) -> dict[str, float]:
     """Medians for this many candidates."""
     with tempfile.TemporaryDirectory() as scratch:
-        loop = _Loop(lm, candidates(lm, count, tokens, rows), Path(scratch), (), lambda event: None)
+        loop = _Loop(lm, trials(lm, count, tokens, rows), Path(scratch), (), lambda event: None)
         times: dict[bool, list[float]] = {True: [], False: []}
         for i in range(repeat + 1):
             for together in (True, False):
@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     lm = load_model(options.model)
     results = []
-    for count in map(int, options.candidates.split(",")):
+    for count in map(int, options.trials.split(",")):
         results.append(measure(lm, count, options.tokens, options.rows, options.repeat))
         line = "{candidates:>3.0f} candidates: together {together_s:.2f} s, apart {apart_s:.2f} s, {ratio:.2f} times"
         print(line.format(**results[-1]), file=sys.stderr if options.json else sys.stdout, flush=True)

@@ -116,11 +116,11 @@ def ours(setting: Setting, changes: dict[str, Any], minutes: float, seed: int) -
     prepared = prepared_for(setting, changes, minutes, seed)
     outcome = fit(prepared, setting.lm, overwrite=True)
     assert outcome.folder is not None
-    subject = from_card(*load_prompt(outcome.folder, setting.lm.geometry))
+    formatted = from_card(*load_prompt(outcome.folder, setting.lm.geometry))
     chosen = {choice.setting: choice.value for choice in prepared.choices}
     about = {"steps": outcome.result.step, "seconds": round(outcome.result.seconds, 1), "chosen": chosen}
     about |= {"history": outcome.result.history}
-    return scored(setting, prepared, subject) | about
+    return scored(setting, prepared, formatted) | about
 
 
 def theirs(setting: Setting, prepared: PreparedTraining, kind: Kind, instruction: str, seed: int) -> dict[str, Any]:
@@ -140,18 +140,20 @@ def theirs(setting: Setting, prepared: PreparedTraining, kind: Kind, instruction
         seed=seed,
     )
     form = "none" if trained.prompt is None else trained.prompt.form
-    subject = FormattedPrompt(trained.prompt, task.template, layout_for(lm, task.template, form))
+    formatted = FormattedPrompt(trained.prompt, task.template, layout_for(lm, task.template, form))
     about = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "loss_gap": trained.gap}
-    result = scored(setting, prepared, subject) | about
+    result = scored(setting, prepared, formatted) | about
     trained.undo()
     return result
 
 
-def scored(setting: Setting, prepared: PreparedTraining, subject: FormattedPrompt) -> dict[str, Any]:
+def scored(setting: Setting, prepared: PreparedTraining, formatted: FormattedPrompt) -> dict[str, Any]:
     """Scores of a subject on the test rows."""
     begin = time.monotonic()
     classes = prepared.tasks[0].classes
-    found = evaluate(setting.lm, subject, setting.test, labels=classes, sampling=Sampling(max_new_tokens=80)).to_dict()
+    found = evaluate(
+        setting.lm, formatted, setting.test, labels=classes, sampling=Sampling(max_new_tokens=80)
+    ).to_dict()
     return {**found, "evaluation_seconds": round(time.monotonic() - begin, 1)}
 
 

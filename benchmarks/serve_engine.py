@@ -96,9 +96,9 @@ async def engine_run(
     await asyncio.gather(*(first_token(engine, name, row, new) for name, row in zip(names, rows, strict=True)))
 
 
-def padded_run(lm: FrozenLM, prefixes: PrefixKV, rows: list[list[int]], owners: list[int], new: int) -> None:
+def padded_run(lm: FrozenLM, prefixes: PrefixKV, rows: list[list[int]], prefix_ids: list[int], new: int) -> None:
     """The same with the library's own `generate`."""
-    decode_batch(lm, prefixes, rows, owners, Sampling(new), end_ids=[[]] * len(rows))
+    decode_batch(lm, prefixes, rows, prefix_ids, Sampling(new), end_ids=[[]] * len(rows))
 
 
 class Peft:
@@ -138,8 +138,8 @@ class Peft:
 async def throughput(lm: FrozenLM, engine: TransformersEngine, prompts: dict[str, Prompt], size: Load) -> Any:
     """Tokens a second of every system."""
     known, turns = list(prompts), count(10)
-    owners = [i % len(known) for i in range(size.requests)]
-    names = [known[owner] for owner in owners]
+    prefix_ids = [i % len(known) for i in range(size.requests)]
+    names = [known[owner] for owner in prefix_ids]
     prefixes = prepare_prefixes(lm, [Prefix(prompt) for prompt in prompts.values()])
     peft = Peft(lm, prompts, size.virtual)
     few = size.requests // 2
@@ -147,12 +147,14 @@ async def throughput(lm: FrozenLM, engine: TransformersEngine, prompts: dict[str
         "many prompts": lambda rows: engine_run(engine, rows, names, size.new),
         "one prompt": lambda rows: engine_run(engine, rows, names[:1] * len(rows), size.new),
         "no prompt": lambda rows: engine_run(engine, rows, [None] * len(rows), size.new),
-        "padded generate": lambda rows: asyncio.to_thread(padded_run, lm, prefixes, rows, owners, size.new),
+        "padded generate": lambda rows: asyncio.to_thread(padded_run, lm, prefixes, rows, prefix_ids, size.new),
         "peft": lambda rows: asyncio.to_thread(peft.run, rows, names, size.new),
     }
     halves = {
         "many prompts": lambda rows: engine_run(engine, rows[:few], names[:few], size.new),
-        "padded generate": lambda rows: asyncio.to_thread(padded_run, lm, prefixes, rows[:few], owners[:few], size.new),
+        "padded generate": lambda rows: asyncio.to_thread(
+            padded_run, lm, prefixes, rows[:few], prefix_ids[:few], size.new
+        ),
     }
     taken = [{name: list[float]() for name in group} for group in (systems, halves)]
     for turn in range(size.rounds + 1):

@@ -131,9 +131,9 @@ async def good(plan: Plan, draw: random.Random, tally: Tally) -> None:
     body = {"model": name, "prompt": "word " * draw.randint(1, 20), "max_tokens": draw.randint(1, 32), "stream": stream}
     body |= {"temperature": draw.choice([0, 1]), "n": draw.choice([1, 1, 1, 3])}
     body |= {"stream_options": {"include_usage": True}} if stream else {}
-    begun = time.perf_counter()
+    opened = time.perf_counter()
     status, content = await exchange(plan.port, "POST", "/v1/completions", body, USER, None)
-    tally.seconds.append(time.perf_counter() - begun)
+    tally.seconds.append(time.perf_counter() - opened)
     if status != 200 or (stream and b"data: [DONE]" not in content):
         tally.failures.append(f"{status} {content[:200]!r}")
         return
@@ -242,9 +242,9 @@ def run(options: argparse.Namespace, folder: Path, command: Sequence[str] = SERV
     make_prompts(load_model(options.model), folder / "prompts", options.prompts)
     process, port = started(command, options.model, folder / "prompts", options.places)
     try:
-        begun = time.perf_counter()
+        opened = time.perf_counter()
         tally = asyncio.run(soak(Plan(port, process.pid, options.prompts, options.requests, options.clients)))
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - opened
         server = asyncio.run(rest(port))
         megabytes = [n // 2**20 for n in (*tally.memory, memory(process.pid))]
         process.send_signal(signal.SIGTERM)

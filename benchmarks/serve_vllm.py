@@ -45,8 +45,8 @@ async def answer(engine: Engine, name: str | None, ids: Sequence[int], new: int)
 async def measure(lm: FrozenLM, size: Load, block: int) -> dict[str, Any]:
     """Tokens a second of every system, and how many answers are those of `generate`."""
     prompts, turns = soft_prompts(lm, size), count(10)
-    owners = [i % size.prompts for i in range(size.requests)]
-    names: list[str | None] = [list(prompts)[owner] for owner in owners]
+    prefix_ids = [i % size.prompts for i in range(size.requests)]
+    names: list[str | None] = [list(prompts)[owner] for owner in prefix_ids]
     prefixes = prepare_prefixes(lm, [Prefix(prompt) for prompt in prompts.values()])
     engine = VllmEngine(lm, {"enforce_eager": True, "block_size": block, "max_num_seqs": size.requests})
     await engine.start()
@@ -67,7 +67,7 @@ async def measure(lm: FrozenLM, size: Load, block: int) -> dict[str, Any]:
             if system == "many prompts":
                 begin = time.perf_counter()
                 ends = [[]] * len(rows)
-                wanted = decode_batch(lm, prefixes, rows, owners, Sampling(size.new), end_ids=ends)
+                wanted = decode_batch(lm, prefixes, rows, prefix_ids, Sampling(size.new), end_ids=ends)
                 seconds["padded generate"] += [time.perf_counter() - begin] if turn else []
                 equal += sum(ids == one.ids for ids, one in zip(said[system], wanted, strict=True))
     engine.check_integrity()

@@ -24,6 +24,16 @@ def split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+def flag(*names: str, help: str = "") -> dict[str, Any]:  # noqa: A002
+    """Metadata of a settings field that has a short flag on the command line: `json_schema_extra=flag("--lr")`.
+
+    Args:
+        names: spellings of the flag, e.g. "--model", "-m", or "--chat/--no-chat" for a switch.
+        help: one line for --help; the field's description if empty.
+    """
+    return {"flags": list(names), "help": help}
+
+
 def resolve_settings(
     kind: type[Settings],
     flags: dict[str, Any],

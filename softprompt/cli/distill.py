@@ -170,17 +170,17 @@ def _progress(console: Console, as_json: bool) -> Callable[[Event], None]:
         from softprompt.training.recorder import line_of
 
         return lambda event: typer.echo(json.dumps(line_of(event)))
-    begun: dict[str, tuple[float, float]] = {}  # share and time of the first event of each kind
+    opened: dict[str, tuple[float, float]] = {}  # share and time of the first event of each kind
     shown: dict[str, float] = {}
 
     def show(event: Event) -> None:
         done, now, loss = event.numbers.get("progress", 0.0), time.monotonic(), event.numbers.get("loss", 0.0)
         if event.kind == "validation":
-            of = f" ({event.candidate} tokens)" if event.candidate else ""
+            of = f" ({event.trial} tokens)" if event.trial else ""
             line = f"step {event.step}  divergence {event.numbers['validation_loss']:.4f} on validation{of}"
             console.print(Text(line))
         elif event.kind in (*PHASES, "step") and (done >= 1 or now - shown.get(event.kind, 0.0) > EVERY_S):
-            first, since = begun.setdefault(event.kind, (done, now))
+            first, since = opened.setdefault(event.kind, (done, now))
             shown[event.kind] = now
             left = f", {(now - since) * (1 - done) / (done - first):.0f} s to go" if first < done < 1 else ""
             what = PHASES.get(event.kind, f"step {event.step}  loss {loss:.4f}")

@@ -91,7 +91,7 @@ def eval_command(
 def _flat(results: dict[str, Any]) -> dict[str, dict[str, object]]:
     """One entry a row of the table; a soft prompt that is named as another row is told apart."""
     soft = results.get("soft_prompts", {})
-    rows = {subject: values for subject, values in results.items() if values is not soft}
+    rows = {formatted: values for formatted, values in results.items() if values is not soft}
     own = {name if name not in rows else f"prompt {name}": values for name, values in soft.items()}
     last = {"vote": rows.pop("vote")} if "vote" in rows else {}
     return rows | own | last
@@ -105,12 +105,12 @@ def print_comparison(results: dict[str, dict[str, object]], console: Console) ->
     table.add_column("")
     for metric in names:
         table.add_column(metric.replace("_", " "), justify="right")
-    for subject, values in results.items():
+    for formatted, values in results.items():
         intervals = values["confidence_interval"]
         assert isinstance(intervals, dict)
         cells = [_cell(m, values[m], *intervals[m]) if m in values else "" for m in names]
-        label = subject.replace("_", " ") if subject in SUBJECTS else subject
-        table.add_row(Text(escaped(label)), *cells, style="" if subject in BASELINES else "bold")
+        label = formatted.replace("_", " ") if formatted in SUBJECTS else formatted
+        table.add_row(Text(escaped(label)), *cells, style="" if formatted in BASELINES else "bold")
     console.print(table)
     console.print(Text(f"{first['rows']} rows; 95 % confidence intervals", style="dim"))
 

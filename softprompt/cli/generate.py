@@ -66,18 +66,18 @@ def generate_command(
     own = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
     flat = expanded(chosen, routers)
     lm = load_base(model, flat, dtype, device, trust_remote_code)
-    subjects = _subjects(lm, flat, base)
-    asked = [*chosen, *(name for name in subjects if name not in flat)]
+    formatted_prompts = _subjects(lm, flat, base)
+    asked = [*chosen, *(name for name in formatted_prompts if name not in flat)]
     requests = own or [Request(text, name, where) for where, text in rows for name in asked]
-    requests = assign(lm, routers, subjects, requests)
+    requests = assign(lm, routers, formatted_prompts, requests)
     if len(requests) == 1 and not as_json:  # stream
-        generate(lm, subjects, requests, sampling, on_text=lambda _, new: _write(new))
+        generate(lm, formatted_prompts, requests, sampling, on_text=lambda _, new: _write(new))
         _write("\n")
         return
     console = Console(soft_wrap=True)
     for start in range(0, len(requests), SHOWN):
         part, draw = requests[start : start + SHOWN], replace(sampling, seed=seed + start)
-        for request, result in zip(part, generate(lm, subjects, part, draw), strict=True):
+        for request, result in zip(part, generate(lm, formatted_prompts, part, draw), strict=True):
             if as_json:
                 typer.echo(json.dumps(_line(request, result), ensure_ascii=False))
             else:
@@ -102,10 +102,10 @@ def _subjects(lm: FrozenLM, names: list[str], base: bool) -> dict[str, Formatted
     from softprompt.formatting.formatted_prompt import no_prompt
     from softprompt.inference.generate import load_prompts
 
-    subjects = load_prompts(lm, names)
+    formatted_prompts = load_prompts(lm, names)
     if base:
-        subjects["(base)"] = no_prompt(lm, next(iter(subjects.values())).template)
-    return subjects
+        formatted_prompts["(base)"] = no_prompt(lm, next(iter(formatted_prompts.values())).template)
+    return formatted_prompts
 
 
 def _texts(texts: list[str] | None) -> list[tuple[str, str]]:

@@ -66,7 +66,7 @@ def progress_for(
 
 def _plain(event: Event, console: Console) -> None:
     n = event.numbers
-    of = f"  {event.candidate}" if event.candidate else ""
+    of = f"  {event.trial}" if event.trial else ""
     if event.kind == "init":
         tried = ", ".join(f"{name} {loss:.3f}" for name, loss in sorted(n.items(), key=lambda pair: pair[1]))
         console.print(f"starts      {tried} (validation loss; the first one is taken)", highlight=False)

@@ -56,10 +56,10 @@ def prune_command(
         console.print(Text(f"note: {note}", style="yellow"))
     lm = load_base(model, [source], dtype, device, trust_remote_code)
     prompt, card = store.load(source, lm.geometry)
-    subject = from_card(prompt, card)
+    formatted = from_card(prompt, card)
     with console.status(f"{card.n_tokens} virtual tokens, {len(rows)} rows"):
-        scores = score(lm, subject, rows)
-        pruned = prune(lm, subject, rows, scores, keep)
+        scores = score(lm, formatted, rows)
+        pruned = prune(lm, formatted, rows, scores, keep)
     nearest = nearest_tokens(lm, prompt) if isinstance(prompt, EmbeddingPrompt) else [""] * prompt.n_tokens
     made = pruned_card(card, pruned, folder.name, len(rows))
     size = size_of(pruned.prompt)

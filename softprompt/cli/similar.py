@@ -28,7 +28,7 @@ def similar_command(
 
     own = store.locate(name)
     prompt, card = store.load(own)
-    candidates = {
+    trials = {
         path.name: store.load(path)[0]
         for path, other in store.list_cards(store.home())
         if isinstance(other, Card)
@@ -36,7 +36,7 @@ def similar_command(
         and other.form == card.form
         and card.geometry.differs(other.geometry) is None
     }
-    ranked = rank_by_similarity(prompt, candidates)
+    ranked = rank_by_similarity(prompt, trials)
     if as_json:
         rows = [{"name": other, "average": s.average, "per_token": s.per_token} for other, s in ranked]
         typer.echo(json.dumps({"name": card.name, "similar": rows}))

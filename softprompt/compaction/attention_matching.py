@@ -90,7 +90,7 @@ def fit_to_attention(
     rows: AttentionTargets,
     lead: tuple[int, ...] = (),
     follow: tuple[int, ...] = (),
-    horizon: Budget = WHOLE,
+    budget: Budget = WHOLE,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Prompt:
     """The prompt, fitted; in float32.
@@ -112,26 +112,26 @@ def fit_to_attention(
     draw = torch.Generator().manual_seed(0)
     drawn_T = torch.zeros(TOKENS, dtype=torch.long, device=lm.device)
     live = Prefix(from_tensors(prompt.form, tensors, lm.geometry), lead, follow)
-    front = lay_out_prefixes(lm, [live])
+    layout = lay_out_prefixes(lm, [live])
 
     def differentiate() -> None:
-        found = zip(layers, run_prefixes(lm, [live], front).layers, strict=True)
+        found = zip(layers, run_prefixes(lm, [live], layout).layers, strict=True)
         pairs = [(layer, kv) for layer, kv in found if layer and kv]
         losses = [layer.loss(keys[0].float(), values[0].float(), drawn_T) for layer, (keys, values) in pairs]
         grads = torch.autograd.grad(torch.stack(losses).sum(), list(tensors.values()))
         for tensor, grad in zip(tensors.values(), grads, strict=True):
             tensor.grad = grad
 
-    begun, step = time.monotonic(), 0
+    opened, step = time.monotonic(), 0
     with torch.enable_grad():
         again = capturable(lm, differentiate)
-        while (done := horizon.progress(step, time.monotonic() - begun)) < 1:
+        while (done := budget.progress(step, time.monotonic() - opened)) < 1:
             optimizer.param_groups[0]["lr"] = RATE * rate("cosine", WARMUP, done)
             drawn_T.copy_(torch.randint(tokens, (TOKENS,), generator=draw))
             again()
             optimizer.step()
             step += 1
-            progress(horizon.progress(step, time.monotonic() - begun))
+            progress(budget.progress(step, time.monotonic() - opened))
     return frozen(from_tensors(prompt.form, tensors, lm.geometry))
 
 
@@ -156,7 +156,7 @@ class _Layer:
     def loss(self, keys_KSD: Tensor, values_KSD: Tensor, tokens: Tensor) -> Tensor:
         """By how much these tokens miss what they got."""
         queries = self.queries.of(tokens)
-        missing_KRTD = queries.behind(keys_KSD, values_KSD) - queries.got
+        missing_KRTD = queries.attend_to(keys_KSD, values_KSD) - queries.got
         felt_TF = torch.einsum("krtd,krdf->tf", missing_KRTD, self.directions)
         return ((felt_TF.square().sum(1) * self.weights[tokens]).mean() + 1e-12).sqrt()
 

@@ -42,7 +42,7 @@ class Example:
     mask: tuple[bool, ...]
     where: str
     task: int = 0
-    unseen: tuple[int, int] = (0, 0)
+    masked_span: tuple[int, int] = (0, 0)
     lesson: SoftLabels | None = None
 
 

@@ -35,10 +35,10 @@ def save_all(
     for size, result in results.items():
         folder = prepared.folder_of(int(size))
         card = _card(prepared, lm, folder.name, result, measured, size)
-        candidate = size if len(results) > 1 else ""
+        trial = size if len(results) > 1 else ""
 
-        def extras(scratch: Path, name: str = card.name, candidate: str = candidate) -> None:
-            learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", candidate))
+        def extras(scratch: Path, name: str = card.name, trial: str = trial) -> None:
+            learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", trial))
             fidelity_by_size(scratch / PICTURE, prepared.folder.name, points)
 
         readme = model_card(card, bytes_on_disk=size_of(result.prompt), curve=CURVE)

@@ -36,16 +36,16 @@ def build_dataset(
     """Inputs, the teacher's answers and lessons, in three parts; taken from the notebook as far as it goes."""
     settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
     _check_room(prepared, teacher)
-    notebook = StudyCache.begun(prepared.notebook, _identity(prepared, teacher))
+    study_cache = StudyCache.opened(prepared.study_cache, _identity(prepared, teacher))
 
-    batches = notebook.inputs()
+    batches = study_cache.inputs()
     if not prepared.rows:
         for batch in generate_queries(teacher, study, cloze_share(prepared), batches, seed=seed):
-            notebook.add_inputs(len(batches), batch)
+            study_cache.add_inputs(len(batches), batch)
             batches.append(batch)
             progress(report, "study")(sum(map(len, batches)) / study.inputs)
     bare = _bare(prepared, teacher.lm, batches)
-    done = add_teacher_answers(bare, teacher, study, notebook, seed, progress(report, "answers"))
+    done = add_teacher_answers(bare, teacher, study, study_cache, seed, progress(report, "answers"))
     return DistillationSplits.split(done, study.held_out, settings.train.eval_rows, seed)
 
 
@@ -57,9 +57,9 @@ def progress(report: Callable[[Event], None], kind: Literal["study", "answers", 
 def cached_dataset(prepared: PreparedDistillation, teacher: Teacher) -> DistillationSplits:
     """Those of a finished run, from its notebook. Raises StoreError if they are not there."""
     settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
-    notebook = StudyCache.kept(prepared.notebook, _identity(prepared, teacher))
-    bare = _bare(prepared, teacher.lm, notebook.inputs())
-    done = add_teacher_answers(bare, teacher, study, notebook, seed, lambda done: None)
+    study_cache = StudyCache.kept(prepared.study_cache, _identity(prepared, teacher))
+    bare = _bare(prepared, teacher.lm, study_cache.inputs())
+    done = add_teacher_answers(bare, teacher, study, study_cache, seed, lambda done: None)
     return DistillationSplits.split(done, study.held_out, settings.train.eval_rows, seed)
 
 

@@ -113,16 +113,16 @@ def measure_composed(
 
     Raises StoreError if what a source was distilled on is not there, or is of another model or dtype.
     """
-    subjects = {one: from_card(*store.load(one, lm.geometry)) for one in dict.fromkeys([*sources, name])}
+    formatted_prompts = {one: from_card(*store.load(one, lm.geometry)) for one in dict.fromkeys([*sources, name])}
     found = []
     for source, prepared in sources.items():
         teacher = Teacher(lm, prepared.chunks, prepared.template)
-        exercises = cached_dataset(prepared, teacher)
-        students = {source: subjects[source], name: subjects[name]}
-        if len(sources) > 1 and (together := _together(lm, list(sources.values()), exercises)):
+        splits = cached_dataset(prepared, teacher)
+        students = {source: formatted_prompts[source], name: formatted_prompts[name]}
+        if len(sources) > 1 and (together := _together(lm, list(sources.values()), splits)):
             students[TEXTS] = together
         tokens = len(lm.encode(prepared.text))
-        found.append(ComposedFidelity(source, name, fidelity(teacher, exercises.held_out, students, tokens, own)))
+        found.append(ComposedFidelity(source, name, fidelity(teacher, splits.held_out, students, tokens, own)))
     return found
 
 
@@ -132,7 +132,7 @@ def _run_names(folder: Path, card: Card) -> list[str]:
 
 
 def _together(
-    lm: FrozenLM, sources: Sequence[PreparedDistillation], exercises: DistillationSplits
+    lm: FrozenLM, sources: Sequence[PreparedDistillation], splits: DistillationSplits
 ) -> FormattedPrompt | None:
     """The texts one behind the other in the frame of the first; None if they are read in pieces or do not fit."""
     first = sources[0]
@@ -140,8 +140,8 @@ def _together(
         return None
     around = layout_for(lm, first.template, "embedding")
     text = "\n\n".join(source.text for source in sources)
-    subject = FormattedPrompt(None, first.template, around.model_copy(update={"lead": around.lead + text}))
-    prefix = subject.prefix(lm)
-    rows = [len(one.example(first.template, lm.tokenizer).ids) for one in exercises.held_out]
+    formatted = FormattedPrompt(None, first.template, around.model_copy(update={"lead": around.lead + text}))
+    prefix = formatted.prefix(lm)
+    rows = [len(one.example(first.template, lm.tokenizer).ids) for one in splits.held_out]
     room = lm.geometry.max_positions - len(prefix.lead) - len(prefix.follow)
-    return subject if max(rows) <= room else None
+    return formatted if max(rows) <= room else None

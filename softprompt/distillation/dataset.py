@@ -59,15 +59,13 @@ class DistillationSplits:
     held_out: list[DistillationExample]
 
     @staticmethod
-    def split(
-        exercises: Sequence[DistillationExample], held_out: int, validation: int, seed: int
-    ) -> DistillationSplits:
+    def split(splits: Sequence[DistillationExample], held_out: int, validation: int, seed: int) -> DistillationSplits:
         """Drawn by seed; no part takes more than a quarter from training."""
-        quarter = len(exercises) // 4
-        order = permutation(len(exercises), seed).tolist()
+        quarter = len(splits) // 4
+        order = permutation(len(splits), seed).tolist()
         first, second = min(held_out, quarter), min(validation, quarter)
         parts = order[:first], order[first : first + second], order[first + second :]
-        held, judged, learned = ([exercises[i] for i in sorted(part)] for part in parts)
+        held, judged, learned = ([splits[i] for i in sorted(part)] for part in parts)
         return DistillationSplits(learned, judged, held)
 
 
@@ -90,14 +88,14 @@ def examples_from_rows(rows: Sequence[Record], chunks: Sequence[str], template: 
     """The user's rows as exercises without answers, each for the piece that shares most words with it."""
     nearest = finder(chunks)
     found = [DistillationExample(nearest(said(row)), as_turns(row, template)) for row in rows]
-    return sorted(found, key=lambda exercise: exercise.chunk)
+    return sorted(found, key=lambda example: example.chunk)
 
 
 def add_teacher_answers(
-    exercises: Sequence[DistillationExample],
+    splits: Sequence[DistillationExample],
     teacher: Teacher,
     study: StudyConfig,
-    notebook: StudyCache,
+    study_cache: StudyCache,
     seed: int,
     report: Callable[[float], None],
 ) -> list[DistillationExample]:
@@ -108,14 +106,14 @@ def add_teacher_answers(
         report: is told of the share that is done.
     """
     done: list[DistillationExample] = []
-    for number, batch in enumerate(_batches(exercises)):
-        found = notebook.lessons(number, study.temperature)
+    for number, batch in enumerate(_batches(splits)):
+        found = study_cache.lessons(number, study.temperature)
         if found is None:
             found = _taught(batch, teacher, study, seed + number)
-            notebook.add_lessons(number, found)
-        for exercise, (answer, lesson) in zip(batch, found, strict=True):
-            done.append(replace(exercise, answer=answer, lesson=replace(lesson, hard=study.hard)))
-        report(len(done) / len(exercises))
+            study_cache.add_lessons(number, found)
+        for example, (answer, lesson) in zip(batch, found, strict=True):
+            done.append(replace(example, answer=answer, lesson=replace(lesson, hard=study.hard)))
+        report(len(done) / len(splits))
     return done
 
 
@@ -124,22 +122,22 @@ def _taught(
 ) -> list[tuple[tuple[int, ...], SoftLabels]]:
     """Answers of the teacher to exercises of one piece that have none, and its lessons on all."""
     chunk, template, tokenizer = batch[0].chunk, teacher.template, teacher.lm.tokenizer
-    asking = [exercise for exercise in batch if not exercise.answer]
-    rows = [prompt_ids(exercise.record, template, tokenizer) for exercise in asking]
+    asking = [example for example in batch if not example.answer]
+    rows = [prompt_ids(example.record, template, tokenizer) for example in asking]
     sampling = Sampling(study.answer_tokens, study.answer_temperature, seed=seed * BATCH)
     ends, how = end_ids(teacher.lm, template), (study.top_k, study.temperature)
     written = iter(teacher.answers(chunk, rows, sampling, ends, *how) if rows else [])
-    known = [exercise for exercise in batch if exercise.answer]
-    examples = [exercise.example(template, tokenizer) for exercise in known]
+    known = [example for example in batch if example.answer]
+    examples = [example.example(template, tokenizer) for example in known]
     heard = iter(teacher.lessons(chunk, examples, *how) if known else [])
-    return [(exercise.answer, next(heard)) if exercise.answer else next(written) for exercise in batch]
+    return [(example.answer, next(heard)) if example.answer else next(written) for example in batch]
 
 
-def _batches(exercises: Sequence[DistillationExample]) -> list[list[DistillationExample]]:
+def _batches(splits: Sequence[DistillationExample]) -> list[list[DistillationExample]]:
     """At most `BATCH` each, of one piece each."""
     found: list[list[DistillationExample]] = []
-    for exercise in exercises:
-        if not found or len(found[-1]) == BATCH or found[-1][0].chunk != exercise.chunk:
+    for example in splits:
+        if not found or len(found[-1]) == BATCH or found[-1][0].chunk != example.chunk:
             found.append([])
-        found[-1].append(exercise)
+        found[-1].append(example)
     return found

@@ -88,7 +88,7 @@ class Fidelity:
 @torch.no_grad()
 def fidelity(
     teacher: Teacher,
-    exercises: Sequence[DistillationExample],
+    splits: Sequence[DistillationExample],
     students: Mapping[str, FormattedPrompt],
     tokens: int,
     own: Mapping[str, Metric] | None = None,
@@ -101,32 +101,32 @@ def fidelity(
         own: further metrics of the greedy answers.
     """
     lm = teacher.lm
-    chunks = {exercise.chunk: teacher.subject(exercise.chunk) for exercise in exercises}
-    full = [chunks[exercise.chunk] for exercise in exercises]
+    chunks = {example.chunk: teacher.formatted(example.chunk) for example in splits}
+    full = [chunks[example.chunk] for example in splits]
     alone = no_prompt(lm, teacher.template)
-    taught, _ = _states(lm, full, exercises)
+    taught, _ = _states(lm, full, splits)
 
-    def measured(subjects: Sequence[FormattedPrompt]) -> FidelityScores:
-        scores = _scores(lm, subjects, exercises, own or {})
-        return _measured(lm, subjects, exercises, taught, scores)
+    def measured(formatted_prompts: Sequence[FormattedPrompt]) -> FidelityScores:
+        scores = _scores(lm, formatted_prompts, splits, own or {})
+        return _measured(lm, formatted_prompts, splits, taught, scores)
 
-    soft = {name: measured([one] * len(exercises)) for name, one in students.items()}
-    return Fidelity(measured([alone] * len(exercises)), measured(full), soft, tokens, len(exercises))
+    soft = {name: measured([one] * len(splits)) for name, one in students.items()}
+    return Fidelity(measured([alone] * len(splits)), measured(full), soft, tokens, len(splits))
 
 
 def _measured(
     lm: FrozenLM,
-    subjects: Sequence[FormattedPrompt],
-    exercises: Sequence[DistillationExample],
+    formatted_prompts: Sequence[FormattedPrompt],
+    splits: Sequence[DistillationExample],
     taught_NH: Tensor,
     scores: dict[str, float],
 ) -> FidelityScores:
     """One way to answer, each exercise with its own subject, against the teacher's states and answers."""
-    states_NH, targets_N = _states(lm, subjects, exercises)
+    states_NH, targets_N = _states(lm, formatted_prompts, splits)
     pairs = zip(states_NH.split(CHUNK), taught_NH.split(CHUNK), strict=True)
     agreed = [lm.logits(own).argmax(-1) == lm.logits(taught).argmax(-1) for own, taught in pairs]
-    distinct = {id(subject): subject for subject in subjects}
-    prefix = max((subject.prefix(lm) for subject in distinct.values()), key=_length)
+    distinct = {id(formatted): formatted for formatted in formatted_prompts}
+    prefix = max((formatted.prefix(lm) for formatted in distinct.values()), key=_length)
     return FidelityScores(
         divergence=divergences(states_NH, taught_NH, lm.logits).mean().item(),
         agreement=torch.cat(agreed).float().mean().item(),
@@ -139,39 +139,39 @@ def _measured(
 
 
 def _states(
-    lm: FrozenLM, subjects: Sequence[FormattedPrompt], exercises: Sequence[DistillationExample]
+    lm: FrozenLM, formatted_prompts: Sequence[FormattedPrompt], splits: Sequence[DistillationExample]
 ) -> tuple[Tensor, Tensor]:
     """Hidden states [N, H] before each answer token behind each exercise's own subject, and the tokens [N]."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for prefixes, subject, own in _by_subject(subjects, lm):
-        examples = {i: exercises[i].example(subject.template, lm.tokenizer) for i in own}
+    for prefixes, formatted, own in _by_subject(formatted_prompts, lm):
+        examples = {i: splits[i].example(formatted.template, lm.tokenizer) for i in own}
         for part in by_tokens([len(examples[i].ids) for i in own], TOKENS):
             numbers = [own[j] for j in part]
             states, targets = supervised(lm, prefixes, [examples[i] for i in numbers], None)
-            sizes = [len(exercises[i].answer) for i in numbers]
+            sizes = [len(splits[i].answer) for i in numbers]
             found |= dict(zip(numbers, zip(states.split(sizes), targets.split(sizes), strict=True), strict=True))
-    parts = [found[i] for i in range(len(exercises))]
+    parts = [found[i] for i in range(len(splits))]
     return torch.cat([states for states, _ in parts]), torch.cat([targets for _, targets in parts])
 
 
 def _scores(
     lm: FrozenLM,
-    subjects: Sequence[FormattedPrompt],
-    exercises: Sequence[DistillationExample],
+    formatted_prompts: Sequence[FormattedPrompt],
+    splits: Sequence[DistillationExample],
     further: Mapping[str, Metric],
 ) -> dict[str, float]:
     """Scores of greedy answers: those that need references where all rows have some, and the user's own."""
-    references = [exercise.record.references for exercise in exercises]
+    references = [example.record.references for example in splits]
     compared = all(references)
     if not compared and not further:
         return {}
     right = [len(lm.encode(text)) for texts in references for text in texts]
-    sampling = Sampling(2 * max(right or [len(exercise.answer) for exercise in exercises]) + 8)
-    answers = [""] * len(exercises)
-    for prefixes, subject, own in _by_subject(subjects, lm):
+    sampling = Sampling(2 * max(right or [len(example.answer) for example in splits]) + 8)
+    answers = [""] * len(splits)
+    for prefixes, formatted, own in _by_subject(formatted_prompts, lm):
         rows, ends = (
-            [prompt_ids(exercises[i].record, subject.template, lm.tokenizer) for i in own],
-            end_ids(lm, subject.template),
+            [prompt_ids(splits[i].record, formatted.template, lm.tokenizer) for i in own],
+            end_ids(lm, formatted.template),
         )
         found = decode_batch(lm, prefixes, rows, [0] * len(own), sampling, end_ids=[ends] * len(own))
         for i, answer in zip(own, found, strict=True):
@@ -182,15 +182,15 @@ def _scores(
 
 
 def _by_subject(
-    subjects: Sequence[FormattedPrompt], lm: FrozenLM
+    formatted_prompts: Sequence[FormattedPrompt], lm: FrozenLM
 ) -> Iterator[tuple[PrefixKV, FormattedPrompt, list[int]]]:
     """Each subject's prefix, run once, with the numbers of its exercises."""
     groups: dict[int, list[int]] = {}
-    for i, subject in enumerate(subjects):
-        groups.setdefault(id(subject), []).append(i)
+    for i, formatted in enumerate(formatted_prompts):
+        groups.setdefault(id(formatted), []).append(i)
     for own in groups.values():
-        subject = subjects[own[0]]
-        yield prepare_prefixes(lm, [subject.prefix(lm)]), subject, own
+        formatted = formatted_prompts[own[0]]
+        yield prepare_prefixes(lm, [formatted.prefix(lm)]), formatted, own
 
 
 def kv_bytes_per_token(lm: FrozenLM) -> int:

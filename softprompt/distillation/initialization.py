@@ -29,7 +29,7 @@ def compacted_starts(
     prepared: PreparedDistillation,
     lm: FrozenLM,
     text: tuple[int, ...],
-    exercises: DistillationSplits,
+    splits: DistillationSplits,
     progress: Callable[[float], None] = lambda done: None,
 ) -> dict[int, Prompt]:
     """By size the prompt that training starts from; none for a size that the settings start elsewhere, that takes in
@@ -39,8 +39,8 @@ def compacted_starts(
         return {}
     form = "kv" if prepared.settings.method.name in KV_METHODS else "embedding"
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, form))
-    looking = _readings(prepared, lm, exercises, ASKING)
-    judges = examples(exercises.validation or exercises.train[:ASKING_ROWS], prepared, lm)
+    looking = _readings(prepared, lm, splits, ASKING)
+    judges = examples(splits.validation or splits.train[:ASKING_ROWS], prepared, lm)
     try:
         found = {size: selected_prompt(lm, form, looking, size, (lead, follow), judges) for size in sizes}
     except UnsupportedModelError:
@@ -50,7 +50,7 @@ def compacted_starts(
     if not steps:
         return found
     try:
-        rows = collect_targets(lm, _readings(prepared, lm, exercises, max(ASKING, MATCHING // len(looking))))
+        rows = collect_targets(lm, _readings(prepared, lm, splits, max(ASKING, MATCHING // len(looking))))
         for i, (size, prompt) in enumerate(found.items()):
 
             def told(done: float, before: int = i) -> None:
@@ -64,21 +64,21 @@ def compacted_starts(
 
 def examples(part: Sequence[DistillationExample], prepared: PreparedDistillation, lm: FrozenLM) -> list[Example]:
     """Exercises as rows."""
-    return [exercise.example(prepared.template, lm.tokenizer) for exercise in part]
+    return [example.example(prepared.template, lm.tokenizer) for example in part]
 
 
 def _readings(
-    prepared: PreparedDistillation, lm: FrozenLM, exercises: DistillationSplits, tokens: int
+    prepared: PreparedDistillation, lm: FrozenLM, splits: DistillationSplits, tokens: int
 ) -> list[SelectionInput]:
     """All pieces, each with exercises about it of so many tokens of answers."""
     opening = opening_ids(lm, prepared.template)
     _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))
     rows: dict[int, list[DistillationExample]] = {}
     asking = dict[int, int]()
-    for exercise in exercises.train:
-        if asking.get(exercise.chunk, 0) < tokens:
-            asking[exercise.chunk] = asking.get(exercise.chunk, 0) + len(exercise.answer)
-            rows.setdefault(exercise.chunk, []).append(exercise)
+    for example in splits.train:
+        if asking.get(example.chunk, 0) < tokens:
+            asking[example.chunk] = asking.get(example.chunk, 0) + len(example.answer)
+            rows.setdefault(example.chunk, []).append(example)
     return [
         SelectionInput(
             (*opening, *lm.encode(prepared.chunks[chunk])), follow, examples(own, prepared, lm), len(opening)

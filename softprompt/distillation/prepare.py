@@ -49,7 +49,7 @@ class PreparedDistillation:
     sizes: tuple[int, ...]
     folder: Path
     run: Path
-    notebook: Path
+    study_cache: Path
 
     @property
     def sha256(self) -> str:
@@ -100,9 +100,9 @@ def prepare_distillation(
         raise DataError(
             "the text is too long for the model's context", where=where, expected=f"{most} tokens", hint=hint
         )
-    notebook = run.with_name(run.name + STUDY)
+    study_cache = run.with_name(run.name + STUDY)
     return PreparedDistillation(
-        settings, text, where, tuple(pieces), template, tuple(rows), sizes, folder, run, notebook
+        settings, text, where, tuple(pieces), template, tuple(rows), sizes, folder, run, study_cache
     )
 
 

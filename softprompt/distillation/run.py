@@ -88,22 +88,20 @@ def distill(
             settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code
         )
     teacher = Teacher(lm, prepared.chunks, prepared.template)
-    exercises = build_dataset(prepared, teacher, report)
+    splits = build_dataset(prepared, teacher, report)
     text = tuple(lm.encode(prepared.text))
     # Stopped before its first checkpoint, a run goes on from the notebook alone; after it the checkpoint has it all.
     resume = resume and latest_step(prepared.run) is not None
-    begun = {} if resume else compacted_starts(prepared, lm, text, exercises, progress(report, "fit"))
-    candidates = {
-        str(size): _candidate(prepared, lm, text, size, begun.get(size), exercises) for size in prepared.sizes
-    }
+    opened = {} if resume else compacted_starts(prepared, lm, text, splits, progress(report, "fit"))
+    trials = {str(size): _candidate(prepared, lm, text, size, opened.get(size), splits) for size in prepared.sizes}
     where = RunRecorder(prepared.run, prepared.folder.name, settings, settings.train.track)
     with record_events(where, True, resume, report) as everywhere:
-        found = train(lm, list(candidates.values()), prepared.run, resume=resume, report=everywhere)
-    results = dict(zip(candidates, found, strict=True))
+        found = train(lm, list(trials.values()), prepared.run, resume=resume, report=everywhere)
+    results = dict(zip(trials, found, strict=True))
     if any(result.interrupted for result in found):
         return DistillationResult(results)
     students = {size: student_prompt(prepared, lm, result.prompt) for size, result in results.items()}
-    measured = fidelity(teacher, exercises.held_out, students, len(text), own)
+    measured = fidelity(teacher, splits.held_out, students, len(text), own)
     saved = save_all(prepared, lm, results, measured, overwrite=overwrite)
     for checkpoint in prepared.run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -120,16 +118,16 @@ def _candidate(
     lm: FrozenLM,
     text: tuple[int, ...],
     size: int,
-    begun: Prompt | None,
-    exercises: DistillationSplits,
+    opened: Prompt | None,
+    splits: DistillationSplits,
 ) -> Trial:
     """The method at its start: this prompt, or the first tokens of the text."""
     settings = prepared.settings
     method, kv = settings.method, settings.method.name in KV_METHODS
     start = Start(
         n_tokens=size,
-        init="prompt" if begun else "text" if method.init == "attended" else method.init,
-        prompt=begun,
+        init="prompt" if opened else "text" if method.init == "attended" else method.init,
+        prompt=opened,
         text=tuple(lm.encode(method.init_text)) if method.init_text else text,
         lead=tuple(opening_ids(lm, prepared.template)) if kv else (),
         frozen_tokens=method.frozen_tokens if kv else 0,
@@ -143,6 +141,6 @@ def _candidate(
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, prompt.form))
     facts = [prepared.sha256, prepared.template.to_dict(), settings.study.model_dump(mode="json"), method.model_dump()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    parts = [examples(part, prepared, lm) for part in (exercises.train, exercises.validation)]
+    parts = [examples(part, prepared, lm) for part in (splits.train, splits.validation)]
     task = Task(parts[0], parts[1], lead, follow, digest)
     return Trial(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")

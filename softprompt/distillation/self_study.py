@@ -86,7 +86,7 @@ def _asked(teacher: Teacher, chunk: int, size: int, sampling: Sampling, draw: ra
     rows = [prompt_ids(seed, template, teacher.lm.tokenizer) for seed in seeds]
     ends = [end_ids(teacher.lm, template)] * size
     answers = decode_batch(
-        teacher.lm, teacher.bank(chunk), rows, [0] * size, sampling, end_ids=ends, stops=[("\n\n",)] * size
+        teacher.lm, teacher.prefix_kv(chunk), rows, [0] * size, sampling, end_ids=ends, stops=[("\n\n",)] * size
     )
     return [(kind, cleaned(answer.text), "") for kind, answer in zip(kinds, answers, strict=True)]
 

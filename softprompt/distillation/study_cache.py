@@ -34,7 +34,7 @@ class StudyCache:
         self.folder = folder
 
     @staticmethod
-    def begun(folder: Path, identity: str) -> StudyCache:
+    def opened(folder: Path, identity: str) -> StudyCache:
         """One to write in: what an earlier run of the same identity wrote is kept, anything else removed.
 
         Args:

@@ -38,7 +38,7 @@ class Teacher:
     template: Template
     _ready: dict[int, PrefixKV] = field(default_factory=dict, compare=False, repr=False)
 
-    def subject(self, chunk: int) -> FormattedPrompt:
+    def formatted(self, chunk: int) -> FormattedPrompt:
         """A piece of the text in its frame."""
         around = layout_for(self.lm, self.template, "embedding")
         whole = around.model_copy(update={"lead": around.lead + self.chunks[chunk]})
@@ -46,10 +46,10 @@ class Teacher:
 
     def prefix(self, chunk: int) -> Prefix:
         """A piece of the text as it stands in front of rows."""
-        return self.subject(chunk).prefix(self.lm)
+        return self.formatted(chunk).prefix(self.lm)
 
     @torch.no_grad()
-    def bank(self, chunk: int) -> PrefixKV:
+    def prefix_kv(self, chunk: int) -> PrefixKV:
         """Its keys and values, computed once for all batches of rows about it; of one piece at a time."""
         if chunk not in self._ready:
             self._ready.clear()
@@ -75,7 +75,7 @@ class Teacher:
 
         found = decode_batch(
             self.lm,
-            self.bank(chunk),
+            self.prefix_kv(chunk),
             rows,
             [0] * len(rows),
             sampling,
@@ -90,7 +90,7 @@ class Teacher:
     @torch.no_grad()
     def lessons(self, chunk: int, examples: Sequence[Example], k: int, temperature: float) -> list[SoftLabels]:
         """What it says at each learned token of these rows: the K likeliest tokens."""
-        states, _ = supervised(self.lm, self.bank(chunk), examples, None)
+        states, _ = supervised(self.lm, self.prefix_kv(chunk), examples, None)
         parts = [top_soft_labels(self.lm.logits(part), k, temperature) for part in states.split(CHUNK)]
         ids_NK, logprobs_NK = (torch.cat(part) for part in zip(*parts, strict=True))
         sizes = [sum(example.mask) for example in examples]

@@ -64,7 +64,7 @@ class PruneResult:
     loss: float
 
 
-def score(lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record]) -> Scores:
+def score(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -> Scores:
     """Leave each virtual token out in turn.
 
     Raises:
@@ -72,27 +72,29 @@ def score(lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record]) -> 
         DataError: the rows cannot be used, or do not fit in the context.
         UnsupportedModelError: a KV prompt of a model whose keys cannot be moved.
     """
-    prompt = _prompt_of(subject)
+    prompt = _prompt_of(formatted)
     if prompt.n_tokens < 2:
         raise PromptError("the only virtual token cannot be pruned")
     everything = range(prompt.n_tokens)
-    candidates = [
+    trials = [
         select(prompt, everything),
         *(select(prompt, [*everything[:i], *everything[i + 1 :]], lm) for i in everything),
     ]
-    whole, *without = _losses(lm, subject, candidates, records)
+    whole, *without = _losses(lm, formatted, trials, records)
     return Scores(whole, tuple(loss - whole for loss in without))
 
 
-def prune(lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record], scores: Scores, keep: int) -> PruneResult:
+def prune(
+    lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], scores: Scores, keep: int
+) -> PruneResult:
     """Keep the `keep` tokens with the greatest scores. Raises PromptError if there are not so many."""
-    prompt = _prompt_of(subject)
+    prompt = _prompt_of(formatted)
     if not 1 <= keep <= prompt.n_tokens:
         raise PromptError("so many virtual tokens cannot be kept", expected=f"1 to {prompt.n_tokens}", got=keep)
     best = sorted(range(prompt.n_tokens), key=lambda i: -scores.rises[i])[:keep]
     kept = tuple(sorted(best))
     pruned = select(prompt, kept, lm)
-    return PruneResult(pruned, kept, _losses(lm, subject, [pruned], records)[0])
+    return PruneResult(pruned, kept, _losses(lm, formatted, [pruned], records)[0])
 
 
 def nearest_tokens(lm: FrozenLM, prompt: EmbeddingPrompt) -> list[str]:
@@ -104,12 +106,12 @@ def nearest_tokens(lm: FrozenLM, prompt: EmbeddingPrompt) -> list[str]:
 
 @torch.no_grad()
 def _losses(
-    lm: FrozenLM, subject: FormattedPrompt, candidates: Sequence[Prompt], records: Sequence[Record]
+    lm: FrozenLM, formatted: FormattedPrompt, trials: Sequence[Prompt], records: Sequence[Record]
 ) -> list[float]:
     """Mean -log p per learned token of the rows behind each candidate in the subject's frame."""
-    examples = tokenize(records, subject.template, lm.tokenizer, max_length=sys.maxsize)
-    prefixes = [replace(subject, prompt=candidate).prefix(lm) for candidate in candidates]
-    longest = max(candidate.n_tokens for candidate in candidates) + len(prefixes[0].lead) + len(prefixes[0].follow)
+    examples = tokenize(records, formatted.template, lm.tokenizer, max_length=sys.maxsize)
+    prefixes = [replace(formatted, prompt=trial).prefix(lm) for trial in trials]
+    longest = max(trial.n_tokens for trial in trials) + len(prefixes[0].lead) + len(prefixes[0].follow)
     check_context(lm, [(row.where, len(row.ids), longest) for row in examples], "leave the row out")
     sums, group = list[Tensor](), max(1, CANDIDATE_TOKENS // longest)
     for start in range(0, len(prefixes), group):
@@ -124,14 +126,14 @@ def _sums(lm: FrozenLM, prefixes: Sequence[Prefix], examples: Sequence[Example],
     pairs = [(owner, example) for owner in range(len(prefixes)) for example in examples]
     sums = torch.zeros(len(prefixes), dtype=torch.float64)
     for part in by_tokens([len(example.ids) + around for _, example in pairs], TOKENS):
-        owners, rows = [pairs[i][0] for i in part], [pairs[i][1] for i in part]
-        values = token_losses(lm, shared, rows, owners).double().cpu()
+        prefix_ids, rows = [pairs[i][0] for i in part], [pairs[i][1] for i in part]
+        values = token_losses(lm, shared, rows, prefix_ids).double().cpu()
         counts = torch.tensor([learned_tokens([row]) for row in rows])
-        sums.index_add_(0, torch.tensor(owners).repeat_interleave(counts), values)
+        sums.index_add_(0, torch.tensor(prefix_ids).repeat_interleave(counts), values)
     return sums
 
 
-def _prompt_of(subject: FormattedPrompt) -> Prompt:
-    if subject.prompt is None:
+def _prompt_of(formatted: FormattedPrompt) -> Prompt:
+    if formatted.prompt is None:
         raise PromptError("there is no soft prompt whose tokens could be pruned")
-    return subject.prompt
+    return formatted.prompt

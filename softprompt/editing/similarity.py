@@ -58,9 +58,9 @@ def similarity(one: Prompt, other: Prompt) -> Similarity:
     )
 
 
-def rank_by_similarity(prompt: Prompt, candidates: Mapping[str, Prompt]) -> list[tuple[str, Similarity]]:
+def rank_by_similarity(prompt: Prompt, trials: Mapping[str, Prompt]) -> list[tuple[str, Similarity]]:
     """The candidates by `average`, the most similar first; of equal ones the first given."""
-    found = [(name, similarity(prompt, candidate)) for name, candidate in candidates.items()]
+    found = [(name, similarity(prompt, trial)) for name, trial in trials.items()]
     return sorted(found, key=lambda pair: -pair[1].average)
 
 

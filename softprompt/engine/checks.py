@@ -43,7 +43,7 @@ def check_prefix(lm: FrozenLM, name: str, prefix: Prefix, rooms: Mapping[str, in
     Args:
         rooms: tokens that a job may have in all, by what gives the room ("context", "cache").
     """
-    if prefix.unseen[0] < prefix.unseen[1]:
+    if prefix.masked_span[0] < prefix.masked_span[1]:
         raise EngineError("an engine shows all virtual tokens", where=name, hint="drop the unseen ones: prune")
     if isinstance(prefix.prompt, KVPrompt) and prefix.lead:
         raise EngineError("a KV prompt starts at position 0, so no lead can stand before it", where=name)

@@ -81,13 +81,13 @@ def compare(
         instruction = str(written) if written else (instruction_for(card.labels) if card.labels else "")
     base, text = no_prompt(lm, template), text_prompt(lm, template, instruction, shots)
     notes = [EMPTY] if text == base else []
-    if any(subject.template != template for subject in soft.values()):
+    if any(formatted.template != template for formatted in soft.values()):
         notes.append(f"the soft prompts have different templates; base model and text prompt have that of {names[0]}")
     base_scores, text_scores = (
         evaluate(lm, s, rows, labels=card.labels, sampling=sampling, own=own) for s in (base, text)
     )
     scores = {
-        name: evaluate(lm, subject, rows, labels=loaded[name][1].labels, sampling=sampling, own=own)
-        for name, subject in soft.items()
+        name: evaluate(lm, formatted, rows, labels=loaded[name][1].labels, sampling=sampling, own=own)
+        for name, formatted in soft.items()
     }
     return Comparison(base_scores, text_scores, scores, tuple(notes))

@@ -57,7 +57,7 @@ class Evaluation:
 
 def evaluate(
     lm: FrozenLM,
-    subject: FormattedPrompt,
+    formatted: FormattedPrompt,
     records: Sequence[Record],
     *,
     labels: Sequence[str] = (),
@@ -78,31 +78,31 @@ def evaluate(
     if not records:
         raise DataError("there are no rows to evaluate")
     if records[0].kind == "label":
-        found = classification(lm, subject, records, labels)
+        found = classification(lm, formatted, records, labels)
         further = scores_of(own or {}, found.answers, [record.references for record in records])
         return replace(found, scores=found.scores | further)
     if records[0].kind == "text":
         if own:
             raise ConfigError("plain text has no answers to score", where="--metric", got=", ".join(own))
-        return loss(lm, subject, records)
+        return loss(lm, formatted, records)
     for record in records:
         if not record.references:
             raise DataError("the row has no answer to compare with", where=record.where)
-    answers = [answer.text for answer in answer_all(lm, subject, records, sampling or Sampling())]
+    answers = [answer.text for answer in answer_all(lm, formatted, records, sampling or Sampling())]
     references = [record.references for record in records]
     scores = metrics.generation_scores(answers, references) | scores_of(own or {}, answers, references)
     return Evaluation(scores, len(records), tuple(answers))
 
 
 def classification(
-    lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
+    lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
 ) -> Evaluation:
     """Accuracy of the likeliest label, and of the likeliest per token (`accuracy_norm`, for unequal labels)."""
     classes = list(labels) or sorted({record.target for record in records if record.target is not None})
     for record in records:
         if record.target not in classes:
             raise DataError(f"label {record.target!r} is not among the classes", where=record.where, expected=classes)
-    totals, lengths = rank_labels(lm, subject, records, classes)
+    totals, lengths = rank_labels(lm, formatted, records, classes)
     best, best_norm = totals.argmax(1), (totals / lengths).argmax(1)
     truth = torch.tensor([classes.index(str(record.target)) for record in records])
     scores = {
@@ -113,21 +113,23 @@ def classification(
     return Evaluation(scores, len(records), answers, tuple(classes), tuple(map(tuple, totals.tolist())))
 
 
-def answer_all(lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record], sampling: Sampling) -> list[Answer]:
+def answer_all(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], sampling: Sampling) -> list[Answer]:
     """Generated answers, in the order of the rows."""
     with torch.no_grad():
-        prefixes = prepare_prefixes(lm, [subject.prefix(lm)])
-    bodies = [prompt_ids(record, subject.template, lm.tokenizer) for record in records]
+        prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
+    bodies = [prompt_ids(record, formatted.template, lm.tokenizer) for record in records]
     check_records(lm, records, bodies, prefixes.lengths[0] + sampling.max_new_tokens)
-    ends, rows = end_ids(lm, subject.template), len(bodies)
-    return decode_batch(lm, prefixes, bodies, [0] * rows, sampling, end_ids=[ends] * rows, stops=[subject.stop] * rows)
+    ends, rows = end_ids(lm, formatted.template), len(bodies)
+    return decode_batch(
+        lm, prefixes, bodies, [0] * rows, sampling, end_ids=[ends] * rows, stops=[formatted.stop] * rows
+    )
 
 
 @torch.no_grad()
-def loss(lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record]) -> Evaluation:
+def loss(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -> Evaluation:
     """Mean -log p of the learned tokens, and its exponential."""
-    prefixes = prepare_prefixes(lm, [subject.prefix(lm)])
-    examples = tokenize(records, subject.template, lm.tokenizer, max_length=sys.maxsize)
+    prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
+    examples = tokenize(records, formatted.template, lm.tokenizer, max_length=sys.maxsize)
     rows = [(example.where, len(example.ids), prefixes.lengths[0]) for example in examples]
     check_context(lm, rows, "leave the row out, or give the text prompt fewer --shots")
     sums = [0.0] * len(examples)

@@ -30,12 +30,12 @@ HEAD_POSITIONS = 256  # positions whose logits are held at once
 
 @torch.no_grad()
 def rank_labels(
-    lm: FrozenLM, subject: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
+    lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihood [R, labels] of every label behind every row, and tokens [labels] of each label."""
-    tree = LabelTrie.of(lm, subject, labels)
-    bodies = [prompt_ids(record, subject.template, lm.tokenizer) for record in records]
-    prefixes = prepare_prefixes(lm, [subject.prefix(lm)])
+    tree = LabelTrie.of(lm, formatted, labels)
+    bodies = [prompt_ids(record, formatted.template, lm.tokenizer) for record in records]
+    prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
     check_records(lm, records, bodies, prefixes.lengths[0] + max(tree.lengths) - 1)
     totals = torch.zeros(len(records), len(labels))
     states_of, sizes = (_levels, _copied) if lm.is_encoder_decoder else (_packed, _joined)
@@ -46,7 +46,7 @@ def rank_labels(
 
 def _packed(lm: FrozenLM, prefixes: PrefixKV, bodies: Sequence[Sequence[int]], tree: LabelTrie) -> Tensor:
     """Hidden states [R, M + 1, H] of the text's last token and the inner nodes: each text is one row with the tree."""
-    rows = [tree.behind(body) for body in bodies]
+    rows = [tree.row_for(body) for body in bodies]
     states = packed_hidden_states(lm, prefixes, rows)
     ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0)
     nodes = torch.arange(-1, len(tree.tokens)) - len(tree.tokens)
@@ -105,12 +105,12 @@ class LabelTrie:
         return [len(path) for path in self.paths]
 
     @staticmethod
-    def of(lm: FrozenLM, subject: FormattedPrompt, labels: Sequence[str]) -> LabelTrie:
+    def of(lm: FrozenLM, formatted: FormattedPrompt, labels: Sequence[str]) -> LabelTrie:
         """The tree of these labels. If one label begins another, the end token is part of all of them."""
-        texts = [target_ids(label, subject.template, lm.tokenizer) for label in labels]
+        texts = [target_ids(label, formatted.template, lm.tokenizer) for label in labels]
         begins = {tuple(ids[:n]) for ids in texts for n in range(1, len(ids))}
         if any(tuple(ids) in begins for ids in texts):
-            texts = [[*ids, end_id(subject.template, lm.tokenizer)] for ids in texts]
+            texts = [[*ids, end_id(formatted.template, lm.tokenizer)] for ids in texts]
         nodes: dict[tuple[int, ...], int] = {(): 0}
         edges: dict[tuple[int, int], int] = {}
         paths = []
@@ -128,7 +128,7 @@ class LabelTrie:
             tuple(paths),
         )
 
-    def behind(self, body: Sequence[int]) -> Row:
+    def row_for(self, body: Sequence[int]) -> Row:
         """The row of a text with the tree grown on its last token."""
         stem = len(body)
         parents = [

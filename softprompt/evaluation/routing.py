@@ -38,7 +38,7 @@ def expanded(names: Sequence[str], routers: Mapping[str, Sequence[str]]) -> list
 def assign(
     lm: FrozenLM,
     routers: Mapping[str, Sequence[str]],
-    subjects: Mapping[str, FormattedPrompt],
+    formatted_prompts: Mapping[str, FormattedPrompt],
     requests: Sequence[Request],
 ) -> list[Request]:
     """The requests, those for a router readdressed to the soft prompt that it chooses for their text.
@@ -50,8 +50,8 @@ def assign(
     for request in requests:
         if request.name in routers:
             experts = routers[request.name]
-            record = text_to_record(request.text, subjects[experts[0]], request.where)
-            ids = prompt_ids(record, subjects[experts[0]].template, lm.tokenizer)
+            record = text_to_record(request.text, formatted_prompts[experts[0]], request.where)
+            ids = prompt_ids(record, formatted_prompts[experts[0]].template, lm.tokenizer)
             request = replace(request, name=experts[loaded[request.name].choose(lm, ids)])
         found.append(request)
     return found
@@ -71,8 +71,8 @@ def routed(
     if not all(evaluation.answers for evaluation in evaluations):
         raise ConfigError("plain text has no answers to route", hint="evaluate the soft prompts one by one")
     own = router.load_router(store.locate(name), lm.geometry)
-    owners = [own.choose(lm, prompt_ids(record, template_of.template, lm.tokenizer)) for record in records]
-    answers = [evaluations[owner].answers[i] for i, owner in enumerate(owners)]
+    prefix_ids = [own.choose(lm, prompt_ids(record, template_of.template, lm.tokenizer)) for record in records]
+    answers = [evaluations[owner].answers[i] for i, owner in enumerate(prefix_ids)]
     if records[0].kind == "label":
         hits = [answer == record.target for answer, record in zip(answers, records, strict=True)]
         scores = {"accuracy": metrics.proportion(hits)}

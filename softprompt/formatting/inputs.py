@@ -22,12 +22,12 @@ from softprompt.formatting.formatted_prompt import FormattedPrompt
 ROLES = ("system", "user", "assistant")
 
 
-def text_input_ids(text: str, subject: FormattedPrompt, tokenizer: Tokenizer, where: str = "text") -> list[int]:
+def text_input_ids(text: str, formatted: FormattedPrompt, tokenizer: Tokenizer, where: str = "text") -> list[int]:
     """The ids of one text; for a template with several fields it is a JSON object with them. Raises DataError."""
-    return prompt_ids(text_to_record(text, subject, where), subject.template, tokenizer)
+    return prompt_ids(text_to_record(text, formatted, where), formatted.template, tokenizer)
 
 
-def chat_input_ids(messages: Sequence[Message], subject: FormattedPrompt, tokenizer: Tokenizer) -> list[int]:
+def chat_input_ids(messages: Sequence[Message], formatted: FormattedPrompt, tokenizer: Tokenizer) -> list[int]:
     """The ids of a conversation, up to where the assistant begins.
 
     Args:
@@ -38,7 +38,7 @@ def chat_input_ids(messages: Sequence[Message], subject: FormattedPrompt, tokeni
             template refuses.
     """
     _check_turns(messages)
-    template = subject.template
+    template = formatted.template
     if template.kind == "chat" and not template.text:
         record = Record({}, None, "messages", messages=tuple(messages), where="messages")
         return prompt_ids(record, template, tokenizer)
@@ -51,24 +51,24 @@ def chat_input_ids(messages: Sequence[Message], subject: FormattedPrompt, tokeni
             hint="leave the system turn out, or ask the base model",
         )
     if template.kind != "chat":
-        return text_input_ids(messages[-1].content, subject, tokenizer, f"messages[{len(messages) - 1}]")
-    return _filled_ids(messages, subject, tokenizer)
+        return text_input_ids(messages[-1].content, formatted, tokenizer, f"messages[{len(messages) - 1}]")
+    return _filled_ids(messages, formatted, tokenizer)
 
 
-def _filled_ids(messages: Sequence[Message], subject: FormattedPrompt, tokenizer: Tokenizer) -> list[int]:
+def _filled_ids(messages: Sequence[Message], formatted: FormattedPrompt, tokenizer: Tokenizer) -> list[int]:
     """Every user's turn through the template, and all turns behind the opening that the prefix holds already."""
-    template, opening = subject.template, head(subject.template, tokenizer)
-    turns = [_filled(message, subject, f"messages[{i}]") for i, message in enumerate(messages)]
+    template, opening = formatted.template, head(formatted.template, tokenizer)
+    turns = [_filled(message, formatted, f"messages[{i}]") for i, message in enumerate(messages)]
     text = render_chat(with_system(template, turns), tokenizer, add_generation_prompt=True)
     if not text.startswith(opening):
         raise DataError("the model's chat template writes this conversation with another opening", where="messages")
     return encode(text[len(opening) :], tokenizer)
 
 
-def _filled(message: Message, subject: FormattedPrompt, where: str) -> Message:
+def _filled(message: Message, formatted: FormattedPrompt, where: str) -> Message:
     if message.role != "user":
         return message
-    return Message("user", fill(subject.template, text_to_record(message.content, subject, where)))
+    return Message("user", fill(formatted.template, text_to_record(message.content, formatted, where)))
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
@@ -86,12 +86,12 @@ def _check_turns(messages: Sequence[Message]) -> None:
         )
 
 
-def text_to_record(text: str, subject: FormattedPrompt, where: str) -> Record:
+def text_to_record(text: str, formatted: FormattedPrompt, where: str) -> Record:
     """A text as a row of the subject's template: its one field, or the user's turn of a conversation.
 
     For a template with several fields it must be a JSON object with these fields; DataError otherwise.
     """
-    names = subject.template.names
+    names = formatted.template.names
     if not names:
         return Record({}, None, "messages", messages=(Message("user", text),), where=where)
     fields = {names[0]: text} if len(names) == 1 else _fields(text, names, where)

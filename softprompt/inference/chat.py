@@ -19,12 +19,12 @@ from softprompt.prefix.prepare import prepare_prefixes
 class ChatSession:
     """What was said so far, and the prefix, which is run once."""
 
-    def __init__(self, lm: FrozenLM, subject: FormattedPrompt, sampling: Sampling) -> None:
+    def __init__(self, lm: FrozenLM, formatted: FormattedPrompt, sampling: Sampling) -> None:
         self.said: list[Message] = []
-        self._lm, self._subject, self._sampling = lm, subject, sampling
-        self._ends = end_ids(lm, subject.template)
+        self._lm, self._subject, self._sampling = lm, formatted, sampling
+        self._ends = end_ids(lm, formatted.template)
         with torch.no_grad():
-            self._bank = prepare_prefixes(lm, [subject.prefix(lm)])
+            self._bank = prepare_prefixes(lm, [formatted.prefix(lm)])
 
     def say(self, text: str, on_text: Callable[[str], None]) -> None:
         """Stream the answer to a text. When it is interrupted, what was said of it is remembered.

@@ -34,9 +34,9 @@ class Answer:
 
 def decode_batch(
     lm: FrozenLM,
-    bank: PrefixKV,
+    prefix_kv: PrefixKV,
     rows: Sequence[Sequence[int]],
-    owners: Sequence[int],
+    prefix_ids: Sequence[int],
     sampling: Sampling,
     *,
     end_ids: Sequence[Sequence[int]],
@@ -64,24 +64,26 @@ def decode_batch(
         for i in range(len(rows))
     ]
     # Longest first: a row that does not fit is refused before time is spent on others.
-    order = sorted(range(len(rows)), key=lambda i: -(bank.lengths[owners[i]] + len(rows[i])))
-    together = _together(lm, bank, max(map(len, rows), default=1) + sampling.max_new_tokens)
+    order = sorted(range(len(rows)), key=lambda i: -(prefix_kv.lengths[prefix_ids[i]] + len(rows[i])))
+    together = _together(lm, prefix_kv, max(map(len, rows), default=1) + sampling.max_new_tokens)
     for start in range(0, len(order), together):
         part = order[start : start + together]
-        growing = start_decoding(lm, bank, [rows[i] for i in part], [owners[i] for i in part], sampling.max_new_tokens)
+        growing = start_decoding(
+            lm, prefix_kv, [rows[i] for i in part], [prefix_ids[i] for i in part], sampling.max_new_tokens
+        )
         _decode(lm, growing, {i: writers[i] for i in part}, on_text, on_logits)
     return [writer.answer for writer in writers]
 
 
-def _together(lm: FrozenLM, bank: PrefixKV, own: int) -> int:
+def _together(lm: FrozenLM, prefix_kv: PrefixKV, own: int) -> int:
     """Rows decoded at once: behind one prefix as many as take no more memory than `ROWS` with a copy each.
 
     Args:
         own: tokens of a row in the end.
     """
-    if copies_prefix(lm, bank):
+    if copies_prefix(lm, prefix_kv):
         return ROWS
-    return min(MOST_ROWS, ROWS * (max(bank.lengths) + own) // own)
+    return min(MOST_ROWS, ROWS * (max(prefix_kv.lengths) + own) // own)
 
 
 def _decode(

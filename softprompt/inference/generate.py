@@ -38,7 +38,7 @@ def load_prompts(lm: FrozenLM, names: Sequence[str]) -> dict[str, FormattedPromp
 
 def generate(
     lm: FrozenLM,
-    subjects: Mapping[str, FormattedPrompt],
+    formatted_prompts: Mapping[str, FormattedPrompt],
     requests: Sequence[Request],
     sampling: Sampling,
     *,
@@ -54,22 +54,24 @@ def generate(
         ConfigError: a request for none of the subjects.
         DataError: a text that does not fit the template or the context.
     """
-    names = list(subjects)
+    names = list(formatted_prompts)
     for request in requests:
-        if request.name not in subjects:
+        if request.name not in formatted_prompts:
             raise ConfigError("a request names an unknown soft prompt", expected=names, got=request.name)
     with torch.no_grad():
-        prefixes = prepare_prefixes(lm, [subjects[name].prefix(lm) for name in names])
+        prefixes = prepare_prefixes(lm, [formatted_prompts[name].prefix(lm) for name in names])
     wheres = [request.where or f"text {i + 1} for {request.name}" for i, request in enumerate(requests)]
-    records = [text_to_record(r.text, subjects[r.name], where) for r, where in zip(requests, wheres, strict=True)]
+    records = [
+        text_to_record(r.text, formatted_prompts[r.name], where) for r, where in zip(requests, wheres, strict=True)
+    ]
     rows = [
-        prompt_ids(record, subjects[request.name].template, lm.tokenizer)
+        prompt_ids(record, formatted_prompts[request.name].template, lm.tokenizer)
         for record, request in zip(records, requests, strict=True)
     ]
-    ends = [end_ids(lm, subjects[request.name].template) for request in requests]
-    stops = [subjects[request.name].stop for request in requests]
-    owners = [names.index(request.name) for request in requests]
-    around = [prefixes.lengths[owner] + sampling.max_new_tokens for owner in owners]
+    ends = [end_ids(lm, formatted_prompts[request.name].template) for request in requests]
+    stops = [formatted_prompts[request.name].stop for request in requests]
+    prefix_ids = [names.index(request.name) for request in requests]
+    around = [prefixes.lengths[owner] + sampling.max_new_tokens for owner in prefix_ids]
     lengths = zip(wheres, map(len, rows), around, strict=True)
     check_context(lm, lengths, "shorten the text, or ask for fewer new tokens")
-    return decode_batch(lm, prefixes, rows, owners, sampling, end_ids=ends, stops=stops, on_text=on_text)
+    return decode_batch(lm, prefixes, rows, prefix_ids, sampling, end_ids=ends, stops=stops, on_text=on_text)

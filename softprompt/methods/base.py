@@ -62,7 +62,7 @@ class Method(nn.Module, ABC):
         """
 
     @final
-    def behind(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]:
+    def assign(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]:
         """The live prompts, and for each row the number of the prompt that it stands behind."""
         prompts = self()
         return prompts, [row.task if len(prompts) > 1 else 0 for row in rows]

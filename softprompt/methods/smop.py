@@ -53,7 +53,7 @@ class SMoP(nn.Module):
         """The K live prompts."""
         return tuple(EmbeddingPrompt(table) for table in self.prompts)
 
-    def behind(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]:
+    def assign(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]:
         """The live prompts, a copy for each row while training; and for each row the number of its own."""
         logits_BK = torch.stack([pooled(self.lm, _given(row)) for row in rows]) @ self.weights.T
         if not (self.training and torch.is_grad_enabled()):

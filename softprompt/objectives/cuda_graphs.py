@@ -57,11 +57,11 @@ class GraphCache:
         self._fronts: dict[Hashable, PrefixLayout] = {}
         self.failed = ""  # why nothing is recorded any more
 
-    def token_losses(self, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: Sequence[int]) -> Tensor:
+    def token_losses(self, prefixes: Sequence[Prefix], rows: Sequence[Example], prefix_ids: Sequence[int]) -> Tensor:
         """-log p of every learned token [N], as `objective.token_losses`, with gradient into the prompts."""
         outline = tuple(_outline(prefix) for prefix in prefixes)
-        front = self._fronts.get(outline) or lay_out_prefixes(self.lm, prefixes)
-        batch = batch_of(self.lm, front, rows, owners)
+        layout = self._fronts.get(outline) or lay_out_prefixes(self.lm, prefixes)
+        batch = batch_of(self.lm, layout, rows, prefix_ids)
         wanted, count = padded(batch), len(batch.targets)
         key = (outline, *(tuple(part.shape) for part in input_parts(wanted)), wanted.taught and wanted.taught.is_hard)
         leaves = [tensor for prefix in prefixes for tensor in _tensors(prefix)]
@@ -69,22 +69,22 @@ class GraphCache:
         if found is None and key in self._met and not self.failed:
             if len(self._fronts) >= MOST:  # recorded passes keep their own
                 self._fronts.clear()
-            self._fronts[outline] = front
-            found = self._record(prefixes, front, wanted)
+            self._fronts[outline] = layout
+            found = self._record(prefixes, layout, wanted)
         if found is None:
             if len(self._met) < MET:
                 self._met.add(key)
-            return batch_losses(self.lm, run_prefixes(self.lm, prefixes, front), wanted.to(self.lm.device))[:count]
+            return batch_losses(self.lm, run_prefixes(self.lm, prefixes, layout), wanted.to(self.lm.device))[:count]
         self._recorded[key] = found
         losses: Any = _Replayed.apply(found, wanted, *leaves)
         return losses[:count]
 
-    def _record(self, prefixes: Sequence[Prefix], front: PrefixLayout, batch: Batch) -> _Recorded | None:
+    def _record(self, prefixes: Sequence[Prefix], layout: PrefixLayout, batch: Batch) -> _Recorded | None:
         """None where the model cannot be recorded: it waits for the device in its forward pass, say."""
         while len(self._recorded) >= MOST:
             self._recorded.pop(next(iter(self._recorded)))
         try:
-            return _Recorded(self.lm, prefixes, front, batch, self._recorder)
+            return _Recorded(self.lm, prefixes, layout, batch, self._recorder)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -96,7 +96,7 @@ class _Recorded:
     """One pass with tensors of its own, which new numbers are copied into."""
 
     def __init__(
-        self, lm: FrozenLM, prefixes: Sequence[Prefix], front: PrefixLayout, batch: Batch, recorder: Recorder
+        self, lm: FrozenLM, prefixes: Sequence[Prefix], layout: PrefixLayout, batch: Batch, recorder: Recorder
     ) -> None:
         self.leaves = [t.detach().clone().requires_grad_(t.requires_grad) for p in prefixes for t in _tensors(p)]
         self.batch = batch.to(lm.device)
@@ -106,7 +106,7 @@ class _Recorded:
         own = list(_with(lm, prefixes, self.leaves))
 
         def forward() -> None:
-            self.losses = batch_losses(lm, run_prefixes(lm, own, front), self.batch)
+            self.losses = batch_losses(lm, run_prefixes(lm, own, layout), self.batch)
 
         def backward() -> None:
             self.grads = torch.autograd.grad(self.losses, self.learned, self.weights, allow_unused=True)
@@ -209,7 +209,7 @@ def _outline(prefix: Prefix) -> Hashable:
     """All of a prefix but the numbers of its prompt."""
     prompt = prefix.prompt
     shapes = () if prompt is None else tuple((n, tuple(t.shape), t.requires_grad) for n, t in prompt.tensors().items())
-    return prefix.lead, prefix.follow, prefix.unseen, prompt and prompt.form, shapes
+    return prefix.lead, prefix.follow, prefix.masked_span, prompt and prompt.form, shapes
 
 
 def _tensors(prefix: Prefix) -> list[Tensor]:

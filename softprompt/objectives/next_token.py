@@ -45,27 +45,32 @@ class Batch:
 
 
 def batch_of(
-    lm: FrozenLM, bank: CausalPrefixKV | PrefixLayout, examples: Sequence[Example], owners: Sequence[int] | None = None
+    lm: FrozenLM,
+    prefix_kv: CausalPrefixKV | PrefixLayout,
+    examples: Sequence[Example],
+    prefix_ids: Sequence[int] | None = None,
 ) -> Batch:
     """These rows for a pass behind prefixes that are ready, or only laid out; on the host.
 
     Raises DataError for an empty row, or one that does not fit in the model's context.
     """
-    bins = pack_rows(lm, bank, [Row(e.ids, 0 if owners is None else owners[i]) for i, e in enumerate(examples)])
+    bins = pack_rows(
+        lm, prefix_kv, [Row(e.ids, 0 if prefix_ids is None else prefix_ids[i]) for i, e in enumerate(examples)]
+    )
     where, targets = learned_places(examples)
     return Batch(bins, bins.flat[where], targets, _taught(examples))
 
 
-def batch_losses(lm: FrozenLM, bank: CausalPrefixKV, batch: Batch) -> Tensor:
+def batch_losses(lm: FrozenLM, prefix_kv: CausalPrefixKV, batch: Batch) -> Tensor:
     """`token_losses` of rows that are on the device; nothing is copied from the host or awaited from the device."""
-    states = _before(lm, bank, batch)
+    states = _before(lm, prefix_kv, batch)
     if batch.taught is None:
         return cross_entropies(states, batch.targets, lm.logits)
     return soft_label_losses(states, batch.targets, batch.taught, lm.logits)
 
 
 def token_losses(
-    lm: FrozenLM, bank: PrefixKV, examples: Sequence[Example], owners: Sequence[int] | None = None
+    lm: FrozenLM, prefix_kv: PrefixKV, examples: Sequence[Example], prefix_ids: Sequence[int] | None = None
 ) -> Tensor:
     """-log p of every learned token [N], example after example, in float32, with gradient into the bank; the
     divergence from the teacher instead, where all examples have a lesson.
@@ -73,9 +78,9 @@ def token_losses(
     Args:
         owners: the prefix of each example by its number in the bank; the first for all if None.
     """
-    if isinstance(bank, CausalPrefixKV):
-        return batch_losses(lm, bank, batch_of(lm, bank, examples, owners).to(lm.device))
-    states, targets = supervised(lm, bank, examples, owners)
+    if isinstance(prefix_kv, CausalPrefixKV):
+        return batch_losses(lm, prefix_kv, batch_of(lm, prefix_kv, examples, prefix_ids).to(lm.device))
+    states, targets = supervised(lm, prefix_kv, examples, prefix_ids)
     taught = _taught(examples)
     if taught is None:
         return cross_entropies(states, targets, lm.logits)
@@ -84,10 +89,10 @@ def token_losses(
 
 def distilled_losses(
     lm: FrozenLM,
-    bank: PrefixKV,
+    prefix_kv: PrefixKV,
     teachers: PrefixKV,
     examples: Sequence[Example],
-    owners: Sequence[int],
+    prefix_ids: Sequence[int],
     taught_by: Sequence[int],
     weight: float,
 ) -> Tensor:
@@ -97,7 +102,7 @@ def distilled_losses(
         teachers: prefixes that are not trained.
         taught_by: the teacher of each example by its number.
     """
-    states, targets = supervised(lm, bank, examples, owners)
+    states, targets = supervised(lm, prefix_kv, examples, prefix_ids)
     with torch.no_grad():
         taught, _ = supervised(lm, teachers, examples, taught_by)
     return cross_entropies(states, targets, lm.logits) + weight * divergences(states, taught, lm.logits)
@@ -109,18 +114,18 @@ def learned_tokens(examples: Sequence[Example]) -> int:
 
 
 def supervised(
-    lm: FrozenLM, bank: PrefixKV, examples: Sequence[Example], owners: Sequence[int] | None
+    lm: FrozenLM, prefix_kv: PrefixKV, examples: Sequence[Example], prefix_ids: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
     """Hidden states [N, H] at the tokens before each learned one, and the learned ids [N]."""
-    if isinstance(bank, Seq2SeqPrefixKV):
-        return _answered(lm, bank, examples, owners)
-    batch = batch_of(lm, require_causal(bank), examples, owners).to(lm.device)
-    return _before(lm, require_causal(bank), batch), batch.targets
+    if isinstance(prefix_kv, Seq2SeqPrefixKV):
+        return _answered(lm, prefix_kv, examples, prefix_ids)
+    batch = batch_of(lm, require_causal(prefix_kv), examples, prefix_ids).to(lm.device)
+    return _before(lm, require_causal(prefix_kv), batch), batch.targets
 
 
-def _before(lm: FrozenLM, bank: CausalPrefixKV, batch: Batch) -> Tensor:
+def _before(lm: FrozenLM, prefix_kv: CausalPrefixKV, batch: Batch) -> Tensor:
     """Hidden states [N, H] at the tokens before each learned one."""
-    return run_packed(lm, bank, batch.bins).flatten(0, 1)[batch.where]
+    return run_packed(lm, prefix_kv, batch.bins).flatten(0, 1)[batch.where]
 
 
 def _taught(examples: Sequence[Example]) -> SoftLabelBatch | None:
@@ -142,7 +147,7 @@ def learned_places(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
 
 
 def _answered(
-    lm: FrozenLM, bank: Seq2SeqPrefixKV, examples: Sequence[Example], owners: Sequence[int] | None
+    lm: FrozenLM, prefix_kv: Seq2SeqPrefixKV, examples: Sequence[Example], prefix_ids: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
     """The same for an encoder–decoder: what stands before the first learned token is read, the rest is written."""
     kept = [i for i, example in enumerate(examples) if any(example.mask)]
@@ -150,7 +155,9 @@ def _answered(
     texts = [examples[i].ids[:cut] for i, cut in zip(kept, cuts, strict=True)]
     answers = [examples[i].ids[cut:] for i, cut in zip(kept, cuts, strict=True)]
     learned = [on for i, cut in zip(kept, cuts, strict=True) for on in examples[i].mask[cut:]]
-    states = answer_hidden_states(lm, bank, texts, answers, [0 if owners is None else owners[i] for i in kept])
+    states = answer_hidden_states(
+        lm, prefix_kv, texts, answers, [0 if prefix_ids is None else prefix_ids[i] for i in kept]
+    )
     mask = torch.tensor(learned, dtype=torch.bool, device=lm.device)
     targets = torch.tensor([token for answer in answers for token in answer], device=lm.device)
     return states[mask], targets[mask]

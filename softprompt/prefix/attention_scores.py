@@ -21,7 +21,7 @@ NUMBERS = 2**27  # attention weights held at once: 512 MB
 
 @torch.no_grad()
 def attention_mass(
-    lm: FrozenLM, bank: PrefixKV, rows: Sequence[Row], asking: Sequence[Sequence[bool]]
+    lm: FrozenLM, prefix_kv: PrefixKV, rows: Sequence[Row], asking: Sequence[Sequence[bool]]
 ) -> list[Tensor | None]:
     """Of each layer of `geometry.layers` the attention [K, S] that these tokens pay to the slots of the one prefix,
     summed over tokens, and over the heads that share keys; None for a layer without keys. In float32.
@@ -32,7 +32,7 @@ def attention_mass(
 
     Raises DataError for an empty row, or one that does not fit in the model's context.
     """
-    prefixes = require_causal(bank)
+    prefixes = require_causal(prefix_kv)
     assert len(prefixes.lengths) == 1, "one prefix"
     check_not_empty(row.ids for row in rows)
     shapes = lm.geometry.layers
@@ -52,10 +52,10 @@ def attention_mass(
     return found
 
 
-def _rows_at_once(lm: FrozenLM, bank: CausalPrefixKV, rows: Sequence[Row]) -> int:
+def _rows_at_once(lm: FrozenLM, prefix_kv: CausalPrefixKV, rows: Sequence[Row]) -> int:
     """How many of these rows, each padded to the longest, may be looked at together."""
     longest = max(len(row.ids) for row in rows)
-    per_row = longest * (bank.slots + longest) * lm.config.num_attention_heads * len(lm.geometry.layers)
+    per_row = longest * (prefix_kv.slots + longest) * lm.config.num_attention_heads * len(lm.geometry.layers)
     return max(1, NUMBERS // per_row)
 
 

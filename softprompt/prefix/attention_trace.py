@@ -1,7 +1,7 @@
 """What rows ask in every layer and what attention gives them, kept to ask other keys and values the same.
 
     found = asked(lm, bank, rows, score)
-    there = found[i].behind(keys, values)         # what layer i would give them behind another prefix
+    there = found[i].attend_to(keys, values)         # what layer i would give them behind another prefix
 
 Attention to a prefix and to a row's own tokens is one softmax, so of the own tokens only what they give by themselves
 and the logarithm of their weights' sum need be kept.
@@ -58,7 +58,7 @@ class LayerTrace:
     cap: float | None = None
     window: int | None = None
 
-    def behind(self, keys_KSD: Tensor, values_KSD: Tensor) -> Tensor:
+    def attend_to(self, keys_KSD: Tensor, values_KSD: Tensor) -> Tensor:
         """What attention would give [K, R, T, D'] behind a prefix with these keys and values at 0…S-1."""
         scores_KRTS = _capped(self.asked @ keys_KSD[:, None].mT, self.cap)
         if self.window is not None:
@@ -94,7 +94,7 @@ class LayerTrace:
 
 
 def record_attention(
-    lm: FrozenLM, bank: PrefixKV, rows: Sequence[Row], score: Callable[[Tensor, Sequence[int]], Tensor]
+    lm: FrozenLM, prefix_kv: PrefixKV, rows: Sequence[Row], score: Callable[[Tensor, Sequence[int]], Tensor]
 ) -> list[LayerTrace | None]:
     """Of each layer of `geometry.layers` the queries of all tokens of the rows, short rows first; None for a layer
     without keys.
@@ -107,7 +107,7 @@ def record_attention(
         DataError: an empty row, or one that does not fit in the model's context.
         UnsupportedModelError: a model whose attention cannot be listened to.
     """
-    prefixes = require_causal(bank)
+    prefixes = require_causal(prefix_kv)
     assert len(prefixes.lengths) == 1, "one prefix"
     if not lm.model._can_set_attn_implementation():
         raise _deaf(lm, "an attention of its own")
@@ -140,20 +140,20 @@ _listening: ContextVar[_Listening | None] = ContextVar("softprompt_listening", d
 
 
 def _heard(
-    lm: FrozenLM, bank: CausalPrefixKV, rows: Sequence[Row], numbers: Sequence[int], score: Any
+    lm: FrozenLM, prefix_kv: CausalPrefixKV, rows: Sequence[Row], numbers: Sequence[int], score: Any
 ) -> list[LayerTrace | None]:
     """`asked` of the rows with these numbers."""
-    bins, listening = pack_rows(lm, bank, [rows[i] for i in numbers]), _Listening(bank.slots, {})
+    bins, listening = pack_rows(lm, prefix_kv, [rows[i] for i in numbers]), _Listening(prefix_kv.slots, {})
     flat = bins.flat.to(lm.device)
     token = _listening.set(listening)
     try:
         with attention_implementation(lm, NAME), torch.enable_grad():
-            states_TH = run_packed(lm, bank, bins).flatten(0, 1)[flat]
+            states_TH = run_packed(lm, prefix_kv, bins).flatten(0, 1)[flat]
             calls = {i: call for i, call in listening.calls.items() if lm.geometry.layers[i] is not None}
             gradients = torch.autograd.grad(score(states_TH, numbers), [call.change for call in calls.values()])
     finally:
         _listening.reset(token)
-    positions = bins.depth.flatten()[bins.flat].to(lm.device) + bank.lengths[0]
+    positions = bins.depth.flatten()[bins.flat].to(lm.device) + prefix_kv.lengths[0]
 
     def tokens(part_GKRLX: Tensor) -> Tensor:
         return part_GKRLX.detach().movedim(0, 2).flatten(2, 3)[:, :, flat].float()

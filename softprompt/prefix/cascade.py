@@ -29,11 +29,11 @@ NUMBERS = 2**26  # attention scores held at once: 256 MB in float32
 _layers: ContextVar[Sequence[tuple[Tensor, Tensor]] | None] = ContextVar("softprompt_cascade_layers", default=None)
 
 
-def shared_layers(lm: FrozenLM, bank: CausalPrefixKV) -> tuple[tuple[Tensor, Tensor], ...] | None:
+def shared_layers(lm: FrozenLM, prefix_kv: CausalPrefixKV) -> tuple[tuple[Tensor, Tensor], ...] | None:
     """Of each layer the keys [1, K, S, D] and values [1, K, S, D'] of a bank's one prefix; None if rows need copies:
     several prefixes, a layer that has no keys or takes another's, or an attention other than SDPA."""
-    layers = tuple(kv for kv in bank.layers if kv is not None)
-    whole = len(bank.lengths) == 1 and len(layers) == len(bank.layers)
+    layers = tuple(kv for kv in prefix_kv.layers if kv is not None)
+    whole = len(prefix_kv.lengths) == 1 and len(layers) == len(prefix_kv.layers)
     plain = lm.model.config._attn_implementation in ("sdpa", NAME) and lm.model._can_set_attn_implementation()
     return layers if whole and plain else None
 

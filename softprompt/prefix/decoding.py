@@ -38,24 +38,30 @@ class DecodingSession:
 
     @torch.no_grad()
     def __init__(
-        self, lm: FrozenLM, bank: PrefixKV, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int
+        self, lm: FrozenLM, prefix_kv: PrefixKV, rows: Sequence[Sequence[int]], prefix_ids: Sequence[int], room: int
     ) -> None:
-        bank = require_causal(bank)
+        prefix_kv = require_causal(prefix_kv)
         check_not_empty(rows)
-        check_fits_context(lm, max(bank.lengths[o] + len(row) for row, o in zip(rows, owners, strict=True)) + room)
+        check_fits_context(
+            lm, max(prefix_kv.lengths[o] + len(row) for row, o in zip(rows, prefix_ids, strict=True)) + room
+        )
         self.lm = lm
         sizes_B = torch.tensor([len(row) for row in rows], device=lm.device)
-        longest, owner_B = int(sizes_B.max()), torch.tensor(owners, device=lm.device)
-        starts_B1 = torch.tensor(bank.lengths, device=lm.device)[owner_B][:, None]
+        longest, prefix_id_B = int(sizes_B.max()), torch.tensor(prefix_ids, device=lm.device)
+        starts_B1 = torch.tensor(prefix_kv.lengths, device=lm.device)[prefix_id_B][:, None]
         columns_BL = torch.arange(longest, device=lm.device) - (longest - sizes_B)[:, None]  # last tokens line up
         positions_BL = (columns_BL + starts_B1).where(columns_BL >= 0, -1)
-        self._keys = torch.cat([bank.positions[owner_B], positions_BL], dim=1)
+        self._keys = torch.cat([prefix_kv.positions[prefix_id_B], positions_BL], dim=1)
         self._positions = positions_BL[:, -1:]
-        self._shared = shared_layers(lm, bank)
-        copied = (bank.past(owner_B), bank.slots) if self._shared is None else ((None,) * len(bank.layers), 0)
+        self._shared = shared_layers(lm, prefix_kv)
+        copied = (
+            (prefix_kv.past(prefix_id_B), prefix_kv.slots)
+            if self._shared is None
+            else ((None,) * len(prefix_kv.layers), 0)
+        )
         self._cache = GrowingCache(*copied, longest + room)
-        whole = [Row(row, owner) for row, owner in zip(rows, owners, strict=True)]
-        states_TH, layers = recorded_hidden_states(lm, bank, whole)
+        whole = [Row(row, owner) for row, owner in zip(rows, prefix_ids, strict=True)]
+        states_TH, layers = recorded_hidden_states(lm, prefix_kv, whole)
         self._cache.fill(layers, (columns_BL >= 0).nonzero(as_tuple=True), longest)
         self.hidden = states_TH[sizes_B.cumsum(0) - 1]
 

@@ -31,7 +31,7 @@ class Prefix:
     prompt: Prompt | None = None
     lead: tuple[int, ...] = ()
     follow: tuple[int, ...] = ()
-    unseen: tuple[int, int] = (0, 0)
+    masked_span: tuple[int, int] = (0, 0)
 
 
 class PrefixKV(ABC):
@@ -80,25 +80,25 @@ class CausalPrefixKV(PrefixKV):
     """
 
     layers: tuple[KV, ...]
-    front: PrefixLayout
+    layout: PrefixLayout
     lengths: tuple[int, ...]
 
     @property
     def positions(self) -> Tensor:
         """[N, S] position of each slot, -1 for an empty one."""
-        return self.front.positions
+        return self.layout.positions
 
     @property
     def slots(self) -> int:
         """S."""
-        return self.front.slots
+        return self.layout.slots
 
-    def past(self, owners: Tensor) -> tuple[KV, ...]:
+    def past(self, prefix_ids: Tensor) -> tuple[KV, ...]:
         """Per layer the keys and values [G, K, S, D] of the prefixes `owners` [G], shared where there is only one."""
         if len(self.lengths) == 1:
-            size = (len(owners), -1, -1, -1)
+            size = (len(prefix_ids), -1, -1, -1)
             return tuple(None if kv is None else (kv[0].expand(size), kv[1].expand(size)) for kv in self.layers)
-        return tuple(None if kv is None else (kv[0][owners], kv[1][owners]) for kv in self.layers)
+        return tuple(None if kv is None else (kv[0][prefix_ids], kv[1][prefix_ids]) for kv in self.layers)
 
 
 def lay_out_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixLayout:
@@ -124,13 +124,13 @@ def lay_out_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixLayout:
     positions = torch.cat([past_positions, run_positions], dim=1)
     for i, prefix in enumerate(prefixes):
         begin = 0 if isinstance(prefix.prompt, KVPrompt) else past_slots + len(prefix.lead)
-        positions[i, begin + prefix.unseen[0] : begin + prefix.unseen[1]] = -1
+        positions[i, begin + prefix.masked_span[0] : begin + prefix.masked_span[1]] = -1
     starts_N = (past_N1 + run_N1)[:, 0]
     around = tuple((lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow))) for prefix in prefixes)
     return PrefixLayout(positions.to(lm.device), starts_N.to(lm.device), tuple(starts_N.tolist()), past_slots, around)
 
 
-def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], front: PrefixLayout | None = None) -> CausalPrefixKV:
+def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], layout: PrefixLayout | None = None) -> CausalPrefixKV:
     """Keys and values of every prefix in one pass, with gradient where a prompt has one.
 
     Args:
@@ -138,14 +138,14 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], front: PrefixLayout |
 
     Raises as `laid_out`.
     """
-    front = front or lay_out_prefixes(lm, prefixes)
-    positions, past_slots = front.positions, front.past_slots
-    run_slots = front.slots - past_slots
+    layout = layout or lay_out_prefixes(lm, prefixes)
+    positions, past_slots = layout.positions, layout.past_slots
+    run_slots = layout.slots - past_slots
     layers = _stack(lm, prefixes, past_slots)
     if run_slots:
         queries = positions[:, past_slots:]
         cache = PrefixCache(layers, past_slots, record=True)
-        runs = [_joined(lm, prefix, *texts) for prefix, texts in zip(prefixes, front.around, strict=True)]
+        runs = [_joined(lm, prefix, *texts) for prefix, texts in zip(prefixes, layout.around, strict=True)]
         forward(
             lm,
             embeds_GLH=torch.stack([pad(run, (0, 0, 0, run_slots - len(run))) for run in runs]),
@@ -155,13 +155,13 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], front: PrefixLayout |
             cache=cache,
         )
         layers = tuple(cache.seen.get(i) for i in range(len(layers)))
-    return CausalPrefixKV(layers, front, front.lengths)
+    return CausalPrefixKV(layers, layout, layout.lengths)
 
 
-def require_causal(bank: PrefixKV) -> CausalPrefixKV:
+def require_causal(prefix_kv: PrefixKV) -> CausalPrefixKV:
     """The bank of a causal model; UnsupportedModelError for that of an encoder–decoder."""
-    if isinstance(bank, CausalPrefixKV):
-        return bank
+    if isinstance(prefix_kv, CausalPrefixKV):
+        return prefix_kv
     raise UnsupportedModelError("this works with causal models only, and the base model is an encoder-decoder")
 
 

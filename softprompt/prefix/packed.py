@@ -17,7 +17,9 @@ from softprompt.prefix.kv import CausalPrefixKV, PrefixKV, PrefixLayout, require
 from softprompt.prefix.packing import Bins, Row, best_capacity, pack
 
 
-def packed_hidden_states(lm: FrozenLM, bank: PrefixKV, rows: Sequence[Row], *, capacity: int | None = None) -> Tensor:
+def packed_hidden_states(
+    lm: FrozenLM, prefix_kv: PrefixKV, rows: Sequence[Row], *, capacity: int | None = None
+) -> Tensor:
     """Final hidden states [T, H] of all tokens of all rows, in the order of the rows.
 
     Args:
@@ -29,28 +31,28 @@ def packed_hidden_states(lm: FrozenLM, bank: PrefixKV, rows: Sequence[Row], *, c
         DataError: an empty row, or one that does not fit in the model's context behind its prefix.
         UnsupportedModelError: the bank of an encoder–decoder.
     """
-    bank = require_causal(bank)
-    bins = pack_rows(lm, bank, rows, capacity)
-    return run_packed(lm, bank, bins).flatten(0, 1)[bins.flat.to(lm.device)]
+    prefix_kv = require_causal(prefix_kv)
+    bins = pack_rows(lm, prefix_kv, rows, capacity)
+    return run_packed(lm, prefix_kv, bins).flatten(0, 1)[bins.flat.to(lm.device)]
 
 
 def recorded_hidden_states(
-    lm: FrozenLM, bank: CausalPrefixKV, rows: Sequence[Row]
+    lm: FrozenLM, prefix_kv: CausalPrefixKV, rows: Sequence[Row]
 ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
     """`hidden`, and by layer the keys [T, K, D] and values [T, K, D'] of these tokens."""
-    bins, layers = pack_rows(lm, bank, rows), dict[int, tuple[Tensor, Tensor]]()
+    bins, layers = pack_rows(lm, prefix_kv, rows), dict[int, tuple[Tensor, Tensor]]()
     flat_T = bins.flat.to(lm.device)
-    states_GLH = run_packed(lm, bank, bins, layers=layers)
+    states_GLH = run_packed(lm, prefix_kv, bins, layers=layers)
 
     def own(seen_GKSD: Tensor) -> Tensor:
-        return seen_GKSD[:, :, bank.slots :].transpose(1, 2).flatten(0, 1)[flat_T]
+        return seen_GKSD[:, :, prefix_kv.slots :].transpose(1, 2).flatten(0, 1)[flat_T]
 
     return states_GLH.flatten(0, 1)[flat_T], {i: (own(keys), own(values)) for i, (keys, values) in layers.items()}
 
 
 def run_packed(
     lm: FrozenLM,
-    bank: CausalPrefixKV,
+    prefix_kv: CausalPrefixKV,
     bins: Bins,
     attentions: list[Tensor] | None = None,
     layers: dict[int, tuple[Tensor, Tensor]] | None = None,
@@ -62,10 +64,10 @@ def run_packed(
         layers: gets the keys [G, K, S + L, D] and values [G, K, S + L, D'] of each layer that has some.
     """
     bins = bins.to(lm.device)
-    owners = bins.prefix
-    cache = PrefixCache(bank.past(owners), bank.slots, record=layers is not None)
-    positions_GL = bins.depth + bank.front.starts[owners][:, None]
-    prefix_GS = bank.positions[owners]
+    prefix_ids = bins.prefix
+    cache = PrefixCache(prefix_kv.past(prefix_ids), prefix_kv.slots, record=layers is not None)
+    positions_GL = bins.depth + prefix_kv.layout.starts[prefix_ids][:, None]
+    prefix_GS = prefix_kv.positions[prefix_ids]
     visible_prefix = (prefix_GS >= 0)[:, None, :].expand(-1, positions_GL.shape[1], -1)
     states_GLH = forward(
         lm,
@@ -82,7 +84,7 @@ def run_packed(
 
 
 def pack_rows(
-    lm: FrozenLM, bank: CausalPrefixKV | PrefixLayout, rows: Sequence[Row], capacity: int | None = None
+    lm: FrozenLM, prefix_kv: CausalPrefixKV | PrefixLayout, rows: Sequence[Row], capacity: int | None = None
 ) -> Bins:
     """The rows, which will stand behind these prefixes, in bins of this many tokens, or of what is estimated to cost
     least; on the host.
@@ -90,8 +92,8 @@ def pack_rows(
     Raises DataError for an empty row, or one that does not fit in the model's context.
     """
     check_not_empty(row.ids for row in rows)
-    bins = pack(rows, best_capacity(rows, bank.slots, *_costs(lm)) if capacity is None else capacity)
-    check_fits_context(lm, int((bins.depth.max(1).values + torch.tensor(bank.lengths)[bins.prefix]).max()) + 1)
+    bins = pack(rows, best_capacity(rows, prefix_kv.slots, *_costs(lm)) if capacity is None else capacity)
+    check_fits_context(lm, int((bins.depth.max(1).values + torch.tensor(prefix_kv.lengths)[bins.prefix]).max()) + 1)
     return bins
 
 

@@ -18,17 +18,17 @@ from softprompt.prefix.verify import verify
 
 
 def start_decoding(
-    lm: FrozenLM, bank: PrefixKV, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int
+    lm: FrozenLM, prefix_kv: PrefixKV, rows: Sequence[Sequence[int]], prefix_ids: Sequence[int], room: int
 ) -> DecodingSession | Seq2SeqDecodingSession:
     """Rows ready to grow: their continuations (causal models) or answers (encoder–decoders); see these classes."""
-    if isinstance(bank, Seq2SeqPrefixKV):
-        return Seq2SeqDecodingSession(lm, bank, rows, owners, room)
-    return DecodingSession(lm, bank, rows, owners, room)
+    if isinstance(prefix_kv, Seq2SeqPrefixKV):
+        return Seq2SeqDecodingSession(lm, prefix_kv, rows, prefix_ids, room)
+    return DecodingSession(lm, prefix_kv, rows, prefix_ids, room)
 
 
-def copies_prefix(lm: FrozenLM, bank: PrefixKV) -> bool:
+def copies_prefix(lm: FrozenLM, prefix_kv: PrefixKV) -> bool:
     """Whether each row of a session has a copy of its prefix; if not, all rows share the one that the bank has."""
-    return not isinstance(bank, CausalPrefixKV) or shared_layers(lm, bank) is None
+    return not isinstance(prefix_kv, CausalPrefixKV) or shared_layers(lm, prefix_kv) is None
 
 
 def prepare_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixKV:

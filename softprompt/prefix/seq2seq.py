@@ -90,7 +90,7 @@ class EncodedText:
 
 def gather_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Seq2SeqPrefixKV:
     """The bank of these prefixes, with gradient where a prompt has one. Raises GeometryError as `attach.bank`."""
-    if any(last > first for first, last in (prefix.unseen for prefix in prefixes)):
+    if any(last > first for first, last in (prefix.masked_span for prefix in prefixes)):
         raise UnsupportedModelError("an encoder-decoder cannot hide virtual tokens from single rows", where=lm.name)
     fronts = tuple(embedded(lm, prefix) for prefix in prefixes)
     pasts = {site: _past(lm, prefixes, site) for site in SITES}
@@ -98,27 +98,29 @@ def gather_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Seq2SeqPrefixKV
     return Seq2SeqPrefixKV(fronts, pasts, tuple(len(f) + n for f, n in zip(fronts, held, strict=True)))
 
 
-def encode_text(lm: FrozenLM, bank: Seq2SeqPrefixKV, texts: Sequence[Sequence[int]], owners_B: Tensor) -> EncodedText:
+def encode_text(
+    lm: FrozenLM, prefix_kv: Seq2SeqPrefixKV, texts: Sequence[Sequence[int]], owners_B: Tensor
+) -> EncodedText:
     """Run the encoder over texts (token ids), each behind its own prefix. Raises DataError for an empty text."""
     check_not_empty(texts)
-    check_fits_context(lm, max(bank.lengths) + max(map(len, texts)) + len(lm.closing))
+    check_fits_context(lm, max(prefix_kv.lengths) + max(map(len, texts)) + len(lm.closing))
     ids = [[*text, *lm.closing] for text in texts]
     own = lm.embed([token for text in ids for token in text]).split([len(text) for text in ids])
-    rows = [torch.cat([bank.fronts[o], text]) for o, text in zip(owners_B.tolist(), own, strict=True)]
+    rows = [torch.cat([prefix_kv.fronts[o], text]) for o, text in zip(owners_B.tolist(), own, strict=True)]
     embeds_BEH = pad_sequence(rows, batch_first=True)
     lengths_B = torch.tensor([len(row) for row in rows], device=lm.device)
     visible_BE = torch.arange(embeds_BEH.shape[1], device=lm.device) < lengths_B[:, None]
-    past = bank.pasts["encoder"].of(owners_B)
+    past = prefix_kv.pasts["encoder"].of(owners_B)
     cache = PrefixCache(past.layers, past.slots)
     return EncodedText(run_encoder(lm, embeds_BEH, torch.cat([past.visible, visible_BE], 1), cache), visible_BE)
 
 
 def answer_hidden_states(
     lm: FrozenLM,
-    bank: Seq2SeqPrefixKV,
+    prefix_kv: Seq2SeqPrefixKV,
     texts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
-    owners: Sequence[int],
+    prefix_ids: Sequence[int],
 ) -> Tensor:
     """Final hidden states [A, H] that predict the A tokens of all answers, one answer after the other.
 
@@ -127,13 +129,13 @@ def answer_hidden_states(
         owners: the prefix of each row.
     """
     states: list[Tensor] = [torch.empty(0)] * len(texts)
-    sizes = [bank.lengths[o] + len(text) + len(a) for text, a, o in zip(texts, answers, owners, strict=True)]
+    sizes = [prefix_kv.lengths[o] + len(text) + len(a) for text, a, o in zip(texts, answers, prefix_ids, strict=True)]
     for part in by_tokens(sizes, TOKENS):
-        owners_B = torch.tensor([owners[i] for i in part], device=lm.device)
-        reading = encode_text(lm, bank, [texts[i] for i in part], owners_B)
+        owners_B = torch.tensor([prefix_ids[i] for i in part], device=lm.device)
+        reading = encode_text(lm, prefix_kv, [texts[i] for i in part], owners_B)
         inputs = [torch.tensor([lm.start_id, *answers[i][:-1]], device=lm.device) for i in part]
         ids_BT = pad_sequence(inputs, batch_first=True)
-        written = _write(lm, bank, reading, ids_BT, owners_B)
+        written = _write(lm, prefix_kv, reading, ids_BT, owners_B)
         for row, i in enumerate(part):
             states[i] = written[row, : len(answers[i])]
     return torch.cat(states)
@@ -152,9 +154,9 @@ def record_text_kv(lm: FrozenLM, text: Sequence[int], written: Sequence[int]) ->
     return tuple(caches[site].seen.get(i) for site in SITES for i in range(len(layers[site])))
 
 
-def _write(lm: FrozenLM, bank: Seq2SeqPrefixKV, reading: EncodedText, ids_BT: Tensor, owners_B: Tensor) -> Tensor:
+def _write(lm: FrozenLM, prefix_kv: Seq2SeqPrefixKV, reading: EncodedText, ids_BT: Tensor, owners_B: Tensor) -> Tensor:
     """Final hidden states [B, T, H] of the decoder."""
-    own, cross = bank.pasts["decoder"].of(owners_B), bank.pasts["cross"].of(owners_B)
+    own, cross = prefix_kv.pasts["decoder"].of(owners_B), prefix_kv.pasts["cross"].of(owners_B)
     rows, length = ids_BT.shape
     causal = torch.ones(length, length, dtype=torch.bool, device=lm.device).tril()
     visible = torch.cat([own.visible[:, None].expand(-1, length, -1), causal.expand(rows, -1, -1)], 2)

@@ -35,12 +35,17 @@ class Seq2SeqDecodingSession:
 
     @torch.no_grad()
     def __init__(
-        self, lm: FrozenLM, bank: Seq2SeqPrefixKV, texts: Sequence[Sequence[int]], owners: Sequence[int], room: int
+        self,
+        lm: FrozenLM,
+        prefix_kv: Seq2SeqPrefixKV,
+        texts: Sequence[Sequence[int]],
+        prefix_ids: Sequence[int],
+        room: int,
     ) -> None:
         self.lm = lm
-        owners_B = torch.tensor(owners, device=lm.device)
-        self._reading = encode_text(lm, bank, texts, owners_B)
-        own, cross = bank.pasts["decoder"].of(owners_B), bank.pasts["cross"].of(owners_B)
+        owners_B = torch.tensor(prefix_ids, device=lm.device)
+        self._reading = encode_text(lm, prefix_kv, texts, owners_B)
+        own, cross = prefix_kv.pasts["decoder"].of(owners_B), prefix_kv.pasts["cross"].of(owners_B)
         self._visible = own.visible
         self._crossing = torch.cat([cross.visible, self._reading.visible], 1)
         self._own = GrowingCache(own.layers, own.slots, room + 1)

@@ -51,11 +51,11 @@ class RequestMiddleware:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun, headers, status = time.monotonic(), Headers(scope=scope), 0
+        opened, headers, status = time.monotonic(), Headers(scope=scope), 0
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         facts: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(request_id=request_id, begun=begun, facts=facts)
+        scope.setdefault("state", {}).update(request_id=request_id, opened=opened, facts=facts)
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -78,7 +78,7 @@ class RequestMiddleware:
                 self._log_fault(error)
                 if not status:
                     await refusal(internal(request_id))(scope, receive, sending)
-            self._log_request(scope, status, time.monotonic() - begun, facts)
+            self._log_request(scope, status, time.monotonic() - opened, facts)
 
     def _log_request(self, scope: Scope, status: int, seconds: float, facts: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "other")  # the template, never what a client sent

@@ -46,21 +46,21 @@ class SoftPromptReader:
     Raises DataError for a template that the base model cannot use.
     """
 
-    def __init__(self, lm: FrozenLM, subject: FormattedPrompt, digest: str = "") -> None:
-        self.subject, self.digest = subject, digest
-        self.prefix: Prefix = subject.prefix(lm)
+    def __init__(self, lm: FrozenLM, formatted: FormattedPrompt, digest: str = "") -> None:
+        self.formatted, self.digest = formatted, digest
+        self.prefix: Prefix = formatted.prefix(lm)
         self._tokenizer = lm.tokenizer
-        self.end_ids = frozenset(end_ids(lm, subject.template))
+        self.end_ids = frozenset(end_ids(lm, formatted.template))
         self._constant = len(self.prefix.lead) + len(self.prefix.follow)
-        self._virtual = subject.prompt.n_tokens if subject.prompt is not None else 0
+        self._virtual = formatted.prompt.n_tokens if formatted.prompt is not None else 0
 
     def text(self, text: str, where: str) -> EncodedPrompt:
         """One text through the template. Raises DataError."""
-        return self._behind(text_input_ids(text, self.subject, self._tokenizer, where))
+        return self._behind(text_input_ids(text, self.formatted, self._tokenizer, where))
 
     def chat(self, messages: Sequence[Message]) -> EncodedPrompt:
         """A conversation, up to where the assistant begins. Raises DataError."""
-        return self._behind(chat_input_ids(messages, self.subject, self._tokenizer))
+        return self._behind(chat_input_ids(messages, self.formatted, self._tokenizer))
 
     def tokens(self, ids: Sequence[int]) -> EncodedPrompt:
         """Raises ProblemError: a soft prompt has learned behind its template."""
@@ -72,7 +72,7 @@ class SoftPromptReader:
 
     def _whole(self, ids: Sequence[int]) -> tuple[int, ...]:
         """What the job gets: the engine knows the prefix of a soft prompt, and of the base model there is none."""
-        if self.subject.prompt is not None:
+        if self.formatted.prompt is not None:
             return tuple(ids)
         return (*self.prefix.lead, *self.prefix.follow, *ids)
 

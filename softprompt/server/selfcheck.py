@@ -44,5 +44,5 @@ async def _answered(service: Service, model: str) -> str:
 
 def _text(reader: PromptReader) -> EncodedPrompt:
     """Some text; for a template with several fields it stands in each."""
-    fields = reader.subject.template.names if isinstance(reader, SoftPromptReader) else ()
+    fields = reader.formatted.template.names if isinstance(reader, SoftPromptReader) else ()
     return reader.text(json.dumps(dict.fromkeys(fields, TEXT)) if len(fields) > 1 else TEXT, "text")

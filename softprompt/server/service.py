@@ -111,7 +111,7 @@ class Service:
                 fingerprint = f"{self._fingerprint}-{held.frame.digest[:16]}"
                 yield await self._work(ask, held.frame, held.key, fingerprint)
 
-    async def answers(self, work: Work, begun: float) -> AsyncGenerator[TextPiece, None]:
+    async def answers(self, work: Work, opened: float) -> AsyncGenerator[TextPiece, None]:
         """The pieces of all answers as they come; closing the generator ends the jobs. Raises ProblemError.
 
         Args:
@@ -119,7 +119,7 @@ class Service:
         """
         self.metrics.prompt_tokens.inc(work.prompt_tokens)
         streams = [
-            stream_text(self.engine, job, i, self._lm.tokenizer, work.stops, _Clock(self.metrics, begun).tick)
+            stream_text(self.engine, job, i, self._lm.tokenizer, work.stops, _Clock(self.metrics, opened).tick)
             for i, job in enumerate(work.jobs)
         ]
         try:
@@ -128,7 +128,7 @@ class Service:
                     self.metrics.generation_tokens.inc(piece.tokens)
                     if piece.finish:
                         self.metrics.success.labels(piece.finish).inc()
-                        self.metrics.whole_request.observe(time.monotonic() - begun)
+                        self.metrics.whole_request.observe(time.monotonic() - opened)
                     yield piece
         except EngineError as error:
             log.error("engine_error", job=work.id, error=error.what)
@@ -235,8 +235,8 @@ class Service:
 class _Clock:
     """Measures the time that an answer waits, the time to its first token and between its tokens."""
 
-    def __init__(self, metrics: Metrics, begun: float) -> None:
-        self._metrics, self._last, self._first = metrics, begun, True
+    def __init__(self, metrics: Metrics, opened: float) -> None:
+        self._metrics, self._last, self._first = metrics, opened, True
 
     def tick(self, token: Token) -> None:
         now = time.monotonic()

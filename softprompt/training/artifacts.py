@@ -45,7 +45,7 @@ def prompt_parts(prepared: PreparedTraining, prompts: Sequence[Prompt]) -> list[
 
 
 def write_part(
-    prepared: PreparedTraining, lm: FrozenLM, result: Result, *, candidate: str = "", overwrite: bool
+    prepared: PreparedTraining, lm: FrozenLM, result: Result, *, trial: str = "", overwrite: bool
 ) -> list[tuple[Path, Card]]:
     """Write every soft prompt of a finished run; returns their folders and cards as written.
 
@@ -60,7 +60,7 @@ def write_part(
         card = describe(prepared, lm, part, result, folder.name)
 
         def extras(scratch: Path, name: str = card.name) -> None:
-            learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", candidate))
+            learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", trial))
 
         readme = model_card(card, bytes_on_disk=size_of(part.prompt), curve=CURVE)
         card = store.save(folder, part.prompt, card, readme=readme, extras=extras, overwrite=overwrite)
@@ -68,9 +68,9 @@ def write_part(
     return written
 
 
-def curves(metrics: Path, candidate: str = "") -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+def curves(metrics: Path, trial: str = "") -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """(step, loss) of training and validation from a metrics file, of one candidate of a sweep if it is named."""
-    events = [event for event in read_log(metrics) if event.get("candidate", "") == candidate]
+    events = [event for event in read_log(metrics) if event.get("candidate", "") == trial]
     train_loss = [(e["step"], e["loss"]) for e in events if e["event"] == "step"]
     return train_loss, [(e["step"], e["validation_loss"]) for e in events if e["event"] == "validation"]
 

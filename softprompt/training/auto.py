@@ -84,8 +84,8 @@ def _rules(config: Config, facts: TaskStats) -> list[Choice]:
     """Every choice, whether or not the user made it."""
     method, rows = config.method, f"{facts.rows} rows"
     choices = [Choice("method.name", "prefix-tuning", "keys and values in every layer learn most in a given time")]
-    begun = {"init", "init_text", "init_from"} & method.model_fields_set
-    shows = facts.room >= _wanted(facts) and facts.tasks == 1 and not begun
+    opened = {"init", "init_text", "init_from"} & method.model_fields_set
+    shows = facts.room >= _wanted(facts) and facts.tasks == 1 and not opened
     few = facts.rows < FEW_SHOT_ROWS and method.name in DIRECT
     hurried = config.train.minutes is not None and config.train.minutes < SHORT_RUN
     if method.name in NETWORKS:

@@ -21,46 +21,46 @@ EVAL_TOKENS = 4096  # text tokens of validation rows run at once
 
 
 def trial_losses(
-    lm: FrozenLM, shares: Sequence[tuple[Trial, Sequence[Example]]], replays: GraphCache | None = None
+    lm: FrozenLM, shares: Sequence[tuple[Trial, Sequence[Example]]], graphs: GraphCache | None = None
 ) -> list[Tensor]:
     """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass.
 
     Args:
         replays: passes that are recorded, if passes with gradient are to be replayed.
     """
-    taught = [i for i, (candidate, _) in enumerate(shares) if candidate.teachers and torch.is_grad_enabled()]
+    taught = [i for i, (trial, _) in enumerate(shares) if trial.teachers and torch.is_grad_enabled()]
     if taught and len(shares) > 1:  # teachers take a pass of their own
-        return [loss for share in shares for loss in trial_losses(lm, [share], replays)]
-    prefixes, owners, rows = [], [], []
-    for candidate, own in shares:
-        found, numbers = candidate.prefixes(own)
-        owners += [len(prefixes) + number for number in numbers]
+        return [loss for share in shares for loss in trial_losses(lm, [share], graphs)]
+    prefixes, prefix_ids, rows = [], [], []
+    for trial, own in shares:
+        found, numbers = trial.prefixes(own)
+        prefix_ids += [len(prefixes) + number for number in numbers]
         prefixes += found
         rows += own
     if taught:
-        candidate = shares[0][0]
-        teachers, weight = prepare_prefixes(lm, candidate.teachers), candidate.settings.distil
+        trial = shares[0][0]
+        teachers, weight = prepare_prefixes(lm, trial.teachers), trial.settings.distil
         by_task = [row.task for row in rows]
-        return [distilled_losses(lm, prepare_prefixes(lm, prefixes), teachers, rows, owners, by_task, weight)]
-    if replays is None:
-        values = token_losses(lm, prepare_prefixes(lm, prefixes), rows, owners)
+        return [distilled_losses(lm, prepare_prefixes(lm, prefixes), teachers, rows, prefix_ids, by_task, weight)]
+    if graphs is None:
+        values = token_losses(lm, prepare_prefixes(lm, prefixes), rows, prefix_ids)
     else:
-        values = replays.token_losses(prefixes, rows, owners)
+        values = graphs.token_losses(prefixes, rows, prefix_ids)
     return list(values.split([learned_tokens(own) for _, own in shares]))
 
 
 @torch.no_grad()
-def validation_losses(lm: FrozenLM, candidate: Trial, share: float | None = None) -> list[float]:
+def validation_losses(lm: FrozenLM, trial: Trial, share: float | None = None) -> list[float]:
     """Of each task that has validation rows, the mean loss over their learned tokens; of a share of them, if given."""
-    candidate.learner.eval()
+    trial.learner.eval()
     means = []
-    for rows in filter(None, candidate.judges(share)):
+    for rows in filter(None, trial.judges(share)):
         total = 0.0
         for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
-            (values,) = trial_losses(lm, [(candidate, [rows[i] for i in part])])
+            (values,) = trial_losses(lm, [(trial, [rows[i] for i in part])])
             total += values.sum().item()
         means.append(total / learned_tokens(rows))
-    candidate.learner.train()
+    trial.learner.train()
     return means
 
 

@@ -19,4 +19,4 @@ class Event:
     kind: Literal["study", "answers", "fit", "init", "start", "step", "validation", "checkpoint", "end"]
     step: int
     numbers: dict[str, float]
-    candidate: str = ""
+    trial: str = ""

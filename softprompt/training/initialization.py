@@ -42,11 +42,11 @@ def build_start(
     config, task, known = prepared.config.method, prepared.tasks[0], prompts or {}
     kv = config.name in KV_METHODS
     text, n_tokens = tuple(lm.encode(config.init_text or start_text(task))), config.n_tokens
-    lead, unseen = tuple(bos_ids(lm.tokenizer)) if kv else (), dict[str, tuple[int, int]]()
+    lead, masked_span = tuple(bos_ids(lm.tokenizer)) if kv else (), dict[str, tuple[int, int]]()
     if config.init == "demonstrations":
         found = demonstrations(task, lm, config.init_text, n_tokens - len(lead), prepared.config.train.seed)
         text, n_tokens = found.ids, len(lead) + len(found.ids)
-        unseen = {where: (len(lead) + first, len(lead) + last) for where, (first, last) in found.spans.items()}
+        masked_span = {where: (len(lead) + first, len(lead) + last) for where, (first, last) in found.spans.items()}
     start = Start(
         n_tokens=n_tokens,
         init="prompt" if config.init == "attended" else config.init,
@@ -63,7 +63,7 @@ def build_start(
         n_prompts=config.n_prompts,
         seed=prepared.config.train.seed,
     )
-    return start, unseen
+    return start, masked_span
 
 
 def _attended(prepared: PreparedTraining, lm: FrozenLM) -> Prompt:
@@ -86,9 +86,9 @@ def _attended(prepared: PreparedTraining, lm: FrozenLM) -> Prompt:
     minutes = prepared.config.train.minutes
     if len(task.classes) > ASKING or (minutes is not None and minutes < SHORT_RUN):
         return prompt  # rows speak only for the classes that they have; half a fit is worse than none (docs/log.md)
-    horizon = Budget(FIT_STEPS, minutes * 60 * FITTING if minutes else None)
+    budget = Budget(FIT_STEPS, minutes * 60 * FITTING if minutes else None)
     try:
-        return fit_to_attention(lm, prompt, collect_targets(lm, [reading]), *between, horizon)
+        return fit_to_attention(lm, prompt, collect_targets(lm, [reading]), *between, budget)
     except UnsupportedModelError:  # it starts unfitted then
         return prompt
 

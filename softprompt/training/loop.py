@@ -72,7 +72,7 @@ class Result:
 
 def train(
     lm: FrozenLM,
-    candidates: Sequence[Trial],
+    trials: Sequence[Trial],
     folder: Path,
     *,
     rungs: Sequence[float] = (),
@@ -98,11 +98,11 @@ def train(
         StoreError: a checkpoint cannot be written.
         TrainError: out of memory.
     """
-    loop = _Loop(lm, candidates, folder, rungs, report)
+    loop = _Loop(lm, trials, folder, rungs, report)
     if resume:
         loop.restore()
     report(Event("start", loop.step, {"elapsed": loop.elapsed}))
-    settings = candidates[0].settings
+    settings = trials[0].settings
     lm.checkpoint_layers(settings.gradient_checkpointing)
     try:
         with Interrupt() as interrupt:
@@ -117,28 +117,28 @@ class _Loop:
     def __init__(
         self,
         lm: FrozenLM,
-        candidates: Sequence[Trial],
+        trials: Sequence[Trial],
         folder: Path,
         rungs: Sequence[float],
         report: Callable[[Event], None],
     ) -> None:
-        self.lm, self.candidates, self.folder, self.report = lm, list(candidates), folder, report
+        self.lm, self.trials, self.folder, self.report = lm, list(trials), folder, report
         self.accelerator = Accelerator(cpu=lm.device.type == "cpu")
-        self.replays = replays_for(lm, candidates[0].settings)
-        world, fewest = self.accelerator.num_processes, min(c.settings.batch_size for c in candidates)
+        self.graphs = replays_for(lm, trials[0].settings)
+        world, fewest = self.accelerator.num_processes, min(c.settings.batch_size for c in trials)
         if world > fewest:
             hint = f"--batch-size {world} or more, or fewer processes"
             raise ConfigError("a step has fewer rows than there are processes", expected=world, hint=hint)
         self.rungs = sorted(rungs)
         self.elapsed, self.mark = 0.0, 0.0
         self.judging = 0.0  # seconds of `elapsed` that validations took
-        self.seconds = [0.0] * len(self.candidates)
-        torch.manual_seed(candidates[0].settings.seed)
+        self.seconds = [0.0] * len(self.trials)
+        torch.manual_seed(trials[0].settings.seed)
 
     @property
     def step(self) -> int:
         """Steps of the candidates that still run, or of the last that did."""
-        return max(candidate.record.step for candidate in self.candidates)
+        return max(trial.record.step for trial in self.trials)
 
     def tick(self) -> None:
         """Add the time since the last tick to the run's."""
@@ -150,73 +150,73 @@ class _Loop:
         self.mark = time.monotonic()
         self.share_start()
         self.bound_judging()
-        while active := active_trials(self.candidates):
+        while active := active_trials(self.trials):
             if not interrupt.received and self.has_time_to_judge():
                 self.validate([c for c in active if c.is_due(self.elapsed)])
             self.tick()
             self.agree(interrupt)
             if interrupt.received:
-                for candidate in active:
-                    candidate.record.stopped = interrupt.received.name
+                for trial in active:
+                    trial.record.stopped = interrupt.received.name
                 self.save()
                 break
-            for candidate in active:
-                self.stop(candidate, candidate.why_stop(self.elapsed))
+            for trial in active:
+                self.stop(trial, trial.why_stop(self.elapsed))
             self.halve()
             if active := active_trials(active):
                 with memory_advice(f"step {self.step + 1}"):
                     self.one_step(active)
-                if self.step % self.candidates[0].settings.save_every == 0:
+                if self.step % self.trials[0].settings.save_every == 0:
                     self.save()
-        return [self.result(i) for i in range(len(self.candidates))]
+        return [self.result(i) for i in range(len(self.trials))]
 
     def share_start(self) -> None:
         """Let the start count the same in all processes, or they would not end at the same step."""
         if self.accelerator.num_processes > 1:
-            told: list[float] = gather_object([candidate.record.before for candidate in self.candidates])
-            for candidate, before in zip(self.candidates, told, strict=False):  # the first process's come first
-                candidate.record.before = before
+            told: list[float] = gather_object([trial.record.before for trial in self.trials])
+            for trial, before in zip(self.trials, told, strict=False):  # the first process's come first
+                trial.record.before = before
 
     def bound_judging(self) -> None:
         """Where minutes bound a new run, judge by no more rows than there is time for at its start and at its end."""
-        first = self.candidates[0]
+        first = self.trials[0]
         minutes, rows = first.settings.minutes, sum(map(len, first.judged))
         if minutes is None or rows <= PROBED or first.record.history:
             return
         begin = time.monotonic()
         with memory_advice("validation"):
             validation_losses(self.lm, first, PROBED / rows)
-        spent = (time.monotonic() - begin) * rows / PROBED * len(self.candidates)
+        spent = (time.monotonic() - begin) * rows / PROBED * len(self.trials)
         share = min(1.0, max(PROBED / rows, VALIDATION_SHARE / 2 * minutes * 60 / max(spent, 1e-9)))
         if self.accelerator.num_processes > 1:
             share = gather_object([share])[0]
-        for candidate in self.candidates:
-            candidate.record.judged = share
+        for trial in self.trials:
+            trial.record.judged = share
 
     def has_time_to_judge(self) -> bool:
         """Whether a validation may start: where minutes are short, steps teach more than it tells."""
-        timed = self.candidates[0].settings.minutes is not None
+        timed = self.trials[0].settings.minutes is not None
         return not timed or self.judging <= VALIDATION_SHARE * self.elapsed
 
-    def stop(self, candidate: Trial, reason: str) -> None:
+    def stop(self, trial: Trial, reason: str) -> None:
         """Let a candidate end for this reason, judged as it is; nothing if there is none."""
         if reason:
-            if not candidate.is_judged():
-                self.validate([candidate])
+            if not trial.is_judged():
+                self.validate([trial])
                 self.tick()
-            candidate.record.stopped = candidate.record.stopped or reason
-            self.seconds[self.candidates.index(candidate)] = self.elapsed
+            trial.record.stopped = trial.record.stopped or reason
+            self.seconds[self.trials.index(trial)] = self.elapsed
 
     def halve(self) -> None:
         """At a rung, stop the worse half of the candidates that still run."""
-        active = active_trials(self.candidates)
+        active = active_trials(self.trials)
         if not self.rungs or not active or max(c.progress(self.elapsed) for c in active) < self.rungs[0]:
             return
         self.rungs.pop(0)
-        self.validate([candidate for candidate in active if not candidate.is_judged()])
+        self.validate([trial for trial in active if not trial.is_judged()])
         ranked = sorted(active_trials(active), key=lambda c: c.latest_loss)
-        for candidate in ranked[(len(ranked) + 1) // 2 :]:
-            self.stop(candidate, "halving")
+        for trial in ranked[(len(ranked) + 1) // 2 :]:
+            self.stop(trial, "halving")
 
     def agree(self, interrupt: Interrupt) -> None:
         """Let all processes decide alike: by the clock of the first one, and by a signal that any of them got."""
@@ -225,70 +225,70 @@ class _Loop:
             self.elapsed = told[0][0]
             interrupt.received = next((received for _, received in told if received), None)
 
-    def one_step(self, candidates: Sequence[Trial]) -> None:
+    def one_step(self, trials: Sequence[Trial]) -> None:
         """Forward and backward on the next batch of each candidate, and an update of each."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        rows = [candidate.next_rows() for candidate in candidates]
-        losses = torch.zeros(len(candidates), device=self.lm.device)
+        rows = [trial.next_rows() for trial in trials]
+        losses = torch.zeros(len(trials), device=self.lm.device)
         for together in by_tokens([sum(len(row.ids) for row in own) for own in rows], STEP_TOKENS):
-            parts = {i: candidates[i].settings.accumulate for i in together}
+            parts = {i: trials[i].settings.accumulate for i in together}
             for part in range(max(parts.values())):
                 shares = [(i, rows[i][rank::world][part :: parts[i]]) for i in together if part < parts[i]]
                 shares = [(i, own) for i, own in shares if own]
                 if shares:
-                    found = trial_losses(self.lm, [(candidates[i], own) for i, own in shares], self.replays)
+                    found = trial_losses(self.lm, [(trials[i], own) for i, own in shares], self.graphs)
                     means = [own.sum() / learned_tokens(rows[i]) for (i, _), own in zip(shares, found, strict=True)]
                     torch.stack(means).sum().backward()  # apart: no candidate's loss depends on another's parameters
                     for (i, _), mean in zip(shares, means, strict=True):
                         losses[i] += mean.detach()
         if world > 1:
-            losses = self.reduced(candidates, losses)
-        for candidate, own, loss in zip(candidates, rows, losses.tolist(), strict=True):
-            with self.stopping(candidate):
-                numbers = candidate.update(loss, own, self.elapsed)
-                self.report(Event("step", candidate.record.step, numbers, candidate.name))
+            losses = self.reduced(trials, losses)
+        for trial, own, loss in zip(trials, rows, losses.tolist(), strict=True):
+            with self.stopping(trial):
+                numbers = trial.update(loss, own, self.elapsed)
+                self.report(Event("step", trial.record.step, numbers, trial.name))
 
-    def reduced(self, candidates: Sequence[Trial], losses: Tensor) -> Tensor:
+    def reduced(self, trials: Sequence[Trial], losses: Tensor) -> Tensor:
         """Sum gradients and losses over all processes."""
-        for candidate in candidates:
-            for parameter in candidate.learner.parameters():
+        for trial in trials:
+            for parameter in trial.learner.parameters():
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 summed: Any = self.accelerator.reduce(grad, "sum")
                 parameter.grad = summed
         total: Any = self.accelerator.reduce(losses, "sum")
         return total
 
-    def validate(self, candidates: Sequence[Trial]) -> None:
+    def validate(self, trials: Sequence[Trial]) -> None:
         """Validation losses of these candidates as they are; the best state of each is kept."""
-        if not candidates:
+        if not trials:
             return
         begin = time.monotonic()
-        for candidate in candidates:
-            with memory_advice(f"validation after step {candidate.record.step}"):
-                means = validation_losses(self.lm, candidate)
-            with self.stopping(candidate):
-                numbers = candidate.judge(means, self.elapsed)
-                self.report(Event("validation", candidate.record.step, numbers, candidate.name))
+        for trial in trials:
+            with memory_advice(f"validation after step {trial.record.step}"):
+                means = validation_losses(self.lm, trial)
+            with self.stopping(trial):
+                numbers = trial.judge(means, self.elapsed)
+                self.report(Event("validation", trial.record.step, numbers, trial.name))
         self.judging += time.monotonic() - begin
 
     @contextlib.contextmanager
-    def stopping(self, candidate: Trial) -> Iterator[None]:
+    def stopping(self, trial: Trial) -> Iterator[None]:
         """Let one of several candidates stop, and not the run, if its numbers are no longer finite."""
         try:
             yield
         except NonFiniteLossError:
-            if len(self.candidates) == 1:
+            if len(self.trials) == 1:
                 raise
-            candidate.record.stopped = "not finite"
-            self.seconds[self.candidates.index(candidate)] = self.elapsed
+            trial.record.stopped = "not finite"
+            self.seconds[self.trials.index(trial)] = self.elapsed
 
     def result(self, number: int) -> Result:
         """What a candidate leaves."""
-        candidate = self.candidates[number]
-        record, prompts = candidate.record, candidate.finish()
+        trial = self.trials[number]
+        record, prompts = trial.record, trial.finish()
         seconds = self.elapsed if record.stopped in SYNC_SIGNALS else self.seconds[number]
         numbers = {"elapsed": seconds, "validation_loss": record.best_loss or 0.0}
-        self.report(Event("end", record.step, numbers, candidate.name))
+        self.report(Event("end", record.step, numbers, trial.name))
         return Result(prompts, record.step, seconds, record.stopped, record.best_loss, record.history)
 
     def save(self) -> None:
@@ -296,7 +296,7 @@ class _Loop:
         if not self.accelerator.is_main_process:
             return
         parts = {
-            "candidates": [candidate.state() for candidate in self.candidates],
+            "candidates": [trial.state() for trial in self.trials],
             "random": checkpoint.random_state(self.lm.device),
         }
         tensors, tree = checkpoint.flatten(parts, "state")
@@ -309,17 +309,17 @@ class _Loop:
         """Take up the state of the newest checkpoint."""
         found = checkpoint.latest_checkpoint(self.folder, self.identity())
         state, facts = checkpoint.unflatten(found.tensors, found.facts["tree"]), found.facts
-        for candidate, own in zip(self.candidates, state["candidates"], strict=True):
-            candidate.restore(own)
-            if candidate.record.stopped in SYNC_SIGNALS:
-                candidate.record.stopped = ""
+        for trial, own in zip(self.trials, state["candidates"], strict=True):
+            trial.restore(own)
+            if trial.record.stopped in SYNC_SIGNALS:
+                trial.record.stopped = ""
         checkpoint.restore_random_state(state["random"], self.lm.device)
         self.elapsed, self.judging = facts["elapsed"], facts["judging"]
         self.seconds, self.rungs = facts["seconds"], facts["rungs"]
 
     def identity(self) -> str:
         """A digest of all that must be the same for a resumed run to be the same run."""
-        facts = [self.lm.geometry.fingerprint, str(self.lm.dtype), *(c.identity() for c in self.candidates)]
+        facts = [self.lm.geometry.fingerprint, str(self.lm.dtype), *(c.identity() for c in self.trials)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -73,5 +73,5 @@ def record_events(
 
 def line_of(event: Event) -> dict[str, Any]:
     """An event as one JSON object."""
-    of = {"candidate": event.candidate} if event.candidate else {}
+    of = {"candidate": event.trial} if event.trial else {}
     return {"event": event.kind, "step": event.step, **of, **event.numbers}

@@ -97,16 +97,16 @@ def fit(
         lm = load_model(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
     check_outputs_free(prepared, overwrite)
     begin = time.monotonic()
-    prepared, candidate, tried = build_trial(prepared, lm)
-    candidate.record.before = time.monotonic() - begin
+    prepared, trial, tried = build_trial(prepared, lm)
+    trial.record.before = time.monotonic() - begin
     if tried:
         report(Event("init", 0, tried))
     processes = PartialState(cpu=lm.device.type == "cpu")
     with record_events(recording(prepared), processes.is_main_process, resume, report) as everywhere:
-        (result,) = train(lm, [candidate], run, resume=resume, report=everywhere)
+        (result,) = train(lm, [trial], run, resume=resume, report=everywhere)
     if result.interrupted:
         return FitResult(result, run)
-    saved = save_run(prepared, lm, candidate, result, overwrite=overwrite) if processes.is_main_process else []
+    saved = save_run(prepared, lm, trial, result, overwrite=overwrite) if processes.is_main_process else []
     processes.wait_for_everyone()
     return FitResult(result, run, tuple(saved), sum(map(size_of, result.prompts)))
 
@@ -117,13 +117,13 @@ def recording(prepared: PreparedTraining) -> RunRecorder:
 
 
 def save_run(
-    prepared: PreparedTraining, lm: FrozenLM, candidate: Trial, result: Result, *, overwrite: bool
+    prepared: PreparedTraining, lm: FrozenLM, trial: Trial, result: Result, *, overwrite: bool
 ) -> list[tuple[Path, Card]]:
     """Write what a finished candidate leaves, a mixture's router too, and remove the run's checkpoints."""
-    saved = artifacts.write_part(prepared, lm, result, candidate=candidate.name, overwrite=overwrite)
-    if isinstance(candidate.learner, SMoP):
+    saved = artifacts.write_part(prepared, lm, result, trial=trial.name, overwrite=overwrite)
+    if isinstance(trial.learner, SMoP):
         names = [folder.name for folder, _ in saved]
-        router.save_router(prepared.folder, candidate.learner.router(names), overwrite=overwrite)
+        router.save_router(prepared.folder, trial.learner.router(names), overwrite=overwrite)
     for checkpoint in prepared.run.glob("checkpoint-*"):  # the run is over: what is left of it is its log
         shutil.rmtree(checkpoint, ignore_errors=True)
     return saved
@@ -166,7 +166,7 @@ def _best_of(
         except (ConfigError, UnsupportedModelError):  # no labels, no room for a demonstration, keys that cannot move
             if init == inits[0]:  # there is always a text: something else is wrong
                 raise
-    losses = {init: validation_losses(lm, candidate) for init, (_, candidate) in made.items()}
+    losses = {init: validation_losses(lm, trial) for init, (_, trial) in made.items()}
     tried = {init: sum(own) / max(1, len(own)) for init, own in losses.items()}
     return *made[min(tried, key=tried.__getitem__)], tried
 
@@ -181,15 +181,17 @@ def _candidate(prepared: PreparedTraining, lm: FrozenLM, name: str) -> Trial:
     config = prepared.config
     named = [config.method.init_from] if config.method.init_from else []
     loaded = {n: store.load(n, lm.geometry)[0] for n in (*named, *config.method.sources, *config.method.teachers)}
-    start, unseen = build_start(prepared, lm, loaded)
+    start, masked_span = build_start(prepared, lm, loaded)
     if config.method.kept:
-        start, unseen = _rewound(config, lm, start), {}
+        start, masked_span = _rewound(config, lm, start), {}
     method = build(config.method.name, lm, start)
     prompts = method.freeze()
     for prompt in prompts:
         check_fits(prompt, lm.geometry)
     facts = [config.method.model_dump(mode="json"), config.max_length, {n: prompt_digest(p) for n, p in loaded.items()}]
-    tasks = [_task(task, lm, prompts[0], facts, unseen if len(prepared.tasks) == 1 else {}) for task in prepared.tasks]
+    tasks = [
+        _task(task, lm, prompts[0], facts, masked_span if len(prepared.tasks) == 1 else {}) for task in prepared.tasks
+    ]
     teachers = [loaded[teacher] for teacher in config.method.teachers]
     if teachers and len(teachers) != len(tasks):
         raise ConfigError(
@@ -209,7 +211,7 @@ def _rewound(config: Config, lm: FrozenLM, start: Start) -> Start:
 
 
 def _task(
-    task: PreparedTask, lm: FrozenLM, prompt: Prompt, facts: list[Any], unseen: Mapping[str, tuple[int, int]]
+    task: PreparedTask, lm: FrozenLM, prompt: Prompt, facts: list[Any], masked_span: Mapping[str, tuple[int, int]]
 ) -> Task:
     """The rows of a task in the frame that its prompt will be saved with; DataError if one is too long."""
     lead, follow = layout_ids(lm, layout_for(lm, task.template, prompt.form))
@@ -218,5 +220,5 @@ def _task(
     check_context(lm, lengths, "--max-length N --drop-long leaves such rows out; fewer --n-tokens make room")
     shared = [data_digest(task.splits.train), data_digest(task.splits.validation), task.template.to_dict(), *facts]
     whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
-    rows = [replace(row, unseen=unseen[row.where]) if row.where in unseen else row for row in task.train]
+    rows = [replace(row, masked_span=masked_span[row.where]) if row.where in masked_span else row for row in task.train]
     return Task(rows, task.validation, lead, follow, whole, task.name)

@@ -108,12 +108,12 @@ def sweep(
         check_outputs_free(cell, overwrite)
     begin = time.monotonic()
     made = {name: build_trial(cell, lm, name)[:2] for name, cell in cells.items()}
-    candidates = [candidate for _, candidate in made.values()]
-    for candidate in candidates:
-        candidate.record.before = time.monotonic() - begin
+    trials = [trial for _, trial in made.values()]
+    for trial in trials:
+        trial.record.before = time.monotonic() - begin
     processes = PartialState(cpu=lm.device.type == "cpu")
     with record_events(recording(prepared), processes.is_main_process, resume, report) as everywhere:
-        results = train(lm, candidates, prepared.run, rungs=rungs, resume=resume, report=everywhere)
+        results = train(lm, trials, prepared.run, rungs=rungs, resume=resume, report=everywhere)
     ranked = dict(sorted(zip(cells, results, strict=True), key=lambda pair: _loss(pair[1])))
     if any(result.interrupted for result in results):
         return SweepResult(ranked, ())

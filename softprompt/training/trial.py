@@ -31,7 +31,7 @@ NOT_FINITE = "start anew (--overwrite) with a lower --lr, or with --dtype float3
 class Learner(Protocol):
     """What can be trained: an nn.Module that gives live prompts for rows. `methods.Method` is one."""
 
-    def behind(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]: ...
+    def assign(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]: ...
     def freeze(self) -> tuple[Prompt, ...]: ...
 
 
@@ -109,7 +109,7 @@ class Trial:
         steps = settings.steps
         if steps is None and settings.minutes is None:
             steps = default_steps(sum(map(len, lengths)), settings.batch_size)
-        self.horizon = Budget(steps, settings.minutes * 60 if settings.minutes else None)
+        self.budget = Budget(steps, settings.minutes * 60 if settings.minutes else None)
         self.record = TrialState()
         self.best: dict[str, Tensor] = {}
 
@@ -119,19 +119,19 @@ class Trial:
 
     def prefixes(self, rows: Sequence[Example]) -> tuple[list[Prefix], list[int]]:
         """The live prefixes that these rows stand behind, each once, and for each row its prefix's number."""
-        prompts, owners = self.learner.behind(rows)
+        prompts, prefix_ids = self.learner.assign(rows)
         numbers: dict[tuple[int, int, tuple[int, int]], int] = {}
-        for row, owner in zip(rows, owners, strict=True):
-            numbers.setdefault((owner, row.task, row.unseen), len(numbers))
+        for row, owner in zip(rows, prefix_ids, strict=True):
+            numbers.setdefault((owner, row.task, row.masked_span), len(numbers))
         found = [
-            Prefix(prompts[owner], self.tasks[task].lead, self.tasks[task].follow, unseen)
-            for owner, task, unseen in numbers
+            Prefix(prompts[owner], self.tasks[task].lead, self.tasks[task].follow, masked_span)
+            for owner, task, masked_span in numbers
         ]
-        return found, [numbers[owner, row.task, row.unseen] for row, owner in zip(rows, owners, strict=True)]
+        return found, [numbers[owner, row.task, row.masked_span] for row, owner in zip(rows, prefix_ids, strict=True)]
 
     def progress(self, elapsed: float) -> float:
         """0 at the start, 1 at the end of its schedule."""
-        return self.horizon.after(self.record.before).progress(self.record.step, elapsed)
+        return self.budget.after(self.record.before).progress(self.record.step, elapsed)
 
     def update(self, loss: float, rows: Sequence[Example], elapsed: float) -> dict[str, float]:
         """One optimiser step with the gradients as they are; returns the step's numbers.
@@ -206,7 +206,7 @@ class Trial:
     def why_stop(self, elapsed: float) -> str:
         """The reason to stop now, or ""."""
         if self.progress(elapsed) >= 1.0:
-            return "steps" if self.record.step == self.horizon.steps else "minutes"
+            return "steps" if self.record.step == self.budget.steps else "minutes"
         patience = self.settings.patience
         return "patience" if patience is not None and self.record.stale >= patience else ""
 
@@ -245,9 +245,9 @@ class Trial:
         return f" of {self.name}" if self.name else ""
 
 
-def active_trials(candidates: Iterable[Trial]) -> list[Trial]:
+def active_trials(trials: Iterable[Trial]) -> list[Trial]:
     """Those that have not stopped."""
-    return [candidate for candidate in candidates if not candidate.record.stopped]
+    return [trial for trial in trials if not trial.record.stopped]
 
 
 def _optimizer(learner: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:

@@ -153,10 +153,10 @@ def read_completion(body: dict[str, Any], prompt: Published, shelf: PromptFolder
     texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if not all(isinstance(text, str) and text for text in texts) or not texts:
         raise invalid("A soft prompt reads texts through its template, not token ids.", "prompt")
-    subject, rows = FormattedPrompt(None, prompt.template, published.NO_LAYOUT), []
+    formatted, rows = FormattedPrompt(None, prompt.template, published.NO_LAYOUT), []
     for i, text in enumerate(map(str, texts)):
         try:
-            ids = text_input_ids(text, subject, shelf.tokenizer, f"prompt[{i}]")
+            ids = text_input_ids(text, formatted, shelf.tokenizer, f"prompt[{i}]")
         except DataError as error:
             raise from_text(error, "prompt") from error
         rows.append(_whole(ids, prompt, request.repetition_penalty))

@@ -58,15 +58,15 @@ def publish(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path, *, overwrite
     """
     if not store.NAME.fullmatch(card.name):
         raise StoreError("the card holds no name", where=folder, expected=store.NAME.pattern, got=repr(card.name[:80]))
-    subject = from_card(prompt, card)
-    kv_L2TKD = compile_prefix(lm, subject.prefix(lm))
+    formatted = from_card(prompt, card)
+    kv_L2TKD = compile_prefix(lm, formatted.prefix(lm))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder: {error.strerror}", where=folder) from error
     target = _card(folder, card.name)
-    ends = tuple(end_ids(lm, subject.template))
-    found = Published(card.name, write_prefix(folder, kv_L2TKD), kv_L2TKD.shape[2], subject.template, ends, lm.name)
+    ends = tuple(end_ids(lm, formatted.template))
+    found = Published(card.name, write_prefix(folder, kv_L2TKD), kv_L2TKD.shape[2], formatted.template, ends, lm.name)
     if target.exists() and not overwrite and find_published(folder, card.name) != found:
         raise StoreError("another version is there, and stays", where=target, hint="--overwrite puts this one there")
     facts = asdict(found) | {"template": found.template.to_dict(), "end_ids": list(ends)}

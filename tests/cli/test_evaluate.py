@@ -39,13 +39,13 @@ def test_json(trained: Path, tmp_path: Path) -> None:
     assert [key for key in report if key in SUBJECTS] == SUBJECTS
     assert (report["name"], report["data"]) == ("ok", str(path))
     assert report["notes"] == [compare.EMPTY], "no instruction, no examples: nothing to compare with"
-    for subject in SUBJECTS:
-        scores = report[subject]
+    for formatted in SUBJECTS:
+        scores = report[formatted]
         assert scores["rows"] == 8
         assert scores.keys() - {"rows", "confidence_interval"} == {"exact_match", "bleu", "rouge_l"}
         for metric, (low, high) in scores["confidence_interval"].items():
             assert low <= scores[metric] <= high
-    assert [report[subject]["exact_match"] for subject in SUBJECTS] == [0, 0, 1]
+    assert [report[formatted]["exact_match"] for formatted in SUBJECTS] == [0, 0, 1]
     assert report["soft_prompt"]["confidence_interval"]["exact_match"][0] > 0.5
 
 
@@ -55,10 +55,10 @@ def test_a_table_for_people(trained: Path, tmp_path: Path) -> None:
     report = parsed("eval", "parity", "--data", path, *OPTIONS, "--json")
     header, *rows = output.splitlines()
     assert header.split() == ["accuracy", "accuracy", "norm"]
-    for row, subject in zip(rows, SUBJECTS, strict=False):
-        low, high = report[subject]["confidence_interval"]["accuracy"]
-        assert row.startswith(subject.replace("_", " "))
-        assert f" {report[subject]['accuracy']:.3f} {low:.2f}–{high:.2f}" in row
+    for row, formatted in zip(rows, SUBJECTS, strict=False):
+        low, high = report[formatted]["confidence_interval"]["accuracy"]
+        assert row.startswith(formatted.replace("_", " "))
+        assert f" {report[formatted]['accuracy']:.3f} {low:.2f}–{high:.2f}" in row
     assert "8 rows; 95 % confidence intervals" in output
 
 
@@ -135,7 +135,7 @@ def test_rows_that_were_trained_on_are_not_scored(trained: Path) -> None:
     """Of the file that a prompt was trained on, the rows held out are scored, and that is said."""
     args = ("eval", "parity", "--data", trained / "parity.jsonl", *OPTIONS)
     report = parsed(*args, "--json")
-    assert [report[subject]["rows"] for subject in SUBJECTS] == [1, 1, 1]
+    assert [report[formatted]["rows"] for formatted in SUBJECTS] == [1, 1, 1]
     note = "scored on the 1 rows held out in training; the other 7 were trained on"
     assert report["notes"] == [note]
     assert f"note: {note}" in done(*args).stderr
@@ -171,7 +171,7 @@ def test_the_table_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     scores = {"rows": 90, "exact_match": 1.0, "valid_json": 1.0, "bleu": 100.0, "rouge_l": 1.0}
     intervals = {"exact_match": [0.96, 1.0], "valid_json": [0.96, 1.0], "bleu": [99.9, 100.0], "rouge_l": [0.99, 1.0]}
     results: dict[str, dict[str, object]] = {
-        subject: {**scores, "confidence_interval": intervals} for subject in SUBJECTS
+        formatted: {**scores, "confidence_interval": intervals} for formatted in SUBJECTS
     }
     print_comparison(results, Console(width=80))
     lines = capsys.readouterr().out.splitlines()

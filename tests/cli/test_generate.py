@@ -46,9 +46,9 @@ def test_several_prompts_share_one_batch(trained: Path, monkeypatch: pytest.Monk
     """Every prompt answers every text, and each as if it were alone."""
     batches, real = list[list[int]](), generate.decode_batch
 
-    def counted(lm: Any, bank: Any, rows: Any, owners: list[int], *args: Any, **options: Any) -> Any:
-        batches.append(list(owners))
-        return real(lm, bank, rows, owners, *args, **options)
+    def counted(lm: Any, prefix_kv: Any, rows: Any, prefix_ids: list[int], *args: Any, **options: Any) -> Any:
+        batches.append(list(prefix_ids))
+        return real(lm, prefix_kv, rows, prefix_ids, *args, **options)
 
     monkeypatch.setattr(generate, "decode_batch", counted)
     together = answers("ok,no", *ASKED)
@@ -110,9 +110,9 @@ def test_a_text_is_taken_as_it_is(trained: Path) -> None:
 def test_a_typed_line_break_in_a_stop_string_is_one(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stops, real = list[tuple[str, ...]](), generate.decode_batch
 
-    def watched(lm: Any, bank: Any, rows: Any, owners: Any, sampling: Any, **options: Any) -> Any:
+    def watched(lm: Any, prefix_kv: Any, rows: Any, prefix_ids: Any, sampling: Any, **options: Any) -> Any:
         stops.append(sampling.stop)
-        return real(lm, bank, rows, owners, sampling, **options)
+        return real(lm, prefix_kv, rows, prefix_ids, sampling, **options)
 
     monkeypatch.setattr(generate, "decode_batch", watched)
     answers("ok", ASKED[0], "--stop", r"\n\n")

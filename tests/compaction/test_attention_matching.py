@@ -67,7 +67,7 @@ def test_the_loss_is_what_the_first_layer_lacks(family: str) -> None:
     assert wanted is not None and now is not None
     missing = now.got - wanted.got
     if family == "gpt2":  # its rows know where they stand, in the first layer too
-        missing = layer.queries.behind(kv[0][0], kv[1][0]) - layer.queries.got
+        missing = layer.queries.attend_to(kv[0][0], kv[1][0]) - layer.queries.got
     gradient = layer.queries.gradient.movedim(2, 0).flatten(1)
     fisher = gradient.T @ gradient / len(gradient)
     size = gradient.square().sum(1)
@@ -110,11 +110,11 @@ def test_the_score_is_the_likelihood_of_what_is_learned() -> None:
     found = collect_targets(lm, [reading]).readings[0][1][1]
     assert found is not None
     change = torch.randn(found.got.shape[0] * found.got.shape[1] * found.got.shape[3]) * 1e-2
-    front, values = prepare_prefixes(lm, [Prefix(lead=TEXT, follow=FOLLOW)]), []
+    layout, values = prepare_prefixes(lm, [Prefix(lead=TEXT, follow=FOLLOW)]), []
     for sign in (1, -1):
         hook = last.register_forward_pre_hook(lambda _, args, sign=sign: (args[0] + sign * change,))
         with torch.no_grad():
-            values.append(token_losses(lm, front, reading.rows).sum())
+            values.append(token_losses(lm, layout, reading.rows).sum())
         hook.remove()
     slope = (found.gradient.movedim(2, 0).flatten(1) @ change).sum()
     assert_close(slope, (values[0] - values[1]) / 2, rtol=2e-2, atol=1e-3)

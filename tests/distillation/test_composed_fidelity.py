@@ -117,7 +117,7 @@ def test_what_is_refused(lm: FrozenLM, base: Path, place: Path) -> None:
     with pytest.raises(DataError, match="not those that the soft prompt was distilled from"):
         load_or_generate("fees")
     prepared = load_or_generate("pirate")
-    gone = replace(prepared, notebook=place / "nowhere")
+    gone = replace(prepared, study_cache=place / "nowhere")
     with pytest.raises(StoreError, match="what was studied is not there"):
         measure_composed(lm, "pirate", {"pirate": gone})
     folder = store.locate("pirate")

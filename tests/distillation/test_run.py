@@ -113,15 +113,15 @@ def test_it_stands_in_the_system_turn_of_a_conversation(base: Path, place: Path,
     flags = {"method__name": method, "method__n_tokens": size, "train__steps": 1, "train__lr": 1e-30}
     folder = run(base, place, **flags).saved[0][0]  # a prompt that is the whole text
     lm = load_model(str(base), dtype="float32")
-    subject = from_card(*store.load(folder, lm.geometry))
+    formatted = from_card(*store.load(folder, lm.geometry))
     turns = [Message("user", "Hi"), Message("assistant", "Yo"), Message("user", "And?")]
     written = render_chat([Message("system", TEXT), *turns], lm.tokenizer, add_generation_prompt=True)
     with torch.no_grad():
-        rows = [Row(chat_input_ids(turns, subject, lm.tokenizer))]
-        ours = packed_hidden_states(lm, prepare_prefixes(lm, [subject.prefix(lm)]), rows)[-1]
+        rows = [Row(chat_input_ids(turns, formatted, lm.tokenizer))]
+        ours = packed_hidden_states(lm, prepare_prefixes(lm, [formatted.prefix(lm)]), rows)[-1]
         plain = packed_hidden_states(lm, prepare_prefixes(lm, [Prefix()]), [Row(lm.encode(written))])[-1]
     assert_close(ours, plain, rtol=1e-4, atol=1e-4)
-    (found,) = generate(lm, {"policy": subject}, [Request("Hi", "policy")], Sampling(4))
+    (found,) = generate(lm, {"policy": formatted}, [Request("Hi", "policy")], Sampling(4))
     assert found.ids
 
 
@@ -133,7 +133,7 @@ def test_self_study_makes_inputs_of_its_own(base: Path, place: Path) -> None:
     assert found.fidelity is not None
     kinds = [event.kind for event in seen]
     assert kinds.index("study") < kinds.index("answers") < kinds.index("start")
-    batches = [json.loads(path.read_text()) for path in sorted(prepared.notebook.glob("inputs-*.json"))]
+    batches = [json.loads(path.read_text()) for path in sorted(prepared.study_cache.glob("inputs-*.json"))]
     texts = [one["text"] for batch in batches for one in batch]
     assert len(texts) == len(set(texts)) <= 16
 
@@ -312,10 +312,10 @@ def test_lessons_heard_while_answering_are_those_of_the_whole_answer(base: Path,
     parts = build.build_dataset(prepared, teacher, lambda event: None)
     assert len({len(one.answer) for one in parts.train}) > 1, "answers end apart"
     examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
-    for exercise, lesson in zip(parts.train, teacher.lessons(0, examples, 20, 1.5), strict=True):
-        assert exercise.lesson is not None and len(exercise.lesson.ids) == len(exercise.answer)
-        assert_close(exercise.lesson.logprobs, lesson.logprobs, rtol=1e-4, atol=1e-4)
-        assert (exercise.lesson.ids == lesson.ids).float().mean() > 0.95, "near ties may change places"
+    for example, lesson in zip(parts.train, teacher.lessons(0, examples, 20, 1.5), strict=True):
+        assert example.lesson is not None and len(example.lesson.ids) == len(example.answer)
+        assert_close(example.lesson.logprobs, lesson.logprobs, rtol=1e-4, atol=1e-4)
+        assert (example.lesson.ids == lesson.ids).float().mean() > 0.95, "near ties may change places"
 
 
 def test_a_document_is_read_in_pieces(base: Path, place: Path) -> None:

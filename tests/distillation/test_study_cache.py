@@ -21,12 +21,12 @@ def lesson(n: int) -> SoftLabels:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    book = StudyCache.begun(tmp_path / "book", "a")
+    book = StudyCache.opened(tmp_path / "book", "a")
     for number, batch in enumerate(BATCH):
         book.add_inputs(number, batch)
     rows = [((1, 2, 3), lesson(3)), ((4,), lesson(1))]
     book.add_lessons(0, rows)
-    again = StudyCache.begun(tmp_path / "book", "a")
+    again = StudyCache.opened(tmp_path / "book", "a")
     assert again.inputs() == BATCH
     found = again.lessons(0, 1.5)
     assert found is not None and again.lessons(1, 1.5) is None
@@ -36,13 +36,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_another_identity_starts_anew(tmp_path: Path) -> None:
-    StudyCache.begun(tmp_path / "book", "a").add_inputs(0, BATCH[0])
-    assert StudyCache.begun(tmp_path / "book", "b").inputs() == []
-    assert StudyCache.begun(tmp_path / "book", "a").inputs() == []
+    StudyCache.opened(tmp_path / "book", "a").add_inputs(0, BATCH[0])
+    assert StudyCache.opened(tmp_path / "book", "b").inputs() == []
+    assert StudyCache.opened(tmp_path / "book", "a").inputs() == []
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    book = StudyCache.begun(tmp_path / "book", "a")
+    book = StudyCache.opened(tmp_path / "book", "a")
     book.add_lessons(0, [((1,), lesson(1))])
     path = tmp_path / "book" / "lessons-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
@@ -51,7 +51,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_read_and_never_replaced(tmp_path: Path) -> None:
-    StudyCache.begun(tmp_path / "book", "a").add_inputs(0, BATCH[0])
+    StudyCache.opened(tmp_path / "book", "a").add_inputs(0, BATCH[0])
     assert StudyCache.kept(tmp_path / "book", "a").inputs() == [BATCH[0]]
     for folder, identity in (("book", "b"), ("none", "a")):
         with pytest.raises(StoreError, match="not there, or is of another base model"):

@@ -30,13 +30,13 @@ def rows() -> list[Record]:
     return records(*({"prompt": text, "completion": text[::-1]} for text in plain.TEXTS))
 
 
-def brute_loss(lm: FrozenLM, subject: FormattedPrompt, prompt: Prompt) -> float:
+def brute_loss(lm: FrozenLM, formatted: FormattedPrompt, prompt: Prompt) -> float:
     """Mean -log p of the answers' tokens and ends, by concatenation."""
     total, count = 0.0, 0
     for row in rows():
         body = prompt_ids(row, TEMPLATE, lm.tokenizer)
         target = [*target_ids(str(row.target), TEMPLATE, lm.tokenizer), end_id(TEMPLATE, lm.tokenizer)]
-        total -= plain.score(lm, replace(subject, prompt=prompt), body, target)
+        total -= plain.score(lm, replace(formatted, prompt=prompt), body, target)
         count += len(target)
     return total / count
 
@@ -49,15 +49,15 @@ def test_scores(form: str, family: str, small: bool, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr("softprompt.editing.prune.TOKENS", 60)
         monkeypatch.setattr("softprompt.editing.prune.CANDIDATE_TOKENS", 20)
     lm = tiny_lm(family)
-    subject = plain.subject(lm, form, TEMPLATE)
-    prompt = subject.prompt
+    formatted = plain.formatted(lm, form, TEMPLATE)
+    prompt = formatted.prompt
     assert prompt is not None
-    found = score(lm, subject, rows())
-    whole = brute_loss(lm, subject, prompt)
+    found = score(lm, formatted, rows())
+    whole = brute_loss(lm, formatted, prompt)
     assert found.loss == pytest.approx(whole, rel=1e-4)
     for i in range(5):
         without = select(prompt, [j for j in range(5) if j != i], lm)
-        assert found.rises[i] == pytest.approx(brute_loss(lm, subject, without) - whole, abs=1e-4)
+        assert found.rises[i] == pytest.approx(brute_loss(lm, formatted, without) - whole, abs=1e-4)
     assert len(set(found.rises)) == 5
 
 
@@ -65,20 +65,20 @@ def test_what_is_scored_is_what_is_saved() -> None:
     """Keeping all but the worst token gives the loss that its score foretold."""
     lm = tiny_lm("llama")
     for form in ("embedding", "kv"):
-        subject = plain.subject(lm, form, TEMPLATE)
-        found = score(lm, subject, rows())
-        pruned = prune(lm, subject, rows(), found, 4)
+        formatted = plain.formatted(lm, form, TEMPLATE)
+        found = score(lm, formatted, rows())
+        pruned = prune(lm, formatted, rows(), found, 4)
         worst = min(range(5), key=found.rises.__getitem__)
         assert pruned.kept == tuple(i for i in range(5) if i != worst)
         assert pruned.loss == pytest.approx(found.loss + found.rises[worst], rel=1e-5)
-        assert pruned.loss == pytest.approx(brute_loss(lm, subject, pruned.prompt), rel=1e-4)
+        assert pruned.loss == pytest.approx(brute_loss(lm, formatted, pruned.prompt), rel=1e-4)
 
 
 def test_the_best_are_kept_in_their_order() -> None:
     lm, ids = tiny_lm("llama"), text_ids(5, 3)
     whole = harvested(lm, ids, 0)
-    subject = replace(plain.subject(lm, "kv", TEMPLATE), prompt=whole)
-    pruned = prune(lm, subject, rows(), Scores(1.0, (0.1, -2.0, 3.0, 0.1, 0.5)), 3)
+    formatted = replace(plain.formatted(lm, "kv", TEMPLATE), prompt=whole)
+    pruned = prune(lm, formatted, rows(), Scores(1.0, (0.1, -2.0, 3.0, 0.1, 0.5)), 3)
     assert pruned.kept == (0, 2, 4), "the first of two equal ones"
     assert isinstance(pruned.prompt, KVPrompt)
     wanted = select(whole, [0, 2, 4], lm)
@@ -91,11 +91,11 @@ def test_a_token_that_does_harm_is_found() -> None:
     lm, ids = tiny_lm("llama"), text_ids(4, 2)
     text = lm.embed(ids)
     shout = 40 * lm.embed(text_ids(1, 9))
-    subject = replace(
-        plain.subject(lm, "embedding", TEMPLATE), prompt=EmbeddingPrompt(torch.cat([text[:2], shout, text[2:]]))
+    formatted = replace(
+        plain.formatted(lm, "embedding", TEMPLATE), prompt=EmbeddingPrompt(torch.cat([text[:2], shout, text[2:]]))
     )
-    found = score(lm, subject, rows())
-    without = brute_loss(lm, subject, EmbeddingPrompt(text))
+    found = score(lm, formatted, rows())
+    without = brute_loss(lm, formatted, EmbeddingPrompt(text))
     assert found.loss + found.rises[2] == pytest.approx(without, rel=1e-4)
 
 
@@ -107,9 +107,9 @@ def test_nearest_tokens() -> None:
 
 
 def test_what_cannot_be_pruned() -> None:
-    lm, kv = tiny_lm("llama"), plain.subject(tiny_lm("llama"), "kv", TEMPLATE)
+    lm, kv = tiny_lm("llama"), plain.formatted(tiny_lm("llama"), "kv", TEMPLATE)
     with pytest.raises(PromptError, match="no soft prompt"):
-        score(lm, plain.subject(lm, "none", TEMPLATE), rows())
+        score(lm, plain.formatted(lm, "none", TEMPLATE), rows())
     with pytest.raises(PromptError, match="only virtual token"):
         score(lm, replace(kv, prompt=random_prompt(lm, "kv", 1, 0)), rows())
     for keep in (0, 6):
@@ -119,5 +119,5 @@ def test_what_cannot_be_pruned() -> None:
         score(lm, kv, records({"prompt": "x" * 250, "completion": "y"}))
     other = tiny_lm("gpt2")
     with pytest.raises(UnsupportedModelError, match="cannot be moved"):
-        score(other, plain.subject(other, "kv", TEMPLATE), rows())
-    score(other, plain.subject(other, "embedding", TEMPLATE), rows())
+        score(other, plain.formatted(other, "kv", TEMPLATE), rows())
+    score(other, plain.formatted(other, "embedding", TEMPLATE), rows())

@@ -85,9 +85,9 @@ def test_the_python_of_the_readme_runs(where: str, tiny_world: Path, capsys: pyt
     card = store.load_card(tiny_world / "prompts" / "helpdesk")
     assert (card.geometry.base, card.geometry.hidden) == (NAME, 32)
     printed = capsys.readouterr().out
-    subjects = softprompt.load_subjects(scope["lm"], ["helpdesk"])
+    formatted_prompts = softprompt.load_subjects(scope["lm"], ["helpdesk"])
     request = softprompt.Request("Where is my parcel?", "helpdesk")
-    said = softprompt.answer(scope["lm"], subjects, [request], softprompt.Sampling())
+    said = softprompt.answer(scope["lm"], formatted_prompts, [request], softprompt.Sampling())
     assert printed == f"{said[0].text if where == 'README.md' else said}\n"
 
 

@@ -118,7 +118,7 @@ def test_law_5_stop_and_resume(method: str, checkpointing: bool, tmp_path: Path)
 # --- labels ---
 
 
-def subject(lm: FrozenLM, form: str) -> FormattedPrompt:
+def formatted(lm: FrozenLM, form: str) -> FormattedPrompt:
     if form == "none":
         return no_prompt(lm, TEMPLATE)
     return FormattedPrompt(random_prompt(lm, form, 5, 1), TEMPLATE, layout_for(lm, TEMPLATE, form))
@@ -130,7 +130,7 @@ def subject(lm: FrozenLM, form: str) -> FormattedPrompt:
 def test_rank_is_brute_force(labels: list[str], form: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_ranking, "TOKENS", tokens)
     lm, rows = tiny_seq2seq(), labelled(labels)
-    own = subject(lm, form)
+    own = formatted(lm, form)
     totals, lengths = rank_labels(lm, own, rows, labels)
     begins = any(a != b and b.startswith(a) for a in labels for b in labels)
     assert lengths.tolist() == [len(label) + begins for label in labels], "nothing in front: a text of its own"
@@ -150,7 +150,7 @@ def test_each_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda _, args, kwargs: read.append(len(kwargs["inputs_embeds"])), with_kwargs=True
     )
     try:
-        rank_labels(lm, subject(lm, "kv"), rows, LABELS["shared beginnings"])
+        rank_labels(lm, formatted(lm, "kv"), rows, LABELS["shared beginnings"])
     finally:
         watch.remove()
     assert sum(read) == len(TEXTS)

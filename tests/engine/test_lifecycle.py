@@ -30,19 +30,19 @@ def prefix(form: str, seed: int, n_tokens: int = 20) -> Prefix:
 
 async def first(engine: TransformersEngine, one: Job) -> tuple[Token, asyncio.Task[list[Token]]]:
     """The first token, and the others to come."""
-    begun: asyncio.Future[Token] = asyncio.get_running_loop().create_future()
+    opened: asyncio.Future[Token] = asyncio.get_running_loop().create_future()
 
     async def go() -> list[Token]:
         tokens = []
         async with aclosing(engine.stream(one)) as stream:  # type: ignore[type-var]
             async for token in stream:
                 tokens.append(token)
-                if not begun.done():
-                    begun.set_result(token)
+                if not opened.done():
+                    opened.set_result(token)
         return tokens
 
     task = asyncio.create_task(go())
-    return await begun, task
+    return await opened, task
 
 
 @pytest.mark.parametrize("form", ["embedding", "kv"])
@@ -54,13 +54,13 @@ def test_a_replaced_prompt_stays_with_the_jobs_that_run(form: str) -> None:
     async def run() -> None:
         async with running(lm, mixed=False) as engine:
             await engine.load("p", old)
-            _, begun = await first(engine, job("old", "p", ids, LONG, ends=()))
+            _, opened = await first(engine, job("old", "p", ids, LONG, ends=()))
             await engine.load("p", new)
             assert engine.loaded() == ("p",)
             engine.check_integrity()
             answer, _ = await ids_of(engine, job("new", "p", ids, LONG, ends=()))
             assert answer == wanted[1], "no cached block of the old one is used"
-            assert [token.id for token in await begun] == wanted[0]
+            assert [token.id for token in await opened] == wanted[0]
 
     asyncio.run(run())
 
@@ -71,14 +71,14 @@ def test_an_unloaded_prompt_is_freed_with_its_last_job() -> None:
     async def run() -> None:
         async with running(lm, mixed=False) as engine:
             await engine.load("p", prefix("kv", 1))
-            _, begun = await first(engine, job("a", "p", ids, LONG, ends=()))
+            _, opened = await first(engine, job("a", "p", ids, LONG, ends=()))
             held = engine._rows["a"].loaded
             await engine.unload("p")
             assert engine.loaded() == ()
             assert held.layers, "the job needs it"
             with pytest.raises(EngineError, match="no such soft prompt is loaded"):
                 await said(engine, job("b", "p", ids))
-            assert [token.id for token in await begun] == generated(lm, prefix("kv", 1), ids, LONG, ())[0]
+            assert [token.id for token in await opened] == generated(lm, prefix("kv", 1), ids, LONG, ())[0]
             await settled(engine)
             assert not held.layers
 
@@ -132,12 +132,12 @@ def test_cancelled_before_it_began() -> None:
 
     async def run() -> None:
         async with running(lm, Capacity(rows=1, batch_tokens=16, cache_tokens=1024), mixed=False) as engine:
-            _, begun = await first(engine, job("a", sampling=LONG, ends=()))
+            _, opened = await first(engine, job("a", sampling=LONG, ends=()))
             waiting = asyncio.create_task(said(engine, job("b")))
             await asyncio.sleep(0)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-            begun.cancel()
+            opened.cancel()
             await settled(engine)
             assert await ids_of(engine, job("b")) == generated(lm, Prefix(), text_ids(5, 7), Sampling(12))
 
@@ -170,9 +170,9 @@ def test_the_first_token_says_how_long_the_job_waited() -> None:
     async def run() -> None:
         alone = Capacity(rows=1, batch_tokens=16, cache_tokens=1024)
         async with running(tiny_lm("llama"), alone, mixed=False) as engine:
-            begun = time.monotonic()
+            opened = time.monotonic()
             tokens, later = await asyncio.gather(said(engine, job("a", sampling=LONG)), said(engine, job("b")))
-            whole = time.monotonic() - begun
+            whole = time.monotonic() - opened
             assert tokens[0].queue_s is not None and later[0].queue_s is not None
             assert 0 <= tokens[0].queue_s < whole / 2 < later[0].queue_s < whole
             assert all(token.queue_s is None for token in (*tokens[1:], *later[1:]))
@@ -190,12 +190,12 @@ def test_stopping_ends_the_jobs() -> None:
             await said(engine, job("a"))
         await engine.start()
         assert engine.failure == ""
-        _, begun = await first(engine, job("a", sampling=LONG, ends=()))
+        _, opened = await first(engine, job("a", sampling=LONG, ends=()))
         waiting = asyncio.create_task(said(engine, job("b", sampling=LONG, ends=())))
         also = asyncio.create_task(said(engine, job("c", sampling=LONG, ends=())))
         await asyncio.sleep(0.01)
         await engine.stop()
-        for task in (begun, waiting, also):
+        for task in (opened, waiting, also):
             with pytest.raises(EngineError, match="the engine was stopped"):
                 await task
         assert engine.failure == "the engine was stopped"
@@ -240,10 +240,10 @@ def test_jobs_that_are_refused(wrong: dict[str, object], message: str) -> None:
 def test_two_jobs_of_one_id() -> None:
     async def run() -> None:
         async with running(tiny_lm("llama"), mixed=False) as engine:
-            _, begun = await first(engine, job("a", sampling=LONG, ends=()))
+            _, opened = await first(engine, job("a", sampling=LONG, ends=()))
             with pytest.raises(EngineError, match="a job of this id runs already"):
                 await said(engine, job("a"))
-            assert len(await begun) == 150
+            assert len(await opened) == 150
 
     asyncio.run(run())
 
@@ -259,7 +259,7 @@ NAN = torch.full((4, 32), float("nan"))
         (prefix("embedding", 1, 255), "does not fit in the context"),
         (Prefix(prefix("kv", 1).prompt, lead=(3,)), "no lead can stand before it"),
         (Prefix(prefix("kv", 1).prompt, follow=(VOCAB,)), "an id is no token of the model"),
-        (Prefix(prefix("kv", 1).prompt, unseen=(1, 2)), "shows all virtual tokens"),
+        (Prefix(prefix("kv", 1).prompt, masked_span=(1, 2)), "shows all virtual tokens"),
     ],
 )
 def test_prompts_that_are_refused(wrong: Prefix, message: str) -> None:

@@ -118,8 +118,8 @@ def test_three_subjects_on_the_same_rows() -> None:
     lm, template = tiny_lm("llama", bos=True), Template("text", "{text}")
     soft, rows = stored(lm, template), records(*({"text": text} for text in ("one text", "another", "third")))
     found = compare(lm, "tone", rows, instruction="Go on.")
-    subjects = (no_prompt(lm, template), text_prompt(lm, template, "Go on."), soft)
-    assert (found.base, found.text_prompt, found.soft_prompt) == tuple(evaluate(lm, s, rows) for s in subjects)
+    formatted_prompts = (no_prompt(lm, template), text_prompt(lm, template, "Go on."), soft)
+    assert (found.base, found.text_prompt, found.soft_prompt) == tuple(evaluate(lm, s, rows) for s in formatted_prompts)
     assert len({e.scores["loss"].value for e in (found.base, found.text_prompt, found.soft_prompt)}) == 3
     assert found.to_dict() == {
         "base": found.base.to_dict(),
@@ -133,8 +133,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[FormattedPrompt, list
     """What is evaluated, without running a model."""
     seen: list[tuple[FormattedPrompt, list[Record], dict[str, Any]]] = []
 
-    def listen(lm: FrozenLM, subject: FormattedPrompt, rows: list[Record], **options: Any) -> Evaluation:
-        seen.append((subject, rows, options))
+    def listen(lm: FrozenLM, formatted: FormattedPrompt, rows: list[Record], **options: Any) -> Evaluation:
+        seen.append((formatted, rows, options))
         return Evaluation({}, len(rows), (str(len(seen)),))
 
     monkeypatch.setattr(comparison_module, "evaluate", listen)
@@ -152,7 +152,7 @@ def test_all_get_the_same_rows_labels_and_sampling(monkeypatch: pytest.MonkeyPat
     ]
     assert all(given is rows for _, given, _ in seen)
     assert [options for *_, options in seen] == [{"labels": LABELS, "sampling": Sampling(7), "own": None}] * 3
-    base, text, last = (subject for subject, *_ in seen)
+    base, text, last = (formatted for formatted, *_ in seen)
     assert base.prompt is None and text.prompt is None and last.prompt is not None and soft.prompt is not None
     assert prompt_digest(last.prompt) == prompt_digest(soft.prompt)
     assert base.template == last.template == LABEL_TEMPLATE

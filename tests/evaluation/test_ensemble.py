@@ -11,7 +11,7 @@ from softprompt.evaluation.evaluate import Evaluation, evaluate
 from softprompt.evaluation.metrics import generation_scores, proportion
 from softprompt.inference.sampling import Sampling
 from tests.support.artifacts import card
-from tests.support.labels import TEXTS, subject
+from tests.support.labels import TEXTS, formatted
 from tests.support.rows import records
 from tests.support.tiny import tiny_lm
 
@@ -59,11 +59,14 @@ def test_real_prompts(label: bool) -> None:
     """Against the plain rule, on what three prompts of noise really answer."""
     lm, field = tiny_lm("llama"), "label" if label else "completion"
     rows = records(*({"text" if label else "prompt": text, field: "b"} for text in TEXTS))
-    subjects = [subject(lm, form) for form in ("kv", "embedding", "none")]
+    formatted_prompts = [formatted(lm, form) for form in ("kv", "embedding", "none")]
     if not label:
-        template = type(subjects[0].template)("text", "Text: {prompt}\n")
-        subjects = [subject(lm, form, template) for form in ("kv", "embedding", "none")]
-    each = [evaluate(lm, of, rows, labels=("a", "b", "cc") if label else (), sampling=Sampling(2)) for of in subjects]
+        template = type(formatted_prompts[0].template)("text", "Text: {prompt}\n")
+        formatted_prompts = [formatted(lm, form, template) for form in ("kv", "embedding", "none")]
+    each = [
+        evaluate(lm, of, rows, labels=("a", "b", "cc") if label else (), sampling=Sampling(2))
+        for of in formatted_prompts
+    ]
     result = vote(each, rows)
     for i, answer in enumerate(result.answers):
         said = [one.answers[i].strip() for one in each]

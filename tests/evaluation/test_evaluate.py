@@ -18,7 +18,7 @@ from softprompt.evaluation.evaluate import answer_all, evaluate
 from softprompt.inference import decoding
 from softprompt.inference.sampling import Sampling
 from softprompt.prompts.card import Layout
-from tests.support.labels import LABELS, TEXTS, brute_force, labelled, score, subject
+from tests.support.labels import LABELS, TEXTS, brute_force, formatted, labelled, score
 from tests.support.rows import records
 from tests.support.tiny import SPECIAL, tiny_lm
 
@@ -26,7 +26,7 @@ from tests.support.tiny import SPECIAL, tiny_lm
 def test_classification() -> None:
     """Three rows labelled as the model ranks them, two not: accuracy 3/5."""
     lm, labels = tiny_lm("llama"), LABELS["one begins another"]
-    of = subject(lm)
+    of = formatted(lm)
     wanted = brute_force(lm, of, labelled(labels), labels, end=True)
     best, norm = wanted.argmax(1).tolist(), (wanted / torch.tensor([5.0, 10.0, 5.0])).argmax(1).tolist()
     truth = [labels[n] if i < 3 else labels[(n + 1) % 3] for i, n in enumerate(best)]
@@ -43,9 +43,9 @@ def test_classification() -> None:
 def test_classes_are_those_of_the_rows_unless_given() -> None:
     lm = tiny_lm("llama")
     rows = records({"text": "one", "label": "b"}, {"text": "two", "label": "a"})
-    assert set(evaluate(lm, subject(lm), rows).answers) <= {"a", "b"}
+    assert set(evaluate(lm, formatted(lm), rows).answers) <= {"a", "b"}
     with pytest.raises(DataError, match=r"(?s)f.jsonl:1: label 'b' is not among the classes.*\['a', 'c'\]"):
-        evaluate(lm, subject(lm), rows, labels=["a", "c"])
+        evaluate(lm, formatted(lm), rows, labels=["a", "c"])
 
 
 def texts() -> list[Record]:
@@ -59,7 +59,7 @@ def test_loss_and_perplexity(form: str, small: bool, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(evaluate_module, "TOKENS", 30)
     template = Template("text", "{text}")
     lm, total, count = tiny_lm("llama"), 0.0, 0
-    of = subject(lm, form, template)
+    of = formatted(lm, form, template)
     for example in tokenize(texts(), template, lm.tokenizer, max_length=99):
         total -= score(lm, of, example.ids[:1], example.ids[1:])
         count += len(example.ids) - 1
@@ -75,7 +75,7 @@ def test_loss_and_perplexity(form: str, small: bool, monkeypatch: pytest.MonkeyP
 def test_the_longest_text_that_fits() -> None:
     """Behind BOS and five virtual tokens; the end token counts."""
     lm = tiny_lm("llama", bos=True)
-    of = subject(lm, "embedding", Template("text", "{text}"))
+    of = formatted(lm, "embedding", Template("text", "{text}"))
     room = lm.geometry.max_positions - len(of.prefix(lm).lead) - 5
     assert room == 250
     evaluate(lm, of, records({"text": "x" * (room - 1)}))
@@ -90,7 +90,7 @@ def questions(answers: Sequence[Any]) -> list[Record]:
 def test_generation_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sorted and decoded in parts, each row still gets its own answer."""
     lm = tiny_lm("llama")
-    of = subject(lm, "kv", Template("text", "Q: {prompt}\nA:"))
+    of = formatted(lm, "kv", Template("text", "Q: {prompt}\nA:"))
     rows = questions(["?"] * 5)
     alone = [answer_all(lm, of, [row], Sampling(6))[0] for row in rows]
     assert len({tuple(answer.ids) for answer in alone}) == 5
@@ -102,7 +102,7 @@ def test_generation_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) ->
 def test_generation_scores() -> None:
     """Two of five references are what the model says."""
     lm = tiny_lm("llama")
-    of = subject(lm, "kv", Template("text", "Q: {prompt}\nA:"))
+    of = formatted(lm, "kv", Template("text", "Q: {prompt}\nA:"))
     said = [answer.text for answer in answer_all(lm, of, questions(["?"] * 5), Sampling(6))]
     assert all(text.strip() for text in said)
     result = evaluate(lm, of, questions([said[0], "no", "no", said[3], "no"]), sampling=Sampling(6))
@@ -115,7 +115,7 @@ def test_generation_scores() -> None:
 def test_answers_end_with_the_models_own_end_tokens() -> None:
     """Those of its generation config too; the template's end is never part of an answer."""
     lm = tiny_lm("llama")
-    of = subject(lm, "kv", Template("text", "Q: {prompt}\nA:"))
+    of = formatted(lm, "kv", Template("text", "Q: {prompt}\nA:"))
     said = answer_all(lm, of, questions(["?"] * 5), Sampling(30))
     assert all(SPECIAL.index("<|im_end|>") not in answer.ids for answer in said)
 
@@ -123,7 +123,7 @@ def test_answers_end_with_the_models_own_end_tokens() -> None:
 def test_nothing_to_evaluate() -> None:
     lm = tiny_lm("llama")
     with pytest.raises(DataError, match="there are no rows to evaluate"):
-        evaluate(lm, subject(lm), [])
+        evaluate(lm, formatted(lm), [])
 
 
 @pytest.mark.parametrize("row", [{"prompt": "one", "completion": "a"}, {"text": "one", "label": "a"}])
@@ -133,10 +133,10 @@ def test_rows_without_answers_are_refused(row: dict[str, str]) -> None:
     bare = {field: "two", ("completion" if field == "prompt" else "label"): None}
     rows = records(row, bare, require_target=False)
     with pytest.raises(DataError, match=r"(?s)f.jsonl:2: "):
-        evaluate(lm, subject(lm, "kv", Template("text", f"Q: {{{field}}}\nA:")), rows)
+        evaluate(lm, formatted(lm, "kv", Template("text", f"Q: {{{field}}}\nA:")), rows)
 
 
 def test_layout_of_the_subjects() -> None:
     lm = tiny_lm("llama", bos=True)
-    assert subject(lm, "kv").layout == Layout(bos=False, follow="Text:")
-    assert subject(lm, "none").layout == Layout(bos=True, follow="Text:")
+    assert formatted(lm, "kv").layout == Layout(bos=False, follow="Text:")
+    assert formatted(lm, "none").layout == Layout(bos=True, follow="Text:")

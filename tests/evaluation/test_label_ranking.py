@@ -11,7 +11,7 @@ from softprompt.data.targets import end_id
 from softprompt.data.tokenize import target_ids
 from softprompt.evaluation import label_ranking
 from softprompt.evaluation.label_ranking import LabelTrie, rank_labels
-from tests.support.labels import LABELS, TEMPLATE, brute_force, labelled, subject
+from tests.support.labels import LABELS, TEMPLATE, brute_force, formatted, labelled
 from tests.support.tiny import tiny_lm
 
 
@@ -25,8 +25,8 @@ def test_rank_is_brute_force(family: str, labels: list[str], small: bool, monkey
         monkeypatch.setattr(label_ranking, "HEAD_POSITIONS", 1)
     lm, rows = tiny_lm(family), labelled(labels)
     begins = any(a != b and b.startswith(a) for a in labels for b in labels)
-    totals, lengths = rank_labels(lm, subject(lm), rows, labels)
-    assert_close(totals, brute_force(lm, subject(lm), rows, labels, end=begins), rtol=1e-4, atol=1e-3)
+    totals, lengths = rank_labels(lm, formatted(lm), rows, labels)
+    assert_close(totals, brute_force(lm, formatted(lm), rows, labels, end=begins), rtol=1e-4, atol=1e-3)
     assert lengths.tolist() == [len(label) + 1 + begins for label in labels], "a space in front, the end behind"
 
 
@@ -34,8 +34,8 @@ def test_rank_is_brute_force(family: str, labels: list[str], small: bool, monkey
 def test_rank_behind_every_kind_of_prefix(form: str) -> None:
     lm, labels = tiny_lm("llama", bos=True), LABELS["shared beginnings"]
     rows = labelled(labels)
-    totals, _ = rank_labels(lm, subject(lm, form), rows, labels)
-    assert_close(totals, brute_force(lm, subject(lm, form), rows, labels, end=False), rtol=1e-4, atol=1e-3)
+    totals, _ = rank_labels(lm, formatted(lm, form), rows, labels)
+    assert_close(totals, brute_force(lm, formatted(lm, form), rows, labels, end=False), rtol=1e-4, atol=1e-3)
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=6, unique=True))
@@ -43,7 +43,7 @@ def test_rank_behind_every_kind_of_prefix(form: str) -> None:
 def test_the_tree_runs_shared_beginnings_once(labels: list[str]) -> None:
     """As many inner nodes as there are different proper beginnings, and each path spells its label."""
     lm = tiny_lm("llama")
-    tree = LabelTrie.of(lm, subject(lm), labels)
+    tree = LabelTrie.of(lm, formatted(lm), labels)
     begins = any(a != b and b.startswith(a) for a in labels for b in labels)
     closing = [end_id(TEMPLATE, lm.tokenizer)] if begins else []
     spelt = [(*target_ids(label, TEMPLATE, lm.tokenizer), *closing) for label in labels]

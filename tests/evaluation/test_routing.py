@@ -59,30 +59,30 @@ def test_the_names(made: Path) -> None:
 
 def test_every_text_gets_its_prompt() -> None:
     lm, routers = tiny_lm(), routers_of(["mix"])
-    subjects = load_prompts(lm, expanded(["mix"], routers))
+    formatted_prompts = load_prompts(lm, expanded(["mix"], routers))
     texts = [f"row {i}" for i in range(12)]
     requests = [*(Request(text, "mix") for text in texts), Request("row 3", "mix.3")]
-    found = assign(lm, routers, subjects, requests)
+    found = assign(lm, routers, formatted_prompts, requests)
     own = router.load_router(store.locate("mix"))
-    template = subjects["mix.1"].template
+    template = formatted_prompts["mix.1"].template
     for request, text in zip(found, texts, strict=False):
         ids = lm.encode(f" {text}\nLabel:") if template.text.startswith("Row:") else []
         assert request.name == f"mix.{own.choose(lm, ids) + 1}"
         assert request.text == text
     assert found[-1] == requests[-1], "a prompt asked for by name stays"
     assert len({request.name for request in found[:-1]}) == 2, "the router does choose"
-    answers = generate(lm, subjects, found, Sampling(max_new_tokens=4))
+    answers = generate(lm, formatted_prompts, found, Sampling(max_new_tokens=4))
     assert len(answers) == len(requests)
 
 
 def test_the_scores_are_those_of_the_chosen_answers(made: Path) -> None:
     lm = tiny_lm()
     rows = load_rows(str(made / "data" / "validation.jsonl"))
-    subjects = load_prompts(lm, ["mix.1", "mix.2", "mix.3"])
-    each = [evaluate(lm, subject, rows, labels=("even", "odd")) for subject in subjects.values()]
-    found = routed(lm, "mix", subjects["mix.1"], each, rows)
+    formatted_prompts = load_prompts(lm, ["mix.1", "mix.2", "mix.3"])
+    each = [evaluate(lm, formatted, rows, labels=("even", "odd")) for formatted in formatted_prompts.values()]
+    found = routed(lm, "mix", formatted_prompts["mix.1"], each, rows)
     own = router.load_router(store.locate("mix"))
-    chosen = [own.choose(lm, prompt_ids(row, subjects["mix.1"].template, lm.tokenizer)) for row in rows]
+    chosen = [own.choose(lm, prompt_ids(row, formatted_prompts["mix.1"].template, lm.tokenizer)) for row in rows]
     answers = [each[k].answers[i] for i, k in enumerate(chosen)]
     assert found.answers == tuple(answers)
     hits = sum(a == row.target for a, row in zip(answers, rows, strict=True))

@@ -36,14 +36,14 @@ USER, ASSISTANT, SYSTEM = (f"<|im_start|>{role}\n" for role in ("user", "assista
 END = "<|im_end|>\n"
 
 
-def ids_of(lm: FrozenLM, subject: FormattedPrompt, row: Record = ROW) -> tuple[list[int], list[int]]:
+def ids_of(lm: FrozenLM, formatted: FormattedPrompt, row: Record = ROW) -> tuple[list[int], list[int]]:
     """Token ids of the prefix (which has no prompt) and of the row."""
-    prefix = subject.prefix(lm)
-    return [*prefix.lead, *prefix.follow], prompt_ids(row, subject.template, lm.tokenizer)
+    prefix = formatted.prefix(lm)
+    return [*prefix.lead, *prefix.follow], prompt_ids(row, formatted.template, lm.tokenizer)
 
 
-def written(lm: FrozenLM, subject: FormattedPrompt) -> str:
-    before, body = ids_of(lm, subject)
+def written(lm: FrozenLM, formatted: FormattedPrompt) -> str:
+    before, body = ids_of(lm, formatted)
     text = lm.tokenizer.decode([*before, *body])
     assert isinstance(text, str)
     return text
@@ -96,30 +96,30 @@ def test_the_base_model_reads_the_template(template: Template, text: str, bos: b
 def test_a_text_prompt_is_a_longer_opening() -> None:
     """Braces in instruction and examples are text, not fields."""
     lm = tiny_lm("llama", bos=True)
-    subject = text_prompt(lm, PLAIN, "Answer in {one} word. ", SHOTS)
+    formatted = text_prompt(lm, PLAIN, "Answer in {one} word. ", SHOTS)
     wanted = (
         "<s>Answer in {one} word.\n\nReview: Great {fun}\nSentiment: positive\n\n"
         "Review: Dull\nSentiment: negative\n\nReview: I loved it.\nSentiment:"
     )
-    assert written(lm, subject) == wanted
-    before, _ = ids_of(lm, subject)
+    assert written(lm, formatted) == wanted
+    before, _ = ids_of(lm, formatted)
     assert str(lm.tokenizer.decode(before)).endswith("negative\n\nReview:"), "all of it is shared by the rows"
-    assert subject.prompt is None
+    assert formatted.prompt is None
 
 
 def test_a_text_prompt_in_chat() -> None:
     """The instruction is the system turn, examples open the user's turn."""
     lm = tiny_lm("llama")
-    subject = text_prompt(lm, CHAT, "Answer in {one} word.", SHOTS[1:])
+    formatted = text_prompt(lm, CHAT, "Answer in {one} word.", SHOTS[1:])
     wanted = f"{SYSTEM}Answer in {{one}} word.{END}{USER}Review: Dull\nnegative\n\nReview: I loved it.{END}{ASSISTANT}"
-    assert written(lm, subject) == wanted
+    assert written(lm, formatted) == wanted
 
 
 def test_a_text_prompt_for_conversations() -> None:
     lm = tiny_lm("llama")
     row = one({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]})
-    subject = text_prompt(lm, Template("chat"), "Be brief.", [row])
-    before, body = ids_of(lm, subject, row)
+    formatted = text_prompt(lm, Template("chat"), "Be brief.", [row])
+    before, body = ids_of(lm, formatted, row)
     assert lm.tokenizer.decode([*before, *body]) == f"{SYSTEM}Be brief.{END}{USER}Hi{END}{ASSISTANT}"
 
 
@@ -129,13 +129,13 @@ def test_a_text_prompt_for_conversations() -> None:
 def test_a_text_prompt_gives_the_logits_of_the_whole_text(family: str, template: Template) -> None:
     """What the model itself says of the text, written out by hand and fed as ids."""
     lm = tiny_lm(family, bos=True)
-    subject = text_prompt(lm, template, "Be brief.", SHOTS)
-    before, body = ids_of(lm, subject)
-    text = written(lm, subject).removeprefix("<s>")
+    formatted = text_prompt(lm, template, "Be brief.", SHOTS)
+    before, body = ids_of(lm, formatted)
+    text = written(lm, formatted).removeprefix("<s>")
     ids = torch.tensor([[SPECIAL.index("<s>"), *lm.encode(text)]])
     assert ids[0].tolist() == before + body
     wanted = lm.model(input_ids=ids, use_cache=False).logits[0, len(before) :]
-    ours = lm.logits(packed_hidden_states(lm, prepare_prefixes(lm, [subject.prefix(lm)]), [Row(body)]))
+    ours = lm.logits(packed_hidden_states(lm, prepare_prefixes(lm, [formatted.prefix(lm)]), [Row(body)]))
     assert_close(ours, wanted, rtol=1e-4, atol=5e-5)
 
 
@@ -152,9 +152,9 @@ def test_a_loaded_prompt_gets_the_frame_of_its_card() -> None:
         name="n", form="embedding", n_tokens=3, sha256="0" * 64, base=lm.geometry.to_dict(),
         layout=layout, template=CHAT.to_dict(),
     )  # fmt: skip
-    subject = from_card(prompt, card)
-    assert (subject.prompt, subject.template, subject.layout) == (prompt, CHAT, layout)
-    prefix = subject.prefix(lm)
+    formatted = from_card(prompt, card)
+    assert (formatted.prompt, formatted.template, formatted.layout) == (prompt, CHAT, layout)
+    prefix = formatted.prefix(lm)
     assert prefix.prompt is prompt
     assert (prefix.lead, prefix.follow) == layout_ids(lm, layout)
 
@@ -177,9 +177,9 @@ def test_a_model_without_a_system_turn_gets_the_instruction_in_the_users(refuses
         "{% for m in messages %}", "{% for m in messages %}{% if m['role'] == 'system' %}" + system + "{% else %}"
     ).replace("{% endfor %}", "{% endif %}{% endfor %}")
     lm = FrozenLM(tiny_model("llama"), tokenizer, "no system turn")
-    subject = text_prompt(lm, CHAT, "Answer in {one} word.", SHOTS[1:])
+    formatted = text_prompt(lm, CHAT, "Answer in {one} word.", SHOTS[1:])
     wanted = f"{USER}Answer in {{one}} word.\n\nReview: Dull\nnegative\n\nReview: I loved it.{END}{ASSISTANT}"
-    assert written(lm, subject) == wanted
+    assert written(lm, formatted) == wanted
     assert text_prompt(lm, CHAT, "") == no_prompt(lm, CHAT)
 
 

@@ -38,8 +38,8 @@ def prefixes(family: str = "llama") -> PrefixKV:
         return prepare_prefixes(lm, mixed_prefixes(lm))
 
 
-def made(sampling: Sampling, rows: Sequence[list[int]] = ROWS, owners: Sequence[int] = OWNERS) -> list[Answer]:
-    return decode_batch(tiny_lm("llama"), prefixes(), rows, owners, sampling, end_ids=[[END]] * len(rows))
+def made(sampling: Sampling, rows: Sequence[list[int]] = ROWS, prefix_ids: Sequence[int] = OWNERS) -> list[Answer]:
+    return decode_batch(tiny_lm("llama"), prefixes(), rows, prefix_ids, sampling, end_ids=[[END]] * len(rows))
 
 
 def say(tokens: Sequence[int], sampling: Sampling, ends: Sequence[int] = (END,)) -> tuple[Answer, list[str]]:
@@ -105,9 +105,11 @@ def test_behind_one_prefix_as_many_rows_as_take_no_more_room(monkeypatch: pytest
     lm, sizes = tiny_lm("llama"), list[int]()
     start = decoding.start_decoding
 
-    def counted(lm: FrozenLM, own: PrefixKV, rows: Sequence[Sequence[int]], owners: Sequence[int], room: int) -> object:
+    def counted(
+        lm: FrozenLM, own: PrefixKV, rows: Sequence[Sequence[int]], prefix_ids: Sequence[int], room: int
+    ) -> object:
         sizes.append(len(rows))
-        return start(lm, own, rows, owners, room)
+        return start(lm, own, rows, prefix_ids, room)
 
     monkeypatch.setattr(decoding, "start_decoding", counted)
     monkeypatch.setattr(decoding, "ROWS", 4)
@@ -151,11 +153,11 @@ def test_the_logits_that_tokens_are_chosen_from_are_told() -> None:
 @pytest.mark.parametrize("ending", [(0, 1), (0, 2), (1, 3, 4), (0, 1, 2, 3), (5,)])
 def test_rows_that_end_together_leave_the_others_alone(ending: tuple[int, ...]) -> None:
     """Whichever rows are first to end: here at their second token."""
-    rows, owners = [text_ids(n, 80 + n) for n in (4, 1, 9, 3, 6, 5)], [0, 1, 3, 5, 2, 0]
+    rows, prefix_ids = [text_ids(n, 80 + n) for n in (4, 1, 9, 3, 6, 5)], [0, 1, 3, 5, 2, 0]
     sampling = Sampling(8, temperature=1.2, seed=3)
-    alone = made(sampling, rows, owners)
+    alone = made(sampling, rows, prefix_ids)
     ends = [[answer.ids[1]] if i in ending else [END] for i, answer in enumerate(alone)]
-    together = decode_batch(tiny_lm("llama"), prefixes(), rows, owners, sampling, end_ids=ends)
+    together = decode_batch(tiny_lm("llama"), prefixes(), rows, prefix_ids, sampling, end_ids=ends)
     for i, (answer, before) in enumerate(zip(together, alone, strict=True)):
         stops = before.ids.index(ends[i][0]) if i in ending else len(before.ids)
         assert answer.ids == before.ids[:stops]

@@ -56,23 +56,23 @@ def all_kinds(lm: FrozenLM) -> dict[str, FormattedPrompt]:
 def test_mixed_is_each_alone(family: str) -> None:
     """Eighteen requests to six subjects in one batch, told apart by their names only."""
     lm, sampling = tiny_lm(family, bos=True), Sampling(8)
-    subjects = all_kinds(lm)
-    requests = [Request(text, name) for text in TEXTS for name in subjects]
-    together = generate(lm, subjects, requests, sampling)
-    alone = [generate(lm, {r.name: subjects[r.name]}, [r], sampling)[0] for r in requests]
+    formatted_prompts = all_kinds(lm)
+    requests = [Request(text, name) for text in TEXTS for name in formatted_prompts]
+    together = generate(lm, formatted_prompts, requests, sampling)
+    alone = [generate(lm, {r.name: formatted_prompts[r.name]}, [r], sampling)[0] for r in requests]
     assert together == alone
-    assert len({tuple(a.ids) for a in together}) >= len(subjects), "they say different things"
-    backwards = dict(reversed(subjects.items()))
+    assert len({tuple(a.ids) for a in together}) >= len(formatted_prompts), "they say different things"
+    backwards = dict(reversed(formatted_prompts.items()))
     assert generate(lm, backwards, requests[::-1], sampling) == together[::-1]
 
 
 def test_an_answer_is_what_evaluation_gets() -> None:
     """The same text as a row of data, through the same subject."""
     lm, sampling = tiny_lm("llama", bos=True), Sampling(8)
-    for subject in (soft(lm, "kv", PLAIN), no_prompt(lm, PLAIN)):
+    for formatted in (soft(lm, "kv", PLAIN), no_prompt(lm, PLAIN)):
         rows = records(*({"text": text, "label": "?"} for text in TEXTS))
-        asked = generate(lm, {"a": subject}, [Request(text, "a") for text in TEXTS], sampling)
-        assert asked == answer_all(lm, subject, rows, sampling)
+        asked = generate(lm, {"a": formatted}, [Request(text, "a") for text in TEXTS], sampling)
+        assert asked == answer_all(lm, formatted, rows, sampling)
 
 
 def test_the_base_model_is_a_subject_without_a_prompt() -> None:
@@ -88,9 +88,9 @@ def test_the_base_model_is_a_subject_without_a_prompt() -> None:
 def test_text_comes_as_it_is_made() -> None:
     """Piece by piece, with the number of the request."""
     lm, pieces = tiny_lm("llama"), defaultdict[int, list[str]](list)
-    subjects = {"a": soft(lm, "kv", PLAIN), "b": no_prompt(lm, PLAIN)}
-    requests = [Request(text, name) for text in TEXTS for name in subjects]
-    made = generate(lm, subjects, requests, Sampling(12), on_text=lambda row, new: pieces[row].append(new))
+    formatted_prompts = {"a": soft(lm, "kv", PLAIN), "b": no_prompt(lm, PLAIN)}
+    requests = [Request(text, name) for text in TEXTS for name in formatted_prompts]
+    made = generate(lm, formatted_prompts, requests, Sampling(12), on_text=lambda row, new: pieces[row].append(new))
     assert ["".join(pieces[row]) for row in range(len(requests))] == [a.text for a in made]
     assert max(len(new) for new in pieces.values()) > 1
 
@@ -103,8 +103,8 @@ def test_prefixes_are_run_once_for_all_requests(monkeypatch: pytest.MonkeyPatch)
         return real(lm, prefixes)  # type: ignore[arg-type]
 
     monkeypatch.setattr(generation_module, "prepare_prefixes", counted)
-    subjects = {"a": soft(lm, "kv", PLAIN), "b": soft(lm, "embedding", CHAT)}
-    generate(lm, subjects, [Request(text, name) for text in TEXTS for name in subjects], Sampling(2))
+    formatted_prompts = {"a": soft(lm, "kv", PLAIN), "b": soft(lm, "embedding", CHAT)}
+    generate(lm, formatted_prompts, [Request(text, name) for text in TEXTS for name in formatted_prompts], Sampling(2))
     assert runs == [2]
 
 
@@ -162,10 +162,10 @@ def test_a_text_that_does_not_fit() -> None:
     assert not said, "refused before any is answered"
 
 
-def saved(lm: FrozenLM, folder: Path, subject: FormattedPrompt) -> None:
-    assert subject.prompt is not None
-    facts = card(lm.geometry, layout=subject.layout, template=subject.template.to_dict())
-    store.save(folder, subject.prompt, facts)
+def saved(lm: FrozenLM, folder: Path, formatted: FormattedPrompt) -> None:
+    assert formatted.prompt is not None
+    facts = card(lm.geometry, layout=formatted.layout, template=formatted.template.to_dict())
+    store.save(folder, formatted.prompt, facts)
 
 
 def test_subjects_are_loaded_by_name_and_path(home: Path, tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ def test_subjects_are_loaded_by_name_and_path(home: Path, tmp_path: Path) -> Non
     saved(lm, tmp_path / "Far", mine[str(tmp_path / "Far")])
     found = load_prompts(lm, list(mine))
     assert list(found) == list(mine)
-    for name, subject in found.items():
-        assert subject.prompt is not None
-        assert prompt_digest(subject.prompt) == prompt_digest(mine[name].prompt)  # type: ignore[arg-type]
-        assert (subject.template, subject.layout) == (mine[name].template, mine[name].layout)
+    for name, formatted in found.items():
+        assert formatted.prompt is not None
+        assert prompt_digest(formatted.prompt) == prompt_digest(mine[name].prompt)  # type: ignore[arg-type]
+        assert (formatted.template, formatted.layout) == (mine[name].template, mine[name].layout)
     requests = [Request(text, name) for text in TEXTS for name in mine]
     assert generate(lm, found, requests, Sampling(6)) == generate(lm, mine, requests, Sampling(6))
 
@@ -199,16 +199,16 @@ def test_subjects_that_cannot_be_loaded(home: Path) -> None:
 def test_a_row_ends_by_its_own_template(monkeypatch: pytest.MonkeyPatch) -> None:
     """An end token of a batch mate's template is text like any other."""
     lm = tiny_lm("llama", bos=True)
-    subjects = {"a": soft(lm, "kv", PLAIN), "b": soft(lm, "kv", CHAT)}
+    formatted_prompts = {"a": soft(lm, "kv", PLAIN), "b": soft(lm, "kv", CHAT)}
     requests = [Request("Hm", "a"), Request("Hm", "b")]
-    free = generate(lm, subjects, requests, Sampling(6))
+    free = generate(lm, formatted_prompts, requests, Sampling(6))
     foreign = free[0].ids[2]
 
     def ends(lm: FrozenLM, template: Template) -> list[int]:
         return [foreign] if template.kind == "chat" else []
 
     monkeypatch.setattr(generation_module, "end_ids", ends)
-    assert generate(lm, subjects, requests, Sampling(6))[0].ids == free[0].ids
+    assert generate(lm, formatted_prompts, requests, Sampling(6))[0].ids == free[0].ids
 
 
 def test_an_unknown_name_is_told() -> None:

@@ -33,21 +33,21 @@ LENGTHS = (9, 2, 15, 3, 1, 7, 12, 4, 2)  # some past the sliding window of 11; t
 OWNERS = (0, 1, 2, 3, 4, 5, 1, 3, 0)
 
 
-def plain_loss(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: Sequence[int]) -> Tensor:
+def plain_loss(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], prefix_ids: Sequence[int]) -> Tensor:
     """The loss that concatenating libraries compute: logits everywhere, one row at a time."""
     total = torch.zeros((), device=lm.device)
-    for row, owner in zip(rows, owners, strict=True):
+    for row, owner in zip(rows, prefix_ids, strict=True):
         logits, ids = plain_logits(lm, prefixes[owner], row.ids), torch.tensor(row.ids, device=lm.device)
         mask = torch.tensor(row.mask[1:], dtype=torch.bool, device=lm.device)
         total = total + cross_entropy(logits[:-1][mask], ids[1:][mask], reduction="sum")
     return total
 
 
-def check_step(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: Sequence[int]) -> None:
+def check_step(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], prefix_ids: Sequence[int]) -> None:
     leaves = gradient_tensors(prefixes)
-    ours = token_losses(lm, prepare_prefixes(lm, prefixes), rows, owners).sum()
+    ours = token_losses(lm, prepare_prefixes(lm, prefixes), rows, prefix_ids).sum()
     our_grads = torch.autograd.grad(ours, leaves)
-    wanted = plain_loss(lm, prefixes, rows, owners)
+    wanted = plain_loss(lm, prefixes, rows, prefix_ids)
     wanted_grads = torch.autograd.grad(wanted, leaves)
     assert_close(ours, wanted, rtol=1e-5, atol=0)
     for ours_one, wanted_one in zip(our_grads, wanted_grads, strict=True):
@@ -114,8 +114,8 @@ def test_the_training_step_in_parts(method: str, accumulate: int, tmp_path: Path
             steps.append(event.numbers)
 
     oracle = build(method, lm, start)
-    candidate = Trial(learner, [Task(rows, [], (), (8,))], settings, lm.device)
-    train(lm, [candidate], tmp_path, report=report)
+    trial = Trial(learner, [Task(rows, [], (), (8,))], settings, lm.device)
+    train(lm, [trial], tmp_path, report=report)
     wanted = plain_loss(lm, [Prefix(oracle()[0], (), (8,))], rows, [0] * len(rows)) / learned_tokens(rows)
     wanted.backward()
     norm = torch.stack([p.grad.norm() for p in oracle.parameters() if p.grad is not None]).norm()

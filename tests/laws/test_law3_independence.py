@@ -66,8 +66,8 @@ def test_session_with_rows_that_leave(family: str, kinds: list[tuple[int, int]],
     """Rows of unequal length grow together and drop out at any time, in any order."""
     lm = tiny_lm(family)
     rows = [text_ids(n, 200 + i) for i, (n, _) in enumerate(kinds)]
-    owners = [owner for _, owner in kinds]
-    session, active = DecodingSession(lm, big_bank(family), rows, owners, room=4), list(range(len(rows)))
+    prefix_ids = [owner for _, owner in kinds]
+    session, active = DecodingSession(lm, big_bank(family), rows, prefix_ids, room=4), list(range(len(rows)))
     for step in range(4):
         kept = data.draw(
             st.permutations(range(len(active))).flatmap(
@@ -81,7 +81,7 @@ def test_session_with_rows_that_leave(family: str, kinds: list[tuple[int, int]],
         assert states is session.hidden
         for i, row in enumerate(active):
             rows[row] = [*rows[row], new[i]]
-            check_close(lm.logits(states[i : i + 1]), alone(family, rows[row], owners[row])[-1:])
+            check_close(lm.logits(states[i : i + 1]), alone(family, rows[row], prefix_ids[row])[-1:])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,10 +89,10 @@ def test_greedy_answers(family: str) -> None:
     """Mixed prompts, rows that finish at different times: each gets what it gets alone."""
     lm = tiny_lm(family)
     rows = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5)]
-    owners, ends = [0, 1, 2, 3, 4, 5, 1], [*range(FIRST), *range(FIRST, VOCAB, 9)]
+    prefix_ids, ends = [0, 1, 2, 3, 4, 5, 1], [*range(FIRST), *range(FIRST, VOCAB, 9)]
     sampling = Sampling(max_new_tokens=12)
-    together = decode_batch(lm, big_bank(family), rows, owners, sampling, end_ids=[ends] * len(rows))
-    for row, owner, ours in zip(rows, owners, together, strict=True):
+    together = decode_batch(lm, big_bank(family), rows, prefix_ids, sampling, end_ids=[ends] * len(rows))
+    for row, owner, ours in zip(rows, prefix_ids, together, strict=True):
         (single,) = decode_batch(lm, one_bank(family, owner), [row], [0], sampling, end_ids=[ends])
         assert (ours.ids, ours.text, ours.finish) == (single.ids, single.text, single.finish)
 

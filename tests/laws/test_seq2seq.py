@@ -59,9 +59,11 @@ def split(example: Example) -> tuple[tuple[int, ...], tuple[int, ...], list[bool
     return example.ids[:cut], example.ids[cut:], list(example.mask[cut:])
 
 
-def plain_losses(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: Sequence[int]) -> Tensor:
+def plain_losses(
+    lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], prefix_ids: Sequence[int]
+) -> Tensor:
     losses = [torch.zeros(0)]
-    for row, owner in zip(rows, owners, strict=True):
+    for row, owner in zip(rows, prefix_ids, strict=True):
         if any(row.mask):
             text, answer, mask = split(row)
             logits = plain_logits(lm, prefixes[owner], text, answer)
@@ -209,8 +211,8 @@ def test_law_3_batch_mates(family: str, kinds: list[tuple[int, int, int]], token
 @torch.no_grad()
 def test_law_3_a_session_with_rows_that_leave_and_split(family: str) -> None:
     lm, prefixes = tiny_seq2seq(family), mixed(tiny_seq2seq(family))
-    texts, owners = [text_ids(n, n) for n in (3, 11, 1, 7, 5, 2, 9, 4, 6)], list(range(9))
-    growing = start_decoding(lm, prepare_prefixes(lm, prefixes), texts, owners, room=4)
+    texts, prefix_ids = [text_ids(n, n) for n in (3, 11, 1, 7, 5, 2, 9, 4, 6)], list(range(9))
+    growing = start_decoding(lm, prepare_prefixes(lm, prefixes), texts, prefix_ids, room=4)
     active, written = list(range(9)), [[] for _ in range(9)]
     for step, kept in enumerate(([8, 2, 0, 1, 5, 3, 4, 6, 7], [1, 3, 3, 0, 8], [0, 2, 1])):
         growing.keep(torch.tensor(kept))
@@ -220,7 +222,7 @@ def test_law_3_a_session_with_rows_that_leave_and_split(family: str) -> None:
         states = growing.step(torch.tensor(new))
         assert states is growing.hidden
         for i, row in enumerate(active):
-            wanted = plain_logits(lm, prefixes[owners[row]], texts[row], [*written[i], 0])[-1:]
+            wanted = plain_logits(lm, prefixes[prefix_ids[row]], texts[row], [*written[i], 0])[-1:]
             check_close(lm.logits(states[i : i + 1]), wanted)
 
 
@@ -307,4 +309,4 @@ def test_what_is_for_causal_models_only_says_so() -> None:
 def test_virtual_tokens_cannot_be_hidden_from_a_row() -> None:
     lm = tiny_seq2seq()
     with pytest.raises(UnsupportedModelError, match="cannot hide virtual tokens"):
-        prepare_prefixes(lm, [Prefix(random_prompt(lm, "embedding", 3, 1), unseen=(0, 2))])
+        prepare_prefixes(lm, [Prefix(random_prompt(lm, "embedding", 3, 1), masked_span=(0, 2))])

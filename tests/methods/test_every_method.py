@@ -66,7 +66,7 @@ def test_it_learns_and_all_that_it_learned_is_in_what_is_saved(name: str, tmp_pa
     after = judged(lm, method, held_out)
     assert after < before * (0.15 if name in KV_METHODS else 0.6)  # six embeddings are weak in two random layers
     with torch.no_grad():
-        prompts, owners = method.eval().behind(held_out)
+        prompts, prefix_ids = method.eval().assign(held_out)
     kept = method.freeze()
     assert [prompt_digest(frozen(prompt)) for prompt in prompts] == [prompt_digest(prompt) for prompt in kept], (
         "frozen is live"
@@ -77,7 +77,7 @@ def test_it_learns_and_all_that_it_learned_is_in_what_is_saved(name: str, tmp_pa
         store.save(tmp_path / f"p{i}", prompt, card)
         loaded.append(store.load(tmp_path / f"p{i}", lm.geometry)[0])
     with torch.no_grad():
-        assert nats_behind(lm, loaded, owners, held_out).item() == pytest.approx(after, rel=1e-6)
+        assert nats_behind(lm, loaded, prefix_ids, held_out).item() == pytest.approx(after, rel=1e-6)
         ids = text_ids(7, 5)
         for live, own in zip(prompts, loaded, strict=True):
             ours, theirs = (plain_logits(lm, Prefix(p, (), FOLLOW), ids) for p in (live, own))

@@ -44,10 +44,10 @@ def test_every_task_starts_at_the_initialisers_prompt() -> None:
 
 def test_a_row_stands_behind_the_prompt_of_its_task() -> None:
     method = learner(tiny_lm("llama"), "multitask", n_tasks=2)
-    prompts, owners = method.behind(two_tasks(5, 0))
-    assert (len(prompts), list(owners)) == (3, [0, 1, 0, 1, 0])
+    prompts, prefix_ids = method.assign(two_tasks(5, 0))
+    assert (len(prompts), list(prefix_ids)) == (3, [0, 1, 0, 1, 0])
     single = learner(tiny_lm("llama"), "multitask")
-    assert list(single.behind(answers(3, 0))[1]) == [0, 0, 0], "the shared prompt stands in front of none"
+    assert list(single.assign(answers(3, 0))[1]) == [0, 0, 0], "the shared prompt stands in front of none"
 
 
 def test_tasks_that_contradict_each_other_are_learned_together() -> None:

@@ -38,7 +38,7 @@ def kinds(count: int, seed: int) -> list[Example]:
 
 def routed(method: SMoP, rows: list[Example]) -> list[int]:
     with torch.no_grad():
-        return list(method.behind(rows)[1])
+        return list(method.assign(rows)[1])
 
 
 def test_the_forward_value_is_the_plain_prompt_and_the_router_gets_its_gradient() -> None:
@@ -48,8 +48,8 @@ def test_the_forward_value_is_the_plain_prompt_and_the_router_gets_its_gradient(
         for table in method.prompts:
             table.add_(torch.randn(table.shape, generator=generator(1)))
     pull = torch.randn(9, 6, 32, generator=generator(2))
-    copies, owners = method.behind(rows)
-    assert list(owners) == list(range(9))
+    copies, prefix_ids = method.assign(rows)
+    assert list(prefix_ids) == list(range(9))
     made = torch.stack([copy.embeddings for copy in copies if isinstance(copy, EmbeddingPrompt)])
     means = torch.stack([lm.embed(row.ids[: row.mask.index(True)]).mean(0) for row in rows])
     weights = method.weights.detach().clone().requires_grad_(True)
@@ -79,8 +79,8 @@ def test_noise_while_training_only() -> None:
     quiet = routed(method, rows)
     assert len(set(quiet)) == 1
     assert quiet == routed(method, rows) == routed(method.eval(), rows)
-    prompts, owners = method.behind(rows)
-    assert (len(prompts), list(owners)) == (3, quiet), "no copies where none are needed"
+    prompts, prefix_ids = method.assign(rows)
+    assert (len(prompts), list(prefix_ids)) == (3, quiet), "no copies where none are needed"
     method.train()
     one, two = noisy(method, rows), noisy(method, rows)
     assert one != two
@@ -89,7 +89,7 @@ def test_noise_while_training_only() -> None:
 
 def noisy(method: SMoP, rows: list[Example]) -> list[int]:
     """The prompt that each row's copy is of."""
-    tables = [p.embeddings for p in method.behind(rows)[0] if isinstance(p, EmbeddingPrompt)]
+    tables = [p.embeddings for p in method.assign(rows)[0] if isinstance(p, EmbeddingPrompt)]
     return [next(k for k, plain in enumerate(method.prompts) if torch.equal(table, plain)) for table in tables]
 
 

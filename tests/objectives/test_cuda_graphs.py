@@ -40,16 +40,16 @@ def recorder() -> Recorder | None:
 
 
 def same(
-    lm: FrozenLM, replays: GraphCache, prefixes: Sequence[Prefix], rows: Sequence[Example], owners: list[int]
+    lm: FrozenLM, graphs: GraphCache, prefixes: Sequence[Prefix], rows: Sequence[Example], prefix_ids: list[int]
 ) -> None:
     """Loss and gradient are those of the plain concatenation."""
     leaves = gradient_tensors(prefixes)
-    losses = replays.token_losses(prefixes, rows, owners)
+    losses = graphs.token_losses(prefixes, rows, prefix_ids)
     weights = torch.linspace(0.5, 1.5, len(losses), device=lm.device)
     ours = torch.autograd.grad((losses * weights).sum(), leaves)
-    plain = token_losses(lm, prepare_prefixes(lm, prefixes), rows, owners)
+    plain = token_losses(lm, prepare_prefixes(lm, prefixes), rows, prefix_ids)
     assert_close(losses, plain, rtol=1e-4, atol=1e-5)
-    assert_close(losses.sum(), plain_loss(lm, prefixes, rows, owners), rtol=1e-5, atol=0)
+    assert_close(losses.sum(), plain_loss(lm, prefixes, rows, prefix_ids), rtol=1e-5, atol=0)
     for mine, wanted in zip(ours, torch.autograd.grad((plain * weights).sum(), leaves), strict=True):
         assert (mine - wanted).norm() <= 1e-4 * wanted.norm()
 
@@ -57,43 +57,43 @@ def same(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_new_prompts_and_rows_in_a_recorded_pass(family: str) -> None:
     lm = tiny_lm(family)
-    replays, shift = GraphCache(lm, recorder()), 0.0
+    graphs, shift = GraphCache(lm, recorder()), 0.0
     for seed in range(4):
         prefixes = mixed_prefixes(lm, grad=True)
         with torch.no_grad():
             for tensor in gradient_tensors(prefixes):
                 tensor += shift
-        same(lm, replays, prefixes, examples(LENGTHS, seed=0 if seed < 2 else 50), list(OWNERS))
+        same(lm, graphs, prefixes, examples(LENGTHS, seed=0 if seed < 2 else 50), list(OWNERS))
         shift += 0.1
-    assert not replays.failed
-    assert len(replays._recorded) in (1, 2), "the second pass was recorded, then it was replayed"
+    assert not graphs.failed
+    assert len(graphs._recorded) in (1, 2), "the second pass was recorded, then it was replayed"
 
 
 @pytest.mark.parametrize("form", ["embedding", "kv"])
 def test_fewer_rows_in_the_same_shape(form: str) -> None:
     """What another batch left in the padding is learned by none."""
     lm = tiny_lm("llama")
-    replays = GraphCache(lm, recorder())
+    graphs = GraphCache(lm, recorder())
     prefix = Prefix(random_prompt(lm, form, 7, 5, grad=True), (), (50, 51))
     lengths = [31, 30, 29, 32]
     for seed in range(3):
-        same(lm, replays, [prefix], examples(lengths, seed=seed), [0] * 4)
+        same(lm, graphs, [prefix], examples(lengths, seed=seed), [0] * 4)
     for shorter in ([29, 30, 31, 30], [32, 29, 29, 29]):
-        same(lm, replays, [prefix], examples(shorter, seed=9), [0] * 4)
+        same(lm, graphs, [prefix], examples(shorter, seed=9), [0] * 4)
 
 
 def test_other_texts_around_prompts_of_the_same_shape() -> None:
     lm = tiny_lm("llama")
-    replays = GraphCache(lm, recorder())
+    graphs = GraphCache(lm, recorder())
     for lead, follow in (((3,), (50, 51)), ((3,), (60, 61)), ((9,), (60, 61))):
         prefix = Prefix(random_prompt(lm, "embedding", 7, 5, grad=True), lead, follow)
         for _ in range(3):
-            same(lm, replays, [prefix], examples(LENGTHS), [0] * len(LENGTHS))
+            same(lm, graphs, [prefix], examples(LENGTHS), [0] * len(LENGTHS))
 
 
 def test_lessons() -> None:
     lm = tiny_lm("llama")
-    replays, prefix = GraphCache(lm, recorder()), Prefix(random_prompt(lm, "kv", 7, 5, grad=True))
+    graphs, prefix = GraphCache(lm, recorder()), Prefix(random_prompt(lm, "kv", 7, 5, grad=True))
     leaves = gradient_tensors([prefix])
     for seed in range(3):
         draw, rows = torch.Generator().manual_seed(seed), []
@@ -101,7 +101,7 @@ def test_lessons() -> None:
             ids = torch.stack([torch.randperm(300, generator=draw)[:5] for _ in range(sum(row.mask))]).int()
             logprobs = torch.log_softmax(torch.randn(len(ids), 6, generator=draw), -1)[:, :5]
             rows.append(replace(row, lesson=SoftLabels(ids, logprobs, 1.0 + seed, hard=0.5)))
-        losses = replays.token_losses([prefix], rows, [0] * 3)
+        losses = graphs.token_losses([prefix], rows, [0] * 3)
         plain = token_losses(lm, prepare_prefixes(lm, [prefix]), rows)
         assert_close(losses, plain, rtol=1e-4, atol=1e-5)
         for mine, wanted in zip(
@@ -115,10 +115,10 @@ def test_a_model_that_cannot_be_recorded_runs_as_ever() -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     lm = tiny_lm("llama")
-    replays, prefixes = GraphCache(lm, refuses), mixed_prefixes(lm, grad=True)
+    graphs, prefixes = GraphCache(lm, refuses), mixed_prefixes(lm, grad=True)
     for _ in range(3):
-        same(lm, replays, prefixes, examples(LENGTHS), list(OWNERS))
-    assert "not permitted" in replays.failed
+        same(lm, graphs, prefixes, examples(LENGTHS), list(OWNERS))
+    assert "not permitted" in graphs.failed
 
 
 def test_running_out_of_memory_is_told() -> None:
@@ -126,20 +126,20 @@ def test_running_out_of_memory_is_told() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     lm = tiny_lm("llama")
-    replays, prefixes = GraphCache(lm, refuses), mixed_prefixes(lm, grad=True)
-    replays.token_losses(prefixes, examples(LENGTHS), OWNERS)
+    graphs, prefixes = GraphCache(lm, refuses), mixed_prefixes(lm, grad=True)
+    graphs.token_losses(prefixes, examples(LENGTHS), OWNERS)
     with pytest.raises(torch.OutOfMemoryError):
-        replays.token_losses(prefixes, examples(LENGTHS), OWNERS)
+        graphs.token_losses(prefixes, examples(LENGTHS), OWNERS)
 
 
 def test_the_least_used_passes_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("softprompt.objectives.cuda_graphs.MOST", 2)
     lm = tiny_lm("llama")
-    replays, prefix = GraphCache(lm, recorder()), Prefix(random_prompt(lm, "kv", 3, 5, grad=True))
+    graphs, prefix = GraphCache(lm, recorder()), Prefix(random_prompt(lm, "kv", 3, 5, grad=True))
     for lengths in ([5, 5], [9, 9], [5, 5], [17, 17]):
         for _ in range(2):
-            same(lm, replays, [prefix], examples(lengths), [0] * 2)
-    assert len(replays._recorded) == 2
+            same(lm, graphs, [prefix], examples(lengths), [0] * 2)
+    assert len(graphs._recorded) == 2
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning", "p-tuning"])

@@ -63,17 +63,17 @@ def test_without_warm_up_the_first_step_is_at_the_peak(kind: Kind) -> None:
 
 @given(st.integers(1, 1000), st.floats(0, 1e6))
 def test_bounded_by_steps_the_clock_does_not_matter(steps: int, elapsed: float) -> None:
-    horizon = Budget(steps, None)
-    assert [horizon.progress(step, elapsed) for step in (0, steps)] == [0.0, 1.0]
-    assert horizon.progress(steps - 1, elapsed) == (steps - 1) / steps
-    assert horizon.progress(2 * steps, elapsed) == 1.0
+    budget = Budget(steps, None)
+    assert [budget.progress(step, elapsed) for step in (0, steps)] == [0.0, 1.0]
+    assert budget.progress(steps - 1, elapsed) == (steps - 1) / steps
+    assert budget.progress(2 * steps, elapsed) == 1.0
 
 
 @given(st.floats(1e-3, 1e6), st.integers(0, 10**9), shares)
 def test_bounded_by_time_the_steps_do_not_matter(seconds: float, step: int, share: float) -> None:
-    horizon = Budget(None, seconds)
-    assert horizon.progress(step, share * seconds) == pytest.approx(share)
-    assert horizon.progress(step, 2 * seconds) == 1.0
+    budget = Budget(None, seconds)
+    assert budget.progress(step, share * seconds) == pytest.approx(share)
+    assert budget.progress(step, 2 * seconds) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_what_rows_get_is_what_the_model_hands_on(family: str, numbers: int, mon
         wanted = torch.cat([row[i][len(TEXT) :] for row in short_first])
         assert_close(by_token(layer.got), wanted, rtol=1e-4, atol=1e-5)
         assert kv is not None
-        assert_close(by_token(layer.behind(kv[0][0], kv[1][0])), wanted, rtol=1e-4, atol=1e-5)
+        assert_close(by_token(layer.attend_to(kv[0][0], kv[1][0])), wanted, rtol=1e-4, atol=1e-5)
         assert layer.positions.tolist() == [9, 10, 11, 9, 10, 11, 12, 13]
 
 
@@ -84,7 +84,7 @@ def test_moved_queries_ask_a_shorter_prompt_as_rows_behind_it_do(family: str) ->
     layer = heard(lm, Prefix(lead=TEXT))[0].moved(lm, 0, 4 - len(TEXT))
     assert prompt.layers[0] is not None
     wanted = heard(lm, Prefix(prompt))[0]
-    assert_close(layer.behind(*prompt.layers[0]), wanted.got, rtol=1e-4, atol=1e-5)
+    assert_close(layer.attend_to(*prompt.layers[0]), wanted.got, rtol=1e-4, atol=1e-5)
     assert layer.positions.tolist() == wanted.positions.tolist()
 
 
@@ -101,9 +101,9 @@ def test_a_token_beyond_the_window_sees_its_own_row_alone() -> None:
     assert layer.window == 11
     far = replace(layer, positions=torch.tensor([9, 10, 11, 9, 10, 11, 12, 90]))
     keys, values = (torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (0, 1))
-    seen = far.behind(keys, values)
+    seen = far.attend_to(keys, values)
     assert torch.equal(seen[:, :, -1], layer.own[:, :, -1])
-    near = torch.autograd.grad(layer.of(torch.arange(7)).behind(keys, values).sum(), [keys, values])
+    near = torch.autograd.grad(layer.of(torch.arange(7)).attend_to(keys, values).sum(), [keys, values])
     assert_close(torch.autograd.grad(seen.sum(), [keys, values]), near)
 
 

@@ -22,11 +22,11 @@ def test_steps_equal_the_full_forward(family: str) -> None:
     """Rows grow past the sliding window, behind prefixes of every kind."""
     lm = tiny_lm(family)
     prefixes = mixed_prefixes(lm)
-    owners = [*range(len(prefixes)), 1, 0]
+    prefix_ids = [*range(len(prefixes)), 1, 0]
     rows = [text_ids(n, 30 + i) for i, n in enumerate((3, 9, 1, 12, 2, 5, 4, 10))]
-    session = DecodingSession(lm, prepare_prefixes(lm, prefixes), rows, owners, room=STEPS)
+    session = DecodingSession(lm, prepare_prefixes(lm, prefixes), rows, prefix_ids, room=STEPS)
     for step in range(STEPS + 1):
-        wanted = [plain_logits(lm, prefixes[o], row)[-1] for o, row in zip(owners, rows, strict=True)]
+        wanted = [plain_logits(lm, prefixes[o], row)[-1] for o, row in zip(prefix_ids, rows, strict=True)]
         assert session.hidden.shape == (len(rows), session.hidden.shape[1])
         check_close(lm.logits(session.hidden), torch.stack(wanted))
         if step < STEPS:

@@ -31,11 +31,11 @@ def masked_oracle(lm: FrozenLM, prefix: Prefix) -> Tensor:
     assert isinstance(prefix.prompt, EmbeddingPrompt)
     found = []
     for row in ROWS:
-        front = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long)), prefix.prompt.embeddings]
-        embeds = torch.cat([*front, lm.embed([*prefix.follow, *row])])[None]
+        layout = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long)), prefix.prompt.embeddings]
+        embeds = torch.cat([*layout, lm.embed([*prefix.follow, *row])])[None]
         mask = torch.ones(1, embeds.shape[1], dtype=torch.long)
         begin = len(prefix.lead)
-        mask[:, begin + prefix.unseen[0] : begin + prefix.unseen[1]] = 0
+        mask[:, begin + prefix.masked_span[0] : begin + prefix.masked_span[1]] = 0
         positions = torch.arange(embeds.shape[1])[None]
         out = lm.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
         found.append(out.logits[0, -len(row) :])

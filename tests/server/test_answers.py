@@ -22,7 +22,7 @@ def lm() -> FrozenLM:
     return tiny_lm("llama", bos=True)
 
 
-def subject(server: Live, name: str) -> FormattedPrompt:
+def formatted(server: Live, name: str) -> FormattedPrompt:
     path = server.service.catalogue.path(name)
     return load_prompts(lm(), [str(path)])[str(path)]
 
@@ -48,7 +48,7 @@ def a_text(name: str, text: str) -> str:
 def test_a_completion_is_the_librarys_answer(name: str, text: str, server: Live) -> None:
     """Greedy, for every kind of template and both forms, whole and streamed."""
     text = a_text(name, text)
-    wanted, finish, tokens = said(subject(server, name), text, Sampling(LONG))
+    wanted, finish, tokens = said(formatted(server, name), text, Sampling(LONG))
     asked = {"model": name, "prompt": text, "temperature": 0, "max_tokens": LONG}
     reply = server.ask("POST", "/v1/completions", asked)
     assert reply.status == 200
@@ -64,7 +64,7 @@ def test_sampled_answers_are_those_of_the_seed(server: Live) -> None:
     """Answer i draws as row i of the library does with that seed."""
     sampling = Sampling(LONG, temperature=1.3, top_k=40, top_p=0.9, seed=5)
     requests = [Request(text, "it") for text in TEXTS[:2] for _ in range(2)]
-    wanted = [made.text for made in generate(lm(), {"it": subject(server, "review")}, requests, sampling)]
+    wanted = [made.text for made in generate(lm(), {"it": formatted(server, "review")}, requests, sampling)]
     fields = {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "seed": 5, "n": 2, "max_tokens": LONG}
     assert [text for text, _ in completed(server, "review", list(TEXTS[:2]), **fields)] == wanted
     assert len(set(wanted)) > 2
@@ -78,7 +78,7 @@ def test_without_a_seed_answers_differ(server: Live) -> None:
 
 def test_a_stop_string(server: Live) -> None:
     """Cut where the library cuts it, and the job ends there."""
-    of = subject(server, "review")
+    of = formatted(server, "review")
     whole, _, _ = said(of, "Hm", Sampling(40))
     stop = whole[3:5]
     wanted, finish, tokens = said(of, "Hm", Sampling(40, stop=(stop,)))
@@ -98,7 +98,9 @@ def test_a_stop_string(server: Live) -> None:
 def test_names_of_a_model(model: str, server: Live) -> None:
     reply = server.ask("POST", "/v1/completions", {"model": model, "prompt": "Hm", "temperature": 0}).json
     assert reply["model"] == model
-    assert reply["choices"][0]["text"] == said(subject(server, "review"), "Hm", Sampling(16))[0], "16 tokens by default"
+    assert reply["choices"][0]["text"] == said(formatted(server, "review"), "Hm", Sampling(16))[0], (
+        "16 tokens by default"
+    )
 
 
 def test_the_base_model_reads_the_text_as_it_is(server: Live) -> None:
@@ -119,7 +121,7 @@ def seen(server: Live, model: str, *turns: tuple[str, str], **fields: Any) -> st
     reply = server.ask("POST", "/v1/chat/completions", body | fields)
     assert reply.status == 200, reply.raw
     job = server.engine.seen[-1]
-    follow = subject(server, model).prefix(lm()).follow if model != BASE else ()
+    follow = formatted(server, model).prefix(lm()).follow if model != BASE else ()
     text = lm().tokenizer.decode([*follow, *job.ids])
     assert isinstance(text, str)
     return text
@@ -160,7 +162,7 @@ def test_how_a_conversation_is_read(model: str, turns: tuple[tuple[str, str], ..
 def test_one_turn_is_a_text(name: str, server: Live) -> None:
     """So the answer to it is the library's, too."""
     text = a_text(name, "Hi there")
-    wanted = said(subject(server, name), text, Sampling(LONG))[0]
+    wanted = said(formatted(server, name), text, Sampling(LONG))[0]
     body = {"model": name, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": LONG}
     assert server.ask("POST", "/v1/chat/completions", body).json["choices"][0]["message"]["content"] == wanted
     events = server.ask("POST", "/v1/chat/completions", body | {"stream": True}).events

@@ -74,11 +74,11 @@ def test_one_answer_that_fails_ends_the_others(server: Live) -> None:
 
 def test_a_stop_string_ends_the_job(server: Live) -> None:
     text = server.ask("POST", "/v1/completions", {"model": "review", "prompt": "A", "seed": 1, "max_tokens": 9}).json
-    stop, begun = text["choices"][0]["text"][2], time.monotonic()
+    stop, opened = text["choices"][0]["text"][2], time.monotonic()
     server.engine.pace = 0.05
     body = {"model": "review", "prompt": "A", "seed": 1, "max_tokens": 200, "stop": stop}
     assert server.ask("POST", "/v1/completions", body).json["choices"][0]["finish_reason"] == "stop"
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - opened < 5
     until(lambda: server.engine.running == 0, 1)
 
 
@@ -119,10 +119,10 @@ def test_who_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
 
     async def stream() -> float:
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        response = await EventStream.begin(never, events(), begun + 0.2)
+        opened = loop.time()
+        response = await EventStream.begin(never, events(), opened + 0.2)
         await response({"type": "http"}, never, send)
-        return loop.time() - begun
+        return loop.time() - opened
 
     assert 0.2 < asyncio.run(stream()) < 2
     assert closed == [True]

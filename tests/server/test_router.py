@@ -56,8 +56,10 @@ def test_every_text_gets_the_prompt_that_generate_gives_it(
     """With a place for one soft prompt, of which another one is asked first."""
     monkeypatch.setenv("SOFTPROMPT_HOME", str(folder))
     routers, lm = routers_of(["mix"]), tiny_lm("llama", bos=True)
-    subjects = load_prompts(lm, expanded(["mix"], routers))
-    chosen = [request.name for request in assign(lm, routers, subjects, [Request(text, "mix") for text in TEXTS])]
+    formatted_prompts = load_prompts(lm, expanded(["mix"], routers))
+    chosen = [
+        request.name for request in assign(lm, routers, formatted_prompts, [Request(text, "mix") for text in TEXTS])
+    ]
     assert chosen == list(NAMES)
     for text, name in zip(TEXTS, chosen, strict=True):
         own, wanted = said(mixture, "mix", text), said(mixture, name, text)

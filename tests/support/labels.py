@@ -28,7 +28,7 @@ LABELS = {
 }
 
 
-def subject(lm: FrozenLM, form: str = "kv", template: Template = TEMPLATE) -> FormattedPrompt:
+def formatted(lm: FrozenLM, form: str = "kv", template: Template = TEMPLATE) -> FormattedPrompt:
     if form == "none":
         return no_prompt(lm, template)
     return FormattedPrompt(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form))

@@ -19,15 +19,15 @@ from softprompt.prompts.forms import Prompt
 FOLLOW = (50, 51)
 
 
-def nats_behind(lm: FrozenLM, prompts: Sequence[Prompt], owners: Sequence[int], rows: Sequence[Example]) -> Tensor:
+def nats_behind(lm: FrozenLM, prompts: Sequence[Prompt], prefix_ids: Sequence[int], rows: Sequence[Example]) -> Tensor:
     """Mean -log p of the learned tokens, row i behind prompt owners[i]."""
     prefixes = prepare_prefixes(lm, [Prefix(prompt, (), FOLLOW) for prompt in prompts])
-    return token_losses(lm, prefixes, rows, list(owners)).sum() / learned_tokens(rows)
+    return token_losses(lm, prefixes, rows, list(prefix_ids)).sum() / learned_tokens(rows)
 
 
 def nats(lm: FrozenLM, method: Method | SMoP, rows: Sequence[Example]) -> Tensor:
     """Of rows behind the live prompts, with gradient into the method."""
-    return nats_behind(lm, *method.behind(rows), rows)
+    return nats_behind(lm, *method.assign(rows), rows)
 
 
 def judged(lm: FrozenLM, method: Method | SMoP, rows: Sequence[Example]) -> float:

@@ -36,7 +36,7 @@ class OracleEngine:
         self.failure = ""
         self.lm, self.slots, self.pace, self.broken = lm, slots, 0.0, ""
         self.started, self.seen, self.running, self.waiting = False, list[Job](), 0, 0
-        self.banks: dict[str | None, PrefixKV] = {None: prepare_prefixes(lm, [Prefix()])}
+        self.prefix_kvs: dict[str | None, PrefixKV] = {None: prepare_prefixes(lm, [Prefix()])}
         self._free = asyncio.Semaphore(slots)
 
     async def start(self) -> None:
@@ -51,17 +51,17 @@ class OracleEngine:
 
     async def load(self, name: str, prefix: Prefix) -> None:
         with torch.no_grad():
-            self.banks[name] = await asyncio.to_thread(prepare_prefixes, self.lm, [prefix])
+            self.prefix_kvs[name] = await asyncio.to_thread(prepare_prefixes, self.lm, [prefix])
 
     async def unload(self, name: str) -> None:
-        del self.banks[name]
+        del self.prefix_kvs[name]
 
     def loaded(self) -> tuple[str, ...]:
-        return tuple(name for name in self.banks if name is not None)
+        return tuple(name for name in self.prefix_kvs if name is not None)
 
     async def stream(self, job: Job) -> AsyncGenerator[Token, None]:
         self.seen.append(job)
-        if job.prompt not in self.banks:
+        if job.prompt not in self.prefix_kvs:
             raise EngineError("not loaded", got=job.prompt)
         self.waiting, came = self.waiting + 1, time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
@@ -71,7 +71,7 @@ class OracleEngine:
                 self.waiting -= 1
             self.running, queue_s = self.running + 1, time.monotonic() - came
             stack.callback(self._end)
-            tokens = await stack.enter_async_context(aclosing(self._decoded(job, self.banks[job.prompt])))
+            tokens = await stack.enter_async_context(aclosing(self._decoded(job, self.prefix_kvs[job.prompt])))
             yield replace(await anext(tokens), queue_s=queue_s)
             async for token in tokens:
                 yield token

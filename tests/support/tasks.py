@@ -66,6 +66,6 @@ def run(
     **changes: Any,
 ) -> Result:
     """Train on the task."""
-    candidate = Trial(method, (rows or task(),), settings(**changes), lm.device)
-    (result,) = train(lm, [candidate], folder, resume=resume, report=report)
+    trial = Trial(method, (rows or task(),), settings(**changes), lm.device)
+    (result,) = train(lm, [trial], folder, resume=resume, report=report)
     return result

@@ -36,7 +36,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def candidates(family: str = "llama", *, only: Sequence[int] = range(len(KINDS)), **changes: Any) -> list[Trial]:
+def trials(family: str = "llama", *, only: Sequence[int] = range(len(KINDS)), **changes: Any) -> list[Trial]:
     lm = tiny_lm(family)
     made = []
     for i in only:
@@ -64,28 +64,28 @@ def check_same(one: Result, other: Result) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alone_and_among_others(family: str, tmp_path: Path) -> None:
     """Different methods, lengths of run, batch sizes, seeds and optimiser settings."""
-    together = run(candidates(family), tmp_path / "all", family)
+    together = run(trials(family), tmp_path / "all", family)
     for i, result in enumerate(together):
-        (alone,) = run(candidates(family, only=[i]), tmp_path / str(i), family)
+        (alone,) = run(trials(family, only=[i]), tmp_path / str(i), family)
         check_same(alone, result)
     assert len({prompt_digest(result.prompt) for result in together}) == len(together)
 
 
 def test_in_groups_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many rows for one forward pass: candidates are run group by group."""
-    together = run(candidates(), tmp_path / "all")
+    together = run(trials(), tmp_path / "all")
     monkeypatch.setattr(train_module, "STEP_TOKENS", 100)
-    for one, other in zip(together, run(candidates(), tmp_path / "groups"), strict=True):
+    for one, other in zip(together, run(trials(), tmp_path / "groups"), strict=True):
         check_same(one, other)
 
 
 def test_every_event_says_whose_it_is(tmp_path: Path) -> None:
     events: list[Event] = []
-    own = candidates(only=[0, 3])
+    own = trials(only=[0, 3])
     run(own, tmp_path, report=events.append)
-    steps = {c.name: [e.step for e in events if e.kind == "step" and e.candidate == c.name] for c in own}
+    steps = {c.name: [e.step for e in events if e.kind == "step" and e.trial == c.name] for c in own}
     assert steps == {"0 prompt-tuning": list(range(1, 8)), "3 prefix-tuning-mlp": list(range(1, 5))}
-    assert [e.candidate for e in events if e.kind == "end"] == [c.name for c in own]
+    assert [e.trial for e in events if e.kind == "end"] == [c.name for c in own]
 
 
 def test_the_worse_half_stops_at_a_rung(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_worse_half_stops_at_a_rung(tmp_path: Path) -> None:
 def test_a_population_is_resumed(stop: int, tmp_path: Path) -> None:
     """Bit by bit, also behind a rung."""
     own = [0, 1, 2, 4, 6]
-    straight = run(candidates(only=own), tmp_path / "straight", rungs=(0.5,))
+    straight = run(trials(only=own), tmp_path / "straight", rungs=(0.5,))
     sent: list[int] = []
 
     def stop_once(event: Event) -> None:
@@ -122,9 +122,9 @@ def test_a_population_is_resumed(stop: int, tmp_path: Path) -> None:
             sent.append(stop)
             signal.raise_signal(signal.SIGTERM)
 
-    first = run(candidates(only=own), tmp_path / "stopped", rungs=(0.5,), report=stop_once)
+    first = run(trials(only=own), tmp_path / "stopped", rungs=(0.5,), report=stop_once)
     assert any(result.interrupted for result in first)
-    resumed = run(candidates(only=own), tmp_path / "stopped", rungs=(0.5,), resume=True)
+    resumed = run(trials(only=own), tmp_path / "stopped", rungs=(0.5,), resume=True)
     assert [prompt_digest(r.prompt) for r in resumed] == [prompt_digest(r.prompt) for r in straight]
     assert [(r.step, r.stopped, r.history) for r in resumed] == [(r.step, r.stopped, r.history) for r in straight]
 
@@ -134,8 +134,8 @@ def test_one_that_diverges_stops_alone(tmp_path: Path, monkeypatch: pytest.Monke
     wild = Task(answers(40, 0), answers(8, 1000), (), (50, 51), "wild")
     lm, real = tiny_lm("llama"), train_module.trial_losses
 
-    def poisoned(lm: Any, shares: Any, replays: Any) -> list[Tensor]:
-        found = real(lm, shares, replays)
+    def poisoned(lm: Any, shares: Any, graphs: Any) -> list[Tensor]:
+        found = real(lm, shares, graphs)
         bad = [c.tasks[0].digest == "wild" and c.record.step == 3 and torch.is_grad_enabled() for c, _ in shares]
         return [loss * math.nan if is_bad else loss for loss, is_bad in zip(found, bad, strict=True)]
 
@@ -144,11 +144,11 @@ def test_one_that_diverges_stops_alone(tmp_path: Path, monkeypatch: pytest.Monke
     def odd() -> Trial:
         return Trial(learner(lm, "prompt-tuning"), [wild], settings(steps=7, patience=None), lm.device, "odd")
 
-    calm = candidates(only=[1, 2])
+    calm = trials(only=[1, 2])
     results = train(lm, [calm[0], odd(), calm[1]], tmp_path / "mixed")
     assert [(r.step, r.stopped) for r in results] == [(7, "steps"), (3, "not finite"), (7, "steps")]
     monkeypatch.undo()
-    for one, other in zip(run(candidates(only=[1, 2]), tmp_path / "calm"), results[::2], strict=True):
+    for one, other in zip(run(trials(only=[1, 2]), tmp_path / "calm"), results[::2], strict=True):
         check_same(one, other)
     monkeypatch.setattr(train_module, "trial_losses", poisoned)
     with pytest.raises(NonFiniteLossError, match="step 4 of odd"):

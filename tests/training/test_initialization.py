@@ -105,23 +105,23 @@ def test_training_starts_from_in_context_learning(method: str, base: Path, tmp_p
     """Rows behind the fresh prompt see the demonstrations as text; a demonstration's own row does not see itself."""
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__name=method, method__init="demonstrations", method__n_tokens=170)
-    _, candidate, _ = build_trial(prepare(config), lm)
-    (own,) = candidate.tasks
-    shown = [row for row in own.train if row.unseen != (0, 0)]
-    others = [row for row in own.train if row.unseen == (0, 0)]
+    _, trial, _ = build_trial(prepare(config), lm)
+    (own,) = trial.tasks
+    shown = [row for row in own.train if row.masked_span != (0, 0)]
+    others = [row for row in own.train if row.masked_span == (0, 0)]
     assert len(shown) >= 2 and len(others) >= 2
-    assert all(row.unseen == (0, 0) for row in own.validation)
-    prefixes, numbers = candidate.prefixes([shown[0], others[0], shown[1], others[1]])
-    assert [prefixes[n].unseen for n in numbers] == [shown[0].unseen, (0, 0), shown[1].unseen, (0, 0)]
+    assert all(row.masked_span == (0, 0) for row in own.validation)
+    prefixes, numbers = trial.prefixes([shown[0], others[0], shown[1], others[1]])
+    assert [prefixes[n].masked_span for n in numbers] == [shown[0].masked_span, (0, 0), shown[1].masked_span, (0, 0)]
     assert len(prefixes) == 3, "rows that see all share one prefix"
     lead = int(method == "prefix-tuning")
     found = demonstrations(task_of(config), lm, None, 170 - lead, 0)
     ids = [*([3] if method == "prefix-tuning" else own.lead), *found.ids, *own.follow]
     check_text(lm, prefixes[numbers[1]], ids, list(others[0].ids))
     hidden_text = [
-        t for i, t in enumerate(found.ids, int(method == "prefix-tuning")) if not in_span(i, shown[0].unseen)
+        t for i, t in enumerate(found.ids, int(method == "prefix-tuning")) if not in_span(i, shown[0].masked_span)
     ]
-    assert len(hidden_text) == len(found.ids) - (shown[0].unseen[1] - shown[0].unseen[0])
+    assert len(hidden_text) == len(found.ids) - (shown[0].masked_span[1] - shown[0].masked_span[0])
     assert str(lm.tokenizer.decode(hidden_text)).count(text_of(lm, shown[0].ids)) == 0
     assert str(lm.tokenizer.decode(list(found.ids))).count(text_of(lm, shown[0].ids)) == 1
 
@@ -150,14 +150,14 @@ def check_text(lm: FrozenLM, prefix: Prefix, before: list[int], row: list[int]) 
 def test_best_takes_the_start_with_the_lowest_validation_loss(base: Path, tmp_path: Path) -> None:
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__init="best", method__n_tokens=170)
-    chosen, candidate, tried = build_trial(prepare(config), lm)
+    chosen, trial, tried = build_trial(prepare(config), lm)
     assert set(tried) == {"text", "labels", "vocab", "demonstrations"}, "attended: fewer tokens are there than wanted"
     best = min(tried, key=tried.__getitem__)
     assert chosen.config.method.init == best, "what the card will say"
     _, alone, none = build_trial(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
     assert none == {}
     for name, tensor in alone.learner.state_dict().items():
-        assert torch.equal(tensor, candidate.learner.state_dict()[name])
+        assert torch.equal(tensor, trial.learner.state_dict()[name])
     _, few, tried = build_trial(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
     assert set(tried) == {"text", "attended", "labels", "vocab"}, "there was no room for a demonstration"
     assert few.learner.freeze()[0].n_tokens == 6
@@ -170,8 +170,8 @@ def test_rewinding_starts_from_some_tokens_of_the_start(method: str, base: Path,
     form = "prefix-tuning" if method == "prefix-tuning" else "prompt-tuning"
     _, whole, _ = build_trial(prepare(settings(base, tmp_path, method__name=form)), lm)
     config = settings(base, tmp_path, method__name=method, method__kept="4,0,2")
-    _, candidate, _ = build_trial(prepare(config), lm)
-    (kept,), (every,) = candidate.learner.freeze(), whole.learner.freeze()
+    _, trial, _ = build_trial(prepare(config), lm)
+    (kept,), (every,) = trial.learner.freeze(), whole.learner.freeze()
     wanted = select(every, [0, 2, 4], lm)
     assert kept.n_tokens == 3
     assert_close(kept.tensors(), wanted.tensors())
@@ -188,8 +188,8 @@ def test_a_prompt_to_start_from_says_how_long(recipe: str, base: Path, tmp_path:
     flags = {"model": str(base), "data": str(tmp_path / "data"), "name": "new", "recipe": recipe}
     flags |= {"method.init": "prompt", "method.init_from": "old"}
     for method, length in (("prompt-tuning", 5), ("prefix-tuning", 6)):
-        prepared, candidate, _ = build_trial(prepare(resolve(flags | {"method.name": method})), lm)
-        (start,) = candidate.learner.freeze()
+        prepared, trial, _ = build_trial(prepare(resolve(flags | {"method.name": method})), lm)
+        (start,) = trial.learner.freeze()
         assert start.n_tokens == prepared.config.method.n_tokens == length
         assert "method.n_tokens" not in [choice.setting for choice in prepared.choices]
         if method == "prompt-tuning":
@@ -210,15 +210,15 @@ def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
 
     monkeypatch.setattr(initialization, "selected_prompt", spy)
     config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, method__n_tokens=9)
-    _, candidate, _ = build_trial(prepare(config), lm)
-    (prompt,) = candidate.learner.freeze()
+    _, trial, _ = build_trial(prepare(config), lm)
+    (prompt,) = trial.learner.freeze()
     assert prompt.n_tokens == 9
     found = demonstrations(task_of(config), lm, None, 110, 0)
     assert len(found.spans) >= 1
     (reading,) = asked
     assert reading.ids == (3, *found.ids)
     assert reading.rows and not {row.where for row in reading.rows} & found.spans.keys()
-    assert all(row.unseen == (0, 0) for row in candidate.tasks[0].train)
+    assert all(row.masked_span == (0, 0) for row in trial.tasks[0].train)
 
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
@@ -271,8 +271,8 @@ def test_the_start_keeps_to_its_share_of_the_minutes(
 ) -> None:
     asked = list[Budget]()
 
-    def spy(lm: FrozenLM, prompt: Prompt, rows: object, lead: object, follow: object, horizon: Budget) -> Prompt:
-        asked.append(horizon)
+    def spy(lm: FrozenLM, prompt: Prompt, rows: object, lead: object, follow: object, budget: Budget) -> Prompt:
+        asked.append(budget)
         return prompt
 
     monkeypatch.setattr(initialization, "fit_to_attention", spy)
@@ -300,9 +300,9 @@ def test_where_the_start_that_auto_chose_cannot_be_had_it_is_the_text(
     with pytest.raises(UnsupportedModelError if missing == "keys" else ConfigError):
         build_trial(prepared, lm)
     chosen = replace(prepared, choices=(Choice("method.init", "attended", "the best start"),))
-    found, candidate, tried = build_trial(chosen, lm)
+    found, trial, tried = build_trial(chosen, lm)
     assert found.config.method.init == "text" and list(tried) == ["text"] and tried["text"] > 0
     _, plain, _ = build_trial(prepare(settings(base, tmp_path)), lm)
-    assert_close(candidate.learner.state_dict(), plain.learner.state_dict(), rtol=0, atol=0)
+    assert_close(trial.learner.state_dict(), plain.learner.state_dict(), rtol=0, atol=0)
     best = prepare(settings(base, tmp_path, method__init="best", method__text_tokens=room))
     assert "attended" not in build_trial(best, lm)[2]

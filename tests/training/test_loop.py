@@ -214,11 +214,11 @@ def test_a_run_is_judged_by_as_many_rows_as_it_has_time_for(
     lm, clock, judged = tiny_lm("llama"), Clock(0.0), list[list[str]]()
     real = train_module.validation_losses
 
-    def slow(lm: FrozenLM, candidate: Trial, share: float | None = None) -> list[float]:
-        (rows,) = candidate.judges(share)
+    def slow(lm: FrozenLM, trial: Trial, share: float | None = None) -> list[float]:
+        (rows,) = trial.judges(share)
         clock.now += len(rows)
         judged.append([row.where for row in rows])
-        return real(lm, candidate, share)
+        return real(lm, trial, share)
 
     def stop(event: Event) -> None:
         clock.now += event.kind == "step"
@@ -308,7 +308,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(kind: str, tmp_path: Path, monk
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
     monkeypatch.setattr(
-        batched_losses, "token_losses", lambda lm, bank, rows, owners: torch.full((learned_tokens(rows),), math.nan)
+        batched_losses,
+        "token_losses",
+        lambda lm, prefix_kv, rows, prefix_ids: torch.full((learned_tokens(rows),), math.nan),
     )
     with pytest.raises(NonFiniteLossError, match=r"(?s)step 0: validation loss is not finite"):
         run(lm, learner(lm, "prompt-tuning"), tmp_path)
@@ -420,7 +422,7 @@ def test_processes_count_the_start_alike(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(train_module, "Accelerator", Second)
     monkeypatch.setattr(train_module, "gather_object", gathered)
     lm = tiny_lm("llama")
-    candidate = Trial(learner(lm, "prompt-tuning"), [task()], TrainConfig(steps=1, batch_size=4), lm.device)
-    candidate.record.before = 7.0
-    train_module.train(lm, [candidate], tmp_path)
-    assert candidate.record.before == 3.0
+    trial = Trial(learner(lm, "prompt-tuning"), [task()], TrainConfig(steps=1, batch_size=4), lm.device)
+    trial.record.before = 7.0
+    train_module.train(lm, [trial], tmp_path)
+    assert trial.record.before == 3.0

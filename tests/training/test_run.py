@@ -223,20 +223,20 @@ def test_init_attended_starts_from_what_rows_look_at(base: Path, tmp_path: Path)
     """Fewer virtual tokens than the text has, fitted to make up for the others."""
     text = "A text of some length, which says a lot."
 
-    def begun(**changes: Any) -> Any:
+    def opened(**changes: Any) -> Any:
         given = {"method__init": "attended", "method__init_text": text, "method__n_tokens": 8}
         config = settings(base, tmp_path, **(given | changes))
         return run.build_trial(prepare(config), lm)[1]
 
     lm = run.load_model(str(base))
-    (prompt,) = begun().learner.freeze()
+    (prompt,) = opened().learner.freeze()
     (task,) = prepare(settings(base, tmp_path)).tasks
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
     reading = SelectionInput((*bos_ids(lm.tokenizer), *lm.encode(text)), follow, task.train[: initialization.ASKING])
     wanted = fit_to_attention(lm, select_by_attention(lm, [reading], 8), collect_targets(lm, [reading]), follow=follow)
     assert_close(prompt.tensors(), wanted.tensors())
     with pytest.raises(ConfigError, match="fewer tokens"):
-        begun(method__n_tokens=80)
+        opened(method__n_tokens=80)
 
 
 def test_init_attended_of_an_embedding_prompt(base: Path, tmp_path: Path) -> None:

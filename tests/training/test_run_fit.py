@@ -91,9 +91,9 @@ def test_it_learns(run: Run) -> None:
 
 def loss_of(lm: FrozenLM, prompt: Prompt, run: Run) -> float:
     """Nats per learned token of the validation rows, in the frame that the saved card gives."""
-    subject = from_card(prompt, store.load_card(run.prepared.folder))
+    formatted = from_card(prompt, store.load_card(run.prepared.folder))
     with torch.no_grad():
-        prefixes = prepare_prefixes(lm, [subject.prefix(lm)])
+        prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
     rows = run.prepared.tasks[0].validation
     return token_losses(lm, prefixes, rows).sum().item() / learned_tokens(rows)
 
@@ -370,12 +370,12 @@ def test_the_start_takes_from_the_minutes(base: Path, tmp_path: Path, monkeypatc
     """A start that took fifteen seconds leaves forty-five of a minute."""
     seen, now = list[float](), itertools.count(0, 15)
 
-    def begun(lm: FrozenLM, candidates: list[Trial], folder: Path, **options: Any) -> NoReturn:
-        seen.extend(candidates[0].progress(elapsed) for elapsed in (0.0, 9.0, 45.0))
+    def opened(lm: FrozenLM, trials: list[Trial], folder: Path, **options: Any) -> NoReturn:
+        seen.extend(trials[0].progress(elapsed) for elapsed in (0.0, 9.0, 45.0))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    monkeypatch.setattr(run_module, "train", begun)
+    monkeypatch.setattr(run_module, "train", opened)
     with pytest.raises(KeyboardInterrupt):
         fit(prepare(settings(base, tmp_path, train__minutes=1)), tiny_lm("llama", bos=True))
     assert seen == [0.0, 0.2, 1.0]

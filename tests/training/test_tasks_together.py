@@ -66,8 +66,8 @@ def test_each_task_gets_its_artifact(method: str, base: Path, tmp_path: Path, ho
     outcome = fit(prepare(config), lm)
     names = ["all.parity", "all.sums", *(["all.shared"] if method == "multitask" else [])]
     assert [folder.name for folder, _ in outcome.saved] == names
-    subjects = load_prompts(lm, names[:2])
-    assert [s.template.text for s in subjects.values()] == ["Row: {text}\nLabel:", "{prompt}="]
+    formatted_prompts = load_prompts(lm, names[:2])
+    assert [s.template.text for s in formatted_prompts.values()] == ["Row: {text}\nLabel:", "{prompt}="]
     own = {name: prompt_digest(store.load(name, lm.geometry)[0]) for name in names}
     assert len(set(own.values())) == (3 if method == "multitask" else 1)
     cards = {name: store.load_card(home / name) for name in names}
@@ -79,7 +79,7 @@ def test_each_task_gets_its_artifact(method: str, base: Path, tmp_path: Path, ho
         assert event["validation_loss"] == pytest.approx(sum(each) / 2)
     assert events[-1]["best"] < events[0]["validation_loss"] * 0.7, "it learns"
     rows = load_rows(str(tmp_path / "data" / "validation.jsonl"))
-    assert evaluate(lm, subjects["all.parity"], rows, labels=("even", "odd")).rows == 8
+    assert evaluate(lm, formatted_prompts["all.parity"], rows, labels=("even", "odd")).rows == 8
 
 
 def test_a_task_is_adapted_from_the_shared_prompt(base: Path, tmp_path: Path, home: Path) -> None:
@@ -157,8 +157,8 @@ def test_a_candidate_is_judged_without_its_teacher() -> None:
     (taught,) = trial_losses(lm, [(one, rows.train)])
     with torch.no_grad():
         (judged,) = trial_losses(lm, [(one, rows.train)])
-        prefixes, owners = one.prefixes(rows.train)
-        assert_close(judged, token_losses(lm, prepare_prefixes(lm, prefixes), rows.train, owners))
+        prefixes, prefix_ids = one.prefixes(rows.train)
+        assert_close(judged, token_losses(lm, prepare_prefixes(lm, prefixes), rows.train, prefix_ids))
     assert (taught - judged).min() >= -1e-5 and (taught - judged).max() > 0.1
 
 

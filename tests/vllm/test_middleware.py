@@ -86,8 +86,8 @@ def published(folder: Path, name: str) -> Published:
 @pytest.mark.parametrize("name", ["review", "talk", "kind", "asked", "stern"])
 def test_a_conversation(client: TestClient, folder: Path, name: str, model: str) -> None:
     lm, prompt = tiny_lm("llama", bos=True), published(folder, name)
-    subject = from_card(*store.load(folder / "prompts" / name))
-    wanted = chat_input_ids([Message("user", "Where is my parcel?")], subject, lm.tokenizer)
+    formatted = from_card(*store.load(folder / "prompts" / name))
+    wanted = chat_input_ids([Message("user", "Where is my parcel?")], formatted, lm.tokenizer)
     body = {"model": model.format(name), "temperature": 0, "n": 2, "stream": True} | ASK
     assert got(client, "chat/completions", body) == body | {
         "model": "base",
@@ -98,8 +98,8 @@ def test_a_conversation(client: TestClient, folder: Path, name: str, model: str)
 
 def test_texts(client: TestClient, folder: Path) -> None:
     lm, prompt = tiny_lm("llama", bos=True), published(folder, "question")
-    subject = from_card(*store.load(folder / "prompts" / "question"))
-    rows = [[0] * prompt.size + text_input_ids(text, subject, lm.tokenizer) for text in ("Where?", "When?")]
+    formatted = from_card(*store.load(folder / "prompts" / "question"))
+    rows = [[0] * prompt.size + text_input_ids(text, formatted, lm.tokenizer) for text in ("Where?", "When?")]
     found = got(client, "completions", {"model": "question", "prompt": ["Where?", "When?"]})
     assert found["prompt"] == rows
     assert found["kv_transfer_params"] == {"soft_prompt": prompt.id}

@@ -47,8 +47,8 @@ def test_answers_behind_it(family: str, i: int) -> None:
 def test_virtual_tokens_in_the_system_turn(form: str) -> None:
     """Lead and follow of such a prompt are part of it, as its card lays them out."""
     lm, template = tiny_lm("llama", bos=True), Template("chat", "{text}", VIRTUAL)
-    subject = FormattedPrompt(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form))
-    prefix = subject.prefix(lm)
+    formatted = FormattedPrompt(random_prompt(lm, form, 5, 1), template, layout_for(lm, template, form))
+    prefix = formatted.prefix(lm)
     assert prefix.follow and bool(prefix.lead) == (form == "embedding")
     check_same_answers(lm, prefix)
 

@@ -31,12 +31,12 @@ def saved(folder: Path, name: str, seed: int = 1) -> Published:
 def test_there_and_back(name: str, tmp_path: Path) -> None:
     lm, made = tiny_lm("llama", bos=True), saved(tmp_path, name)
     assert find_published(tmp_path, name) == made
-    subject = from_card(*store.load(tmp_path / "prompts" / name, lm.geometry))
-    prefix = subject.prefix(lm)
+    formatted = from_card(*store.load(tmp_path / "prompts" / name, lm.geometry))
+    prefix = formatted.prefix(lm)
     compiled = compile_prefix(lm, prefix)
     assert (made.id, made.size) == (prefix_digest(compiled), len(prefix.lead) + 5 + len(prefix.follow))
     assert made.template == TEMPLATES[name][1]
-    assert made.end_ids == tuple(end_ids(lm, subject.template))
+    assert made.end_ids == tuple(end_ids(lm, formatted.template))
     assert published.published_names(tmp_path) == [name]
 
 

@@ -74,8 +74,8 @@ def wait(port: int, process: subprocess.Popen[bytes]) -> None:
 
 def generated(lm: FrozenLM, folder: Path, name: str, text: str) -> str:
     """What the library answers, but for half a character at the end, of which vLLM says nothing."""
-    subject = from_card(*store.load(folder / "prompts" / name, lm.geometry))
-    (found,) = generate(lm, {name: subject}, [Request(text, name)], Sampling(16))
+    formatted = from_card(*store.load(folder / "prompts" / name, lm.geometry))
+    (found,) = generate(lm, {name: formatted}, [Request(text, name)], Sampling(16))
     return found.text.rstrip(CUT)
 
 

@@ -52,7 +52,7 @@ class _Answering:
 
     def __init__(self, service: Service, request: Request, log_content: bool) -> None:
         self._service, self._request, self._log_content = service, request, log_content
-        self._begun: float = request.state.begun
+        self._begun: float = request.state.opened
         self._facts: dict[str, Any] = request.state.facts
 
     async def reply(self, kind: type[R], ask_of: Callable[[R, Limits], GenerationRequest]) -> Response:

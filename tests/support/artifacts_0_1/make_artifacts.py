@@ -364,8 +364,9 @@ def place(folder: Path, home: str) -> Iterator[None]:
 
 def run(*args: str, width: int = 200, ok: bool = True) -> str:
     """A command of the old version, in this process; its standard output."""
-    from softprompt.cli.main import app
     from typer.testing import CliRunner
+
+    from softprompt.cli.main import app
 
     environment = {"COLUMNS": str(width), "TERMINAL_WIDTH": str(width)}
     result = CliRunner().invoke(app, list(args), env=environment, prog_name="softprompt")
@@ -412,12 +413,12 @@ def stop(when: str, args: list[str]) -> None:
 
         RunLog.write = writes  # type: ignore[method-assign]
     else:
-        from softprompt.distil.notebook import Notebook
+        from softprompt.distil.study_cache import Notebook
 
         add = getattr(Notebook, f"add_{kind}")
 
-        def adds(notebook: Any, batch: int, rows: Any) -> None:
-            add(notebook, batch, rows)
+        def adds(study_cache: Any, batch: int, rows: Any) -> None:
+            add(study_cache, batch, rows)
             if batch == int(number):
                 raise KeyboardInterrupt
 
@@ -553,13 +554,14 @@ def tensors_of(folder: Path) -> dict[str, Any]:
 
 def expected_prompts() -> dict[str, Any]:
     """For each soft prompt its facts, answers, and logits."""
-    import softprompt
     import torch
-    from softprompt.attach import bank, hidden
+    from softprompt.attach import hidden, prefix_kv
     from softprompt.data.tokenise import prompt_ids
     from softprompt.framing import layout_ids
     from softprompt.generation import record_of
     from softprompt.packing import Row
+
+    import softprompt
 
     lm = softprompt.load_model("model", dtype="float32", device="cpu")
     found: dict[str, Any] = {}
@@ -567,16 +569,16 @@ def expected_prompts() -> dict[str, Any]:
         name = folder.name
         print(f"answers: {name}")
         prompt, card = softprompt.load(name, lm.geometry)
-        subject = softprompt.card_subject(prompt, card)
-        row = prompt_ids(record_of(FIXED_TEXT, subject, "text"), subject.template, lm.tokenizer)
-        lead, follow = layout_ids(lm, subject.layout)
+        formatted = softprompt.card_subject(prompt, card)
+        row = prompt_ids(record_of(FIXED_TEXT, formatted, "text"), formatted.template, lm.tokenizer)
+        lead, follow = layout_ids(lm, formatted.layout)
         with torch.no_grad():
-            logits = lm.logits(hidden(lm, bank(lm, [subject.prefix(lm)]), [Row(row)])[-1:])[0]
+            logits = lm.logits(hidden(lm, prefix_kv(lm, [formatted.prefix(lm)]), [Row(row)])[-1:])[0]
         out = run("generate", name, *TEXTS, "--json", "--max-new-tokens", str(NEW_TOKENS), *BASE)
         with torch.no_grad():
-            subjects = {name: subject}
+            formatted_prompts = {name: formatted}
             requests = [softprompt.Request(text, name) for text in TEXTS]
-            ids = [a.ids for a in softprompt.answer(lm, subjects, requests, softprompt.Sampling(NEW_TOKENS))]
+            ids = [a.ids for a in softprompt.answer(lm, formatted_prompts, requests, softprompt.Sampling(NEW_TOKENS))]
         found[name] = {
             **{fact: getattr(card, fact) for fact in ("form", "n_tokens", "sha256")},
             "file_sha256": sha_of(folder / "prompt.safetensors"),
@@ -595,24 +597,24 @@ def expected_prompts() -> dict[str, Any]:
                 "first_8": [round(x, 4) for x in logits[:8].tolist()],
                 "argmax": int(logits.argmax()),
             },
-            "margin": round(margin(lm, subject, ids), 4),
+            "margin": round(margin(lm, formatted, ids), 4),
         }
     return found
 
 
-def margin(lm: Any, subject: Any, answers: Sequence[Sequence[int]]) -> float:
+def margin(lm: Any, formatted: Any, answers: Sequence[Sequence[int]]) -> float:
     """How far the likeliest token was ahead, at least: a greedy answer with a small one may differ elsewhere."""
     import torch
-    from softprompt.attach import bank, hidden
+    from softprompt.attach import hidden, prefix_kv
     from softprompt.data.tokenise import prompt_ids
     from softprompt.generation import record_of
     from softprompt.packing import Row
 
     least = float("inf")
     for text, answer in zip(TEXTS, answers, strict=True):
-        row = prompt_ids(record_of(text, subject, "text"), subject.template, lm.tokenizer)
+        row = prompt_ids(record_of(text, formatted, "text"), formatted.template, lm.tokenizer)
         with torch.no_grad():
-            states = hidden(lm, bank(lm, [subject.prefix(lm)]), [Row([*row, *answer])])
+            states = hidden(lm, prefix_kv(lm, [formatted.prefix(lm)]), [Row([*row, *answer])])
             best = lm.logits(states[len(row) - 1 : len(row) + len(answer) - 1]).topk(2).values
         least = min(least, float((best[:, 0] - best[:, 1]).min())) if len(answer) else least
     return least
@@ -749,6 +751,7 @@ def write(path: str, data: Any) -> None:
 def expected_published() -> dict[str, Any]:
     """What vLLM's middleware and connector find, and where the compiled prefixes are."""
     from safetensors.torch import load_file
+
     from softprompt.vllm import published
 
     found = {}
@@ -895,6 +898,7 @@ def commands_of(command: Any, before: str = "") -> Iterator[tuple[str, Any]]:
 
 def cli_surface() -> dict[str, Any]:
     import typer.main
+
     from softprompt.cli.main import app
 
     shutil.rmtree("help", ignore_errors=True)
@@ -1161,13 +1165,14 @@ def environment_surface() -> dict[str, str]:
 
 def make_surface() -> None:
     """surface.json and help/."""
-    from softprompt import auto, interchange, recipe, store, sweep
-    from softprompt import train as training
     from softprompt.config import MAPPINGS, Config
     from softprompt.decode import Sampling
     from softprompt.distil import settings as distil_settings
     from softprompt.distil import study
     from softprompt.distil.settings import DistilConfig
+
+    from softprompt import auto, interchange, recipe, store, sweep
+    from softprompt import train as training
     from softprompt.methods import KV_METHODS
 
     running = json.loads(Path(".server.json").read_text(encoding="utf-8"))
