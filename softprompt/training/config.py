@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from softprompt.settings import resolve_settings, split_names
+from softprompt.settings import flag, resolve_settings, split_names
 
 Init = Literal["text", "attended", "labels", "vocab", "uniform", "normal", "demonstrations", "prompt", "best"]
 
@@ -34,20 +34,43 @@ class MethodConfig(BaseModel):
         "residual",
         "residual-separate",
         "smop",
-    ] = Field(default="prefix-tuning", description="how the prompt is parameterised")
-    n_tokens: int = Field(default=32, ge=1, le=8192, description="virtual tokens")
+    ] = Field(
+        default="prefix-tuning",
+        description="how the prompt is parameterised",
+        json_schema_extra=flag(
+            "--method", help="prefix-tuning, prompt-tuning, … (softprompt train --print-config lists them)."
+        ),
+    )
+    n_tokens: int = Field(
+        default=32,
+        ge=1,
+        le=8192,
+        description="virtual tokens",
+        json_schema_extra=flag("--n-tokens", help="Virtual tokens."),
+    )
     init: Init = Field(
         default="text",
         description="where virtual tokens start; attended: those of a long text that rows look at most; best tries "
         "text, labels, vocab and demonstrations on validation rows",
+        json_schema_extra=flag(
+            "--init", help="Where they start: text, demonstrations, labels, vocab, uniform, prompt, best."
+        ),
     )
     text_tokens: int = Field(
         default=1024,
         ge=1,
         description="without init_text, init attended chooses from so many tokens of demonstrations, or half a context",
     )
-    init_text: str | None = Field(default=None, description="the text to start from; made from the task if not given")
-    init_from: str | None = Field(default=None, description="the soft prompt to start from, with init prompt")
+    init_text: str | None = Field(
+        default=None,
+        description="the text to start from; made from the task if not given",
+        json_schema_extra=flag("--init-text", help="The text to start from."),
+    )
+    init_from: str | None = Field(
+        default=None,
+        description="the soft prompt to start from, with init prompt",
+        json_schema_extra=flag("--init-from", help="The soft prompt to start from."),
+    )
     sources: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
         default=(), description="soft prompts that a mixture attends to"
     )
@@ -73,17 +96,32 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(
-        default=None, ge=1, description="optimiser steps; chosen from the number of rows if not given"
+        default=None,
+        ge=1,
+        description="optimiser steps; chosen from the number of rows if not given",
+        json_schema_extra=flag("--steps", help="Optimizer steps."),
     )
-    minutes: float | None = Field(default=None, gt=0, description="wall-time budget; the schedule fits itself to it")
-    batch_size: int = Field(default=8, ge=1, description="rows per step, all processes together")
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="wall-time budget; the schedule fits itself to it",
+        json_schema_extra=flag("--minutes", help="Training time; the schedule fits itself to it."),
+    )
+    batch_size: int = Field(
+        default=8,
+        ge=1,
+        description="rows per step, all processes together",
+        json_schema_extra=flag("--batch-size", help="Rows a step."),
+    )
     temperature: float = Field(
         default=1.0, ge=1, description="of several tasks: 1 draws every row equally often, more favours small tasks"
     )
     distil: float = Field(default=1.0, ge=0, description="weight of the teachers' divergence beside the loss")
     accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")
     optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimiser")
-    lr: float = Field(default=2e-2, gt=0, description="peak learning rate")
+    lr: float = Field(
+        default=2e-2, gt=0, description="peak learning rate", json_schema_extra=flag("--lr", help="Peak learning rate.")
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="learning rate after warm-up"
@@ -100,7 +138,9 @@ class TrainConfig(BaseModel):
         default=False, description="recompute layers in the backward pass to save memory"
     )
     graphs: bool = Field(default=True, description="on a GPU: record passes as CUDA graphs and replay them")
-    seed: int = Field(default=0, ge=0, description="seed of every random draw")
+    seed: int = Field(
+        default=0, ge=0, description="seed of every random draw", json_schema_extra=flag("--seed", help="Seed.")
+    )
     track: Literal["none", "tensorboard", "trackio", "wandb"] = Field(default="none", description="also log there")
 
 
@@ -112,20 +152,56 @@ class Config(BaseModel):
     recipe: Literal["auto", "fixed"] = Field(
         default="auto",
         description="auto: what is not given is chosen from task and time; fixed: the defaults",
+        json_schema_extra=flag("--recipe", help="auto chooses what is not given; fixed does not."),
     )
-    model: str = Field(default="smollm2-135m", description="base model: Hub id, folder, GGUF file or smollm2-135m")
+    model: str = Field(
+        default="smollm2-135m",
+        description="base model: Hub id, folder, GGUF file or smollm2-135m",
+        json_schema_extra=flag("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m."),
+    )
     data: str | dict[str, str] | None = Field(
-        default=None, description="file, folder with train/validation/test, or Hub data set; several as {task: path}"
+        default=None,
+        description="file, folder with train/validation/test, or Hub data set; several as {task: path}",
+        json_schema_extra=flag(
+            "--data", "-d", help="File, folder with train.* and test.*, or Hub data set; several: TASK=PLACE."
+        ),
     )
-    name: str | None = Field(default=None, description="name of the soft prompt")
+    name: str | None = Field(
+        default=None,
+        description="name of the soft prompt",
+        json_schema_extra=flag("--name", "-n", help="Name of the soft prompt."),
+    )
     template: str | dict[str, str] | None = Field(
-        default=None, description='how a row becomes text, e.g. "Review: {text}\\nSentiment:"; several as {task: text}'
+        default=None,
+        description='how a row becomes text, e.g. "Review: {text}\\nSentiment:"; several as {task: text}',
+        json_schema_extra=flag("--template", help="Row to text, e.g. 'Review: {text}\\nSentiment:'."),
     )
-    chat: bool | None = Field(default=None, description="use the model's chat template (default: without --template)")
-    max_length: int = Field(default=1024, ge=2, description="longest row in tokens")
-    drop_long: bool = Field(default=False, description="leave longer rows out instead of stopping")
-    dtype: str = Field(default="auto", description="auto, float32, bfloat16, float16 (of the base model)")
-    device: str = Field(default="auto", description="auto, cpu, cuda, mps")
+    chat: bool | None = Field(
+        default=None,
+        description="use the model's chat template (default: without --template)",
+        json_schema_extra=flag("--chat/--no-chat", help="Use the model's chat template."),
+    )
+    max_length: int = Field(
+        default=1024,
+        ge=2,
+        description="longest row in tokens",
+        json_schema_extra=flag("--max-length", help="Longest row in tokens."),
+    )
+    drop_long: bool = Field(
+        default=False,
+        description="leave longer rows out instead of stopping",
+        json_schema_extra=flag("--drop-long", help="Leave longer rows out."),
+    )
+    dtype: str = Field(
+        default="auto",
+        description="auto, float32, bfloat16, float16 (of the base model)",
+        json_schema_extra=flag("--dtype", help="auto, float32, bfloat16 or float16."),
+    )
+    device: str = Field(
+        default="auto",
+        description="auto, cpu, cuda, mps",
+        json_schema_extra=flag("--device", help="auto, cpu, cuda or mps."),
+    )
     method: MethodConfig = MethodConfig()
     train: TrainConfig = TrainConfig()
 
