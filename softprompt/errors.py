@@ -2,6 +2,7 @@
 
 SoftpromptError
 ├── ConfigError            a setting is unknown, contradictory or out of range
+│   └── MissingExtraError   it needs a package of an optional extra that is not installed
 ├── DataError              a data file, row or template is not usable (carries file:line)
 ├── ModelError             a base model cannot be found, loaded or given a prefix
 │   └── UnsupportedModelError   its cache or attention cannot take a prefix exactly
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "EngineError",
     "GeometryError",
+    "MissingExtraError",
     "ModelError",
     "NonFiniteLossError",
     "PromptError",
@@ -76,6 +78,10 @@ class ConfigError(SoftpromptError):
     """A setting is unknown, contradictory or out of range."""
 
 
+class MissingExtraError(ConfigError):
+    """A package of an optional extra is not installed; `hint` is the command that installs it."""
+
+
 class DataError(SoftpromptError):
     """A data file, row or template is not usable."""
 
@@ -118,6 +124,15 @@ class NonFiniteLossError(TrainError):
 
 class CheckpointError(TrainError):
     """A checkpoint is missing, damaged or of another run."""
+
+
+def missing_extra(package: str, extra: str, *, where: object = None) -> MissingExtraError:
+    """The error to raise when `package`, which the optional extra `extra` brings, cannot be imported.
+
+    Args:
+        where: the setting, metric or file that needs it.
+    """
+    return MissingExtraError(f"{package} is not installed", where=where, hint=f"pip install 'softprompt[{extra}]'")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

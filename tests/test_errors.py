@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softprompt import errors
-from softprompt.errors import DataError, SoftpromptError, StoreError
+from softprompt.errors import ConfigError, DataError, SoftpromptError, StoreError, missing_extra
 
 CLASSES = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
 
@@ -54,6 +54,12 @@ def test_an_error_survives_the_way_to_another_process() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is StoreError
     assert (str(again), again.where, again.hint) == (str(error), "prompts/a", "restore it")
+
+
+def test_a_missing_extra_names_the_package_and_the_command() -> None:
+    error = missing_extra("sacrebleu", "eval", where="--metric bleu")
+    assert isinstance(error, ConfigError)
+    assert str(error) == "--metric bleu: sacrebleu is not installed\n  hint:     pip install 'softprompt[eval]'"
 
 
 def test_all_names_every_class_in_order() -> None:
