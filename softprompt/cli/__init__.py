@@ -1,1 +1,4 @@
-"""The command line: one verb a file. The only place that prints."""
+"""The command line, one file a verb.
+
+Knows everything below; nothing else prints. Start reading at `main`.
+"""

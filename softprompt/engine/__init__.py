@@ -1,5 +1,4 @@
-"""Engines that run many requests with many soft prompts in one batch; what a server asks of them.
+"""Engines: continuous batching of many requests with many soft prompts.
 
-The Transformers engine is imported when it is asked for: it is built on parts of Transformers that move, and the vLLM
-engine (`softprompt.vllm`) brings another version of it.
+Knows nothing of HTTP. Start reading at `base`, the interface that a server uses; `registry` has the engines by name.
 """

@@ -1,1 +1,4 @@
-"""Every method by name. A method is built from a frozen model and a start, trained, and frozen into a prompt."""
+"""Methods: parameterizations that are trained and then frozen into a soft prompt, one file a method.
+
+Knows neither training nor files. Start reading at `base`, then `registry` and `prompt_tuning`.
+"""

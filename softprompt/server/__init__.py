@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server of soft prompts: the model `tone` is the base model behind the soft prompt `tone`.
+"""The OpenAI-compatible HTTP server.
 
-Needs the extra `softprompt[serve]`. `app.create_app` makes the ASGI app, `listen.run` runs it with its service.
+Knows engines by their interface only, and nothing of methods or training. Start reading at `app`, then `service`.
 """

@@ -1,6 +1,4 @@
-"""Soft prompts in vLLM, which knows nothing of them: keys and values of a whole prefix, put in its cache by name.
+"""Soft prompts in vLLM: an engine of our server, and a plugin of vLLM's own.
 
-`compiled` computes and keeps them, `connector` hands them to vLLM, `engine` is the server's engine over vLLM, and
-`middleware` with `published` brings the names to vLLM's own server. Only `connector`, `engine` and its `counters`
-import vLLM.
+Knows nothing of training. Start reading at `engine` for the first and at `middleware` and `connector` for the second.
 """
