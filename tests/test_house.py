@@ -91,7 +91,7 @@ def test_a_package_begins_with_a_docstring_and_nothing_else(folder: Path) -> Non
     assert len(tree.body) == 1
     words = ast.get_docstring(tree) or ""
     assert re.search(r"\b[Kk]nows?\b", words), "what it must not know"
-    assert re.search(r"[Ss]tart reading at `\w+`", words), "where to start reading"
+    assert re.search(r"[Ss]tart reading at\s+`\w+`", words), "where to start reading"
 
 
 def test_every_package_is_a_stage_on_the_map() -> None:

@@ -1,4 +1,4 @@
 """HTTP endpoints, one file a family.
 
-Knows requests and responses only; the work is done in `server.service`.
+Knows requests and responses only; the work is done in `server.service`. Start reading at `generation`.
 """
