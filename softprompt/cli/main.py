@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from softprompt.cli.engine_options import EngineCommand
 from softprompt.cli.escape import escaped
 from softprompt.errors import ModelError, SoftpromptError, StoreError, is_out_of_memory
 
@@ -59,7 +60,7 @@ def _register() -> None:
     app.command("eval")(evaluate.eval_command)
     app.command("generate")(generate.generate_command)
     app.command("chat")(chat.chat_command)
-    app.command("serve")(serve.serve_command)
+    app.command("serve", cls=EngineCommand, context_settings=options)(serve.serve_command)
     app.command("compose")(compose.compose_command)
     app.command("prune")(prune.prune_command)
     app.command("similar")(similar.similar_command)

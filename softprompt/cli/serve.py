@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
-import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -18,30 +14,16 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from softprompt.cli.engine_options import engine_named, parse_engine_options
 from softprompt.cli.escape import escaped
 from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
-from softprompt.errors import ConfigError
+from softprompt.engine.registry import BaseModelOptions, EngineSpec, missing_packages
+from softprompt.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from softprompt.engine.base import Engine
-    from softprompt.models.frozen_lm import FrozenLM
     from softprompt.server.service import Service
 
-NEEDED = ("fastapi", "limits", "prometheus_client", "structlog", "uvicorn")  # the extra `serve`
-
-
-class EngineName(StrEnum):
-    """What runs the model."""
-
-    transformers = "transformers"
-    vllm = "vllm"
-
-
-# Loaded when asked for: each needs packages of its own.
-ENGINES = {
-    EngineName.transformers: ("softprompt.engine.transformers_engine", "TransformersEngine"),
-    EngineName.vllm: ("softprompt.vllm.engine", "VllmEngine"),
-}
+SERVER_PACKAGES = ("fastapi", "limits", "prometheus_client", "structlog", "uvicorn")  # the extra `serve`
 
 
 class Log(StrEnum):
@@ -53,6 +35,7 @@ class Log(StrEnum):
 
 
 def serve_command(
+    context: typer.Context,
     model: Model = None,
     prompts_dir: Annotated[
         Path | None, typer.Option(help="Folder of soft prompts, loaded on first use. [$SOFTPROMPT_HOME]")
@@ -77,24 +60,22 @@ def serve_command(
     log_content: Annotated[bool, typer.Option("--log-content", help="Log texts and answers.")] = False,
     openapi: Annotated[bool, typer.Option("--openapi", help="Serve /openapi.json.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Load everything, answer once with each, and exit.")] = False,
-    engine: Annotated[EngineName, typer.Option(help="What runs the model.")] = EngineName.transformers,
-    engine_option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE: one of vLLM's engine arguments; repeatable.")
-    ] = None,
+    engine: Annotated[str, typer.Option(help="What runs the model, see below.")] = "transformers",
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Serve soft prompts under OpenAI's API: the model "tone" is the base model behind the soft prompt tone.
+    """Serve soft prompts under OpenAI's API: the model "tone" is the base model with the soft prompt tone.
 
     softprompt serve --model smollm2-135m --prompts-dir prompts
 
-    Loads nothing a request names but soft prompts of that folder. Keys come from files or the environment only.
+    Requests cannot make it load anything but soft prompts of that folder. Keys come from files or the environment only.
     """
     from softprompt.prompts import store
 
-    options = engine_options(engine, engine_option or ())
-    check_installed(engine)
+    spec = engine_named(engine)
+    engine_options = parse_engine_options(spec, context.args)
+    check_installed(spec)
     from softprompt.cli.base_model import load_base
     from softprompt.server.api_keys import ADMIN_ENV, USER_ENV, ApiKeys, read_keys
     from softprompt.server.app import create_app
@@ -113,13 +94,11 @@ def serve_command(
     check_address(host, keys)
     configure("json" if log is Log.json or (log is Log.auto and not sys.stderr.isatty()) else "console")
     listening = None if check else listen(host, port)
-    if engine is EngineName.vllm:
-        dtype, device = _beside_vllm(dtype, device)
-        options |= {"trust_remote_code": True} if trust_remote_code else {}
-    lm = load_base(model, [] if model else _folders(pinned, folder), dtype, device, trust_remote_code)
+    base = spec.prepare_base(BaseModelOptions(dtype, device, trust_remote_code))
+    lm = load_base(model, [] if model else _folders(pinned, folder), base.dtype, base.device, base.trust_remote_code)
     service = Service(
         lm,
-        built(engine, lm, options),
+        spec.create(lm, engine_options, base),
         Catalogue(lm.geometry, folder, pinned),
         name=served_name or name_of(lm.name),
         places=max_loaded,
@@ -133,50 +112,12 @@ def serve_command(
     asyncio.run(run_server(service, app, listening))
 
 
-def check_installed(engine: EngineName) -> None:
-    """Raises ConfigError if the packages of the server or of its engine are not there."""
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+def check_installed(engine: EngineSpec[Any]) -> None:
+    """Raises MissingExtraError if a package of the server or of its engine is missing."""
+    if missing := missing_packages(SERVER_PACKAGES):
         got = f"no {', '.join(missing)}"
-        raise ConfigError("the server needs packages of its own", got=got, hint="pip install softprompt[serve]")
-    if engine is EngineName.vllm and importlib.util.find_spec("vllm") is None:
-        hint = "in an environment with vLLM: pip install softprompt[vllm]; see docs/server.md"
-        raise ConfigError("vLLM is not installed here", where="--engine vllm", hint=hint)
-
-
-def engine_options(engine: EngineName, texts: Sequence[str]) -> dict[str, Any]:
-    """Options of an engine by name; a value is JSON, or else a text. Raises ConfigError."""
-    if texts and engine is not EngineName.vllm:
-        raise ConfigError("only vLLM takes options", where="--engine-option", got=texts[0], hint="--engine vllm")
-    options = dict[str, Any]()
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier() or name in options:
-            expected = "NAME=VALUE, each name once, such as tensor_parallel_size=2"
-            raise ConfigError("not an option of an engine", where="--engine-option", expected=expected, got=text)
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
-
-
-def built(engine: EngineName, lm: FrozenLM, options: dict[str, Any]) -> Engine:
-    """The engine of this name. Raises ConfigError for an option that it does not have."""
-    module, kind = ENGINES[engine]
-    made = getattr(importlib.import_module(module), kind)
-    return made(lm, options) if options else made(lm)
-
-
-def _beside_vllm(dtype: str, device: str) -> tuple[str, str]:
-    """Dtype and device of the library's own copy of the model, which compiles soft prompts: vLLM's dtype, and unless it
-    was asked for no memory of vLLM's device. And vLLM's lines, which it decides when it is imported, go to stderr."""
-    from softprompt.models.device import pick_device, pick_dtype
-
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    if device != "auto":
-        return dtype, device
-    fastest, _ = pick_device("auto")
-    return str(pick_dtype(dtype, fastest)[0]).removeprefix("torch."), "cpu"
+        raise MissingExtraError("the server needs packages of its own", got=got, hint="pip install softprompt[serve]")
+    engine.check_installed()
 
 
 def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:

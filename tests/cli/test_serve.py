@@ -8,47 +8,52 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 from softprompt.cli import serve as verb
-from softprompt.errors import ConfigError, StoreError
+from softprompt.cli.engine_options import engine_named, parse_engine_options
+from softprompt.engine import registry
+from softprompt.errors import ConfigError, MissingExtraError, StoreError
 from softprompt.models.loading import load_model
 from softprompt.server import logs
 from softprompt.server import uvicorn_server as listen_module
+from softprompt.vllm.spec import VllmOptions
 from tests.support.live_server import TEMPLATES, save_prompt
+from tests.support.server_oracle import ORACLE
 from tests.support.shell import refused, softprompt
 from tests.support.tiny import DEVICE
 
 PLAIN = TEMPLATES["review"][1]
-# What the engine of the package will be: the tests' own, found as the package finds its engines.
 PROGRAM = """
 import sys
-from softprompt.cli import serve
 from softprompt.cli.main import run
-serve.ENGINES[serve.EngineName.transformers] = ("tests.server.oracle", "OracleEngine")
+from softprompt.engine import registry
+from tests.support.server_oracle import ORACLE
+registry.register(ORACLE)
 sys.argv[0] = "softprompt"
 run()
 """
 
 
 @pytest.fixture
-def shelf(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shelf(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with two soft prompts for the tests' base model, and the tests' engine."""
-    monkeypatch.setattr(logs, "configure", lambda kind: None)  # it would take the tests' own handlers away
-    monkeypatch.setattr(
-        verb, "ENGINES", {verb.EngineName.transformers: ("tests.support.server_oracle", "OracleEngine")}
-    )
+    monkeypatch.setattr(logs, "configure", lambda kind: None)  # it would replace the tests' own handlers
+    registry.register(ORACLE)
     lm = load_model(str(base), dtype="float32", device=DEVICE)
     for seed, name in enumerate(("one", "two"), 1):
         save_prompt(tmp_path / "shelf" / name, "kv", PLAIN, seed, lm)
-    return tmp_path / "shelf"
+    yield tmp_path / "shelf"
+    registry.unregister(ORACLE.name)
 
 
 def options(base: Path, shelf: Path) -> tuple[object, ...]:
-    return ("--model", base, "--prompts-dir", shelf, "--dtype", "float32", "--device", DEVICE)
+    model = ("--model", base, "--dtype", "float32", "--device", DEVICE)
+    return (*model, "--prompts-dir", shelf, "--engine", ORACLE.name)
 
 
 def test_check(base: Path, shelf: Path) -> None:
@@ -67,7 +72,8 @@ def test_check_of_what_is_torn(base: Path, shelf: Path) -> None:
 
 
 def test_the_cards_name_the_base_model(shelf: Path) -> None:
-    result = softprompt("serve", "--prompts-dir", shelf, "--dtype", "float32", "--device", DEVICE, "--check")
+    model = ("--dtype", "float32", "--device", DEVICE, "--engine", ORACLE.name)
+    result = softprompt("serve", "--prompts-dir", shelf, *model, "--check")
     assert result.exit_code == 0, result.output
 
 
@@ -102,7 +108,7 @@ def test_an_address_that_is_taken(base: Path, shelf: Path) -> None:
 
 def test_without_the_servers_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install; help does not need them."""
-    monkeypatch.setattr(verb, "NEEDED", ("fastapi", "no_such_package"))
+    monkeypatch.setattr(verb, "SERVER_PACKAGES", ("fastapi", "no_such_package"))
     error = refused("serve", "--model", "smollm2-135m")
     assert isinstance(error, ConfigError)
     assert (error.got, error.hint) == ("no no_such_package", "pip install softprompt[serve]")
@@ -110,25 +116,34 @@ def test_without_the_servers_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model is loaded before it is said."""
-    monkeypatch.setattr(verb.importlib.util, "find_spec", lambda name: None if name == "vllm" else name)
+    """No model is loaded before the error."""
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None if name == "vllm" else name)
     error = refused("serve", "--model", "none", "--engine", "vllm", "--engine-option", "tensor_parallel_size=2")
-    assert isinstance(error, ConfigError) and error.what == "vLLM is not installed here"
+    assert isinstance(error, MissingExtraError) and error.what == "vllm is not installed here"
     assert error.hint is not None and "pip install softprompt[vllm]" in error.hint
 
 
-def test_options_of_an_engine() -> None:
+def test_options_of_vllm() -> None:
     texts = ("tensor_parallel_size=2", "quantization=fp8", "enforce_eager=true", 'hf_overrides={"a": 1}', "revision=")
-    options = {"tensor_parallel_size": 2, "quantization": "fp8", "enforce_eager": True, "hf_overrides": {"a": 1}}
-    assert verb.engine_options(verb.EngineName.vllm, texts) == options | {"revision": ""}
-    assert verb.engine_options(verb.EngineName.transformers, ()) == {}
-    for wrong in ("seed", "--seed=1", "=1"):
-        with pytest.raises(ConfigError, match="not an option"):
-            verb.engine_options(verb.EngineName.vllm, (wrong,))
+    arguments = [argument for text in texts for argument in ("--engine-option", text)]
+    options = parse_engine_options(engine_named("vllm"), [*arguments, "--engine-option=seed=1"])
+    assert isinstance(options, VllmOptions)
+    expected = {"tensor_parallel_size": 2, "quantization": "fp8", "enforce_eager": True, "hf_overrides": {"a": 1}}
+    assert options.engine_arguments == expected | {"revision": "", "seed": 1}
+    assert parse_engine_options(engine_named("vllm"), []) == VllmOptions()
+
+
+@pytest.mark.parametrize("texts", [("seed",), ("--seed=1",), ("=1",), ("seed=1", "seed=2")])
+def test_what_is_no_option_of_vllm(texts: tuple[str, ...]) -> None:
+    arguments = [argument for text in texts for argument in ("--engine-option", text)]
     with pytest.raises(ConfigError, match="not an option"):
-        verb.engine_options(verb.EngineName.vllm, ("seed=1", "seed=2"))
-    with pytest.raises(ConfigError, match="only vLLM takes options"):
-        verb.engine_options(verb.EngineName.transformers, ("rows=2",))
+        parse_engine_options(engine_named("vllm"), arguments)
+
+
+def test_only_vllm_takes_its_options() -> None:
+    error = refused("serve", "--model", "none", "--engine-option", "rows=2")
+    assert isinstance(error, ConfigError) and error.what == "this is an option of another engine: vllm"
+    assert error.hint == "--engine vllm"
 
 
 def test_help_imports_none_of_them() -> None:

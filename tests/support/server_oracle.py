@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from softprompt.engine.base import Job, Penalties, Stats, Token
+from softprompt.engine.registry import EngineSpec, NoOptions
 from softprompt.errors import EngineError
 from softprompt.inference.sampling import sample_token
 from softprompt.models.frozen_lm import FrozenLM
@@ -106,6 +107,9 @@ class OracleEngine:
 
     def check_integrity(self) -> None:
         assert self.running >= 0 and self.waiting >= 0
+
+
+ORACLE = EngineSpec("oracle", "One job at a time.", NoOptions, lambda lm, options, base: OracleEngine(lm))
 
 
 def scored(token: int, finish: str, logits_V: Tensor, logprobs: int | None) -> Token:
