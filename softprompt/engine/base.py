@@ -74,7 +74,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Stats:
+class EngineStats:
     """What an engine is busy with.
 
     Attributes:
@@ -131,7 +131,7 @@ class Engine(Protocol):
         """
         ...
 
-    def stats(self) -> Stats:
+    def stats(self) -> EngineStats:
         """What it is busy with now."""
         ...
 

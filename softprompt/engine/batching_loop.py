@@ -27,8 +27,8 @@ from transformers.generation.continuous_batching.continuous_api import (
 )
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState
 
-from softprompt.engine.base import Job, Stats, Token
-from softprompt.engine.paged_cache import NAME, CachePiece, Step, plan, virtual_spans
+from softprompt.engine.base import EngineStats, Job, Token
+from softprompt.engine.paged_cache import NAME, AttentionStep, RowChunk, plan_attention, virtual_spans
 from softprompt.engine.sampler import Sampler
 from softprompt.engine.virtual_tokens import LoadedPrompt, only_text_ids
 from softprompt.errors import EngineError, first_line
@@ -81,7 +81,7 @@ class RowUpdates:
 
     said: list[tuple[BatchRow, Token | EngineError]]
     gone: list[BatchRow]
-    stats: Stats
+    stats: EngineStats
 
 
 class _Nobody:
@@ -122,7 +122,7 @@ class BatchingLoop(ContinuousBatchingManager):
         self._said: list[tuple[BatchRow, Token | EngineError]] = []
         self._gone: list[BatchRow] = []
         self._failed_steps = self._cached = self._computed = 0
-        self._stats = Stats(0, 0, 0.0)
+        self._stats = EngineStats(0, 0, 0.0)
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
         model.set_attn_implementation(NAME)
@@ -184,7 +184,7 @@ class BatchingLoop(ContinuousBatchingManager):
             rows = [*self._rows.values(), *(row for row, come in self._orders if come)]
             self._rows.clear()
             self._orders.clear()
-            self._report(RowUpdates([(row, EngineError(self.ended)) for row in rows], rows, Stats(0, 0, 0.0)))
+            self._report(RowUpdates([(row, EngineError(self.ended)) for row in rows], rows, EngineStats(0, 0, 0.0)))
 
     def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
         self._obey(batch_processor)
@@ -223,7 +223,7 @@ class BatchingLoop(ContinuousBatchingManager):
         free += sum(len(one.ledger.cached_blocks) * one.bytes_per_block for one in cache.cache_allocators.values())
         usage = 1 - free / (cache.num_sectors * cache.bytes_per_sector)
         running, waiting = len(scheduler.active_requests), len(scheduler.waiting_requests)
-        stats = Stats(running, waiting, usage, self._cached, self._computed)
+        stats = EngineStats(running, waiting, usage, self._cached, self._computed)
         if self._said or self._gone or stats != self._stats:
             news, self._said, self._gone, self._stats = RowUpdates(self._said, self._gone, stats), [], [], stats
             self._report(news)
@@ -258,13 +258,13 @@ class BatchingLoop(ContinuousBatchingManager):
         pieces = []
         for row, request in zip(rows, io.requests_in_batch, strict=True):
             past = request.state.position_offset - request.query_length
-            pieces.append(CachePiece(past, request.query_length, row.loaded))
+            pieces.append(RowChunk(past, request.query_length, row.loaded))
             if row.queue_s is None:
                 row.meet()
                 self._cached, self._computed = self._cached + past, self._computed + len(row.ids) - past
         spans = virtual_spans(pieces)
         slots = zip(cache.cache_allocators.values(), data["read_index"], data["write_index"], strict=True)
-        plans = [plan(allocator, pieces, read, write, self._lm.dtype) for allocator, read, write in slots]
+        plans = [plan_attention(allocator, pieces, read, write, self._lm.dtype) for allocator, read, write in slots]
         ids_Q = data["input_ids"][0]
         embeds_QH = self._lm.embed(only_text_ids(ids_Q, self._lm.geometry.vocab))
         for span in spans:
@@ -275,7 +275,7 @@ class BatchingLoop(ContinuousBatchingManager):
             inputs_embeds=embeds_QH[None],
             position_ids=data["position_ids"],
             use_cache=False,
-            step=Step(cache, plans, spans),
+            step=AttentionStep(cache, plans, spans),
         ).last_hidden_state[0]
         count = sum(request.has_new_token for request in io.requests_in_batch)
         return self._lm.logits(states_QH[data["logits_indices"][:count]])

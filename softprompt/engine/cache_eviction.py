@@ -17,7 +17,7 @@ NAME = "softprompt_fifo"  # of the scheduler
 
 
 @final
-class Scheduler(FIFOScheduler):
+class LruScheduler(FIFOScheduler):
     """First in, first out, as Transformers' own; see above for what differs."""
 
     def _try_to_meet_safety_margin(self) -> bool:
@@ -41,4 +41,4 @@ def _evict(allocator: CacheAllocator, count: int) -> None:
     allocator.pool.free_blocks(allocator.index, blocks)
 
 
-SCHEDULER_MAPPING[NAME] = Scheduler
+SCHEDULER_MAPPING[NAME] = LruScheduler

@@ -13,7 +13,7 @@ from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 
 # Tokens of a block. Rows share whole blocks, so small ones share more of a short soft prompt (docs/log.md).
-PAGE, CPU_PAGE = 16, 4
+BLOCK_TOKENS, CPU_BLOCK_TOKENS = 16, 4
 MEMORY_SHARE = 0.25  # of the free memory, for the cache
 ROW_TOKENS = 512  # of a row on a CPU, on average; elsewhere every row may fill the context
 
@@ -43,7 +43,10 @@ class Capacity:
     def config(self, lm: FrozenLM) -> ContinuousBatchingConfig:
         """For Transformers' manager."""
         on_cpu = lm.device.type == "cpu"
-        batch_tokens, page = self.batch_tokens or (256 if on_cpu else 2048), CPU_PAGE if on_cpu else PAGE
+        batch_tokens, page = (
+            self.batch_tokens or (256 if on_cpu else 2048),
+            CPU_BLOCK_TOKENS if on_cpu else BLOCK_TOKENS,
+        )
         tokens = self.cache_tokens or _default_tokens(lm, self.rows)
         return ContinuousBatchingConfig(
             page_size=page,

@@ -10,7 +10,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import KVPrompt, check_fits
 
-SEEDS = 2**63
+SEED_LIMIT = 2**63
 
 
 def check_supported(lm: FrozenLM) -> None:
@@ -66,8 +66,10 @@ def check_job(lm: FrozenLM, job: Job) -> None:
     """Raises EngineError for a job without tokens, with ids that are none of the model's, or an impossible seed."""
     if not job.ids:
         raise EngineError("a job has no tokens", where=job.id, hint="give at least one token of text")
-    if not 0 <= job.sampling.seed < SEEDS:
-        raise EngineError("the seed is out of range", where=job.id, expected=f"0 to {SEEDS - 1}", got=job.sampling.seed)
+    if not 0 <= job.sampling.seed < SEED_LIMIT:
+        raise EngineError(
+            "the seed is out of range", where=job.id, expected=f"0 to {SEED_LIMIT - 1}", got=job.sampling.seed
+        )
     check_ids(lm, job.id, job.ids)
 
 

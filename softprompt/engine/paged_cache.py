@@ -26,11 +26,11 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.prefix.forward import additive
 
 NAME = "softprompt_paged"  # of the attention implementation
-CORE_BYTES = 2**20  # keys and values that stay in the cache of a CPU's core
+CORE_CACHE_BYTES = 2**20  # keys and values that stay in the cache of a CPU's core
 
 
 @dataclass(frozen=True)
-class CachePiece:
+class RowChunk:
     """What one row has in a step: `length` tokens at the positions `past`, `past + 1`, …"""
 
     past: int
@@ -39,7 +39,7 @@ class CachePiece:
 
 
 @dataclass(frozen=True)
-class Span:
+class VirtualSpan:
     """Tokens [start, stop) of the batch are the virtual tokens [begin, end) of a prompt."""
 
     start: int
@@ -49,20 +49,20 @@ class Span:
     loaded: LoadedPrompt
 
 
-def virtual_spans(pieces: Sequence[CachePiece]) -> list[Span]:
+def virtual_spans(pieces: Sequence[RowChunk]) -> list[VirtualSpan]:
     """Where virtual tokens are in the batch."""
     spans, start = [], 0
     for piece in pieces:
         begin, end = piece.loaded.virtual(piece.past, piece.past + piece.length)
         if begin < end:
             first = start + piece.loaded.first + begin - piece.past
-            spans.append(Span(first, first + end - begin, begin, end, piece.loaded))
+            spans.append(VirtualSpan(first, first + end - begin, begin, end, piece.loaded))
         start += piece.length
     return spans
 
 
 @dataclass(frozen=True)
-class Padded:
+class DecodeRows:
     """Rows of one query each in a step; their keys are padded to one length.
 
     Attributes:
@@ -87,7 +87,7 @@ class Padded:
 
 
 @dataclass(frozen=True)
-class Long:
+class PrefillRow:
     """A row of several queries in a step.
 
     Attributes:
@@ -109,11 +109,11 @@ class Long:
         return found[0].transpose(0, 1)
 
 
-Part = Padded | Long
+Part = DecodeRows | PrefillRow
 
 
 @dataclass(frozen=True)
-class Read:
+class CacheRead:
     """Keys and values that are read at once, and who looks at them.
 
     Attributes:
@@ -125,7 +125,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """What all layers of one kind of attention read and write in a step.
 
     Attributes:
@@ -134,12 +134,12 @@ class Plan:
     """
 
     write: Tensor
-    reads: tuple[Read, ...]
+    reads: tuple[CacheRead, ...]
 
 
-def plan(
-    allocator: CacheAllocator, pieces: Sequence[CachePiece], flat: Tensor, write: Tensor, dtype: torch.dtype
-) -> Plan:
+def plan_attention(
+    allocator: CacheAllocator, pieces: Sequence[RowChunk], flat: Tensor, write: Tensor, dtype: torch.dtype
+) -> AttentionPlan:
     """The plan of one kind of attention.
 
     Args:
@@ -153,24 +153,24 @@ def plan(
     whole = window is not None or not len(flat) or flat.device.type != "cpu"
     decoding = next((i for i, piece in enumerate(pieces) if piece.length > 1), len(pieces)) if len(flat) else 0
     rows = decoding if whole else _rows_at_once(allocator, max(sizes[:decoding], default=0), dtype)
-    reads, slot, query = list[Read](), 0, 0
+    reads, slot, query = list[CacheRead](), 0, 0
     for first in range(0, decoding, rows or 1):
         own = sizes[first : min(first + rows, decoding)]
         index, mask = _padded(flat[slot : slot + sum(own)], own, allocator.read_trash_index, dtype)
         slot, query = slot + sum(own), query + len(own)
-        reads.append(Read(index, (Padded(slice(first, query), slice(0, len(index)), mask),)))
+        reads.append(CacheRead(index, (DecodeRows(slice(first, query), slice(0, len(index)), mask),)))
     for piece, size in zip(pieces[decoding:], sizes[decoding:], strict=True):
         queries, mask = slice(query, query + piece.length), _causal(piece.length, size, window, dtype, flat.device)
-        reads.append(Read(flat[slot : slot + size], (Long(queries, slice(0, size), mask),)))
+        reads.append(CacheRead(flat[slot : slot + size], (PrefillRow(queries, slice(0, size), mask),)))
         slot, query = slot + size, queries.stop
-    return Plan(write, (_joined(reads),) if whole else tuple(reads))
+    return AttentionPlan(write, (_joined(reads),) if whole else tuple(reads))
 
 
 def _rows_at_once(allocator: CacheAllocator, longest: int, dtype: torch.dtype) -> int:
     """Rows whose keys and values stay in a core's own cache between being gathered and being used."""
     any_allocator: Any = allocator
     numbers = 2 * any_allocator.num_key_value_heads * any_allocator.head_dim * longest
-    return max(1, CORE_BYTES // max(1, numbers * dtype.itemsize))
+    return max(1, CORE_CACHE_BYTES // max(1, numbers * dtype.itemsize))
 
 
 def _padded(flat: Tensor, sizes: Sequence[int], filler: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -184,17 +184,17 @@ def _padded(flat: Tensor, sizes: Sequence[int], filler: int, dtype: torch.dtype)
     return slots_NL.flatten(), additive(there_NL[:, None], dtype)
 
 
-def _joined(reads: Sequence[Read]) -> Read:
+def _joined(reads: Sequence[CacheRead]) -> CacheRead:
     """All in one."""
     parts, key = list[Part](), 0
     for read in reads:
         for part in read.parts:
             parts.append(replace(part, keys=slice(key, key + part.keys.stop)))
             key += part.keys.stop
-    return Read(torch.cat([read.index for read in reads]), tuple(parts))
+    return CacheRead(torch.cat([read.index for read in reads]), tuple(parts))
 
 
-class Step:
+class AttentionStep:
     """One step of a batch, as the attention layers see it.
 
     Args:
@@ -202,7 +202,9 @@ class Step:
         spans: where virtual tokens are.
     """
 
-    def __init__(self, cache: PagedAttentionCache, plans: Sequence[Plan], spans: Sequence[Span]) -> None:
+    def __init__(
+        self, cache: PagedAttentionCache, plans: Sequence[AttentionPlan], spans: Sequence[VirtualSpan]
+    ) -> None:
         self._cache, self._plans = cache, plans
         self._spans = [span for span in spans if span.loaded.layers]
 
@@ -257,7 +259,7 @@ def paged_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    step: Step | None = None,
+    step: AttentionStep | None = None,
     scaling: float | None = None,
     softcap: float | None = None,
     **others: Any,

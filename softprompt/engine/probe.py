@@ -17,7 +17,7 @@ from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes, sta
 from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE
 from softprompt.prompts.forms import KVPrompt
 
-NAME = "probe"
+_PROBE = "probe"
 
 
 async def probe(lm: FrozenLM, engine: Engine) -> None:
@@ -27,13 +27,13 @@ async def probe(lm: FrozenLM, engine: Engine) -> None:
     """
     ids = tuple((7 * i + 3) % lm.geometry.vocab for i in range(6))
     layers = await asyncio.to_thread(compute_keys_values, lm, Prefix(lead=ids[:3]))
-    await engine.load(NAME, Prefix(KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers))))
+    await engine.load(_PROBE, Prefix(KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers))))
     try:
-        answers = await asyncio.gather(_answer(lm, engine, None, ids), _answer(lm, engine, NAME, ids[3:]))
+        answers = await asyncio.gather(_answer(lm, engine, None, ids), _answer(lm, engine, _PROBE, ids[3:]))
     except EngineError as error:
         raise unsupported(lm, str(error.got or error.what)) from error
     finally:
-        await engine.unload(NAME)
+        await engine.unload(_PROBE)
     for answer in answers:
         wanted = await asyncio.to_thread(_wanted, lm, ids, answer[0].id)
         ours = torch.stack([_logprobs(token, lm.geometry.vocab) for token in answer])
@@ -43,7 +43,7 @@ async def probe(lm: FrozenLM, engine: Engine) -> None:
 
 
 async def _answer(lm: FrozenLM, engine: Engine, prompt: str | None, ids: tuple[int, ...]) -> list[Token]:
-    job = Job(f"{NAME} {prompt}", prompt, ids, Sampling(2), frozenset(), logprobs=lm.geometry.vocab)
+    job = Job(f"{_PROBE} {prompt}", prompt, ids, Sampling(2), frozenset(), logprobs=lm.geometry.vocab)
     return [token async for token in engine.stream(job)]
 
 

@@ -16,7 +16,7 @@ from typing import final
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 
-from softprompt.engine.base import Job, Stats, Token
+from softprompt.engine.base import EngineStats, Job, Token
 from softprompt.engine.batching_loop import BatchingLoop, BatchRow, RowUpdates
 from softprompt.engine.capacity import Capacity
 from softprompt.engine.checks import check_context_room, check_job, check_prefix, check_supported, unsupported
@@ -43,7 +43,7 @@ class TransformersEngine:
         self._rows: dict[str, BatchRow] = {}  # by the job's id
         self._keys = 0
         self._slots = 0  # tokens of the largest job that the cache holds
-        self._stats = self._before = Stats(0, 0, 0.0)
+        self._stats = self._before = EngineStats(0, 0, 0.0)
         self._loop: BatchingLoop | None = None
 
     async def start(self) -> None:
@@ -125,11 +125,11 @@ class TransformersEngine:
         finally:
             loop.cancel(row)
 
-    def stats(self) -> Stats:
+    def stats(self) -> EngineStats:
         """What it is busy with now."""
         now, before = self._stats, self._before
         cached, computed = now.cached_tokens - before.cached_tokens, now.computed_tokens - before.computed_tokens
-        return Stats(now.running, now.waiting, now.kv_usage, cached, computed)
+        return EngineStats(now.running, now.waiting, now.kv_usage, cached, computed)
 
     def check_integrity(self) -> None:
         """Raises AssertionError if blocks, virtual ids or reference counts do not add up. Waits for a step to end."""

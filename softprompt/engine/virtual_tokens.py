@@ -20,8 +20,8 @@ from softprompt.errors import EngineError
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
-IDS = 2**31  # an engine hashes and stores ids as int32
-SALTED = 2**30  # below are virtual ids, above the tenants' alphabets
+ID_LIMIT = 2**31  # an engine hashes and stores ids as int32
+FIRST_SALTED_ID = 2**30  # below are virtual ids, above the tenants' alphabets
 
 
 @dataclass(eq=False)
@@ -71,10 +71,10 @@ class VirtualVocabulary:
         Raises EngineError when there are more tenants than alphabets.
         """
         number = self._tenants.setdefault(tenant, len(self._tenants))
-        if SALTED + number * self.first > IDS:
+        if FIRST_SALTED_ID + number * self.first > ID_LIMIT:
             del self._tenants[tenant]
             raise EngineError("there are too many tenants", expected=f"at most {len(self._tenants)}", got=tenant)
-        return token if number == 0 else SALTED + (number - 1) * self.first + token
+        return token if number == 0 else FIRST_SALTED_ID + (number - 1) * self.first + token
 
     def names(self) -> tuple[str, ...]:
         """Names that `take` knows."""
@@ -86,7 +86,7 @@ class VirtualVocabulary:
         Raises EngineError when the ids are used up.
         """
         size = prefix.prompt.n_tokens if prefix.prompt else 0
-        if self._next + size > SALTED:
+        if self._next + size > FIRST_SALTED_ID:
             raise EngineError("no virtual ids are left", where=name, hint="restart the engine")
         ids = (*prefix.lead, *range(self._next, self._next + size), *prefix.follow)
         loaded = LoadedPrompt(name, ids, len(prefix.lead), size)
@@ -146,7 +146,7 @@ class VirtualVocabulary:
 
 def only_text_ids(ids_Q: Tensor, vocab: int) -> Tensor:
     """The ids of text tokens in the base vocabulary, of whatever alphabet; those of virtual tokens become 0."""
-    return torch.where(ids_Q < SALTED, ids_Q.where(ids_Q < vocab, 0), (ids_Q - SALTED) % vocab)
+    return torch.where(ids_Q < FIRST_SALTED_ID, ids_Q.where(ids_Q < vocab, 0), (ids_Q - FIRST_SALTED_ID) % vocab)
 
 
 def _stored(states_KPD: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from softprompt.errors import ConfigError
 
 USER_ENV, ADMIN_ENV = "SOFTPROMPT_API_KEYS", "SOFTPROMPT_ADMIN_KEYS"
-SHORTEST = 16  # characters; what is shorter is guessed
+MIN_KEY_CHARS = 16  # characters; what is shorter is guessed
 MAX_FILE_BYTES = 2**20
 
 
@@ -63,11 +63,11 @@ def read_keys(env: str, file: Path | None) -> list[str]:
             raise ConfigError("the file of keys cannot be read", where=file, got=type(error).__name__) from error
         keys += [key for line in lines if (key := line.partition("#")[0].strip())]
     for i, key in enumerate(keys, 1):
-        if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
+        if len(key) < MIN_KEY_CHARS or not key.isascii() or not key.isprintable() or " " in key:
             raise ConfigError(
                 f"key {i} is not usable",
                 where=file or env,
-                expected=f"at least {SHORTEST} letters, digits and signs",
+                expected=f"at least {MIN_KEY_CHARS} letters, digits and signs",
                 hint="openssl rand -hex 32 makes one",
             )
     return keys

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from softprompt.server.api_keys import ApiKeys
 from softprompt.server.auth import require_access
 from softprompt.server.error_responses import ApiError
-from softprompt.server.middleware import RequestMiddleware, refusal
+from softprompt.server.middleware import RequestMiddleware, error_response
 from softprompt.server.routes.generation import add_generation
 from softprompt.server.routes.models import add_models
 from softprompt.server.routes.operations import add_operations
@@ -62,6 +62,6 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = {404: ("There is no such path.", "unknown_path"), 405: ("The path has no such method.", "unknown_method")}
     message, code = what.get(error.status_code, ("The request cannot be read.", "unreadable_request"))
-    reply = refusal(ApiError(error.status_code, message, code))
+    reply = error_response(ApiError(error.status_code, message, code))
     reply.headers.update(error.headers or {})
     return reply

@@ -19,11 +19,11 @@ from softprompt.prompts import router, store
 from softprompt.prompts.card import Card
 
 OTHER_BASE = "it was made for another base model"
-RACY_NS = 2_000_000_000  # a folder that changed this short ago may change again without a newer time
+SETTLE_NS = 2_000_000_000  # a folder that changed this short ago may change again without a newer time
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """What a list says of a soft prompt without loading it.
 
     Attributes:
@@ -51,8 +51,8 @@ class Catalogue:
 
     def __init__(self, geometry: Geometry, folder: Path | None, given: Mapping[str, Path]) -> None:
         self._geometry, self._folder, self._given = geometry, folder, dict(given)
-        self._cards: dict[str, tuple[tuple[int, int], Entry]] = {}
-        self._listed: tuple[int, tuple[Entry, ...]] | None = None
+        self._cards: dict[str, tuple[tuple[int, int], CatalogueEntry]] = {}
+        self._listed: tuple[int, tuple[CatalogueEntry, ...]] | None = None
         self._lock = threading.Lock()
 
     def path(self, name: str) -> Path | None:
@@ -73,17 +73,17 @@ class Catalogue:
         path = self._folder / name
         return path if not path.is_symlink() and (path / facts).is_file() else None
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[CatalogueEntry, ...]:
         """All of them, by name. Reads the folder again when it has changed, and only cards that are new in it."""
         with self._lock:
             changed = self._folder.stat().st_mtime_ns if self._folder is not None and self._folder.is_dir() else 0
             if self._listed is None or self._listed[0] != changed:
                 found = tuple(self._scan())
-                settled = time.time_ns() - changed > RACY_NS
+                settled = time.time_ns() - changed > SETTLE_NS
                 self._listed = (changed if settled else -1, found)
             return self._listed[1]
 
-    def _scan(self) -> Iterator[Entry]:
+    def _scan(self) -> Iterator[CatalogueEntry]:
         names = set(self._given)
         if self._folder is not None and self._folder.is_dir():
             names |= {found.name for found in os.scandir(self._folder) if store.NAME.fullmatch(found.name)}
@@ -105,19 +105,19 @@ class Catalogue:
             self._cards[name] = (stamp, entry)
             yield entry
 
-    def _read(self, name: str, path: Path, created: int) -> Entry:
+    def _read(self, name: str, path: Path, created: int) -> CatalogueEntry:
         try:
             card: Card = store.load_card(path)
         except StoreError:
-            return Entry(name, created, fault="its card is damaged")
+            return CatalogueEntry(name, created, fault="its card is damaged")
         fault = OTHER_BASE if self._geometry.differs(card.geometry) else ""
-        return Entry(name, created, card.form, card.n_tokens, card.sha256, fault)
+        return CatalogueEntry(name, created, card.form, card.n_tokens, card.sha256, fault)
 
-    def _read_router(self, name: str, path: Path, created: int) -> Entry:
+    def _read_router(self, name: str, path: Path, created: int) -> CatalogueEntry:
         try:
             router.load_router(path, self._geometry)
         except WrongBaseError:
-            return Entry(name, created, "router", fault=OTHER_BASE)
+            return CatalogueEntry(name, created, "router", fault=OTHER_BASE)
         except StoreError:
-            return Entry(name, created, "router", fault="its files are damaged")
-        return Entry(name, created, "router")
+            return CatalogueEntry(name, created, "router", fault="its files are damaged")
+        return CatalogueEntry(name, created, "router")

@@ -12,12 +12,12 @@ from typing_extensions import TypedDict  # pydantic reads it, and wants this one
 
 from softprompt.errors import EngineError, SoftpromptError
 
-SHOWN = 80  # characters of what a client sent that are said back
-TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-NEAR = 2000  # names that are searched for one that is spelled alike
+SHOWN_CHARS = 80  # characters of what a client sent that are said back
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_COMPARED_NAMES = 2000  # names that are searched for one that is spelled alike
 
 
-class ErrorFacts(TypedDict):
+class ErrorDetail(TypedDict):
     """OpenAI's error object."""
 
     message: str
@@ -29,7 +29,7 @@ class ErrorFacts(TypedDict):
 class ErrorReply(TypedDict):
     """The body of every reply that is not a success."""
 
-    error: ErrorFacts
+    error: ErrorDetail
 
 
 class ApiError(EngineError):
@@ -53,7 +53,7 @@ class ApiError(EngineError):
     @property
     def body(self) -> ErrorReply:
         """As JSON."""
-        kind = TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
+        kind = _ERROR_TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
@@ -77,8 +77,8 @@ def from_text(error: SoftpromptError, param: str) -> ApiError:
 
 def unknown_model(name: str, known: Iterable[str]) -> ApiError:
     """No model of this name; says which are spelled alike."""
-    near = difflib.get_close_matches(name, [k for _, k in zip(range(NEAR), known, strict=False)], n=3)
-    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near and len(name) <= SHOWN else ""
+    near = difflib.get_close_matches(name, [k for _, k in zip(range(_COMPARED_NAMES), known, strict=False)], n=3)
+    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near and len(name) <= SHOWN_CHARS else ""
     return ApiError(404, f"The model {shown_value(name)} does not exist.{meant}", "model_not_found", param="model")
 
 
@@ -94,4 +94,4 @@ def internal(request_id: str) -> ApiError:
 
 def shown_value(text: str) -> str:
     """A client's text in a message: quoted and short."""
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+    return repr(text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…")

@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from softprompt.server.error_responses import ApiError
 
-LAST_WORD_S = 1.0  # for a client that does not read
+FINAL_EVENT_S = 1.0  # for a client that does not read
 DONE = b"data: [DONE]\n\n"
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class ClientGoneError(ApiError):
@@ -25,7 +25,7 @@ class ClientGoneError(ApiError):
         super().__init__(499, "The client has closed the connection.", "client_gone")
 
 
-async def cancel_on_disconnect(receive: Receive, deadline: float, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(receive: Receive, deadline: float, work: Coroutine[Any, Any, _T]) -> _T:
     """The result of `work`, which is cancelled, and has ended, before this raises.
 
     Args:
@@ -86,7 +86,7 @@ class EventStream(Response):
             raise
         except ApiError as problem:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORD_S):
+                async with asyncio.timeout(FINAL_EVENT_S):
                     await _send_part(send, _event(problem.body) + DONE)
                     await send({"type": "http.response.body", "body": b""})
         finally:
@@ -101,7 +101,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _next(events: AsyncGenerator[T, None]) -> T:
+async def _next(events: AsyncGenerator[_T, None]) -> _T:
     return await anext(events)
 
 

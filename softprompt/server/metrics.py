@@ -10,17 +10,38 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from softprompt.engine.base import Stats
+from softprompt.engine.base import EngineStats
 
 PREFIX = "softprompt_"
 # vLLM's buckets, in seconds.
-FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
-BETWEEN = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
-WHOLE = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+_FIRST_TOKEN_BUCKETS = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+)
+_INTER_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
+_REQUEST_BUCKETS = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
 
 
 @dataclass(frozen=True)
-class PromptLoads:
+class PromptCacheStats:
     """What the library counted."""
 
     loaded: int
@@ -29,15 +50,21 @@ class PromptLoads:
     evictions: int
 
 
-class Metrics:
+class ServerMetrics:
     """Counts what happens; asks engine and library what they are busy with when it is read."""
 
-    def __init__(self, stats: Callable[[], Stats], loads: Callable[[], PromptLoads]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats], loads: Callable[[], PromptCacheStats]) -> None:
         self.registry = CollectorRegistry()
-        self.first_token = self._seconds("time_to_first_token_seconds", "From request to first token.", FIRST)
-        self.between_tokens = self._seconds("inter_token_latency_seconds", "From token to token.", BETWEEN)
-        self.queue = self._seconds("request_queue_time_seconds", "From request to batch, in the engine.", WHOLE)
-        self.whole_request = self._seconds("e2e_request_latency_seconds", "From request to last token.", WHOLE)
+        self.first_token = self._seconds(
+            "time_to_first_token_seconds", "From request to first token.", _FIRST_TOKEN_BUCKETS
+        )
+        self.between_tokens = self._seconds("inter_token_latency_seconds", "From token to token.", _INTER_TOKEN_BUCKETS)
+        self.queue = self._seconds(
+            "request_queue_time_seconds", "From request to batch, in the engine.", _REQUEST_BUCKETS
+        )
+        self.whole_request = self._seconds(
+            "e2e_request_latency_seconds", "From request to last token.", _REQUEST_BUCKETS
+        )
         self.prompt_tokens = self._count("prompt_tokens", "Tokens of texts; virtual ones do not count.")
         self.generation_tokens = self._count("generation_tokens", "Tokens of answers.")
         self.success = self._count("request_success", "Answers by how they ended.", "finished_reason")
@@ -56,7 +83,7 @@ class Metrics:
 
 
 class _Busy(Collector):
-    def __init__(self, stats: Callable[[], Stats], loads: Callable[[], PromptLoads]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats], loads: Callable[[], PromptCacheStats]) -> None:
         self._stats, self._loads = stats, loads
 
     def collect(self) -> Iterator[Metric]:

@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softprompt.server.error_responses import ApiError, internal
-from softprompt.server.metrics import Metrics
+from softprompt.server.metrics import ServerMetrics
 
 log = structlog.get_logger("softprompt.server")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-SECURITY = {
+SECURITY_HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
@@ -27,7 +27,7 @@ SECURITY = {
 }
 
 
-def refusal(problem: ApiError) -> JSONResponse:
+def error_response(problem: ApiError) -> JSONResponse:
     """A problem as a reply."""
     return JSONResponse(problem.body, problem.status, problem.headers)
 
@@ -40,7 +40,7 @@ class RequestMiddleware:
         log_content: whether messages of unforeseen errors, which may hold a client's text, go to the log.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: frozenset[str], log_content: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, hosts: frozenset[str], log_content: bool) -> None:
         self._app, self._metrics, self._hosts, self._log_content = app, metrics, hosts, log_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +61,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update({**SECURITY, "x-request-id": request_id})
+                MutableHeaders(scope=message).update({**SECURITY_HEADERS, "x-request-id": request_id})
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -73,11 +73,11 @@ class RequestMiddleware:
                 if status:  # a stream that broke; there is no one to tell
                     facts["broke"] = problem.code
                 else:
-                    await refusal(problem)(scope, receive, sending)
+                    await error_response(problem)(scope, receive, sending)
             except Exception as error:
                 self._log_fault(error)
                 if not status:
-                    await refusal(internal(request_id))(scope, receive, sending)
+                    await error_response(internal(request_id))(scope, receive, sending)
             self._log_request(scope, status, time.monotonic() - opened, facts)
 
     def _log_request(self, scope: Scope, status: int, seconds: float, facts: dict[str, Any]) -> None:

@@ -8,21 +8,21 @@ from pydantic import BaseModel
 
 from softprompt.server.error_responses import ErrorReply
 
-FAULTS = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
+ERROR_STATUSES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 
 
-def body_of(kind: type[BaseModel]) -> dict[str, Any]:
+def request_body(kind: type[BaseModel]) -> dict[str, Any]:
     """A JSON body of this kind."""
     schema = kind.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}}
 
 
-def replies_of(kind: Any, *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
+def responses(kind: Any, *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
     """The reply of a success, also as a stream, and the errors."""
     success: dict[str, Any] = {"model": kind, "description": "The answer."}
     if stream:
         success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-    faults = {status: {"model": ErrorReply, "description": "Not answered."} for status in FAULTS}
+    faults = {status: {"model": ErrorReply, "description": "Not answered."} for status in ERROR_STATUSES}
     return {200: success, **faults}
 
 

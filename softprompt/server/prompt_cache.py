@@ -19,7 +19,7 @@ from softprompt.errors import SoftpromptError, WrongBaseError
 from softprompt.server.error_responses import ApiError, unknown_prompt
 from softprompt.server.prompt_reader import SoftPromptReader
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(eq=False)
@@ -150,15 +150,15 @@ class PromptCache:
         """The one load of this name, begun if there is none."""
         if name not in self._loads:
             task = self._loads[name] = asyncio.create_task(self._load(name))
-            task.add_done_callback(_heard)
+            task.add_done_callback(_retrieve_error)
         return self._loads[name]
 
     async def _load(self, name: str) -> None:
         try:
             await self._take_place(name)
             try:
-                loaded = CachedPrompt(name, f"{name}#{next(self._serial)}", await describe_prompt(self._read(name)))
-                await describe_prompt(self._engine.load(loaded.key, loaded.frame.prefix))
+                loaded = CachedPrompt(name, f"{name}#{next(self._serial)}", await as_api_error(self._read(name)))
+                await as_api_error(self._engine.load(loaded.key, loaded.frame.prefix))
             except BaseException:
                 self._give_place()
                 raise
@@ -212,13 +212,13 @@ class PromptCache:
             self._give_place()
 
 
-def _heard(task: asyncio.Task[None]) -> None:
+def _retrieve_error(task: asyncio.Task[None]) -> None:
     """Everyone who waited for a load may have left: its error is not news to the event loop then."""
     if not task.cancelled():
         task.exception()
 
 
-async def describe_prompt(work: Awaitable[T]) -> T:
+async def as_api_error(work: Awaitable[_T]) -> _T:
     """The result of a step of loading, or what a client may know of its error."""
     try:
         return await work

@@ -13,14 +13,14 @@ from softprompt.inference.sampling import Sampling
 from softprompt.server.error_responses import invalid
 from softprompt.server.limits import Limits
 from softprompt.server.prompt_reader import EncodedPrompt, PromptReader
-from softprompt.server.schema import ChatRequest, CompletionRequest, Generation
+from softprompt.server.schema import ChatRequest, CompletionRequest, GenerationFields
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI and vLLM have it; a conversation's answer may fill the context
 
-Text = Callable[
+TextReader = Callable[
     [PromptReader], EncodedPrompt
 ]  # a text or conversation, as the model that is asked reads it; raises DataError
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class GenerationRequest:
     """
 
     model: str
-    texts: tuple[Text, ...]
+    texts: tuple[TextReader, ...]
     param: str
     n: int
     sampling: Sampling
@@ -60,7 +60,9 @@ def chat_request(request: ChatRequest, limits: Limits) -> GenerationRequest:
     _check_most(request.top_logprobs or 0, limits.logprobs, "top_logprobs")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     new_tokens = request.max_completion_tokens or request.max_tokens
-    return _ask(request, limits, (lambda reader: reader.chat(messages),), "messages", new_tokens, logprobs)
+    return _generation_request(
+        request, limits, (lambda reader: reader.chat(messages),), "messages", new_tokens, logprobs
+    )
 
 
 def completion_request(request: CompletionRequest, limits: Limits) -> GenerationRequest:
@@ -71,7 +73,7 @@ def completion_request(request: CompletionRequest, limits: Limits) -> Generation
     _check_most(sum(map(len, prompts)), limits.chars, "prompt", " characters")
     _check_most(request.logprobs or 0, limits.logprobs, "logprobs")
     texts = tuple(partial(_read, prompt, f"prompt[{i}]") for i, prompt in enumerate(prompts))
-    return _ask(request, limits, texts, "prompt", request.max_tokens or DEFAULT_TOKENS, request.logprobs)
+    return _generation_request(request, limits, texts, "prompt", request.max_tokens or DEFAULT_TOKENS, request.logprobs)
 
 
 def _several(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
@@ -86,31 +88,33 @@ def _read(prompt: str | list[int], where: str, reader: PromptReader) -> EncodedP
     return reader.text(prompt, where) if isinstance(prompt, str) else reader.tokens(prompt)
 
 
-def _ask(
-    request: Generation,
+def _generation_request(
+    request: GenerationFields,
     limits: Limits,
-    texts: tuple[Text, ...],
+    texts: tuple[TextReader, ...],
     param: str,
     new_tokens: int | None,
     logprobs: int | None,
 ) -> GenerationRequest:
-    n, stops = _or(request.n, 1), request.stops
-    top_k = max(0, _or(request.top_k, 0))  # -1 is all, as in vLLM
+    n, stops = _default(request.n, 1), request.stops
+    top_k = max(0, _default(request.top_k, 0))  # -1 is all, as in vLLM
     _check_most(len(texts) * n, limits.choices, "n", " answers")
     _check_most(len(stops), limits.stops, "stop", " strings")
     _check_most(max(map(len, stops), default=0), limits.stop_chars, "stop", " characters")
     _check_most(top_k, limits.top_k, "top_k")
-    _check_most(_or(new_tokens, 1), limits.new_tokens, "max_tokens")
+    _check_most(_default(new_tokens, 1), limits.new_tokens, "max_tokens")
     if not all(stops):
         raise invalid("A stop string is not empty.", "stop")
-    seed = _or(request.seed, secrets.randbits(62))
-    sampling = Sampling(limits.new_tokens, _or(request.temperature, 1.0), top_k, _or(request.top_p, 1.0), stops, seed)
-    repetition, presence = _or(request.repetition_penalty, 1.0), _or(request.presence_penalty, 0.0)
-    penalties = Penalties(repetition, presence, _or(request.frequency_penalty, 0.0))
+    seed = _default(request.seed, secrets.randbits(62))
+    sampling = Sampling(
+        limits.new_tokens, _default(request.temperature, 1.0), top_k, _default(request.top_p, 1.0), stops, seed
+    )
+    repetition, presence = _default(request.repetition_penalty, 1.0), _default(request.presence_penalty, 0.0)
+    penalties = Penalties(repetition, presence, _default(request.frequency_penalty, 0.0))
     return GenerationRequest(request.model, texts, param, n, sampling, new_tokens, penalties, logprobs)
 
 
-def _or(value: T | None, default: T) -> T:
+def _default(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 

@@ -13,8 +13,8 @@ from typing import (
 
 from typing_extensions import TypedDict
 
-from softprompt.server.service import Work
-from softprompt.server.streaming import Scored, TextPiece
+from softprompt.server.service import PreparedRequest
+from softprompt.server.streaming import ScoredToken, TextPiece
 
 
 class Usage(TypedDict):
@@ -134,7 +134,7 @@ class FullResponse:
     """An answer that is put together from its pieces."""
 
     text: str = ""
-    scored: list[Scored] = field(default_factory=list)
+    scored: list[ScoredToken] = field(default_factory=list)
     finish: str = ""
 
     def add(self, piece: TextPiece) -> None:
@@ -152,7 +152,7 @@ class ResponseBuilder:
         logprobs: whether they were asked for.
     """
 
-    def __init__(self, work: Work, model: str, *, chat: bool, logprobs: bool) -> None:
+    def __init__(self, work: PreparedRequest, model: str, *, chat: bool, logprobs: bool) -> None:
         self._chat, self._logprobs, self._work = chat, logprobs, work
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{work.id}",
@@ -199,11 +199,11 @@ class ResponseBuilder:
             return facts | {"text": answer.text}
         return facts | {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
 
-    def _scored(self, scored: Sequence[Scored]) -> ChatLogprobs | TextLogprobs:
+    def _scored(self, scored: Sequence[ScoredToken]) -> ChatLogprobs | TextLogprobs:
         return _chat_logprobs(scored) if self._chat else _text_logprobs(scored)
 
 
-def _chat_logprobs(scored: Sequence[Scored]) -> ChatLogprobs:
+def _chat_logprobs(scored: Sequence[ScoredToken]) -> ChatLogprobs:
     content: list[TokenLogprob] = [
         {**_top(token.text, token.logprob), "top_logprobs": [_top(*other) for other in token.likeliest]}
         for token in scored
@@ -215,7 +215,7 @@ def _top(text: str, logprob: float) -> TopLogprob:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-def _text_logprobs(scored: Sequence[Scored]) -> TextLogprobs:
+def _text_logprobs(scored: Sequence[ScoredToken]) -> TextLogprobs:
     return {
         "tokens": [token.text for token in scored],
         "token_logprobs": [token.logprob for token in scored],

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from softprompt.data.records import Message
-from softprompt.server.error_responses import SHOWN, ApiError, invalid, shown_value
+from softprompt.server.error_responses import SHOWN_CHARS, ApiError, invalid, shown_value
 
 # Fields that change nothing here: bookkeeping, hints, and how a client's own account is charged.
 IGNORED = frozenset(
@@ -98,7 +98,7 @@ class Turn(_Strict):
         return Message("system" if self.role == "developer" else self.role, text)
 
 
-class Generation(_Strict):
+class GenerationFields(_Strict):
     """What texts and conversations have in common."""
 
     model: str
@@ -126,7 +126,7 @@ class Generation(_Strict):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-class ChatRequest(Generation):
+class ChatRequest(GenerationFields):
     """POST /v1/chat/completions."""
 
     messages: list[Turn] = Field(min_length=1)
@@ -135,17 +135,17 @@ class ChatRequest(Generation):
     top_logprobs: int | None = Field(None, ge=0)
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(GenerationFields):
     """POST /v1/completions."""
 
     prompt: str | list[str] | Tokens | list[Tokens]
     logprobs: int | None = Field(None, ge=0)
 
 
-R = TypeVar("R", ChatRequest, CompletionRequest)
+RequestType = TypeVar("RequestType", ChatRequest, CompletionRequest)
 
 
-def parse_request(kind: type[R], body: dict[str, Any]) -> R:
+def parse_request(kind: type[RequestType], body: dict[str, Any]) -> RequestType:
     """The request of a JSON body. Raises ProblemError 400 that names the field."""
     for name in sorted(body.keys() & NEUTRAL.keys()):
         if body[name] is not None and body[name] not in NEUTRAL[name]:
@@ -166,7 +166,7 @@ def _from_validation(error: ValidationError, kind: type[BaseModel]) -> ApiError:
         error.errors(include_url=False, include_input=False, include_context=False), key=lambda e: len(e["loc"])
     )
     unknown = found["type"] == "extra_forbidden"
-    param = _path(found["loc"], unknown)[:SHOWN]
+    param = _path(found["loc"], unknown)[:SHOWN_CHARS]
     if not unknown:
         return invalid(f"{param}: {found['msg']}", param)
     near = difflib.get_close_matches(param, kind.model_fields, n=1)

@@ -19,21 +19,21 @@ from softprompt.engine.base import Engine, Job, Token
 from softprompt.errors import DataError, EngineError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import router
-from softprompt.server.catalogue import Catalogue, Entry
+from softprompt.server.catalogue import Catalogue, CatalogueEntry
 from softprompt.server.error_responses import ApiError, from_text, invalid, unknown_model, unknown_prompt
 from softprompt.server.limits import Limits
-from softprompt.server.metrics import Metrics, PromptLoads
-from softprompt.server.prompt_cache import CachedPrompt, PromptCache, describe_prompt
+from softprompt.server.metrics import PromptCacheStats, ServerMetrics
+from softprompt.server.prompt_cache import CachedPrompt, PromptCache, as_api_error
 from softprompt.server.prompt_reader import BaseModelReader, EncodedPrompt, PromptReader, SoftPromptReader, load_reader
 from softprompt.server.rate_limit import RateLimit
 from softprompt.server.request import GenerationRequest
-from softprompt.server.streaming import TextPiece, merged, stream_text
+from softprompt.server.streaming import TextPiece, merge_streams, stream_text
 
 log = structlog.get_logger("softprompt.server")
 
 
 @dataclass(frozen=True)
-class Work:
+class PreparedRequest:
     """An ask that is ready to run.
 
     Attributes:
@@ -75,7 +75,7 @@ class Service:
         self.quota = quota or RateLimit(Limits())
         self.limits = self.quota.limits
         self.library = PromptCache(engine, self._read, pinned, places)
-        self.metrics = Metrics(engine.stats, self._loads)
+        self.metrics = ServerMetrics(engine.stats, self._loads)
         self.started = int(time.time())
         self._lm, self._base, self._fingerprint = lm, BaseModelReader(lm), lm.geometry.fingerprint
         # One at a time: what text a client sends may hold up other texts, but never the event loop or all threads.
@@ -98,7 +98,7 @@ class Service:
         return "the engine has failed" if self.engine.failure else "stopping" if self.quota.draining else ""
 
     @contextlib.asynccontextmanager
-    async def working(self, ask: GenerationRequest) -> AsyncIterator[Work]:
+    async def working(self, ask: GenerationRequest) -> AsyncIterator[PreparedRequest]:
         """Hold what an ask needs, its places and its soft prompt, while it is answered. Raises ProblemError."""
         if self.engine.failure:
             raise ApiError(503, "The engine has failed.", "engine_failed", retry_after_s=5)
@@ -111,7 +111,7 @@ class Service:
                 fingerprint = f"{self._fingerprint}-{held.frame.digest[:16]}"
                 yield await self._work(ask, held.frame, held.key, fingerprint)
 
-    async def answers(self, work: Work, opened: float) -> AsyncGenerator[TextPiece, None]:
+    async def answers(self, work: PreparedRequest, opened: float) -> AsyncGenerator[TextPiece, None]:
         """The pieces of all answers as they come; closing the generator ends the jobs. Raises ProblemError.
 
         Args:
@@ -123,7 +123,7 @@ class Service:
             for i, job in enumerate(work.jobs)
         ]
         try:
-            async with aclosing(merged(streams)) as pieces:
+            async with aclosing(merge_streams(streams)) as pieces:
                 async for piece in pieces:
                     self.metrics.generation_tokens.inc(piece.tokens)
                     if piece.finish:
@@ -143,19 +143,19 @@ class Service:
         else:
             self.library.reopen(name)
 
-    async def models(self) -> list[Entry]:
+    async def models(self) -> list[CatalogueEntry]:
         """The soft prompts that requests can name."""
         entries = await run_sync(self.catalogue.entries)
         return [entry for entry in entries if not entry.fault and not self.library.is_closed(entry.name)]
 
-    async def entry(self, name: str) -> Entry:
+    async def entry(self, name: str) -> CatalogueEntry:
         """One soft prompt, also one that cannot be served. Raises ProblemError 404."""
         for entry in await run_sync(self.catalogue.entries):
             if entry.name == name:
                 return entry
         raise unknown_prompt(name)
 
-    def model_id(self, entry: Entry) -> str:
+    def model_id(self, entry: CatalogueEntry) -> str:
         """What requests call it: its name, or BASE:NAME where the base model has that name already."""
         return f"{self.name}:{entry.name}" if entry.name == self.name else entry.name
 
@@ -188,7 +188,7 @@ class Service:
             return prompt
         if len(ask.texts) > 1:  # each might need another soft prompt: requests hold one at a time
             raise invalid("A router takes one text a request.", ask.param)
-        own = await describe_prompt(run_sync(router.load_router, path, self._lm.geometry))
+        own = await as_api_error(run_sync(router.load_router, path, self._lm.geometry))
         async with self._held(own.names[0], ask.model) as held:
             (ids,) = await self._read_texts(ask, held.frame)
         return own.names[await run_sync(own.choose, self._lm, ids.ids)]
@@ -202,11 +202,13 @@ class Service:
         except DataError as error:
             raise from_text(error, ask.param) from error
 
-    async def _work(self, ask: GenerationRequest, reader: PromptReader, prompt: str | None, fingerprint: str) -> Work:
+    async def _work(
+        self, ask: GenerationRequest, reader: PromptReader, prompt: str | None, fingerprint: str
+    ) -> PreparedRequest:
         texts = await self._read_texts(ask, reader)
         name, number = uuid.uuid4().hex, itertools.count()
         jobs = tuple(self._job(ask, ids, prompt, name, next(number)) for ids in texts for _ in range(ask.n))
-        return Work(name, jobs, ask.sampling.stop, sum(ids.text_tokens for ids in texts), fingerprint)
+        return PreparedRequest(name, jobs, ask.sampling.stop, sum(ids.text_tokens for ids in texts), fingerprint)
 
     def _job(self, ask: GenerationRequest, ids: EncodedPrompt, prompt: str | None, name: str, number: int) -> Job:
         context = self.engine.context
@@ -227,15 +229,15 @@ class Service:
             raise unknown_prompt(name)
         return await run_sync(load_reader, self._lm, path)
 
-    def _loads(self) -> PromptLoads:
+    def _loads(self) -> PromptCacheStats:
         library = self.library
-        return PromptLoads(len(library), library.hits, library.misses, library.evictions)
+        return PromptCacheStats(len(library), library.hits, library.misses, library.evictions)
 
 
 class _Clock:
     """Measures the time that an answer waits, the time to its first token and between its tokens."""
 
-    def __init__(self, metrics: Metrics, opened: float) -> None:
+    def __init__(self, metrics: ServerMetrics, opened: float) -> None:
         self._metrics, self._last, self._first = metrics, opened, True
 
     def tick(self, token: Token) -> None:

@@ -12,11 +12,11 @@ from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.engine.base import Engine, Job, Token
 from softprompt.inference.detokenizer import Detokenizer
 
-AHEAD = 32  # pieces that may wait for a slow reader before its answers pause
+MAX_WAITING_PIECES = 32  # pieces that may wait for a slow reader before its answers pause
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredToken:
     """A token of an answer with its log-probability.
 
     Attributes:
@@ -44,7 +44,7 @@ class TextPiece:
 
     choice: int
     text: str
-    scored: tuple[Scored, ...]
+    scored: tuple[ScoredToken, ...]
     tokens: int
     finish: str
 
@@ -58,7 +58,7 @@ async def stream_text(
         stops: strings that end it; they are not part of it.
         on_token: is told of every token of the engine.
     """
-    transcript, waiting, told = Detokenizer(tokenizer, stops), deque[Scored](), 0
+    transcript, waiting, told = Detokenizer(tokenizer, stops), deque[ScoredToken](), 0
     async with aclosing(engine.stream(job)) as tokens:
         async for token in tokens:
             on_token(token)
@@ -78,7 +78,7 @@ async def stream_text(
                 return
 
 
-def _due(waiting: deque[Scored], transcript: Detokenizer, finish: str) -> tuple[Scored, ...]:
+def _due(waiting: deque[ScoredToken], transcript: Detokenizer, finish: str) -> tuple[ScoredToken, ...]:
     """Tokens whose text begins in front of what is still held back, or of the stop string that cut it."""
     due = []
     whole = bool(finish) and not transcript.stopped
@@ -87,14 +87,14 @@ def _due(waiting: deque[Scored], transcript: Detokenizer, finish: str) -> tuple[
     return tuple(due)
 
 
-def _scored(token: Token, start: int, logprob: float, tokenizer: Tokenizer) -> Scored:
+def _scored(token: Token, start: int, logprob: float, tokenizer: Tokenizer) -> ScoredToken:
     likeliest = tuple((decode([other], tokenizer), value) for other, value in token.likeliest)
-    return Scored(decode([token.id], tokenizer), start, logprob, likeliest)
+    return ScoredToken(decode([token.id], tokenizer), start, logprob, likeliest)
 
 
-async def merged(streams: Sequence[AsyncGenerator[TextPiece, None]]) -> AsyncGenerator[TextPiece, None]:
+async def merge_streams(streams: Sequence[AsyncGenerator[TextPiece, None]]) -> AsyncGenerator[TextPiece, None]:
     """The pieces of all streams as they come. The first error ends all; so does leaving the iterator."""
-    queue: asyncio.Queue[TextPiece | BaseException | None] = asyncio.Queue(AHEAD)
+    queue: asyncio.Queue[TextPiece | BaseException | None] = asyncio.Queue(MAX_WAITING_PIECES)
     tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
     try:
         left = len(tasks)

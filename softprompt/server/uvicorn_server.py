@@ -20,8 +20,8 @@ from softprompt.server.service import Service
 log = structlog.get_logger("softprompt.server")
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-CONNECTIONS = 4096  # open at a time
-LAST_S = 2  # for what is cut off to say so
+MAX_CONNECTIONS = 4096  # open at a time
+CLOSE_S = 2  # for what is cut off to say so
 
 
 def check_address(host: str, keys: ApiKeys) -> None:
@@ -75,19 +75,19 @@ async def serve(service: Service, app: ASGIApp, listening: socket.socket) -> Non
         access_log=False,
         server_header=False,
         ws="none",
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=LAST_S,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=CLOSE_S,
     )
     host, port = listening.getsockname()[:2]
     log.info("listening", host=host, port=port, model=service.name)
-    server = Draining(config, service)
+    server = DrainingServer(config, service)
     await server.serve(sockets=[listening])
     log.info("stopped")
     if service.engine.failure and not server.told:  # Ctrl-C also ends an engine's own processes
         raise EngineError("the engine has failed", got=service.engine.failure)
 
 
-class Draining(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """Told to stop, it takes no new requests (503), lets the others end, and then goes; told twice, it goes at once."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:

@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.softprompt")
 
-PARAM, FOLDER = "soft_prompt", "soft_prompts"
-REFUSED = "refused"  # no id: a request with this name fails
-HELD_BYTES = 2**30  # of prefixes in a worker's memory; the least recently used give way
+_REQUEST_PARAM, _FOLDER_OPTION = "soft_prompt", "soft_prompts"
+REFUSED_PREFIX = "refused"  # no id: a request with this name fails
+PREFIX_CACHE_BYTES = 2**30  # of prefixes in a worker's memory; the least recently used give way
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.|(?:^|\.)h\.(\d+)\.")
 
 
 @dataclass
-class Load:
+class PrefixLoad:
     """Tokens [start, end) of a prefix for the blocks of one request; `name` is REFUSED for a request that must fail."""
 
     name: str
@@ -65,7 +65,7 @@ class Load:
 class PrefixLoads(KVConnectorMetadata):
     """What the workers do in a step."""
 
-    loads: list[Load] = field(default_factory=list)
+    loads: list[PrefixLoad] = field(default_factory=list)
 
 
 class SoftPromptConnector(KVConnectorBase_V1):
@@ -73,10 +73,10 @@ class SoftPromptConnector(KVConnectorBase_V1):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        self._folder = Path(self._kv_transfer_config.get_from_extra_config(FOLDER, ""))
+        self._folder = Path(self._kv_transfer_config.get_from_extra_config(_FOLDER_OPTION, ""))
         self._block = vllm_config.cache_config.block_size
         self._lengths: dict[str, int] = {}
-        self._loads: list[Load] = []
+        self._loads: list[PrefixLoad] = []
         self._layers: list[tuple[int, Any]] = []
         self._held: OrderedDict[str, Tensor] = OrderedDict()
         self._failed: set[int] = set()
@@ -96,8 +96,11 @@ class SoftPromptConnector(KVConnectorBase_V1):
             request.skip_reading_prefix_cache = False
             if request.sampling_params is not None:
                 request.sampling_params.prompt_logprobs = None
-            request.kv_transfer_params, name = {PARAM: REFUSED}, f"{REFUSED} {request.request_id}"
-        request.cache_salt = f"{PARAM}:{name}:{request.cache_salt or ''}"
+            request.kv_transfer_params, name = (
+                {_REQUEST_PARAM: REFUSED_PREFIX},
+                f"{REFUSED_PREFIX} {request.request_id}",
+            )
+        request.cache_salt = f"{_REQUEST_PARAM}:{name}:{request.cache_salt or ''}"
         request.block_hashes.clear()
         request.update_block_hashes()
 
@@ -107,7 +110,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
         if name is None:
             return 0, False
         # A request of one token cannot fail so, for vLLM computes the last one; only placeholders are as short.
-        length = min(1, request.num_tokens - 1) if name == REFUSED else self._length(name) or 0
+        length = min(1, request.num_tokens - 1) if name == REFUSED_PREFIX else self._length(name) or 0
         return max(0, length - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
@@ -116,7 +119,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
         if name is None or not num_external_tokens:
             return
         end = self._length(name) or num_external_tokens
-        self._loads.append(Load(name, end - num_external_tokens, end, blocks.get_block_ids()[0]))
+        self._loads.append(PrefixLoad(name, end - num_external_tokens, end, blocks.get_block_ids()[0]))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> PrefixLoads:
         """The loads of this step."""
@@ -126,14 +129,14 @@ class SoftPromptConnector(KVConnectorBase_V1):
     def _name(self, request: Request) -> str | None:
         """The prefix that a request names; None for one that names none."""
         params = request.kv_transfer_params or {}
-        if PARAM not in params:
+        if _REQUEST_PARAM not in params:
             return None
-        name = params[PARAM]
-        return name if isinstance(name, str) and prefix_file.ID.fullmatch(name) else REFUSED
+        name = params[_REQUEST_PARAM]
+        return name if isinstance(name, str) and prefix_file.PREFIX_ID.fullmatch(name) else REFUSED_PREFIX
 
     def _length(self, name: str) -> int | None:
         if name not in self._lengths:
-            shape = prefix_file.shape(self._folder, name)
+            shape = prefix_file.prefix_shape(self._folder, name)
             if shape is None:
                 return None
             self._lengths[name] = shape[1]
@@ -167,8 +170,8 @@ class SoftPromptConnector(KVConnectorBase_V1):
         failed, self._failed = self._failed, set()
         return failed
 
-    def _write(self, load: Load) -> None:
-        if load.name == REFUSED:
+    def _write(self, load: PrefixLoad) -> None:
+        if load.name == REFUSED_PREFIX:
             raise GeometryError("the request names no soft prompt, is too short for it, or asks for prompt logprobs")
         positions = torch.arange(load.start, load.end)
         blocks = torch.tensor(load.blocks)[positions // self._block]
@@ -184,7 +187,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
         if name not in self._held:
             self._held[name] = self._read(name)
             held = sum(states.nbytes for states in self._held.values())
-            while held > HELD_BYTES and len(self._held) > 1:
+            while held > PREFIX_CACHE_BYTES and len(self._held) > 1:
                 held -= self._held.popitem(last=False)[1].nbytes
         self._held.move_to_end(name)
         return self._held[name]
@@ -194,7 +197,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
         model, parallel = self._vllm_config.model_config, self._vllm_config.parallel_config
         layer = self._layers[0][1]
         whole = (model.hf_text_config.num_hidden_layers, model.get_total_num_kv_heads(), layer.head_size)
-        found = prefix_file.shape(self._folder, name)
+        found = prefix_file.prefix_shape(self._folder, name)
         if found is None or (found[0], *found[2:]) != whole:
             raise GeometryError("the prefix is not of this model", where=name, expected=whole, got=found)
         # With more processes than heads, several have the same one.
@@ -220,10 +223,10 @@ def transfer_config(folder: Path) -> dict[str, Any]:
         "kv_connector": SoftPromptConnector.__name__,
         "kv_connector_module_path": __name__,
         "kv_role": "kv_consumer",
-        "kv_connector_extra_config": {FOLDER: str(folder)},
+        "kv_connector_extra_config": {_FOLDER_OPTION: str(folder)},
     }
 
 
 def request_params(name: str) -> dict[str, Any]:
     """A request's kv_transfer_params."""
-    return {PARAM: name}
+    return {_REQUEST_PARAM: name}

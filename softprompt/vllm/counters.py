@@ -9,15 +9,15 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from softprompt.engine.base import Stats
+from softprompt.engine.base import EngineStats
 
 
-class Counters:
+class VllmCounters:
     """The sum over vLLM's engines: there are several with data parallelism."""
 
     def __init__(self) -> None:
-        self._engines: dict[int, Stats] = {}
-        self._before = Stats(0, 0, 0.0)
+        self._engines: dict[int, EngineStats] = {}
+        self._before = EngineStats(0, 0, 0.0)
 
     def of(self, config: object, engine: int = 0) -> StatLoggerBase:
         """A logger, as vLLM asks for one for each of its engines."""
@@ -27,7 +27,7 @@ class Counters:
         """Count tokens from here on."""
         self._before = self._sum()
 
-    def stats(self) -> Stats:
+    def stats(self) -> EngineStats:
         """What they are busy with now."""
         now, before = self._sum(), self._before
         cached, computed = now.cached_tokens - before.cached_tokens, now.computed_tokens - before.computed_tokens
@@ -35,9 +35,9 @@ class Counters:
 
     def hear(self, engine: int, heard: Any) -> None:
         """A step of one engine: vLLM's SchedulerStats."""
-        old, cache = self._engines.get(engine, Stats(0, 0, 0.0)), heard.prefix_cache_stats
+        old, cache = self._engines.get(engine, EngineStats(0, 0, 0.0)), heard.prefix_cache_stats
         queries, hits = (cache.queries, cache.hits) if cache is not None else (0, 0)
-        self._engines[engine] = Stats(
+        self._engines[engine] = EngineStats(
             heard.num_running_reqs,
             heard.num_waiting_reqs + heard.num_skipped_waiting_reqs,
             heard.kv_cache_usage,
@@ -45,16 +45,16 @@ class Counters:
             old.computed_tokens + queries - hits,
         )
 
-    def _sum(self) -> Stats:
+    def _sum(self) -> EngineStats:
         all_ = list(self._engines.values())
         usage = max((one.kv_usage for one in all_), default=0.0)
         running, waiting = sum(one.running for one in all_), sum(one.waiting for one in all_)
         cached, computed = sum(one.cached_tokens for one in all_), sum(one.computed_tokens for one in all_)
-        return Stats(running, waiting, usage, cached, computed)
+        return EngineStats(running, waiting, usage, cached, computed)
 
 
 class _Logger(StatLoggerBase):
-    def __init__(self, counters: Counters, engine: int) -> None:
+    def __init__(self, counters: VllmCounters, engine: int) -> None:
         self._counters, self._engine = counters, engine
 
     def record(

@@ -27,7 +27,7 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from softprompt.engine.base import Job, Stats, Token
+from softprompt.engine.base import EngineStats, Job, Token
 from softprompt.engine.checks import check_context_room, check_job, check_prefix, check_supported
 from softprompt.engine.probe import probe
 from softprompt.errors import ConfigError, EngineError, first_line
@@ -36,11 +36,10 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.sources import find_source
 from softprompt.prefix.kv import Prefix
 from softprompt.vllm.connector import request_params, transfer_config
-from softprompt.vllm.counters import Counters
-from softprompt.vllm.prefix_file import compile_prefix, write_prefix
+from softprompt.vllm.counters import VllmCounters
+from softprompt.vllm.prefix_file import PLACEHOLDER_ID, compile_prefix, write_prefix
 
-PLACEHOLDER = 0
-OURS = ("model", "tokenizer", "dtype", "skip_tokenizer_init", "kv_transfer_config", "max_logprobs")
+_OWN_ARGUMENTS = ("model", "tokenizer", "dtype", "skip_tokenizer_init", "kv_transfer_config", "max_logprobs")
 
 
 @dataclass(eq=False)
@@ -75,15 +74,15 @@ class VllmEngine:
         self._lm, self._options = lm, dict(options or {})
         known = {field.name for field in fields(AsyncEngineArgs)}
         for name in self._options:
-            if name not in known or name in OURS:
-                what = "the engine sets this itself" if name in OURS else "vLLM has no such engine argument"
+            if name not in known or name in _OWN_ARGUMENTS:
+                what = "the engine sets this itself" if name in _OWN_ARGUMENTS else "vLLM has no such engine argument"
                 raise ConfigError(what, where="--engine-option", got=name, hint="vllm serve --help lists them")
         self._llm: AsyncLLM | None = None
         self._folder = Path()
         self._listed: dict[str, VllmPrompt] = {}
         self._held: set[VllmPrompt] = set()
         self._jobs: set[str] = set()
-        self._counters = Counters()
+        self._counters = VllmCounters()
         self._keys, self._compiling, self._stopped = 0, 0, False
 
     async def start(self) -> None:
@@ -169,7 +168,7 @@ class VllmEngine:
         llm = self._check_running()
         loaded = self._admit(job)
         try:
-            ids = [job.ids[0] if job.penalties.repetition != 1 else PLACEHOLDER] * loaded.size + list(job.ids)
+            ids = [job.ids[0] if job.penalties.repetition != 1 else PLACEHOLDER_ID] * loaded.size + list(job.ids)
             self._keys += 1
             outputs = llm.generate(
                 tokens_input(ids, cache_salt=job.tenant or None), sampling_params(job, loaded.id), f"job-{self._keys}"
@@ -189,7 +188,7 @@ class VllmEngine:
                 self._held.discard(loaded)
                 self._sweep()
 
-    def stats(self) -> Stats:
+    def stats(self) -> EngineStats:
         """What it is busy with now."""
         stats = self._counters.stats()
         # Of a job that is cancelled, and is the last, vLLM says no more.

@@ -28,12 +28,14 @@ from softprompt.models.loading import load_tokenizer
 from softprompt.server.error_responses import ApiError, from_text, invalid
 from softprompt.server.schema import ChatRequest, CompletionRequest, parse_request
 from softprompt.vllm import published
-from softprompt.vllm.published import Published
+from softprompt.vllm.prefix_file import PLACEHOLDER_ID
+from softprompt.vllm.published import PublishedPrompt
 
-MOST_BYTES = 64 * 2**20  # of a body; vLLM itself has no limit, and a base model may see images
-CHAT, COMPLETION, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
-FIELD = "kv_transfer_params"
-PLACEHOLDER = 0
+MAX_BODY_BYTES = 64 * 2**20  # of a body; vLLM itself has no limit, and a base model may see images
+CHAT_PATH = "/v1/chat/completions"
+COMPLETION_PATH = "/v1/completions"
+MODELS_PATH = "/v1/models"
+_TRANSFER_FIELD = "kv_transfer_params"
 
 
 @final
@@ -52,8 +54,8 @@ class SoftPrompts:
             return
         try:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
-            if scope["method"] == "GET" and path == MODELS:
-                await self._app(scope, receive, _Listing(send, self._of(scope)).send)
+            if scope["method"] == "GET" and path == MODELS_PATH:
+                await self._app(scope, receive, _ModelList(send, self._of(scope)).send)
             elif scope["method"] in ("POST", "PUT", "PATCH"):
                 body = await self._changed(scope, path, await _body(Request(scope, receive)))
                 await self._app(_with_length(scope, len(body)), _once(body, receive), send)
@@ -75,12 +77,12 @@ class SoftPrompts:
             raise invalid("The body is nested too deep.", code="invalid_json") from error
         except ValueError:
             return body
-        forged = without(found, FIELD)
+        forged = remove_field(found, _TRANSFER_FIELD)
         shelf = self._of(scope)
-        if path in (CHAT, COMPLETION) and isinstance(found, dict) and isinstance(found.get("model"), str):
+        if path in (CHAT_PATH, COMPLETION_PATH) and isinstance(found, dict) and isinstance(found.get("model"), str):
             prompt = await run_sync(shelf.find, found["model"])
             if prompt is not None:
-                read = read_chat if path == CHAT else read_completion
+                read = read_chat if path == CHAT_PATH else read_completion
                 found = await run_sync(read, found, prompt, shelf, limiter=self._texts, abandon_on_cancel=True)
                 return json.dumps(found).encode()
         return json.dumps(found).encode() if forged else body
@@ -106,7 +108,7 @@ class PromptFolder:
         served = [served] if isinstance(served, str) else served
         return cls(Path(folder), load_tokenizer(config.model_config.tokenizer), tuple(served))
 
-    def find(self, model: str) -> Published | None:
+    def find(self, model: str) -> PublishedPrompt | None:
         """What a request means that names this model; None: not a soft prompt. Raises ProblemError."""
         if model in self.served:
             return None
@@ -117,7 +119,7 @@ class PromptFolder:
             raise ApiError(500, "This soft prompt cannot be used.", "unusable_soft_prompt") from error
 
 
-def without(body: Any, field: str) -> bool:
+def remove_field(body: Any, field: str) -> bool:
     """Take a field out of all objects in a JSON body; returns whether it was in one."""
     found, left = False, [body]
     while left:
@@ -131,7 +133,7 @@ def without(body: Any, field: str) -> bool:
     return found
 
 
-def read_chat(body: dict[str, Any], prompt: Published, shelf: PromptFolder) -> dict[str, Any]:
+def read_chat(body: dict[str, Any], prompt: PublishedPrompt, shelf: PromptFolder) -> dict[str, Any]:
     """A chat request behind a soft prompt, for vLLM. Raises ProblemError."""
     request = parse_request(ChatRequest, body)
     messages = [turn.message for turn in request.messages]
@@ -143,11 +145,14 @@ def read_chat(body: dict[str, Any], prompt: Published, shelf: PromptFolder) -> d
     # vLLM takes ids that another server made of the messages, and renders none itself.
     return _behind(body, prompt, shelf) | {
         "messages": turns,
-        FIELD: {"soft_prompt": prompt.id, "prompt_token_ids": _whole(ids, prompt, request.repetition_penalty)},
+        _TRANSFER_FIELD: {
+            "soft_prompt": prompt.id,
+            "prompt_token_ids": _whole(ids, prompt, request.repetition_penalty),
+        },
     }
 
 
-def read_completion(body: dict[str, Any], prompt: Published, shelf: PromptFolder) -> dict[str, Any]:
+def read_completion(body: dict[str, Any], prompt: PublishedPrompt, shelf: PromptFolder) -> dict[str, Any]:
     """A completion request behind a soft prompt, for vLLM. Raises ProblemError."""
     request = parse_request(CompletionRequest, body)
     texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
@@ -160,16 +165,16 @@ def read_completion(body: dict[str, Any], prompt: Published, shelf: PromptFolder
         except DataError as error:
             raise from_text(error, "prompt") from error
         rows.append(_whole(ids, prompt, request.repetition_penalty))
-    return _behind(body, prompt, shelf) | {"prompt": rows, FIELD: {"soft_prompt": prompt.id}}
+    return _behind(body, prompt, shelf) | {"prompt": rows, _TRANSFER_FIELD: {"soft_prompt": prompt.id}}
 
 
-def _behind(body: dict[str, Any], prompt: Published, shelf: PromptFolder) -> dict[str, Any]:
+def _behind(body: dict[str, Any], prompt: PublishedPrompt, shelf: PromptFolder) -> dict[str, Any]:
     return body | {"model": shelf.served[0], "stop_token_ids": list(prompt.end_ids)}
 
 
-def _whole(ids: list[int], prompt: Published, repetition_penalty: float | None) -> list[int]:
+def _whole(ids: list[int], prompt: PublishedPrompt, repetition_penalty: float | None) -> list[int]:
     """Placeholders and text. The penalty sees placeholders as text: then one that is in the text adds nothing."""
-    return [PLACEHOLDER if repetition_penalty in (None, 1) else ids[0]] * prompt.size + ids
+    return [PLACEHOLDER_ID if repetition_penalty in (None, 1) else ids[0]] * prompt.size + ids
 
 
 async def _body(request: Request) -> bytes:
@@ -177,8 +182,8 @@ async def _body(request: Request) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > MOST_BYTES:
-            raise ApiError(413, f"The body is larger than {MOST_BYTES} bytes.", "body_too_large")
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", "body_too_large")
     return bytes(body)
 
 
@@ -199,7 +204,7 @@ def _once(body: bytes, receive: Receive) -> Receive:
 
 
 @final
-class _Listing:
+class _ModelList:
     """vLLM's list of models on its way out, with the soft prompts behind them."""
 
     def __init__(self, send: Send, shelf: PromptFolder) -> None:

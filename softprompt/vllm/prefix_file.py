@@ -27,8 +27,9 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import compute_keys_values
 
-ID = re.compile(r"[0-9a-f]{32}")
-TENSOR = "prefix"  # [L, 2, T, K, D]: keys, then values
+PREFIX_ID = re.compile(r"[0-9a-f]{32}")
+PLACEHOLDER_ID = 0  # the token id that stands for each token of a prefix in a request to vLLM
+_PREFIX_TENSOR = "prefix"  # [L, 2, T, K, D]: keys, then values
 
 
 def compile_prefix(lm: FrozenLM, prefix: Prefix) -> Tensor:
@@ -57,29 +58,29 @@ def prefix_digest(kv_L2TKD: Tensor) -> str:
 def write_prefix(folder: Path, kv_L2TKD: Tensor) -> str:
     """Put it in the folder; returns its id. One that is there already stays as it is. Raises StoreError."""
     name = prefix_digest(kv_L2TKD)
-    target = place(folder, name)
+    target = prefix_path(folder, name)
     if not target.exists():
         with writing(target), tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
             new = Path(scratch) / target.name
-            save_file({TENSOR: kv_L2TKD}, new)
+            save_file({_PREFIX_TENSOR: kv_L2TKD}, new)
             new.chmod(READABLE)
             os.replace(new, target)
     return name
 
 
-def place(folder: Path, name: str) -> Path:
+def prefix_path(folder: Path, name: str) -> Path:
     """The file of an id."""
-    assert ID.fullmatch(name), "an id, not a path"
+    assert PREFIX_ID.fullmatch(name), "an id, not a path"
     return folder / f"{name}.safetensors"
 
 
-def shape(folder: Path, name: object) -> tuple[int, int, int, int] | None:
+def prefix_shape(folder: Path, name: object) -> tuple[int, int, int, int] | None:
     """(L, T, K, D) of a compiled prefix; None for what is no id, and for a file that is not there or damaged."""
-    if not isinstance(name, str) or not ID.fullmatch(name):
+    if not isinstance(name, str) or not PREFIX_ID.fullmatch(name):
         return None
     try:
-        with safe_open(place(folder, name), "pt") as file:
-            sizes = file.get_slice(TENSOR).get_shape()
+        with safe_open(prefix_path(folder, name), "pt") as file:
+            sizes = file.get_slice(_PREFIX_TENSOR).get_shape()
     except (OSError, SafetensorError):
         return None
     return (sizes[0], *sizes[2:]) if len(sizes) == 5 and sizes[1] == 2 and min(sizes) > 0 else None
@@ -90,10 +91,10 @@ def read_prefix(folder: Path, name: str, layers: Sequence[int], heads: slice) ->
 
     Raises StoreError for a file that is not there or damaged, or has no such layers.
     """
-    path = place(folder, name)
+    path = prefix_path(folder, name)
     try:
         with safe_open(path, "pt") as file:
-            entry = file.get_slice(TENSOR)
+            entry = file.get_slice(_PREFIX_TENSOR)
             return torch.stack([entry[layer][:, :, heads] for layer in layers])
     except (OSError, SafetensorError, IndexError) as error:
         raise StoreError(f"the compiled prefix cannot be read: {error}", where=path) from error

@@ -24,13 +24,13 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card, Layout
 from softprompt.prompts.forms import Prompt
-from softprompt.vllm.prefix_file import ID, compile_prefix, place, write_prefix
+from softprompt.vllm.prefix_file import PREFIX_ID, compile_prefix, prefix_path, write_prefix
 
 NO_LAYOUT = Layout()  # what stands around the virtual tokens is compiled with them
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedPrompt:
     """One soft prompt.
 
     Attributes:
@@ -49,7 +49,7 @@ class Published:
     base: str
 
 
-def publish(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path, *, overwrite: bool = False) -> Published:
+def publish(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path, *, overwrite: bool = False) -> PublishedPrompt:
     """Compile a soft prompt into the folder, under its card's name.
 
     Raises:
@@ -64,9 +64,11 @@ def publish(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path, *, overwrite
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder: {error.strerror}", where=folder) from error
-    target = _card(folder, card.name)
+    target = _json_path(folder, card.name)
     ends = tuple(end_ids(lm, formatted.template))
-    found = Published(card.name, write_prefix(folder, kv_L2TKD), kv_L2TKD.shape[2], formatted.template, ends, lm.name)
+    found = PublishedPrompt(
+        card.name, write_prefix(folder, kv_L2TKD), kv_L2TKD.shape[2], formatted.template, ends, lm.name
+    )
     if target.exists() and not overwrite and find_published(folder, card.name) != found:
         raise StoreError("another version is there, and stays", where=target, hint="--overwrite puts this one there")
     facts = asdict(found) | {"template": found.template.to_dict(), "end_ids": list(ends)}
@@ -77,14 +79,14 @@ def publish(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path, *, overwrite
     return found
 
 
-def find_published(folder: Path, name: str) -> Published | None:
+def find_published(folder: Path, name: str) -> PublishedPrompt | None:
     """The soft prompt of this name; None if there is none. Raises StoreError for one that is damaged."""
-    if not store.NAME.fullmatch(name) or not _card(folder, name).is_file():
+    if not store.NAME.fullmatch(name) or not _json_path(folder, name).is_file():
         return None
-    path = _card(folder, name)
+    path = _json_path(folder, name)
     facts: Any = read_json(path)
     try:
-        found = Published(
+        found = PublishedPrompt(
             facts["name"],
             facts["id"],
             facts["size"],
@@ -92,10 +94,10 @@ def find_published(folder: Path, name: str) -> Published | None:
             tuple(facts["end_ids"]),
             facts["base"],
         )
-        wrong = found.name != name or not ID.fullmatch(found.id) or type(found.size) is not int or found.size < 1
+        wrong = found.name != name or not PREFIX_ID.fullmatch(found.id) or type(found.size) is not int or found.size < 1
     except (KeyError, TypeError, DataError) as error:
         raise StoreError("not a published soft prompt", where=path, got=repr(error)) from error
-    if wrong or not place(folder, found.id).is_file():
+    if wrong or not prefix_path(folder, found.id).is_file():
         raise StoreError("not a published soft prompt, or its compiled prefix is gone", where=path)
     return found
 
@@ -105,5 +107,5 @@ def published_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.json") if store.NAME.fullmatch(path.stem))
 
 
-def _card(folder: Path, name: str) -> Path:
+def _json_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"

@@ -18,7 +18,7 @@ from torch import Tensor
 from softprompt.engine import paged_cache
 from softprompt.engine.base import Job, Penalties, Token
 from softprompt.engine.batching_loop import BatchingLoop, BatchRow
-from softprompt.engine.capacity import CPU_PAGE, Capacity
+from softprompt.engine.capacity import CPU_BLOCK_TOKENS, Capacity
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.errors import UnsupportedModelError
 from softprompt.inference.sampling import Sampling
@@ -53,11 +53,11 @@ def test_keys_are_gathered_for_a_few_rows_at_a_time(family: str, monkeypatch: py
     lm, rows, groups = tiny_lm(family), [text_ids(1 + 5 * i % 37, i) for i in range(12)], list[list[int]]()
     shape = lm.geometry.layers[0]
     assert shape is not None
-    monkeypatch.setattr(paged_cache, "CORE_BYTES", 4 * 70 * 2 * shape.kv_heads * shape.key_dim * 4)
+    monkeypatch.setattr(paged_cache, "CORE_CACHE_BYTES", 4 * 70 * 2 * shape.kv_heads * shape.key_dim * 4)
 
-    def planned(*given: Any) -> paged_cache.Plan:
-        found = paged_cache.plan(*given)
-        padded = [part for read in found.reads for part in read.parts if isinstance(part, paged_cache.Padded)]
+    def planned(*given: Any) -> paged_cache.AttentionPlan:
+        found = paged_cache.plan_attention(*given)
+        padded = [part for read in found.reads for part in read.parts if isinstance(part, paged_cache.DecodeRows)]
         if len(found.reads) > 1:
             groups.append([part.queries.stop - part.queries.start for part in padded])
         return found
@@ -141,7 +141,7 @@ def test_a_prefix_is_computed_once(new: int) -> None:
             assert engine.stats().computed_tokens == 0, "the probe does not count"
             for i, row in enumerate(rows):
                 assert await ids_of(engine, job(str(i), "p", row, sampling)) == generated(lm, prefix, row, sampling)
-            shared = 41 // CPU_PAGE * CPU_PAGE * 3  # whole blocks, in all rows but the first
+            shared = 41 // CPU_BLOCK_TOKENS * CPU_BLOCK_TOKENS * 3  # whole blocks, in all rows but the first
             assert (engine.stats().cached_tokens, engine.stats().computed_tokens) == (shared, 47 * 4 - shared)
 
     asyncio.run(run())
@@ -165,7 +165,7 @@ def test_tenants_share_soft_prompts_and_no_texts(prompt: str | None) -> None:
 
     asyncio.run(run())
     own, all_but_one = (41, 80) if prompt else (0, 39)  # tokens of the soft prompt; the last is always computed
-    shared, whole = (n // CPU_PAGE * CPU_PAGE for n in (own, all_but_one))
+    shared, whole = (n // CPU_BLOCK_TOKENS * CPU_BLOCK_TOKENS for n in (own, all_but_one))
     assert found == [0, shared, shared, whole]
 
 

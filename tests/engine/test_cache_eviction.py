@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from softprompt.engine.capacity import CPU_PAGE, Capacity
+from softprompt.engine.capacity import CPU_BLOCK_TOKENS, Capacity
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.inference.sampling import Sampling
 from softprompt.prefix.kv import Prefix
@@ -34,7 +34,7 @@ def test_a_prompt_in_use_stays_while_texts_come_and_go() -> None:
                 await computed(engine, 2 * i, None, 33)
                 found.append(await computed(engine, 2 * i + 1, "p", 5))
                 engine.check_integrity()
-                assert len(_cached(engine)) * CPU_PAGE <= 0.85 * 320 + 5, "and the text that was read last"
+                assert len(_cached(engine)) * CPU_BLOCK_TOKENS <= 0.85 * 320 + 5, "and the text that was read last"
             return found
 
     assert asyncio.run(run()) == [37] + [5] * 19
@@ -46,7 +46,9 @@ def test_what_was_used_longest_ago_goes_first() -> None:
         async with running(lm, ROOM, mixed=False) as engine:
             for i in range(8):
                 await computed(engine, i, None, 33)
-            assert len(_cached(engine)) * CPU_PAGE == 8 * 32 + 2 * CPU_PAGE, "with two blocks of the probe"
+            assert len(_cached(engine)) * CPU_BLOCK_TOKENS == 8 * 32 + 2 * CPU_BLOCK_TOKENS, (
+                "with two blocks of the probe"
+            )
             await computed(engine, 8, None, 33)
             await computed(engine, 9, None, 33)
             assert await computed(engine, 0, None, 33) == 33, "forgotten"

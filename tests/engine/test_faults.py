@@ -162,7 +162,7 @@ def test_a_model_that_is_not_exact_is_refused() -> None:
 def test_a_model_whose_attention_cannot_be_replaced_is_refused() -> None:
     async def run() -> None:
         engine = TransformersEngine(tiny_lm("llama"), SMALL)
-        broken = patch.object(paged_cache.Step, "attend", side_effect=TypeError("no cache"))
+        broken = patch.object(paged_cache.AttentionStep, "attend", side_effect=TypeError("no cache"))
         with broken, pytest.raises(UnsupportedModelError, match="TypeError: no cache"):
             await engine.start()
 

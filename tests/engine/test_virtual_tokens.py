@@ -39,7 +39,7 @@ def test_an_id_is_given_once() -> None:
 
 
 def test_no_ids_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(virtual_tokens, "SALTED", 110)
+    monkeypatch.setattr(virtual_tokens, "FIRST_SALTED_ID", 110)
     vocabulary = VirtualVocabulary(100)
     vocabulary.load("a", Prefix(prompt(10)), CPU, torch.float32)
     with pytest.raises(EngineError, match="no virtual ids are left"):
@@ -58,7 +58,7 @@ def test_every_tenant_has_an_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(everything)) == 310
     row = torch.tensor(everything, dtype=torch.int32)
     assert only_text_ids(row, 100).tolist() == [*range(100)] * 3 + [0] * 10
-    monkeypatch.setattr(virtual_tokens, "IDS", virtual_tokens.SALTED + 250)
+    monkeypatch.setattr(virtual_tokens, "ID_LIMIT", virtual_tokens.FIRST_SALTED_ID + 250)
     for _ in range(2):
         with pytest.raises(EngineError, match="too many tenants"):
             vocabulary.salted(1, "z")

@@ -17,7 +17,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from softprompt.engine import registry
-from softprompt.engine.base import Engine, Job, Stats, Token
+from softprompt.engine.base import Engine, EngineStats, Job, Token
 from softprompt.engine.registry import BaseModelOptions, EngineSpec
 from softprompt.errors import ConfigError, EngineError, MissingExtraError
 from softprompt.models.frozen_lm import FrozenLM
@@ -64,8 +64,8 @@ class ToyEngine:
         for i in range(self._times):
             yield Token(job.ids[-1], "length" if i == self._times - 1 else "")
 
-    def stats(self) -> Stats:
-        return Stats(0, 0, 0.0)
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0, 0.0)
 
     def check_integrity(self) -> None: ...
 

@@ -99,7 +99,7 @@ def test_a_deadline(stream: bool, prompts: Path) -> None:
 
 def test_who_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sending stands still once the buffers are full; the deadline ends it, and the last word is not waited for."""
-    monkeypatch.setattr(generation_stream, "LAST_WORD_S", 0.1)
+    monkeypatch.setattr(generation_stream, "FINAL_EVENT_S", 0.1)
     closed, sent = list[bool](), list[Message]()
 
     async def events() -> AsyncGenerator[dict[str, int], None]:

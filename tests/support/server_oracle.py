@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from softprompt.engine.base import Job, Penalties, Stats, Token
+from softprompt.engine.base import EngineStats, Job, Penalties, Token
 from softprompt.engine.registry import EngineSpec, NoOptions
 from softprompt.errors import EngineError
 from softprompt.inference.sampling import sample_token
@@ -102,8 +102,8 @@ class OracleEngine:
             if finish:
                 return
 
-    def stats(self) -> Stats:
-        return Stats(self.running, self.waiting, self.running / self.slots, 3, 7)
+    def stats(self) -> EngineStats:
+        return EngineStats(self.running, self.waiting, self.running / self.slots, 3, 7)
 
     def check_integrity(self) -> None:
         assert self.running >= 0 and self.waiting >= 0

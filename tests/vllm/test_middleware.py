@@ -19,8 +19,8 @@ from softprompt.formatting.formatted_prompt import from_card
 from softprompt.formatting.inputs import chat_input_ids, text_input_ids
 from softprompt.prompts import store
 from softprompt.vllm import middleware
-from softprompt.vllm.middleware import SoftPrompts, without
-from softprompt.vllm.published import Published, find_published, publish
+from softprompt.vllm.middleware import SoftPrompts, remove_field
+from softprompt.vllm.published import PublishedPrompt, find_published, publish
 from tests.support.live_server import TEMPLATES, save_prompt
 from tests.support.tiny import tiny_lm, tiny_tokenizer
 
@@ -76,7 +76,7 @@ def got(client: TestClient, path: str, body: Any, status: int = 200) -> Any:
     return reply.json()
 
 
-def published(folder: Path, name: str) -> Published:
+def published(folder: Path, name: str) -> PublishedPrompt:
     found = find_published(folder, name)
     assert found is not None
     return found
@@ -179,7 +179,7 @@ def test_a_damaged_soft_prompt(client: TestClient, folder: Path) -> None:
 def test_bodies_that_are_too_large_or_too_deep(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = b'{"model": ' + b"[" * 200_000
     assert client.post("/v1/completions", content=deep).status_code == 400
-    monkeypatch.setattr(middleware, "MOST_BYTES", 100)
+    monkeypatch.setattr(middleware, "MAX_BODY_BYTES", 100)
     assert client.post("/v1/completions", content=b"x" * 101).status_code == 413
     assert client.post("/v1/completions", content=b"x" * 100).status_code == 200
 
@@ -194,7 +194,7 @@ def test_streams_and_lists(client: TestClient) -> None:
 
 def test_without() -> None:
     body: Any = {"a": [{"x": 1, "b": {"x": None}}], "x": {"x": 2}}
-    assert without(body, "x")
+    assert remove_field(body, "x")
     assert body == {"a": [{"b": {}}]}
-    assert not without(body, "x")
-    assert not without([1, "x", None], "x")
+    assert not remove_field(body, "x")
+    assert not remove_field([1, "x", None], "x")

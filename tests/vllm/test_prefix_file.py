@@ -15,7 +15,14 @@ from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import KVPrompt
-from softprompt.vllm.prefix_file import compile_prefix, place, prefix_digest, read_prefix, shape, write_prefix
+from softprompt.vllm.prefix_file import (
+    compile_prefix,
+    prefix_digest,
+    prefix_path,
+    prefix_shape,
+    read_prefix,
+    write_prefix,
+)
 from tests.support.cases import mixed_prefixes, random_prompt, text_ids
 from tests.support.engines import generated
 from tests.support.tiny import tiny_lm, tiny_seq2seq
@@ -63,22 +70,22 @@ def test_layers_that_do_not_look_alike_are_refused() -> None:
 def test_a_name_is_its_content(tmp_path: Path) -> None:
     one = torch.randn(2, 2, 5, 3, 4)
     name = write_prefix(tmp_path, one)
-    before = place(tmp_path, name).stat()
+    before = prefix_path(tmp_path, name).stat()
     assert write_prefix(tmp_path, one.clone()) == name == prefix_digest(one)
-    assert place(tmp_path, name).stat().st_mtime_ns == before.st_mtime_ns, "what is there stays"
+    assert prefix_path(tmp_path, name).stat().st_mtime_ns == before.st_mtime_ns, "what is there stays"
     others = {write_prefix(tmp_path, other) for other in (one + 1e-6, one.double(), one.reshape(2, 2, 3, 5, 4))}
     assert len(others | {name}) == 4
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(others | {name}), "nothing else is left"
 
 
 def test_a_server_of_another_user_may_read_it(tmp_path: Path) -> None:
-    assert place(tmp_path, write_prefix(tmp_path, torch.randn(2, 2, 3, 2, 4))).stat().st_mode & 0o777 == 0o644
+    assert prefix_path(tmp_path, write_prefix(tmp_path, torch.randn(2, 2, 3, 2, 4))).stat().st_mode & 0o777 == 0o644
 
 
 def test_read_back_in_parts(tmp_path: Path) -> None:
     one = torch.randn(3, 2, 5, 4, 2)
     name = write_prefix(tmp_path, one)
-    assert shape(tmp_path, name) == (3, 5, 4, 2)
+    assert prefix_shape(tmp_path, name) == (3, 5, 4, 2)
     assert torch.equal(read_prefix(tmp_path, name, [0, 1, 2], slice(0, 4)), one)
     assert torch.equal(read_prefix(tmp_path, name, [2, 0], slice(1, 3)), one[[2, 0], :, :, 1:3])
     with pytest.raises(StoreError, match="cannot be read"):
@@ -87,13 +94,13 @@ def test_read_back_in_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../" + "0" * 29, "0" * 32, "x" * 32, "", None, 7, ["0" * 32], "0" * 32 + "\n"])
 def test_what_is_no_compiled_prefix(name: object, tmp_path: Path) -> None:
-    assert shape(tmp_path, name) is None
+    assert prefix_shape(tmp_path, name) is None
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:
     name = write_prefix(tmp_path, torch.randn(2, 2, 5, 3, 4))
-    place(tmp_path, name).write_bytes(b"torn")
-    assert shape(tmp_path, name) is None
+    prefix_path(tmp_path, name).write_bytes(b"torn")
+    assert prefix_shape(tmp_path, name) is None
     with pytest.raises(StoreError, match="cannot be read"):
         read_prefix(tmp_path, name, [0], slice(0, 1))
 

@@ -13,13 +13,13 @@ from softprompt.formatting.context import end_ids
 from softprompt.formatting.formatted_prompt import from_card
 from softprompt.prompts import store
 from softprompt.vllm import published
-from softprompt.vllm.prefix_file import compile_prefix, place, prefix_digest
-from softprompt.vllm.published import Published, find_published, publish
+from softprompt.vllm.prefix_file import compile_prefix, prefix_digest, prefix_path
+from softprompt.vllm.published import PublishedPrompt, find_published, publish
 from tests.support.live_server import TEMPLATES, save_prompt
 from tests.support.tiny import tiny_lm
 
 
-def saved(folder: Path, name: str, seed: int = 1) -> Published:
+def saved(folder: Path, name: str, seed: int = 1) -> PublishedPrompt:
     """A soft prompt of one of the tests' kinds, published in `folder`."""
     lm, (form, template) = tiny_lm("llama", bos=True), TEMPLATES[name]
     save_prompt(folder / "prompts" / name, form, template, seed)
@@ -46,7 +46,7 @@ def test_another_version_is_another_file_and_must_be_asked_for(tmp_path: Path) -
     two = saved(tmp_path, "review", seed=2)
     assert find_published(tmp_path, "review") == two
     assert one.id != two.id
-    assert place(tmp_path, one.id).exists(), "requests that run may need it"
+    assert prefix_path(tmp_path, one.id).exists(), "requests that run may need it"
     with pytest.raises(StoreError, match="another version"):
         saved(tmp_path, "review")
     assert find_published(tmp_path, "review") == two
@@ -80,6 +80,6 @@ def test_a_damaged_one(change: dict[str, object], tmp_path: Path) -> None:
 
 
 def test_one_whose_keys_and_values_are_gone(tmp_path: Path) -> None:
-    place(tmp_path, saved(tmp_path, "review").id).unlink()
+    prefix_path(tmp_path, saved(tmp_path, "review").id).unlink()
     with pytest.raises(StoreError, match="is gone"):
         find_published(tmp_path, "review")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -15,14 +15,12 @@ from starlette.responses import JSONResponse, Response
 from softprompt.server.body import read_object
 from softprompt.server.generation_stream import EventStream, cancel_on_disconnect
 from softprompt.server.limits import Limits
-from softprompt.server.openapi import body_of, replies_of
+from softprompt.server.openapi import request_body, responses
 from softprompt.server.request import GenerationRequest, chat_request, completion_request
 from softprompt.server.responses import ChatCompletion, FullResponse, ResponseBuilder, TextCompletion
-from softprompt.server.schema import ChatRequest, CompletionRequest, parse_request
-from softprompt.server.service import Service, Work
+from softprompt.server.schema import ChatRequest, CompletionRequest, RequestType, parse_request
+from softprompt.server.service import PreparedRequest, Service
 from softprompt.server.streaming import TextPiece
-
-R = TypeVar("R", ChatRequest, CompletionRequest)
 
 
 def add_generation(app: FastAPI, service: Service, log_content: bool) -> None:
@@ -30,8 +28,8 @@ def add_generation(app: FastAPI, service: Service, log_content: bool) -> None:
 
     @app.post(
         "/v1/chat/completions",
-        responses=replies_of(ChatCompletion, stream=True),
-        openapi_extra=body_of(ChatRequest),
+        responses=responses(ChatCompletion, stream=True),
+        openapi_extra=request_body(ChatRequest),
     )
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
@@ -39,8 +37,8 @@ def add_generation(app: FastAPI, service: Service, log_content: bool) -> None:
 
     @app.post(
         "/v1/completions",
-        responses=replies_of(TextCompletion, stream=True),
-        openapi_extra=body_of(CompletionRequest),
+        responses=responses(TextCompletion, stream=True),
+        openapi_extra=request_body(CompletionRequest),
     )
     async def complete(request: Request) -> Response:
         """Continue a text."""
@@ -55,7 +53,9 @@ class _Answering:
         self._begun: float = request.state.opened
         self._facts: dict[str, Any] = request.state.facts
 
-    async def reply(self, kind: type[R], ask_of: Callable[[R, Limits], GenerationRequest]) -> Response:
+    async def reply(
+        self, kind: type[RequestType], ask_of: Callable[[RequestType, Limits], GenerationRequest]
+    ) -> Response:
         """The whole answer, or the beginning of a stream. Raises ProblemError."""
         limits, receive = self._service.limits, self._request.receive
         deadline = asyncio.get_running_loop().time() + limits.deadline_s
@@ -91,7 +91,7 @@ class _Answering:
             if usage:
                 yield replies.closing(tokens)
 
-    async def _pieces(self, ask: GenerationRequest, work: Work) -> AsyncGenerator[TextPiece, None]:
+    async def _pieces(self, ask: GenerationRequest, work: PreparedRequest) -> AsyncGenerator[TextPiece, None]:
         """The pieces of the answers, noted for the log."""
         finished, texts, tokens = list[str](), [""] * len(work.jobs), 0
         try:

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from typing_extensions import TypedDict
 
 from softprompt.server.error_responses import unknown_model
-from softprompt.server.openapi import replies_of
+from softprompt.server.openapi import responses
 from softprompt.server.service import Service
 
 
@@ -35,12 +35,12 @@ class ModelList(TypedDict):
 def add_models(app: FastAPI, service: Service) -> None:
     """Add the two routes."""
 
-    @app.get("/v1/models", responses=replies_of(ModelList))
+    @app.get("/v1/models", responses=responses(ModelList))
     async def models() -> JSONResponse:
         """The base model, then every soft prompt for it."""
         return JSONResponse({"object": "list", "data": await _models(service)})
 
-    @app.get("/v1/models/{model:path}", responses=replies_of(ModelInfo))
+    @app.get("/v1/models/{model:path}", responses=responses(ModelInfo))
     async def model(model: str) -> JSONResponse:
         """One of them, by any name that requests may use."""
         rows = {row["id"]: row for row in await _models(service)}

@@ -11,17 +11,17 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
 from softprompt.server.error_responses import ApiError
-from softprompt.server.openapi import replies_of
+from softprompt.server.openapi import responses
 from softprompt.server.service import Service
 
 
-class Status(TypedDict):
+class HealthStatus(TypedDict):
     """All is well."""
 
     status: Literal["ok"]
 
 
-class Version(TypedDict):
+class VersionInfo(TypedDict):
     """Of softprompt."""
 
     version: str
@@ -30,20 +30,20 @@ class Version(TypedDict):
 def add_operations(app: FastAPI, service: Service) -> None:
     """Add the routes."""
 
-    @app.get("/livez", responses=replies_of(Status))
+    @app.get("/livez", responses=responses(HealthStatus))
     async def livez() -> JSONResponse:
         """The process answers."""
         return JSONResponse({"status": "ok"})
 
-    @app.get("/health", responses=replies_of(Status))
-    @app.get("/readyz", responses=replies_of(Status))
+    @app.get("/health", responses=responses(HealthStatus))
+    @app.get("/readyz", responses=responses(HealthStatus))
     async def readyz() -> JSONResponse:
         """Requests are taken: the engine works and the server is not stopping."""
         if service.unready:
             raise ApiError(503, f"Not ready: {service.unready}.", "not_ready", retry_after_s=5)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/version", responses=replies_of(Version))
+    @app.get("/version", responses=responses(VersionInfo))
     async def version() -> JSONResponse:
         """The version of softprompt."""
         return JSONResponse({"version": installed("softprompt")})

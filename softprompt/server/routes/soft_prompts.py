@@ -11,16 +11,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from typing_extensions import TypedDict
 
-from softprompt.server.catalogue import Entry
+from softprompt.server.catalogue import CatalogueEntry
 from softprompt.server.error_responses import invalid
 from softprompt.server.generation_stream import cancel_on_disconnect
-from softprompt.server.openapi import replies_of
+from softprompt.server.openapi import responses
 from softprompt.server.service import Service
 
-State = Literal["loaded", "on_disk", "unloaded", "unusable"]
+PromptState = Literal["loaded", "on_disk", "unloaded", "unusable"]
 
 
-class SoftPrompt(TypedDict):
+class SoftPromptInfo(TypedDict):
     """A soft prompt.
 
     `form` is "embedding", "kv", or "router", which chooses one of several soft prompts for each text. `state`:
@@ -35,7 +35,7 @@ class SoftPrompt(TypedDict):
     form: str
     n_tokens: int
     sha256: str
-    state: State
+    state: PromptState
     fault: str
     pinned: bool
     in_use: int
@@ -45,24 +45,24 @@ class SoftPromptList(TypedDict):
     """All of them."""
 
     object: Literal["list"]
-    data: list[SoftPrompt]
+    data: list[SoftPromptInfo]
 
 
 def add_prompts(app: FastAPI, service: Service) -> None:
     """Add the four routes."""
 
-    @app.get("/v1/soft_prompts", responses=replies_of(SoftPromptList))
+    @app.get("/v1/soft_prompts", responses=responses(SoftPromptList))
     async def prompts() -> JSONResponse:
         """Every soft prompt, also those that cannot be served."""
         entries = await run_sync(service.catalogue.entries)
         return JSONResponse({"object": "list", "data": [_row(service, entry) for entry in entries]})
 
-    @app.get("/v1/soft_prompts/{name}", responses=replies_of(SoftPrompt))
+    @app.get("/v1/soft_prompts/{name}", responses=responses(SoftPromptInfo))
     async def prompt(name: str) -> JSONResponse:
         """One of them."""
         return JSONResponse(_row(service, await service.entry(name)))
 
-    @app.put("/v1/soft_prompts/{name}", responses=replies_of(SoftPrompt))
+    @app.put("/v1/soft_prompts/{name}", responses=responses(SoftPromptInfo))
     async def load(name: str, request: Request) -> JSONResponse:
         """Read it from disk now: the first time, again after it was trained anew, or after it was unloaded."""
         if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
@@ -72,7 +72,7 @@ def add_prompts(app: FastAPI, service: Service) -> None:
         await cancel_on_disconnect(request.receive, deadline, service.load(name))
         return JSONResponse(_row(service, entry))
 
-    @app.delete("/v1/soft_prompts/{name}", responses=replies_of(SoftPrompt))
+    @app.delete("/v1/soft_prompts/{name}", responses=responses(SoftPromptInfo))
     async def unload(name: str) -> JSONResponse:
         """Refuse it from now on; requests that hold it end in peace, and its files stay."""
         entry = await service.entry(name)
@@ -80,10 +80,10 @@ def add_prompts(app: FastAPI, service: Service) -> None:
         return JSONResponse(_row(service, entry))
 
 
-def _row(service: Service, entry: Entry) -> SoftPrompt:
+def _row(service: Service, entry: CatalogueEntry) -> SoftPromptInfo:
     library = service.library
     users = library.users(entry.name)
-    closed: State = "unloaded" if library.is_closed(entry.name) else "unusable" if entry.fault else "on_disk"
+    closed: PromptState = "unloaded" if library.is_closed(entry.name) else "unusable" if entry.fault else "on_disk"
     return {
         "id": entry.name,
         "object": "soft_prompt",
