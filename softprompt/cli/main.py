@@ -1,25 +1,78 @@
-"""`softprompt`: the app, its verbs, and how mistakes are shown: one message, no traceback, exit code 1."""
+"""`softprompt`: the app with the verbs of `verbs.py`; an error is one message, no traceback, exit code 1."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+import warnings
+from difflib import get_close_matches
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
-from softprompt.cli.engine_options import EngineCommand
 from softprompt.cli.escape import escaped
+from softprompt.cli.verbs import SECTIONS, Verb, all_verbs, find_verb
+from softprompt.deprecation import RenamedWarning, warn_renamed
 from softprompt.errors import ModelError, SoftpromptError, StoreError, is_out_of_memory
 
+_PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+_OTHER_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class VerbGroup(TyperGroup):
+    """The table of verbs as a Typer group: a verb's module is imported when the verb is used."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all verbs."""
+        return list(all_verbs())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a verb, None if there is no such verb; an old name warns."""
+        verb, renamed = find_verb(cmd_name)
+        if verb is None:
+            return None
+        if renamed:
+            warn_renamed(f"softprompt {cmd_name}", f"softprompt {verb.name}")
+        return command_of(verb)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each section with its verbs, one line each, from the table: no verb's module is imported."""
+        verbs = all_verbs().values()
+        width = max(len(verb.name) for verb in verbs)
+        for section in dict.fromkeys([*SECTIONS, *(verb.section for verb in verbs)]):
+            rows = [(verb.name.ljust(width), verb.summary) for verb in verbs if verb.section == section]
+            with formatter.section(section):
+                formatter.write_dl(rows)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first argument names; a wrong name ends with the closest ones."""
+        if not args[0].startswith("-") and find_verb(args[0])[0] is None:
+            close = ", ".join(map(repr, get_close_matches(args[0], all_verbs())))
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {close}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+
+def command_of(verb: Verb) -> Any:
+    """A verb's command, as Typer makes it; imports the verb's module."""
+    target = verb.load()
+    parent = typer.Typer(**_PLAIN)
+    if isinstance(target, typer.Typer):
+        parent.add_typer(target, name=verb.name)
+    else:
+        rest = _OTHER_FLAGS if verb.other_flags else None
+        parent.command(verb.name, cls=verb.command_class(), context_settings=rest)(target)
+    command = typer.main.get_command(parent)  # of a parent with one function: the command itself
+    return getattr(command, "commands", {}).get(verb.name, command)
+
+
 app = typer.Typer(
+    cls=VerbGroup,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     help="Train, study and serve soft prompts for frozen language models.",
+    **_PLAIN,
 )
 
 
@@ -31,50 +84,9 @@ def settings(
     os.environ["SOFTPROMPT_DEBUG"] = "1" if debug else os.environ.get("SOFTPROMPT_DEBUG", "")
 
 
-def _register() -> None:
-    """Verbs import their machinery when called, so that --help stays quick."""
-    from softprompt.cli import (
-        chat,
-        compose,
-        data,
-        distill,
-        doctor,
-        evaluate,
-        fidelity,
-        generate,
-        import_export,
-        list_show,
-        models,
-        prune,
-        serve,
-        similar,
-        sweep,
-        train,
-    )
-
-    options = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("train", context_settings=options)(train.train_command)
-    app.command("distil", context_settings=options)(distill.distill_command)
-    app.command("fidelity")(fidelity.fidelity_command)
-    app.command("sweep", context_settings=options)(sweep.sweep_command)
-    app.command("eval")(evaluate.eval_command)
-    app.command("generate")(generate.generate_command)
-    app.command("chat")(chat.chat_command)
-    app.command("serve", cls=EngineCommand, context_settings=options)(serve.serve_command)
-    app.command("compose")(compose.compose_command)
-    app.command("prune")(prune.prune_command)
-    app.command("similar")(similar.similar_command)
-    app.command("list")(list_show.list_command)
-    app.command("show")(list_show.show_command)
-    app.command("import")(import_export.import_command)
-    app.command("export")(import_export.export_command)
-    app.add_typer(data.app, name="data")
-    app.command("models")(models.models_command)
-    app.command("doctor")(doctor.doctor_command)
-
-
 def run() -> None:
     """Entry point: run a verb; a `SoftpromptError` becomes a message and exit code 1."""
+    _one_line_warnings()
     try:
         app()
     except SoftpromptError as error:
@@ -82,13 +94,29 @@ def run() -> None:
     except BrokenPipeError:  # `softprompt list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # what no module foresaw: a folder that may not be read, a disk that is full
+    except OSError as error:  # no module's own error: an unreadable folder, a full disk
         fail(StoreError(error.strerror or str(error), where=error.filename), error)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         hint = "fewer or shorter texts at a time, --dtype bfloat16, or a machine with more memory"
         fail(ModelError("out of memory", got=str(error).splitlines()[0], hint=hint), error)
+
+
+def _one_line_warnings() -> None:
+    """Print a renamed name as one line on stderr, once, without the place in the code."""
+    shown = set[str]()
+    default = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, RenamedWarning):
+            default(message, category, *place, **more)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            Console(stderr=True, soft_wrap=True).print(Text.assemble(("warning: ", "yellow"), escaped(str(message))))
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", RenamedWarning)
 
 
 def fail(error: SoftpromptError, cause: Exception | None = None) -> NoReturn:
@@ -98,8 +126,6 @@ def fail(error: SoftpromptError, cause: Exception | None = None) -> NoReturn:
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), escaped(error.render())))
     sys.exit(1)
 
-
-_register()
 
 if __name__ == "__main__":
     run()

@@ -1,0 +1,119 @@
+"""The verbs of the command line: one table, from which come lazy imports, `--help` and its sections.
+
+A verb of another package is added by `register`, or by an entry point of the group `softprompt.verbs` that names a
+`Verb`:
+
+    [project.entry-points."softprompt.verbs"]
+    distance = "my_package.verbs:DISTANCE"
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import typer
+
+ENTRY_POINTS = "softprompt.verbs"
+SECTIONS = ("Train and make", "Measure", "Use", "Look")  # in this order in --help; those of other packages follow
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of `softprompt`.
+
+    Args:
+        name: as typed.
+        module: imported when the verb is used or its own help is shown.
+        function: name of a function in it that Typer reads, or of a `typer.Typer` with verbs of its own.
+        section: title in `softprompt --help` under which the verb is listed.
+        summary: its line there, at most 64 characters.
+        settings: whether it takes dotted flags such as --train.lr 0.1 beside its own options.
+        old_names: names of earlier releases, which work with a warning and are not listed.
+    """
+
+    name: str
+    module: str
+    function: str
+    section: str
+    summary: str
+    settings: bool = False
+    old_names: tuple[str, ...] = ()
+
+    def load(self) -> Callable[..., Any] | typer.Typer:
+        """Its function, or its own Typer app; imports the module."""
+        return getattr(importlib.import_module(self.module), self.function)
+
+
+def _builtin(name: str, module: str, function: str, section: str, summary: str, **more: Any) -> Verb:
+    return Verb(name, f"softprompt.cli.{module}", function, section, summary, **more)
+
+
+BUILT_IN_VERBS = (
+    _builtin("train", "train", "train_command", "Train and make", "Train a soft prompt.", settings=True),
+    _builtin(
+        "distill",
+        "distill",
+        "distill_command",
+        "Train and make",
+        "Distill a long text into a few virtual tokens.",
+        settings=True,
+        old_names=("distil",),
+    ),
+    _builtin("sweep", "sweep", "sweep_command", "Train and make", "Try many settings at once and keep the best.", settings=True),
+    _builtin("compose", "compose", "compose_command", "Train and make", "Make a soft prompt from saved ones: sum, join, resize."),
+    _builtin("prune", "prune", "prune_command", "Train and make", "Keep the virtual tokens that matter most."),
+    _builtin("import", "import_export", "import_command", "Train and make", "Import a soft prompt of another tool."),
+    _builtin("export", "import_export", "export_command", "Train and make", "Export a soft prompt for PEFT or vLLM."),
+    _builtin("eval", "evaluate", "eval_command", "Measure", "Compare with the base model and a text prompt."),
+    _builtin("fidelity", "fidelity", "fidelity_command", "Measure", "Compare a distilled prompt with its full text."),
+    _builtin("similar", "similar", "similar_command", "Measure", "Rank saved soft prompts by similarity to one."),
+    _builtin("generate", "generate", "generate_command", "Use", "Generate with one or several soft prompts."),
+    _builtin("chat", "chat", "chat_command", "Use", "Chat with a soft prompt in the terminal."),
+    _builtin("serve", "serve", "serve_command", "Use", "Serve soft prompts under OpenAI's API."),
+    _builtin("list", "list_show", "list_command", "Look", "List the saved soft prompts."),
+    _builtin("show", "list_show", "show_command", "Look", "Show a soft prompt's card, after checking its tensors."),
+    _builtin("data", "data", "app", "Look", "Check and preview training data."),
+    _builtin("models", "models", "models_command", "Look", "List the base models on this machine."),
+    _builtin("doctor", "doctor", "doctor_command", "Look", "Show versions, hardware, folders and optional extras."),
+)
+
+_VERBS = {verb.name: verb for verb in BUILT_IN_VERBS}
+
+
+def register(verb: Verb) -> None:
+    """Add a verb. Raises ValueError if the name is taken."""
+    if verb.name in _names():
+        raise ValueError(f"there is a verb {verb.name!r} already")
+    _VERBS[verb.name] = verb
+
+
+def all_verbs() -> dict[str, Verb]:
+    """Every verb by name, those of installed packages last."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name in _names():
+            continue
+        try:
+            verb = entry.load()
+        except Exception as error:  # noqa: BLE001 (another package's mistake must not break every verb)
+            warnings.warn(f"the verb {entry.name} of another package cannot be loaded: {error}", stacklevel=2)
+            continue
+        _VERBS[entry.name] = verb
+    return dict(_VERBS)
+
+
+def find_verb(name: str) -> tuple[Verb | None, bool]:
+    """The verb of that name, and whether the name is an old one."""
+    for verbs in (lambda: _VERBS, all_verbs):  # other packages are searched for unknown names only
+        for verb in verbs().values():
+            if name == verb.name or name in verb.old_names:
+                return verb, name != verb.name
+    return None, False
+
+
+def _names() -> set[str]:
+    return {name for verb in _VERBS.values() for name in (verb.name, *verb.old_names)}
