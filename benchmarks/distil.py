@@ -83,7 +83,7 @@ def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> It
 
 
 def chosen(options: argparse.Namespace) -> dict[str, Any]:
-    """Settings that are not those of `softprompt distil`."""
+    """Settings that are not those of `softprompt distill`."""
     given = {"train.lr": options.lr, "train.batch_size": options.batch_size, "fit_steps": options.fit_steps}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -214,9 +214,9 @@ def main() -> None:
     parser.add_argument("--texts", help="only the instructions whose names begin so: 01,02")
     parser.add_argument("--tokens", default="32", help="of the instructions' KV prompts, several trained together")
     parser.add_argument("--embedding-tokens", default="32")
-    parser.add_argument("--batch-size", type=int, help="as in softprompt distil")
-    parser.add_argument("--fit-steps", type=int, help="as in softprompt distil")
-    parser.add_argument("--lr", type=float, help="as in softprompt distil")
+    parser.add_argument("--batch-size", type=int, help="as in softprompt distill")
+    parser.add_argument("--fit-steps", type=int, help="as in softprompt distill")
+    parser.add_argument("--lr", type=float, help="as in softprompt distill")
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)
     parser.add_argument("--cartridge", action="store_true", help="articles: PEFT's cartridge recipe beside ours")

@@ -1,6 +1,6 @@
 """Renamed names: old spellings keep working for one release, with a warning that names the new one.
 
-    warn_renamed("method.init: attended", "method.init: selected")
+warn_renamed("method.init: attended", "method.init: selected")
 """
 
 from __future__ import annotations

@@ -24,14 +24,20 @@ def split_names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
-def flag(*names: str, help: str = "") -> dict[str, Any]:  # noqa: A002
+def unescaped(text: str) -> str:
+    r"""A text with `\n` and `\t` as line break and tab: shells make those hard to type."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def flag(*names: str, help: str = "", old: tuple[str, ...] = ()) -> dict[str, Any]:  # noqa: A002
     """Metadata of a settings field that has a short flag on the command line: `json_schema_extra=flag("--lr")`.
 
     Args:
         names: spellings of the flag, e.g. "--model", "-m", or "--chat/--no-chat" for a switch.
         help: one line for --help; the field's description if empty.
+        old: spellings of earlier releases, which work with a warning.
     """
-    return {"flags": list(names), "help": help}
+    return {"flags": list(names), "help": help, "old": list(old)}
 
 
 def resolve_settings(

@@ -21,7 +21,6 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import unescaped
 from softprompt.data.records import Record
 from softprompt.data.splits import data_digest, inputs_of, load_rows, load_splits
 from softprompt.data.targets import end_id, target_text
@@ -38,6 +37,7 @@ from softprompt.data.template import (
 from softprompt.data.tokenize import tokenize
 from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.errors import DataError
+from softprompt.settings import unescaped
 from softprompt.training.config import Config
 
 __all__ = ["app"]

@@ -1,4 +1,4 @@
-"""`softprompt distil`: a long text into virtual tokens; progress of study, answers and training; a fidelity report."""
+"""`softprompt distill`: a long text into virtual tokens; progress of study, answers and training; a fidelity report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.fidelity_table import print_fidelity
-from softprompt.cli.options import AsJson, Metrics, TrustRemoteCode, unescaped
+from softprompt.cli.options import (
+    AsJson,
+    ConfigFile,
+    Metrics,
+    Overwrite,
+    PrintConfig,
+    TrustRemoteCode,
+    old_flags,
+    with_settings,
+)
 from softprompt.cli.overrides import parse_overrides
+from softprompt.distillation.config import DistillConfig
+from softprompt.settings import resolve_settings, to_yaml, unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,96 +38,62 @@ if TYPE_CHECKING:
     from softprompt.evaluation.custom_metrics import Metric
     from softprompt.training.events import Event
 
-FLAGS = {
-    "model": "model",
-    "text": "text",
-    "document": "document",
-    "demonstrations": "demonstrations",
-    "shots": "shots",
-    "data": "data",
-    "name": "name",
-    "template": "template",
-    "chat": "chat",
-    "keep_text": "keep_text",
-    "method": "method.name",
-    "init": "method.init",
-    "inputs": "study.inputs",
-    "fit_steps": "fit_steps",
-    "steps": "train.steps",
-    "minutes": "train.minutes",
-    "batch_size": "train.batch_size",
-    "lr": "train.lr",
-    "seed": "train.seed",
-    "dtype": "dtype",
-    "device": "device",
-}
 PHASES = {"study": "writing inputs", "answers": "answers of the teacher", "fit": "fitting the start"}
 EVERY_S = 5.0
 DEGRADED = 0.9  # of the effect of the text; below it more tokens are proposed
 
 
+@with_settings(DistillConfig, defaults=True)
 def distill_command(
     context: typer.Context,
-    config: Annotated[str | None, typer.Argument(help="Settings in YAML; flags win over it.")] = None,
-    text: Annotated[str | None, typer.Option(help="File with the text, e.g. a system prompt.")] = None,
-    document: Annotated[str | None, typer.Option(help="File with a text of any length, read in pieces.")] = None,
-    demonstrations: Annotated[str | None, typer.Option(help="Rows with answers, as examples in the context.")] = None,
-    shots: Annotated[int | None, typer.Option(help="How many of them.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Inputs to distil on; the model writes its own if not given.")
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the soft prompt.")] = None,
-    n_tokens: Annotated[str | None, typer.Option(help="Virtual tokens; several sizes at once: 4,8,16,32.")] = None,
-    template: Annotated[str | None, typer.Option(help=r"Row to text, e.g. 'Question: {prompt}\nAnswer:'.")] = None,
-    chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = None,
-    method: Annotated[str | None, typer.Option(help="prefix-tuning (default), prompt-tuning, …")] = None,
-    init: Annotated[str | None, typer.Option(help="Where tokens start: attended (default), text, …")] = None,
-    inputs: Annotated[int | None, typer.Option(help="Messages to distil on, held-out ones with them.")] = None,
-    fit_steps: Annotated[int | None, typer.Option(help="Steps that fit the start before training; 0: none.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Training time; the schedule fits itself to it.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    keep_text: Annotated[bool | None, typer.Option("--keep-text", help="Put the text itself into the card.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prompt or run of that name.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and stop.")] = False,
+    flags: dict[str, Any],
+    config: ConfigFile = None,
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    print_config: PrintConfig = False,
     metric: Metrics = None,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Distil a long text into a few virtual tokens.
+    """Distill a long text into a few virtual tokens.
 
-    softprompt distil --text policy.md --name policy --n-tokens 32
+    softprompt distill --text policy.md --name policy --n-tokens 32
 
-    The model with the text in front teaches the model with the soft prompt. A text alone is enough: the model writes
-    questions and requests about it (--data gives your own instead). What comes out is compared, on messages that were
-    held out, with no text and with the full text. A distilled prompt holds its source: treat it with the same care.
+    The model with the full text teaches the model with the soft prompt. A text alone is enough: the model writes
+    questions and requests about it (--data gives your own instead). The result is compared, on held-out messages,
+    with no text and with the full text. A distilled prompt holds its source: treat it with the same care.
     """
-    given = locals()
-    from softprompt.distillation.config import DistillConfig
     from softprompt.distillation.prepare import prepare_distillation
     from softprompt.evaluation.custom_metrics import load_custom_metrics
-    from softprompt.settings import resolve_settings, to_yaml
 
-    extra, yaml_path = parse_overrides([config, *context.args] if config else context.args)
-    given["template"] = None if template is None else unescaped(template)
-    several = n_tokens is not None and "," in n_tokens
-    flags = {setting: given[flag] for flag, setting in FLAGS.items()} | extra
-    flags |= {"sizes" if several else "method.n_tokens": n_tokens}
-    settings = resolve_settings(DistillConfig, flags, yaml_path, dict(os.environ))
+    settings = resolve_settings(DistillConfig, *distill_flags(flags, config, context.args), dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
         return
     own = load_custom_metrics(metric or [])
     prepared = prepare_distillation(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
     sys.exit(_run(prepared, own, overwrite=overwrite, resume=resume, as_json=as_json, trust=trust_remote_code))
+
+
+def distill_flags(flags: dict[str, Any], config: str | None, rest: list[str]) -> tuple[dict[str, Any], Path | None]:
+    """Dotted settings as typed, and the YAML file; `--n-tokens` with one number is `method.n_tokens`.
+
+    Args:
+        flags: values of the options that have names of their own.
+        config: the first argument that is no option.
+        rest: the arguments after it, dotted flags among them.
+    """
+    dotted, yaml_path = parse_overrides([config, *rest] if config else rest, old_flags(DistillConfig))
+    changes: dict[str, Any] = {}
+    for setting in ("template", "method.init_text"):
+        if flags[setting] is not None:
+            changes[setting] = unescaped(flags[setting])
+    if flags["method.init_from"] is not None and flags["method.init"] is None:
+        changes["method.init"] = "prompt"
+    sizes = flags["sizes"]
+    if sizes is not None and "," not in sizes:
+        changes |= {"sizes": None, "method.n_tokens": sizes}
+    return flags | changes | dotted, yaml_path
 
 
 def _run(

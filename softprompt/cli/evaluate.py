@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, Device, Dtype, Metrics, Model, TrustRemoteCode, named, unescaped
+from softprompt.cli.options import AsJson, Device, Dtype, Metrics, Model, TrustRemoteCode, parse_names
+from softprompt.settings import unescaped
 
 BASELINES = ("base", "text_prompt")
 SUBJECTS = (*BASELINES, "soft_prompt")
@@ -54,8 +55,8 @@ def eval_command(
     from softprompt.prompts import store
 
     own = load_custom_metrics(metric or [])
-    routers = routers_of(named(names))
-    chosen = expanded(named(names), routers)
+    routers = routers_of(parse_names(names))
+    chosen = expanded(parse_names(names), routers)
     cards = {name: store.load_card(store.locate(name)) for name in chosen}
     found = held_out_rows(data, shots, shots_data, *cards.values())
     rows = found.rows[:limit]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, Device, Metrics, Model, TrustRemoteCode, named
+from softprompt.cli.options import AsJson, Device, Metrics, Model, TrustRemoteCode, parse_names
 
 if TYPE_CHECKING:
     from softprompt.distillation.composed_fidelity import ComposedFidelity
@@ -42,7 +42,7 @@ def fidelity_command(
 
     own = load_custom_metrics(metric or [])
     card = store.load_card(store.locate(name))
-    names = composed_sources(name, card, named(on) if on else ())
+    names = composed_sources(name, card, parse_names(on) if on else ())
     sources = {source: load_or_generate(source, trust_remote_code=trust_remote_code) for source in names}
     dtype = dtype or next(iter(sources.values())).settings.dtype
     lm = load_base(model, [name, *names], dtype, device, trust_remote_code)

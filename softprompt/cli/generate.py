@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, named, unescaped
+from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, parse_names
 from softprompt.errors import ConfigError, DataError
+from softprompt.settings import unescaped
 
 if TYPE_CHECKING:
     from softprompt.formatting.formatted_prompt import FormattedPrompt
@@ -60,7 +61,7 @@ def generate_command(
     from softprompt.inference.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(map(unescaped, stop or ())), seed)
-    chosen = named(names)
+    chosen = parse_names(names)
     routers = routers_of(chosen)
     rows = _texts(texts)
     own = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, unescaped
+from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
 from softprompt.errors import ConfigError, DataError, StoreError
+from softprompt.settings import unescaped
 
 if TYPE_CHECKING:
     from softprompt.data.template import Template

@@ -1,10 +1,16 @@
-"""Options that several verbs share."""
+"""Options that several verbs share, and options generated from a settings class."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from softprompt.errors import ConfigError
 
@@ -14,21 +20,6 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base model.")
 ]
-
-
-def unescaped(text: str) -> str:
-    r"""A text from the command line with \n and \t as line break and tab, which shells make hard to type."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def named(names: str) -> list[str]:
-    """The soft prompts of an argument `a,b,c`, each once. Raises ConfigError if there is none."""
-    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    if not chosen:
-        raise ConfigError("no soft prompt is named", got=names, hint="softprompt list shows what is there")
-    return chosen
-
-
 Metrics = Annotated[
     list[str] | None,
     typer.Option(
@@ -37,3 +28,152 @@ Metrics = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a prompt or run of that name.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the settings and stop.")]
+ConfigFile = Annotated[str | None, typer.Argument(help="Settings in YAML; flags win over it.")]
+
+
+def parse_names(names: str) -> list[str]:
+    """The soft prompts of an argument `a,b,c`, each once. Raises ConfigError if there is none."""
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if not chosen:
+        raise ConfigError("no soft prompt is named", got=names, hint="softprompt list shows the saved ones")
+    return chosen
+
+
+@dataclass(frozen=True)
+class SettingOption:
+    """The option of one setting, from the metadata that `softprompt.settings.flag` puts at its field.
+
+    Args:
+        setting: its dotted name, e.g. "train.lr".
+        flags: its spellings, e.g. ("--model", "-m").
+        old_flags: spellings of earlier releases.
+        help: one line.
+        type: of its value as typed.
+    """
+
+    setting: str
+    flags: tuple[str, ...]
+    old_flags: tuple[str, ...]
+    help: str
+    type: Any
+
+    @property
+    def parameter(self) -> str:
+        """The name of the function's parameter: that of the flag."""
+        return self.flags[0].partition("/")[0].lstrip("-").replace("-", "_")
+
+    def annotation(self) -> Any:
+        """As Typer reads it; every option is None if it is not typed."""
+        return Annotated[self.type | None, typer.Option(*self.flags, help=self.help)]
+
+
+def setting_options(kind: type[BaseModel], *, defaults: bool = False) -> list[SettingOption]:
+    """An option for each setting of `kind` that has a flag, those of sections last.
+
+    A flag of a section gives way to the same flag of the class itself.
+
+    Args:
+        defaults: whether to show the defaults; not where a recipe chooses values that are not given.
+    """
+    sections = {name: field.annotation for name, field in kind.model_fields.items() if _is_section(field)}
+    values = kind().model_dump() if defaults else {}
+    options = _options_of(kind, "", values)
+    taken = {option.flags for option in options}
+    for section, inner in sections.items():
+        assert inner is not None
+        inner_options = _options_of(inner, f"{section}.", values.get(section, {}))
+        options += [option for option in inner_options if option.flags not in taken]
+    return options
+
+
+def old_flags(kind: type[BaseModel]) -> dict[str, SettingOption]:
+    """The settings' flags of earlier releases, without dashes, and what they are now."""
+    return {old.lstrip("-"): option for option in setting_options(kind) for old in option.old_flags}
+
+
+def with_settings(
+    kind: type[BaseModel],
+    *,
+    only: Mapping[str, str] | None = None,
+    repeatable: Collection[str] = (),
+    defaults: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Decorates a verb's function: in place of its parameter `flags` come the options of the settings.
+
+    The function gets `flags` as {dotted setting: value as typed, None if it was not}.
+
+    Args:
+        kind: the settings class.
+        only: these settings alone, each with a help line for this verb, or "" for its own.
+        repeatable: settings whose option may be repeated.
+        defaults: see `setting_options`.
+    """
+    options = setting_options(kind, defaults=defaults)
+    if only is not None:
+        options = [option for option in options if option.setting in only]
+    annotations: dict[str, Any] = {}
+    for option in options:
+        text = (only or {}).get(option.setting) or option.help
+        value_type = list[str] if option.setting in repeatable else option.type
+        annotations[option.parameter] = SettingOption(
+            option.setting, option.flags, option.old_flags, text, value_type
+        ).annotation()
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., None]:
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(function, eval_str=True).parameters.values():
+            if parameter.name == "flags":
+                parameters += [_keyword(name, annotation) for name, annotation in annotations.items()]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+        def command(**arguments: Any) -> None:
+            flags = {option.setting: arguments.pop(option.parameter) for option in options}
+            function(flags=flags, **arguments)
+
+        command.__name__ = function.__name__
+        command.__doc__ = function.__doc__
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        return command
+
+    return decorate
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _options_of(kind: type[BaseModel], prefix: str, values: Mapping[str, Any]) -> list[SettingOption]:
+    """Options of the fields of one class; `values` are the defaults to show."""
+    options: list[SettingOption] = []
+    for name, field in kind.model_fields.items():
+        extra = field.json_schema_extra
+        if not isinstance(extra, dict) or "flags" not in extra:
+            continue
+        metadata: dict[str, Any] = extra
+        value = values.get(name)
+        shown = "" if value in (None, "", ()) or value is False else f"  [default: {value}]"
+        text = (metadata["help"] or _sentence(field)) + shown
+        flags, old = tuple(metadata["flags"]), tuple(metadata.get("old", ()))
+        options.append(SettingOption(f"{prefix}{name}", flags, old, text, _type_of(field)))
+    return options
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _sentence(field: FieldInfo) -> str:
+    text = field.description or ""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _type_of(field: FieldInfo) -> Any:
+    """The type of a value as typed: a number or a switch where the setting is one, otherwise text."""
+    members = [field.annotation]
+    if get_origin(field.annotation) in (Union, UnionType):
+        members = [member for member in get_args(field.annotation) if member is not NoneType]
+    return members[0] if members[0] in (int, float, bool) else str

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from softprompt.cli.options import SettingOption
+from softprompt.deprecation import warn_renamed
 from softprompt.errors import ConfigError
 
-if TYPE_CHECKING:
-    pass
 
+def parse_overrides(
+    arguments: list[str], renamed: Mapping[str, SettingOption] | None = None
+) -> tuple[dict[str, str], Path | None]:
+    """Dotted settings from flags such as `--train.warmup 0.1` or `--train.warmup=0.1`, and the YAML file among them.
 
-def parse_overrides(arguments: list[str]) -> tuple[dict[str, str], Path | None]:
-    """Flags such as `--train.warmup 0.1` or `--train.warmup=0.1` as dotted settings, and the YAML file among them.
+    Args:
+        renamed: flags of earlier releases, see `options.old_flags`.
 
     Raises ConfigError for a flag without a value, and for a second file.
     """
-    found: dict[str, str] = {}
+    overrides: dict[str, str] = {}
     files: list[str] = []
     rest = list(arguments)
     while rest:
@@ -29,7 +33,11 @@ def parse_overrides(arguments: list[str]) -> tuple[dict[str, str], Path | None]:
             if not rest:
                 raise ConfigError(f"flag --{name} needs a value", where="flags")
             value = rest.pop(0)
-        found[name.replace("-", "_")] = value
+        if renamed and name in renamed:
+            option = renamed[name]
+            warn_renamed(f"--{name}", option.flags[0])
+            name = option.setting
+        overrides[name.replace("-", "_")] = value
     if len(files) > 1:
         raise ConfigError(f"unexpected argument {files[1]!r}", where="flags", hint="softprompt train --help")
-    return found, Path(files[0]) if files else None
+    return overrides, Path(files[0]) if files else None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from softprompt.training.config import TrainConfig
+    from softprompt.training.config import Config, TrainConfig
     from softprompt.training.events import Event
 
 PLAIN_EVERY = 10  # steps between plain lines
@@ -78,3 +80,18 @@ def _plain(event: Event, console: Console) -> None:
     elif event.kind == "validation":
         rows = f"{n['rows']:.0f} row{'s' * (n['rows'] != 1)}"
         console.print(f"step {event.step}  validation loss {n['validation_loss']:.4f} of {rows}{of}", highlight=False)
+
+
+def print_next(settings: Config) -> None:
+    """The commands that follow a finished run."""
+    from softprompt.prompts import store
+
+    console = Console(soft_wrap=True)
+    label = "next"
+    places = settings.data if isinstance(settings.data, dict) else {"": settings.data}
+    for task, place in places.items():
+        name = f"{settings.name}.{task}" if task else str(settings.name)
+        if store.locate(name).exists():
+            console.print(Text(f"{label:<12}softprompt eval {name} --data {shlex.quote(str(place))}"))
+            console.print(Text(f'            softprompt generate {name} "your text"'))
+            label = ""

@@ -5,35 +5,43 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.options import AsJson, TrustRemoteCode
+from softprompt.cli.options import AsJson, Overwrite, TrustRemoteCode, old_flags, with_settings
 from softprompt.cli.overrides import parse_overrides
-from softprompt.cli.train import print_next
+from softprompt.cli.progress import print_next, progress_for
+from softprompt.cli.train import parse_sources
+from softprompt.training.config import Config, resolve
 
 if TYPE_CHECKING:
     from softprompt.training.sweep import SweepResult
 
 
+HELP = {
+    "name": "Name of the best soft prompt.",
+    "data": "",
+    "train.minutes": "Training time of all candidates together.",
+    "train.steps": "Optimizer steps of each candidate.",
+}
+
+
+@with_settings(Config, only=HELP, repeatable=["data"])
 def sweep_command(
     context: typer.Context,
+    flags: dict[str, Any],
     given: Annotated[
         list[str], typer.Argument(help="Settings in YAML (optional), then axes: train.lr=1e-2,3e-2 and so on.")
     ],
-    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the best soft prompt.")] = None,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="File, folder or Hub data set.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Training time of all candidates together.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each candidate.")] = None,
     halving: Annotated[
         bool, typer.Option("--halving/--no-halving", help="Stop the worse half after 1/4 and 1/2 of the run.")
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prompt or run of that name.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -44,17 +52,16 @@ def sweep_command(
     All candidates train in the same forward passes, each on its own batches behind its own prompt. Settings that they
     share are flags, as in train: --template '…', --train.batch_size 4.
     """
-    from softprompt.cli.progress import progress_for
     from softprompt.models.loading import load_model
-    from softprompt.training.config import resolve
     from softprompt.training.prepare import prepare
     from softprompt.training.sweep import RUNGS, grid, sweep
 
     axes = [text for text in given if "=" in text]
-    flags, yaml_path = parse_overrides([*(text for text in given if "=" not in text), *context.args])
-    shared = {"name": name, "data": data, "train.minutes": minutes, "train.steps": steps} | flags
+    others = [text for text in given if "=" not in text]
+    dotted, yaml_path = parse_overrides([*others, *context.args], old_flags(Config))
+    shared = flags | {"data": parse_sources(flags["data"])} | dotted
     cells = grid(axes)
-    configs = {cell: resolve(shared | own, yaml_path, dict(os.environ)) for cell, own in cells.items()}
+    configs = {cell: resolve(shared | values, yaml_path, dict(os.environ)) for cell, values in cells.items()}
     base = resolve(shared, yaml_path, dict(os.environ))
     prepared = prepare(base, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
     console = Console(stderr=as_json, soft_wrap=True)
@@ -66,32 +73,32 @@ def sweep_command(
     count = sum(len(task.train) for task in prepared.tasks)
     with progress_for(prepared.config.train, count, console, as_json=as_json) as report:
         rungs = RUNGS if halving else ()
-        found = sweep(prepared, configs, lm, rungs=rungs, overwrite=overwrite, resume=resume, report=report)
-    _show(found, as_json)
-    if found.interrupted:
-        Console(stderr=True).print(Text("stopped; go on with the same command and --resume", style="yellow"))
+        result = sweep(prepared, configs, lm, rungs=rungs, overwrite=overwrite, resume=resume, report=report)
+    _show(result, as_json)
+    if result.interrupted:
+        Console(stderr=True).print(Text("stopped; continue with the same command and --resume", style="yellow"))
         sys.exit(130)
     if not as_json:
         print_next(base)
 
 
-def _show(found: SweepResult, as_json: bool) -> None:
+def _show(result: SweepResult, as_json: bool) -> None:
     """The candidates, best first."""
     from softprompt.training.sweep import row
 
-    rows = [row(name, result) for name, result in found.results.items()]
+    rows = [row(name, candidate) for name, candidate in result.results.items()]
     if as_json:
-        saved = [str(folder) for folder, _ in found.saved]
+        saved = [str(folder) for folder, _ in result.saved]
         typer.echo(json.dumps({"event": "swept", "saved": saved, "candidates": rows}))
         return
     table = Table(box=None, pad_edge=False)
     for column in ("candidate", "steps", "ended by", "validation loss"):
         table.add_column(column, justify="right" if column in {"steps", "validation loss"} else "left")
-    for i, facts in enumerate(rows):
-        loss = facts["validation_loss"]
-        cells = (facts["candidate"], str(facts["steps"]), facts["stopped"], "" if loss is None else f"{loss:.4f}")
-        table.add_row(*map(Text, cells), style="bold" if i == 0 and found.saved else "")
+    for i, values in enumerate(rows):
+        loss = values["validation_loss"]
+        cells = (values["candidate"], str(values["steps"]), values["stopped"], "" if loss is None else f"{loss:.4f}")
+        table.add_row(*map(Text, cells), style="bold" if i == 0 and result.saved else "")
     console = Console(soft_wrap=True)
     console.print(table)
-    if found.saved:
-        console.print(Text(f"saved       {', '.join(str(folder) for folder, _ in found.saved)}", style="bold green"))
+    if result.saved:
+        console.print(Text(f"saved       {', '.join(str(folder) for folder, _ in result.saved)}", style="bold green"))

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.options import TrustRemoteCode, unescaped
+from softprompt.cli.options import ConfigFile, Overwrite, PrintConfig, TrustRemoteCode, old_flags, with_settings
 from softprompt.cli.overrides import parse_overrides
-from softprompt.cli.progress import progress_for
+from softprompt.cli.progress import print_next, progress_for
 from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, StoreError, TrainError
+from softprompt.settings import to_yaml, unescaped
+from softprompt.training.config import Config, resolve
 
 if TYPE_CHECKING:
-    from softprompt.training.config import Config
     from softprompt.training.prepare import PreparedTraining
     from softprompt.training.run import FitResult
 
@@ -32,69 +32,19 @@ KINDS = {
     "text": "plain text, every token is learned",
 }
 STARTS = {"attended": "what rows look at", "best": "the best of several starts"}
-FLAGS = {
-    "model": "model",
-    "data": "data",
-    "name": "name",
-    "template": "template",
-    "chat": "chat",
-    "recipe": "recipe",
-    "method": "method.name",
-    "n_tokens": "method.n_tokens",
-    "init": "method.init",
-    "init_text": "method.init_text",
-    "init_from": "method.init_from",
-    "steps": "train.steps",
-    "minutes": "train.minutes",
-    "batch_size": "train.batch_size",
-    "lr": "train.lr",
-    "seed": "train.seed",
-    "max_length": "max_length",
-    "drop_long": "drop_long",
-    "dtype": "dtype",
-    "device": "device",
-}
+_START_WORDS = {"attended": "what rows look at", "best": "the best of several starts"}
 
 
+@with_settings(Config, repeatable=["data"])
 def train_command(
     context: typer.Context,
-    config: Annotated[str | None, typer.Argument(help="Settings in YAML; flags win over it.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data", "-d", help="File, folder with train.* and test.*, or Hub data set; several: TASK=PLACE."
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the soft prompt.")] = None,
-    template: Annotated[str | None, typer.Option(help=r"Row to text, e.g. 'Review: {text}\nSentiment:'.")] = None,
-    chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="auto chooses what is not given; fixed does not.")] = None,
-    method: Annotated[
-        str | None, typer.Option(help="prefix-tuning, prompt-tuning, … (softprompt train --print-config lists them).")
-    ] = None,
-    n_tokens: Annotated[int | None, typer.Option(help="Virtual tokens.")] = None,
-    init: Annotated[
-        str | None, typer.Option(help="Where they start: text, demonstrations, labels, vocab, uniform, prompt, best.")
-    ] = None,
-    init_from: Annotated[str | None, typer.Option(help="The soft prompt to start from.")] = None,
-    init_text: Annotated[str | None, typer.Option(help="The text to start from.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Training time; the schedule fits itself to it.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
-    drop_long: Annotated[bool | None, typer.Option("--drop-long", help="Leave longer rows out.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prompt or run of that name.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    flags: dict[str, Any],
+    config: ConfigFile = None,
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and stop.")] = False,
+    print_config: PrintConfig = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train a soft prompt.
@@ -104,17 +54,7 @@ def train_command(
     Every setting has a dotted flag too, such as --train.warmup 0.1 or --train.patience null; --print-config shows
     and explains them all.
     """
-    given = locals()
-    from softprompt.settings import to_yaml
-    from softprompt.training.config import resolve
-
-    extra, yaml_path = parse_overrides([config, *context.args] if config else context.args)
-    given["init_text"] = None if init_text is None else unescaped(init_text)
-    given["data"] = sources(data)
-    if init_from is not None and init is None:
-        given["init"] = "prompt"
-    flags = {setting: given[flag] for flag, setting in FLAGS.items()} | extra
-    settings = resolve(flags, yaml_path, dict(os.environ))
+    settings = resolve(*train_flags(flags, config, context.args), dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
         return
@@ -129,6 +69,22 @@ def train_command(
     if code == 0 and not as_json and os.environ.get("RANK", "0") == "0":
         print_next(settings)
     sys.exit(code)
+
+
+def train_flags(flags: dict[str, Any], config: str | None, rest: list[str]) -> tuple[dict[str, Any], Path | None]:
+    """Dotted settings as typed, and the YAML file.
+
+    Args:
+        flags: values of the options that have names of their own.
+        config: the first argument that is no option.
+        rest: the arguments after it, dotted flags among them.
+    """
+    dotted, yaml_path = parse_overrides([config, *rest] if config else rest, old_flags(Config))
+    text = flags["method.init_text"]
+    changes = {"data": parse_sources(flags["data"]), "method.init_text": None if text is None else unescaped(text)}
+    if flags["method.init_from"] is not None and flags["method.init"] is None:
+        changes["method.init"] = "prompt"
+    return flags | changes | dotted, yaml_path
 
 
 def run_training(
@@ -195,7 +151,7 @@ def _plan(prepared: PreparedTraining) -> Iterator[str]:
     for choice in prepared.choices:
         yield f"auto        {choice.setting} = {choice.value}: {choice.why}"
     method = prepared.config.method
-    start = STARTS.get(method.init, method.init_from or method.init)
+    start = _START_WORDS.get(method.init, method.init_from or method.init)
     yield f"method      {method.name}, {method.n_tokens} tokens from {start}"
     for task in prepared.tasks:
         name, kind = f"{task.name}: " if task.name else "", KINDS[task.splits.train[0].kind]
@@ -238,30 +194,19 @@ def _stopped(run: Path, by: signal.Signals) -> int:
     return 128 + by
 
 
-def sources(data: list[str] | None) -> str | dict[str, str] | None:
-    """What --data names: one place, or {task: place} if it is given as TASK=PLACE, any number of times."""
+def parse_sources(data: list[str] | None) -> str | dict[str, str] | None:
+    """Places of the training data: one, or {task: place} if --data is TASK=PLACE, any number of times.
+
+    Raises ConfigError if one of several has no task, or two have the same one.
+    """
     if not data:
         return None
-    pairs = [given.partition("=") for given in data]
+    pairs = [text.partition("=") for text in data]
     if len(data) == 1 and (not pairs[0][1] or Path(data[0]).exists()):
         return data[0]
-    if bare := [given for given, (_, equals, _) in zip(data, pairs, strict=True) if not equals]:
+    if bare := [text for text, (_, equals, _) in zip(data, pairs, strict=True) if not equals]:
         raise ConfigError("one of several --data has no name", expected="--data TASK=PLACE", got=bare[0])
-    found = {name: place for name, _, place in pairs}
-    if len(found) < len(pairs):
+    places = {name: place for name, _, place in pairs}
+    if len(places) < len(pairs):
         raise ConfigError("two --data have the same name", got=", ".join(name for name, _, _ in pairs))
-    return found
-
-
-def print_next(settings: Config) -> None:
-    """The commands that follow a finished run."""
-    from softprompt.prompts import store
-
-    console, before = Console(soft_wrap=True), "next"
-    named = settings.data if isinstance(settings.data, dict) else {"": settings.data}
-    for task, place in named.items():
-        name = f"{settings.name}.{task}" if task else str(settings.name)
-        if store.locate(name).exists():
-            console.print(Text(f"{before:<12}softprompt eval {name} --data {shlex.quote(str(place))}"))
-            console.print(Text(f'            softprompt generate {name} "your text"'))
-            before = ""
+    return places

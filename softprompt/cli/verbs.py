@@ -64,8 +64,21 @@ BUILT_IN_VERBS = (
         settings=True,
         old_names=("distil",),
     ),
-    _builtin("sweep", "sweep", "sweep_command", "Train and make", "Try many settings at once and keep the best.", settings=True),
-    _builtin("compose", "compose", "compose_command", "Train and make", "Make a soft prompt from saved ones: sum, join, resize."),
+    _builtin(
+        "sweep",
+        "sweep",
+        "sweep_command",
+        "Train and make",
+        "Try many settings at once and keep the best.",
+        settings=True,
+    ),
+    _builtin(
+        "compose",
+        "compose",
+        "compose_command",
+        "Train and make",
+        "Make a soft prompt from saved ones: sum, join, resize.",
+    ),
     _builtin("prune", "prune", "prune_command", "Train and make", "Keep the virtual tokens that matter most."),
     _builtin("import", "import_export", "import_command", "Train and make", "Import a soft prompt of another tool."),
     _builtin("export", "import_export", "export_command", "Train and make", "Export a soft prompt for PEFT or vLLM."),
@@ -99,7 +112,7 @@ def all_verbs() -> dict[str, Verb]:
             continue
         try:
             verb = entry.load()
-        except Exception as error:  # noqa: BLE001 (another package's mistake must not break every verb)
+        except Exception as error:  # another package's mistake must not break every verb
             warnings.warn(f"the verb {entry.name} of another package cannot be loaded: {error}", stacklevel=2)
             continue
         _VERBS[entry.name] = verb

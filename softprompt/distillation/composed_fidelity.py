@@ -68,7 +68,7 @@ def composed_sources(name: str, card: Card, chosen: Sequence[str] = ()) -> list[
     for source in names:
         own = store.load_card(store.locate(source))
         if "text_sha256" not in own.data:
-            hint = f"softprompt eval {name} --data FILE, or --on with prompts that softprompt distil made"
+            hint = f"softprompt eval {name} --data FILE, or --on with prompts that softprompt distill made"
             raise DataError("this soft prompt was not distilled from a text", where=store.locate(source), hint=hint)
         if made_of.get(source, own.sha256) != own.sha256:
             what = f"{name} was composed of another soft prompt of that name"

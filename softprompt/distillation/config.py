@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from softprompt.settings import split_names
+from softprompt.settings import flag, split_names
 from softprompt.training.config import MethodConfig, TrainConfig
 
 OWN: dict[str, dict[str, Any]] = {
@@ -22,7 +22,12 @@ class StudyConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    inputs: int = Field(default=320, ge=8, description="messages to answer, the held-out ones with them")
+    inputs: int = Field(
+        default=320,
+        ge=8,
+        description="messages to answer, the held-out ones with them",
+        json_schema_extra=flag("--inputs", help="Messages to distill on, held-out ones with them."),
+    )
     held_out: int = Field(default=48, ge=4, description="of them for the fidelity report alone")
     input_tokens: int = Field(default=48, ge=4, description="longest message that the model writes itself")
     answer_tokens: int = Field(default=32, ge=1, description="longest answer of the teacher")
@@ -48,29 +53,77 @@ class DistillConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str = Field(default="smollm2-135m", description="base model: Hub id, folder, GGUF file or smollm2-135m")
-    text: str | None = Field(default=None, description="file with the text, e.g. a system prompt")
-    document: str | None = Field(default=None, description="file with a text of any length, read in pieces")
-    demonstrations: str | None = Field(default=None, description="rows with answers, as examples in the context")
-    shots: int = Field(default=16, ge=1, description="how many demonstrations")
+    model: str = Field(
+        default="smollm2-135m",
+        description="base model: Hub id, folder, GGUF file or smollm2-135m",
+        json_schema_extra=flag("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m."),
+    )
+    text: str | None = Field(
+        default=None,
+        description="file with the text, e.g. a system prompt",
+        json_schema_extra=flag("--text", help="File with the text, e.g. a system prompt."),
+    )
+    document: str | None = Field(
+        default=None,
+        description="file with a text of any length, read in chunks",
+        json_schema_extra=flag("--document", help="File with a text of any length, read in chunks."),
+    )
+    demonstrations: str | None = Field(
+        default=None,
+        description="rows with answers, as examples in the context",
+        json_schema_extra=flag("--demonstrations", help="Rows with answers, as examples in the context."),
+    )
+    shots: int = Field(
+        default=16,
+        ge=1,
+        description="how many demonstrations",
+        json_schema_extra=flag("--shots", help="How many demonstrations."),
+    )
     data: str | None = Field(
-        default=None, description="inputs: file, folder or Hub data set; written by the model itself if not given"
+        default=None,
+        description="inputs: file, folder or Hub data set; written by the model itself if not given",
+        json_schema_extra=flag("--data", "-d", help="Inputs to distill on; the model writes its own if not given."),
     )
-    name: str | None = Field(default=None, description="name of the soft prompt")
+    name: str | None = Field(
+        default=None,
+        description="name of the soft prompt",
+        json_schema_extra=flag("--name", "-n", help="Name of the soft prompt."),
+    )
     template: str | None = Field(
-        default=None, description='how a row becomes text, e.g. "Question: {prompt}\\nAnswer:"'
+        default=None,
+        description='how a row becomes text, e.g. "Question: {prompt}\\nAnswer:"',
+        json_schema_extra=flag("--template", help="Row to text, e.g. 'Question: {prompt}\\nAnswer:'."),
     )
-    chat: bool | None = Field(default=None, description="use the model's chat template (default: if there is one)")
-    keep_text: bool = Field(default=False, description="put the text itself into the card")
-    dtype: str = Field(default="auto", description="auto, float32, bfloat16, float16 (of the base model)")
-    device: str = Field(default="auto", description="auto, cpu, cuda, mps")
+    chat: bool | None = Field(
+        default=None,
+        description="use the model's chat template (default: if there is one)",
+        json_schema_extra=flag("--chat/--no-chat", help="Use the model's chat template."),
+    )
+    keep_text: bool = Field(
+        default=False,
+        description="put the text itself into the card",
+        json_schema_extra=flag("--keep-text", help="Put the text itself into the card."),
+    )
+    dtype: str = Field(
+        default="auto",
+        description="auto, float32, bfloat16, float16 (of the base model)",
+        json_schema_extra=flag("--dtype", help="auto, float32, bfloat16 or float16."),
+    )
+    device: str = Field(
+        default="auto",
+        description="auto, cpu, cuda, mps",
+        json_schema_extra=flag("--device", help="auto, cpu, cuda or mps."),
+    )
     sizes: Annotated[tuple[int, ...], BeforeValidator(split_names)] = Field(
-        default=(), description="several numbers of virtual tokens, trained together: 4,8,16,32"
+        default=(),
+        description="several numbers of virtual tokens, trained together: 4,8,16,32",
+        json_schema_extra=flag("--n-tokens", help="Virtual tokens; several sizes at once: 4,8,16,32."),
     )
     fit_steps: int | None = Field(
         default=None,
         ge=0,
         description="steps that fit the start before training, 0: none (default: 200 of a KV prompt, 800 of the other)",
+        json_schema_extra=flag("--fit-steps", help="Steps that fit the start before training; 0: none."),
     )
     study: StudyConfig = StudyConfig()
     method: MethodConfig = MethodConfig()

@@ -19,6 +19,7 @@ from softprompt.files import check_writable
 from softprompt.formatting.text_prompt import APART, worked_example
 from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
 from softprompt.prompts import store
+from softprompt.settings import unescaped
 from softprompt.training import tracking
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.prepare import RUNS
@@ -110,10 +111,10 @@ def _named(settings: DistillConfig) -> str:
     """The name; ConfigError for settings that a distillation cannot have."""
     given = [kind for kind in ("text", "document", "demonstrations") if getattr(settings, kind)]
     if len(given) != 1:
-        hint = "softprompt distil --text policy.md --name policy"
+        hint = "softprompt distill --text policy.md --name policy"
         raise ConfigError("give one source", expected="--text, --document or --demonstrations", got=given, hint=hint)
     if not settings.name:
-        raise ConfigError("name is not given", hint=f"softprompt distil --{given[0]} FILE --name NAME")
+        raise ConfigError("name is not given", hint=f"softprompt distill --{given[0]} FILE --name NAME")
     if settings.method.name in ("multitask", "mixture", "smop"):
         raise ConfigError("a text is distilled into one prompt", where="method.name", got=settings.method.name)
     if settings.fit_steps and settings.method.init != "attended":
@@ -170,7 +171,7 @@ def _template(settings: DistillConfig, rows: Sequence[Record], tokenizer: Tokeni
     system = VIRTUAL if chat and writes_system_turn(tokenizer) else ""
     if chat and settings.template is None:
         return Template("chat", "", system)
-    text = (settings.template or _shape(rows, settings)).replace("\\n", "\n").replace("\\t", "\t")
+    text = unescaped(settings.template or _shape(rows, settings))
     if rows:
         default_template(rows, tokenizer, text, False)  # refuses a field that rows lack
     return Template("chat", text, system) if chat else Template("text", APART + text)

@@ -23,6 +23,7 @@ from softprompt.methods.registry import KV_METHODS
 from softprompt.models.device import pick_device
 from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
 from softprompt.prompts import store
+from softprompt.settings import unescaped
 from softprompt.training import auto, tracking
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.config import Config
@@ -186,7 +187,7 @@ def _task(
     """Load and tokenise the rows of one task; `shape` makes a template the model's."""
     splits = load_splits(path, seed=config.train.seed)
     text = config.template.get(name) if isinstance(config.template, dict) else config.template
-    text = text.replace("\\n", "\n").replace("\\t", "\t") if text else None
+    text = unescaped(text) if text else None
     template = shape(default_template(splits.train, tokenizer, text, config.chat))
     on_long = "drop" if config.drop_long else "error"
 

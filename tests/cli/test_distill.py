@@ -1,4 +1,4 @@
-"""`softprompt distil`."""
+"""`softprompt distill`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows(tmp_path: Path) -> Path:
 
 
 def test_a_text_becomes_a_soft_prompt(base: Path, rows: Path) -> None:
-    args = ("distil", "--text", "policy.md", "--model", base, "--data", rows, "--name", "policy", *QUICK)
+    args = ("distill", "--text", "policy.md", "--model", base, "--data", rows, "--name", "policy", *QUICK)
     shown = done(*args, "--n-tokens", 16).stdout
     for word in ("no text", "soft prompt", "full text", "recovered", "f1", "on 6 held-out messages", "100.0%"):
         assert word in shown, word
@@ -42,7 +42,7 @@ def test_a_text_becomes_a_soft_prompt(base: Path, rows: Path) -> None:
 
 
 def test_several_sizes_and_json(base: Path, rows: Path) -> None:
-    args = ("distil", "--text", "policy.md", "--model", base, "--data", rows, "--name", "policy", *QUICK)
+    args = ("distill", "--text", "policy.md", "--model", base, "--data", rows, "--name", "policy", *QUICK)
     lines = [json.loads(line) for line in done(*args, "--n-tokens", "4,8", "--json").stdout.splitlines()]
     assert {line["event"] for line in lines} >= {"answers", "start", "step", "validation", "saved"}
     assert list(lines[-1]["fidelity"]["soft"]) == ["4", "8"]
@@ -55,7 +55,7 @@ def test_a_signal_while_the_teacher_answers(
 ) -> None:
     """What was answered is kept, and how to go on is said."""
     monkeypatch.setattr(dataset, "BATCH", 8)
-    args = ("distil", "--text", "policy.md", "--model", base, "--data", rows, "--name", "policy", *QUICK)
+    args = ("distill", "--text", "policy.md", "--model", base, "--data", rows, "--name", "policy", *QUICK)
     args = (*args, "--n-tokens", 8)
     real, asked = Teacher.answers, list[int]()
 
@@ -75,18 +75,18 @@ def test_a_signal_while_the_teacher_answers(
 
 
 def test_settings_are_explained_and_kept(base: Path, rows: Path) -> None:
-    shown = done("distil", "--text", "policy.md", "--n-tokens", 8, "--print-config").stdout
+    shown = done("distill", "--text", "policy.md", "--n-tokens", 8, "--print-config").stdout
     assert "# messages to answer, the held-out ones with them\n  inputs: 320" in shown
     Path("own.yaml").write_text(shown, encoding="utf-8")
-    assert done("distil", "own.yaml", "--print-config").stdout == shown
+    assert done("distill", "own.yaml", "--print-config").stdout == shown
 
 
 def test_mistakes(base: Path, rows: Path) -> None:
-    assert isinstance(refused("distil", "--name", "a", "--model", base), ConfigError)
-    assert isinstance(refused("distil", "--text", "none.md", "--name", "a", "--model", base), DataError)
-    error = refused("distil", "--text", "policy.md", "--name", "a", "--study.imputs", 3)
+    assert isinstance(refused("distill", "--name", "a", "--model", base), ConfigError)
+    assert isinstance(refused("distill", "--text", "none.md", "--name", "a", "--model", base), DataError)
+    error = refused("distill", "--text", "policy.md", "--name", "a", "--study.imputs", 3)
     assert "did you mean study.inputs" in str(error.hint)
-    error = refused("distil", "--text", "policy.md", "--name", "a", "--n-tokens", "4,x")
+    error = refused("distill", "--text", "policy.md", "--name", "a", "--n-tokens", "4,x")
     assert isinstance(error, ConfigError)
-    result = softprompt("distil", "--help")
+    result = softprompt("distill", "--help")
     assert result.exit_code == 0 and "--demonstrations" in result.stdout

@@ -28,7 +28,7 @@ def rows(tmp_path: Path) -> Path:
 def test_two_texts_joined(base: Path, rows: Path) -> None:
     for name in ("a", "b"):
         args = ("--text", f"{name}.md", "--model", base, "--data", rows, "--name", name, "--n-tokens", 12)
-        shown = done("distil", *args, *QUICK, "--metric", "rules.py:short").stdout
+        shown = done("distill", *args, *QUICK, "--metric", "rules.py:short").stdout
         assert " short" in shown
     assert "softprompt fidelity both" in done("compose", "a | b", "--name", "both", "--dtype", "float32").stdout
     shown = done("fidelity", "both", "--metric", "rules.py:short").stdout
@@ -47,7 +47,7 @@ def test_two_texts_joined(base: Path, rows: Path) -> None:
 @pytest.mark.usefixtures("no_model")
 def test_mistakes(base: Path, rows: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found before a model is loaded."""
-    args = ("distil", "--text", "a.md", "--model", base, "--data", rows, "--name", "a", *QUICK)
+    args = ("distill", "--text", "a.md", "--model", base, "--data", rows, "--name", "a", *QUICK)
     assert isinstance(refused(*args, "--metric", "f2"), ConfigError)
     assert isinstance(refused("eval", "a", "--data", rows, "--metric", "rules.py:long"), ConfigError)
     monkeypatch.setenv("SOFTPROMPT_HOME", str(library / "prompts"))

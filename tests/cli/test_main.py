@@ -9,13 +9,11 @@ import sys
 import pytest
 
 from softprompt.cli.main import fail, run
+from softprompt.cli.verbs import BUILT_IN_VERBS, SECTIONS
 from softprompt.errors import ConfigError, StoreError
 from tests.support.shell import done, softprompt
 
-VERBS = (
-    *("train", "eval", "generate", "list", "show", "import", "export", "sweep", "compose", "prune", "similar"),
-    *("data", "data check", "data preview", "models", "doctor", "distil", "fidelity", "serve", "chat"),
-)
+VERBS = (*(verb.name for verb in BUILT_IN_VERBS), "data check", "data preview")
 
 
 def start(*args: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
@@ -75,9 +73,19 @@ def test_wrong_usage_is_exit_code_2() -> None:
 
 def test_help_names_every_verb() -> None:
     output = done("--help", COLUMNS="80").stdout
-    listed = [line.split()[0] for line in output.partition("Commands:")[2].splitlines() if line.strip()]
-    assert set(listed) == {verb for verb in VERBS if " " not in verb}
-    assert "--debug" in output
+    options, *sections = [block.splitlines() for block in output.partition("Options:")[2].strip().split("\n\n")]
+    assert "--debug" in options[0]
+    assert [lines[0] for lines in sections] == [f"{section}:" for section in SECTIONS]
+    for title, *lines in sections:
+        wanted = [(verb.name, verb.summary) for verb in BUILT_IN_VERBS if f"{verb.section}:" == title]
+        assert [tuple(line.strip().split(maxsplit=1)) for line in lines] == wanted, "one line each"
+
+
+def test_a_help_line_says_what_the_verb_says() -> None:
+    """A summary of the table ends like a sentence, and nothing that it lists is empty."""
+    for verb in BUILT_IN_VERBS:
+        assert verb.summary.endswith(".") and len(verb.summary) <= 64
+        assert callable(verb.load()) or verb.name == "data"
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -87,10 +95,36 @@ def test_help_fits_a_terminal(verb: str) -> None:
     assert [line for line in output.splitlines() if len(line) > 80] == []
 
 
-def test_as_a_module() -> None:
-    result = start("-m", "softprompt.cli.main", "--help")
+@pytest.mark.parametrize("module", ["softprompt", "softprompt.cli.main"])
+def test_as_a_module(module: str) -> None:
+    result = start("-m", module, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert "Usage:" in result.stdout and "train" in result.stdout
+
+
+def test_an_old_name_is_one_line_of_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run_with(monkeypatch, "distil", "--help")
+    out, err = capsys.readouterr()
+    assert "Distill a long text" in out
+    assert err.startswith("warning: softprompt distil is now softprompt distill;") and err.count("\n") == 1
+    assert " distil " not in done("--help").stdout
+
+
+def test_a_wrong_verb_is_told_the_closest() -> None:
+    assert "Did you mean 'train'?" in softprompt("trian").stderr
+
+
+def test_a_verb_imports_its_own_module_only() -> None:
+    code = "import sys\nfrom softprompt.cli.main import app\napp(['list', '--json'], standalone_mode=False)\n"
+    code += "print(*(name for name in sys.modules if name.startswith('softprompt.cli.')))"
+    result = start("-c", code)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.splitlines()[-1].split())
+    assert "softprompt.cli.list_show" in loaded
+    assert not loaded & {"softprompt.cli.train", "softprompt.cli.serve", "softprompt.cli.data"}
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -13,12 +13,13 @@ import typer
 
 import softprompt
 from softprompt.cli.main import app
+from softprompt.cli.options import setting_options
 from softprompt.cli.overrides import parse_overrides
-from softprompt.cli.train import FLAGS, sources
+from softprompt.cli.train import train_flags
 from softprompt.models import loading
 from softprompt.models.sources import Source, find_source
 from softprompt.prompts import store
-from softprompt.training.config import resolve
+from softprompt.training.config import Config, resolve
 from softprompt.training.run import FitResult
 from tests.support.rows import write_jsonl
 from tests.support.saved import save_tiny
@@ -101,16 +102,15 @@ def parse(line: str) -> None:
     words = words[: words.index("<")] if "<" in words else words
     command: Any = COMMANDS
     path = ["softprompt"]
-    while hasattr(command, "commands"):
-        assert words and words[0] in command.commands, f"no such verb: {line}"
-        path.append(words[0])
-        command = command.commands[words.pop(0)]
+    while hasattr(command, "get_command"):
+        verb = command.get_command(None, words[0]) if words else None
+        assert verb is not None, f"no such verb: {line}"
+        path.append(words.pop(0))
+        command = verb
     context = command.make_context(" ".join(path), list(words))
     if path == ["softprompt", "train"]:
-        given = {setting: context.params[flag] for flag, setting in FLAGS.items()}
-        given["data"] = sources(given["data"])
-        config = context.params["config"]
-        resolve(given | parse_overrides([config, *context.args] if config else context.args)[0])
+        flags = {option.setting: context.params[option.parameter] for option in setting_options(Config)}
+        resolve(train_flags(flags, context.params["config"], context.args)[0])
     else:
         assert not context.args
 
