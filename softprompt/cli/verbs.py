@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 ENTRY_POINTS = "softprompt.verbs"
 SECTIONS = ("Train and make", "Measure", "Use", "Look")  # in this order in --help; those of other packages follow
@@ -32,7 +33,9 @@ class Verb:
         function: name of a function in it that Typer reads, or of a `typer.Typer` with verbs of its own.
         section: title in `softprompt --help` under which the verb is listed.
         summary: its line there, at most 64 characters.
-        settings: whether it takes dotted flags such as --train.lr 0.1 beside its own options.
+        other_flags: whether flags that its function does not name are passed to it (in `typer.Context.args`), such as
+            --train.lr 0.1.
+        command: dotted path of a subclass of `typer.core.TyperCommand`, if it needs one of its own.
         old_names: names of earlier releases, which work with a warning and are not listed.
     """
 
@@ -41,12 +44,18 @@ class Verb:
     function: str
     section: str
     summary: str
-    settings: bool = False
+    other_flags: bool = False
+    command: str = ""
     old_names: tuple[str, ...] = ()
 
     def load(self) -> Callable[..., Any] | typer.Typer:
         """Its function, or its own Typer app; imports the module."""
         return getattr(importlib.import_module(self.module), self.function)
+
+    def command_class(self) -> type[TyperCommand]:
+        """The class of its command; imports the module of that class."""
+        module, _, name = self.command.rpartition(".")
+        return getattr(importlib.import_module(module), name) if module else TyperCommand
 
 
 def _builtin(name: str, module: str, function: str, section: str, summary: str, **more: Any) -> Verb:
@@ -54,14 +63,14 @@ def _builtin(name: str, module: str, function: str, section: str, summary: str, 
 
 
 BUILT_IN_VERBS = (
-    _builtin("train", "train", "train_command", "Train and make", "Train a soft prompt.", settings=True),
+    _builtin("train", "train", "train_command", "Train and make", "Train a soft prompt.", other_flags=True),
     _builtin(
         "distill",
         "distill",
         "distill_command",
         "Train and make",
         "Distill a long text into a few virtual tokens.",
-        settings=True,
+        other_flags=True,
         old_names=("distil",),
     ),
     _builtin(
@@ -70,7 +79,7 @@ BUILT_IN_VERBS = (
         "sweep_command",
         "Train and make",
         "Try many settings at once and keep the best.",
-        settings=True,
+        other_flags=True,
     ),
     _builtin(
         "compose",
@@ -87,7 +96,15 @@ BUILT_IN_VERBS = (
     _builtin("similar", "similar", "similar_command", "Measure", "Rank saved soft prompts by similarity to one."),
     _builtin("generate", "generate", "generate_command", "Use", "Generate with one or several soft prompts."),
     _builtin("chat", "chat", "chat_command", "Use", "Chat with a soft prompt in the terminal."),
-    _builtin("serve", "serve", "serve_command", "Use", "Serve soft prompts under OpenAI's API."),
+    _builtin(
+        "serve",
+        "serve",
+        "serve_command",
+        "Use",
+        "Serve soft prompts under OpenAI's API.",
+        other_flags=True,
+        command="softprompt.cli.engine_options.EngineCommand",
+    ),
     _builtin("list", "list_show", "list_command", "Look", "List the saved soft prompts."),
     _builtin("show", "list_show", "show_command", "Look", "Show a soft prompt's card, after checking its tensors."),
     _builtin("data", "data", "app", "Look", "Check and preview training data."),

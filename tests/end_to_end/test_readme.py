@@ -12,6 +12,7 @@ import pytest
 import typer
 
 import softprompt
+from softprompt.cli.engine_options import engine_named, parse_engine_options
 from softprompt.cli.main import app
 from softprompt.cli.options import setting_options
 from softprompt.cli.overrides import parse_overrides
@@ -111,6 +112,8 @@ def parse(line: str) -> None:
     if path == ["softprompt", "train"]:
         flags = {option.setting: context.params[option.parameter] for option in setting_options(Config)}
         resolve(train_flags(flags, context.params["config"], context.args)[0])
+    elif path == ["softprompt", "serve"]:
+        parse_engine_options(engine_named(context.params["engine"]), context.args)
     else:
         assert not context.args
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Annotated
 
@@ -28,13 +27,13 @@ def distance_command(
 
 
 @pytest.fixture(autouse=True)
-def toy_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def toy_package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A package that is installed beside softprompt, and a table that forgets it afterwards."""
     module = ModuleType(DISTANCE.module)
     module.__dict__["distance_command"] = distance_command
     monkeypatch.setitem(sys.modules, DISTANCE.module, module)
     monkeypatch.setattr(verbs, "_VERBS", dict(verbs._VERBS))
-    yield module
+    return module
 
 
 def test_a_registered_verb_runs_and_is_listed_in_its_section() -> None:
