@@ -38,7 +38,7 @@ def train_cartridge(
 
     torch.manual_seed(seed)
     config = peft.CartridgeConfig(task_type=peft.TaskType.CAUSAL_LM, num_virtual_tokens=tokens, num_frozen_tokens=1)
-    model = peft.get_peft_model(lm.model, config)  # type: ignore[arg-type]
+    model = peft.get_peft_model(lm.hf_model, config)  # type: ignore[arg-type]
     peft.initialize_kv_prefix_from_text(model, lm.tokenizer, text=prepared.text)
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))

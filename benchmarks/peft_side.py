@@ -78,7 +78,7 @@ def wrap(lm: FrozenLM, kind: Kind, *, tokens: int, text: str, tokenizer: str) ->
             prompt_tuning_init_text=text,
             tokenizer_name_or_path=tokenizer,
         )
-    return peft.get_peft_model(lm.model, config)  # type: ignore[arg-type]
+    return peft.get_peft_model(lm.hf_model, config)  # type: ignore[arg-type]
 
 
 def train_peft(
@@ -130,6 +130,7 @@ def to_prompt(lm: FrozenLM, kind: Kind, model: Any) -> Prompt | None:
     if kind == "prompt-tuning":
         return EmbeddingPrompt(weight)
     layers = len(lm.geometry.layers)
-    heads, size = lm.config.num_key_value_heads, weight.shape[1] // (2 * layers * lm.config.num_key_value_heads)
+    heads = lm.hf_model.config.num_key_value_heads
+    size = weight.shape[1] // (2 * layers * heads)
     parts = weight.view(len(weight), layers, 2, heads, size).permute(1, 2, 3, 0, 4)  # as PeftModel.get_prompt
     return KVPrompt(tuple((keys.contiguous(), values.contiguous()) for keys, values in parts))

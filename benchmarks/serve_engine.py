@@ -29,7 +29,7 @@ import torch
 from benchmarks.machine import facts
 from benchmarks.output import put
 from softprompt.engine.base import Job
-from softprompt.engine.capacity import Capacity, token_bytes
+from softprompt.engine.capacity import Capacity
 from softprompt.engine.transformers_engine import TransformersEngine
 from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
@@ -118,7 +118,7 @@ class Peft:
             if prompt.form in models:
                 models[prompt.form].add_adapter(name, configs[prompt.form])
             else:
-                models[prompt.form] = peft.get_peft_model(lm.model, configs[prompt.form], adapter_name=name)
+                models[prompt.form] = peft.get_peft_model(lm.hf_model, configs[prompt.form], adapter_name=name)
             table = prompt.embeddings if isinstance(prompt, EmbeddingPrompt) else to_flat(prompt, lm.geometry)
             models[prompt.form].prompt_encoder[name].embedding.weight.data.copy_(table)
             self.models[name] = models[prompt.form].eval()
@@ -211,8 +211,10 @@ async def first_tokens(lm: FrozenLM, engine: TransformersEngine, size: Load) -> 
         "median_seconds": medians,
         "against_no_prompt": {name: value / medians["no prompt"] for name, value in medians.items()},
         "computed_tokens": computed,
-        "kv_bytes_read": {name: n * token_bytes(lm) for name, n in held.items()},
-        "kv_bytes_of_its_own": {name: n * token_bytes(lm) for name, n in computed.items()},
+        "kv_bytes_read": {name: n * lm.geometry.kv_bytes_per_token(lm.dtype.itemsize) for name, n in held.items()},
+        "kv_bytes_of_its_own": {
+            name: n * lm.geometry.kv_bytes_per_token(lm.dtype.itemsize) for name, n in computed.items()
+        },
         "seconds": seconds,
     }
 

@@ -145,7 +145,7 @@ def peft_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], 
     config = PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(start), prompt_tuning_init=PromptTuningInit.RANDOM
     )
-    model: Any = get_peft_model(lm.model, config)
+    model: Any = get_peft_model(lm.hf_model, config)
     weight: Tensor = model.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         weight.copy_(start)
@@ -168,7 +168,7 @@ def peft_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], 
 def floor_step(lm: FrozenLM, rows: list[Example], virtual: int) -> Callable[[], None]:
     """The matrix products alone."""
     weights: list[Tensor] = [
-        p for p in lm.model.base_model.parameters() if p.ndim == 2 and p is not lm.embedding.weight
+        p for p in lm.hf_model.base_model.parameters() if p.ndim == 2 and p is not lm.embedding.weight
     ]
     pairs = [(weight, count) for weight in weights for count in (virtual, sum(len(row.ids) for row in rows))]
     pairs.append((lm.embedding.weight, learned_tokens(rows)))  # the head: tied to the embedding in this model

@@ -156,7 +156,7 @@ class _Layer:
     def loss(self, keys_KSD: Tensor, values_KSD: Tensor, tokens: Tensor) -> Tensor:
         """By how much these tokens miss what they got."""
         queries = self.queries.of(tokens)
-        missing_KRTD = queries.attend_to(keys_KSD, values_KSD) - queries.got
+        missing_KRTD = queries.attend_to(keys_KSD, values_KSD) - queries.output
         felt_TF = torch.einsum("krtd,krdf->tf", missing_KRTD, self.directions)
         return ((felt_TF.square().sum(1) * self.weights[tokens]).mean() + 1e-12).sqrt()
 
@@ -176,7 +176,7 @@ def _directions(gradient_KRTD: Tensor) -> Tensor:
 def _first(lm: FrozenLM, rows: Sequence[Example], numbers: int) -> list[Example]:
     """As many of the rows, one at least, as can be kept in so many numbers."""
     shapes = [shape for shape in lm.geometry.layers if shape is not None]
-    per_token = sum(lm.config.num_attention_heads * (shape.key_dim + 3 * shape.value_dim + 1) for shape in shapes)
+    per_token = sum(lm.geometry.n_heads * (shape.key_dim + 3 * shape.value_dim + 1) for shape in shapes)
     room, kept = numbers // per_token, list[Example]()
     for row in rows:
         if kept and len(row.ids) > room:

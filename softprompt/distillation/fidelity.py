@@ -134,7 +134,7 @@ def _measured(
         scores=scores,
         prefix_tokens=_length(prefix),
         prefill_seconds=_seconds(lm, lambda: prepare_prefixes(lm, [prefix])) if _length(prefix) else 0.0,
-        kv_bytes=_length(prefix) * kv_bytes_per_token(lm),
+        kv_bytes=_length(prefix) * lm.geometry.kv_bytes_per_token(lm.dtype.itemsize),
     )
 
 
@@ -191,12 +191,6 @@ def _by_subject(
     for own in groups.values():
         formatted = formatted_prompts[own[0]]
         yield prepare_prefixes(lm, [formatted.prefix(lm)]), formatted, own
-
-
-def kv_bytes_per_token(lm: FrozenLM) -> int:
-    """Bytes of one token's keys and values in all layers, in the model's dtype."""
-    shapes = [shape for shape in lm.geometry.layers if shape is not None]
-    return sum(shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in shapes) * lm.dtype.itemsize
 
 
 def _length(prefix: Prefix) -> int:

@@ -60,14 +60,8 @@ class Capacity:
         )
 
 
-def token_bytes(lm: FrozenLM) -> int:
-    """Bytes of the keys and values of one token."""
-    sizes = [shape.kv_heads * (shape.key_dim + shape.value_dim) for shape in lm.geometry.layers if shape]
-    return sum(sizes) * lm.dtype.itemsize
-
-
 def _default_tokens(lm: FrozenLM, rows: int) -> int:
     context, on_cpu = lm.geometry.max_positions, lm.device.type == "cpu"
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available
     wanted = max(context, rows * ROW_TOKENS) if on_cpu else rows * context
-    return min(int(free * MEMORY_SHARE) // token_bytes(lm), wanted)
+    return min(int(free * MEMORY_SHARE) // lm.geometry.kv_bytes_per_token(lm.dtype.itemsize), wanted)

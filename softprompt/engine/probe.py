@@ -14,7 +14,7 @@ from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes, start_decoding
-from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE
+from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE, probe_ids
 from softprompt.prompts.forms import KVPrompt
 
 _PROBE = "probe"
@@ -25,7 +25,7 @@ async def probe(lm: FrozenLM, engine: Engine) -> None:
 
     Raises UnsupportedModelError if a log-probability of the next two tokens is off.
     """
-    ids = tuple((7 * i + 3) % lm.geometry.vocab for i in range(6))
+    ids = tuple(probe_ids(lm))
     layers = await asyncio.to_thread(compute_keys_values, lm, Prefix(lead=ids[:3]))
     await engine.load(_PROBE, Prefix(KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers))))
     try:

@@ -149,7 +149,7 @@ class TransformersEngine:
                 listener.call_soon_threadsafe(self._hear, news)
 
         try:
-            loop = BatchingLoop(self._lm, _copy(self._lm.model), self._capacity.config(self._lm), report)
+            loop = BatchingLoop(self._lm, _copy(self._lm.hf_model), self._capacity.config(self._lm), report)
             loop.prepare()
         except ValueError as error:  # what the manager says of kinds of layers it does not know
             raise unsupported(self._lm, str(error)) from error

@@ -13,9 +13,7 @@ from softprompt.models.frozen_lm import FrozenLM
 
 def end_ids(lm: FrozenLM, template: Template) -> list[int]:
     """Every token that ends an answer: the template's own, and those of the model's generation config."""
-    configured = getattr(lm.model.generation_config, "eos_token_id", None)
-    configured = configured if isinstance(configured, list) else [configured]
-    return sorted({end_id(template, lm.tokenizer), *(i for i in configured if isinstance(i, int))})
+    return sorted({end_id(template, lm.tokenizer), *lm.end_ids})
 
 
 def check_context(lm: FrozenLM, rows: Iterable[tuple[str, int, int]], hint: str) -> None:

@@ -1,14 +1,18 @@
-"""The frozen base model: found, loaded, measured; its weights never change.
+"""The frozen base model: a loaded Transformers model whose weights never change.
 
-`FrozenLM` gives what the rest needs and no more: embeddings of ids, logits of hidden states, the tokenizer, and the
-`Geometry` that soft prompts are checked against. How a prefix enters the model is `attach.py`'s business.
+`FrozenLM` gives embeddings of ids, logits of hidden states, the tokenizer, and the `Geometry` that soft prompts are
+checked against. The Transformers model itself stays inside `models`, `prefix` and `engine`. Packages that keep state
+about a loaded model keep it in an extension, which lives as long as the model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
-from functools import partial
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +27,8 @@ from softprompt.data.tokenizer import closing_ids
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.measure import measure_geometry
 
+E = TypeVar("E")
+
 
 class FrozenLM:
     """A language model whose weights carry no gradient, with its tokenizer and geometry.
@@ -30,41 +36,68 @@ class FrozenLM:
     Args:
         model: any Transformers causal LM, or an encoder–decoder; it is put in eval mode and frozen.
         tokenizer: its tokenizer.
-        name: what messages and cards call it.
+        name: the model's name in messages and cards.
         reason: why this device and dtype, for display.
+
+    Attributes:
+        geometry: shape and identity of the model.
+        layer_types: Transformers' kind of each layer, where the model has several ("sliding_attention", …).
+        closing: tokens that the tokenizer of an encoder–decoder appends to every text.
 
     Raises:
         UnsupportedModelError: the model keeps no keys and values that a prefix could extend.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, reason: str = "") -> None:
-        self.model, self.tokenizer, self.name, self.reason = model.eval(), tokenizer, name, reason
+        self._model = model.eval()
+        self._config = model.config.get_text_config()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.reason = reason
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        self.config = model.config.get_text_config()
-        self.layer_types: tuple[str, ...] = tuple(getattr(self.config, "layer_types", None) or ())
-        self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
-        self.is_encoder_decoder = bool(self.config.is_encoder_decoder)
+        self.layer_types: tuple[str, ...] = tuple(getattr(self._config, "layer_types", None) or ())
+        self.softcap: float | None = getattr(self._config, "final_logit_softcapping", None)
+        self.is_encoder_decoder = bool(self._config.is_encoder_decoder)
         # The first T5 and umT5 shrink what their heads read; T5 1.1, FLAN-T5 and mT5 do not.
-        shrinks = getattr(self.config, "scale_decoder_outputs", self.config.model_type == "umt5")
-        self.head_scale: float | None = self.config.d_model**-0.5 if shrinks else None
+        shrinks = getattr(self._config, "scale_decoder_outputs", self._config.model_type == "umt5")
+        self.head_scale: float | None = self._config.d_model**-0.5 if shrinks else None
         self.closing = tuple(closing_ids(tokenizer)) if self.is_encoder_decoder else ()
         self.geometry = measure_geometry(model, name)
+        self._extensions: dict[Any, Any] = {}
+        self._checkpointing = threading.Lock()
+        self._checkpointed = 0  # `checkpoint_layers` blocks that are open
+
+    @property
+    def hf_model(self) -> PreTrainedModel:
+        """The Transformers model, for `prefix`, engines and comparisons. Its weights may not be changed."""
+        return self._model
+
+    def extension(self, make: Callable[[FrozenLM], E]) -> E:
+        """State about this model, made by `make(lm)` on first use and then kept as long as the model.
+
+        `make` is the key, usually a class. What it makes must not refer to this FrozenLM, or only the garbage collector
+        would free the weights.
+        """
+        state = self._extensions.get(make)
+        if state is None:
+            state = self._extensions.setdefault(make, make(self))  # atomic: threads agree on one
+        return cast("E", state)
 
     @property
     def embedding(self) -> nn.Embedding:
         """The table of token embeddings."""
-        table = self.model.get_input_embeddings()
+        table = self._model.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
         return table
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self._model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        return self._model.dtype
 
     def embed(self, ids: Tensor | Sequence[int]) -> Tensor:
         """Embeddings [..., H] of ids [...], scaled as the model itself would."""
@@ -72,17 +105,30 @@ class FrozenLM:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] in the model's dtype of final hidden states [N, H]."""
-        head = self.model.get_output_embeddings()
+        head = self._model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
         logits_NV = head(hidden_NH if self.head_scale is None else hidden_NH * self.head_scale)
         return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
 
+    @cached_property
+    def flops_per_token(self) -> float:
+        """FLOPs of a forward pass's matrix products per token, without the head."""
+        weights = sum(parameter.numel() for parameter in self._model.base_model.parameters())
+        return 2.0 * (weights - self.embedding.weight.numel())
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer by the model's generation config; none if it names none."""
+        configured = getattr(self._model.generation_config, "eos_token_id", None)
+        ids = cast("list[Any]", configured if isinstance(configured, list) else [configured])
+        return tuple(i for i in ids if isinstance(i, int))
+
     @property
     def start_id(self) -> int:
-        """The token that opens an encoder–decoder's answer. Raises UnsupportedModelError if the model names none."""
-        for config in (self.model.generation_config, self.config):
-            if isinstance(found := getattr(config, "decoder_start_token_id", None), int):
-                return found
+        """The first decoder token of an encoder–decoder. Raises UnsupportedModelError if the model names none."""
+        for config in (self._model.generation_config, self._config):
+            if isinstance(start := getattr(config, "decoder_start_token_id", None), int):
+                return start
         raise UnsupportedModelError("the model names no token to start its decoder with", where=self.name)
 
     def encode(self, text: str) -> list[int]:
@@ -92,20 +138,38 @@ class FrozenLM:
     def digest(self) -> str:
         """sha256 hex of every weight and buffer: proof that training left the base model alone."""
         sha = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in sorted(self._model.state_dict().items()):
             plain = tensor.detach().cpu().contiguous().reshape(-1)
             sha.update(f"{name} {tuple(tensor.shape)}\n".encode())
             sha.update(plain.view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
-    def checkpoint_layers(self, on: bool = True) -> None:
+    @contextlib.contextmanager
+    def checkpoint_layers(self, on: bool = True) -> Iterator[None]:
         """Recompute each layer in the backward pass instead of keeping its activations.
 
-        Transformers' own switch drops the cache, and with it the prefix; this one wraps the layers and keeps it,
-        which is sound because `attach.py`'s cache does not change when a layer runs twice.
+        Transformers' own switch drops the cache, and with it the prefix. This one wraps the layers and keeps the cache,
+        which is sound because a `PrefixCache` does not change when a layer runs twice. Blocks may be nested and may be
+        open in several threads; without `on` nothing happens.
         """
-        for layer in self.model.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.__dict__.pop("forward", None)
-                if on:
-                    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        if not on:
+            yield
+            return
+        self._count_checkpointing(1)
+        try:
+            yield
+        finally:
+            self._count_checkpointing(-1)
+
+    def _count_checkpointing(self, change: int) -> None:
+        """Wrap the layers when the first block opens; unwrap them when the last one closes."""
+        with self._checkpointing:
+            before, self._checkpointed = self._checkpointed, self._checkpointed + change
+            if before and self._checkpointed:
+                return
+            for layer in self._model.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.__dict__.pop("forward", None)
+                    if self._checkpointed:
+                        forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+                        layer.forward = forward

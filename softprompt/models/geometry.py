@@ -1,6 +1,6 @@
-"""What a base model looks like to a soft prompt: widths, layers, heads, windows and a fingerprint.
+"""The shape of a base model as far as soft prompts depend on it: widths, layers, heads, windows and a fingerprint.
 
-A `Geometry` is plain data: it is measured once from a loaded model (`model.py`), written in the card of every
+A `Geometry` is plain data: it is measured once from a loaded model (`measure.py`), written in the card of every
 soft prompt, and compared before a prompt is used. It knows no tensors and no Transformers.
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SAMPLE_TOLERANCE = 0.005  # relative; rounding to bfloat16 moves a weight by at most 0.4 %
-SMALLEST = 1e-6  # absolute; float16 rounds what is smaller
+SMALLEST = 1e-6  # absolute; float16 rounds smaller weights
+_OPTIONAL = ("sites",)  # written in a card only where there are some
+_MEASURED = ("n_heads",)  # of a loaded model; not written, since cards have no use for them
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Geometry:
         sample: some embedding weights, to tell two models of one shape apart.
         matrices: some weights of matrices all through the layers, for siblings whose embeddings are the same; empty
             for a quantised model, and then not compared.
-        sites: encoder–decoders only: what kind of attention each layer is, "encoder", "decoder" or "cross".
+        sites: encoder–decoders only: the kind of attention of each layer, "encoder", "decoder" or "cross".
+        n_heads: query heads of a layer. Of a loaded model only: 0 in a geometry that was read from a card.
     """
 
     base: str
@@ -53,12 +56,23 @@ class Geometry:
     sample: tuple[float, ...]
     matrices: tuple[float, ...]
     sites: tuple[str, ...] = ()
+    n_heads: int = field(default=0, compare=False)
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Bytes of one token's keys and values, all layers together, with numbers of `itemsize` bytes."""
+        return itemsize * sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in self.layers if layer)
+
+    @property
+    def flops_per_pair(self) -> float:
+        """FLOPs of attention per query-key pair, all layers together."""
+        return float(sum(2 * self.n_heads * (layer.key_dim + layer.value_dim) for layer in self.layers if layer))
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits over shape and sampled weights, for display; `differs` decides."""
-        facts = self.to_dict() | {"base": "", "matrices": "", "sample": [float(f"{x:.1e}") for x in self.sample]}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        rounded = [float(f"{x:.1e}") for x in self.sample]
+        shape = self.to_dict() | {"base": "", "matrices": "", "sample": rounded}
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     def differs(self, other: Geometry) -> str | None:
         """Why a prompt made for `other` does not fit this model, or None if it does.
@@ -82,9 +96,9 @@ class Geometry:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data; `from_dict` is the inverse. A causal model has no sites, and none are written."""
-        facts = asdict(self)
-        return facts if self.sites else {name: fact for name, fact in facts.items() if name != "sites"}
+        """Plain JSON data; `from_dict` is the inverse. Sites are written where there are some, `n_heads` never."""
+        left_out = _MEASURED if self.sites else (*_MEASURED, *_OPTIONAL)
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Geometry:
@@ -93,19 +107,19 @@ class Geometry:
         lists = {name: tuple(data[name]) for name in ("windows", "sample", "matrices")}
         lists["sites"] = tuple(data.get("sites", ()))
         rest = {k: v for k, v in data.items() if k not in lists and k != "layers"}
-        found = Geometry(layers=layers, **lists, **rest)
-        found._check_types()
-        if found.sites and len(found.sites) != len(layers):
-            raise TypeError(f"{len(found.sites)} sites for {len(layers)} layers")
-        return found
+        geometry = Geometry(layers=layers, **lists, **rest)
+        geometry._check_types()
+        if geometry.sites and len(geometry.sites) != len(layers):
+            raise TypeError(f"{len(geometry.sites)} sites for {len(layers)} layers")
+        return geometry
 
     def _check_types(self) -> None:
-        """A card comes from a stranger: a text where a number belongs must not surface later, in a comparison."""
+        """Raise TypeError for a value of another type: a card comes from a stranger, and errors must show here."""
         sizes = [size for layer in self.layers if layer is not None for size in vars(layer).values()]
         sizes += [window for window in self.windows if window is not None]
         kinds: list[tuple[type, list[Any]]] = [
             (str, [self.base, self.architecture, *self.sites]),
-            (int, [self.hidden, self.vocab, self.max_positions, *sizes]),
+            (int, [self.hidden, self.vocab, self.max_positions, self.n_heads, *sizes]),
             (float, [*self.sample, *self.matrices]),
         ]
         for kind, values in kinds:

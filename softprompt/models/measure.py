@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,7 +48,14 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
         sample=tuple(sample),
         matrices=_matrix_sample(model, table),
         sites=sites,
+        n_heads=_query_heads(config, shapes),
     )
+
+
+def _query_heads(config: Any, shapes: Sequence[LayerShape | None]) -> int:
+    """The config's number of attention heads; of a model that names none, the heads of its keys."""
+    heads = getattr(config, "num_attention_heads", None)
+    return heads if isinstance(heads, int) else max(shape.kv_heads for shape in shapes if shape)
 
 
 def _causal_layers(model: PreTrainedModel) -> list[LayerShape | None]:

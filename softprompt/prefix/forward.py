@@ -1,27 +1,21 @@
-"""One forward pass of the base model with keys, masks and positions given outright.
+"""One forward pass of the base model with explicit keys, masks and positions.
 
 Shapes: G bins or rows, Q queries, K keys, L tokens, H width.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-from softprompt.errors import DataError
+from softprompt.errors import DataError, UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.runtime import PrefixRuntime
 
-# How a model takes masks: a dict with one per layer type (Qwen, Gemma) or a single one (Llama, Mistral, GPT-2).
-MaskStyle = Literal["per layer type", "single"]
-mask_styles: weakref.WeakKeyDictionary[FrozenLM, MaskStyle] = weakref.WeakKeyDictionary()
-_attention = threading.RLock()  # a model's attention is set for all threads
+_VERIFY = "call `softprompt.prefix.verify.verify` first"
 
 
 def forward(
@@ -40,10 +34,12 @@ def forward(
     Args:
         positions_GL: position of each token; padding may have any in range.
         key_positions_GK: positions of all keys, those of the cache first.
-        visible_GQK: True where a query may look at a key; sliding windows are applied on top.
-        cache: shows the prefix; see `cache.py`.
+        visible_GQK: True where a query may attend to a key; sliding windows are applied on top.
+        cache: holds the keys and values of the prefix; see `cache.py`.
         ids_GL, embeds_GLH: the tokens, one of the two.
-        attentions: gets each layer's attention weights [G, heads, Q, K]; needs the model's eager attention.
+        attentions: filled with each layer's attention weights [G, heads, Q, K]; needs the model's eager attention.
+
+    Raises UnsupportedModelError for a model that `verify` has not seen.
     """
     distance_GQK = positions_GL[:, :, None] - key_positions_GK[:, None, :]
     masks = {
@@ -51,9 +47,12 @@ def forward(
         for window in set(lm.geometry.windows)
     }
     mask: Tensor | dict[str, Tensor] = masks[lm.geometry.windows[0]]
-    if mask_styles[lm] == "per layer type":
+    style = PrefixRuntime.of(lm).mask_style
+    if style is None:
+        raise UnsupportedModelError("nothing is known yet of how the model takes masks", where=lm.name, hint=_VERIFY)
+    if style == "per layer type":
         mask = {kind: masks[window] for kind, window in zip(lm.layer_types, lm.geometry.windows, strict=True)}
-    out = lm.model.base_model(
+    out = lm.hf_model.base_model(
         input_ids=ids_GL,
         inputs_embeds=embeds_GLH,
         attention_mask=mask,
@@ -67,22 +66,10 @@ def forward(
     return out.last_hidden_state
 
 
-@contextlib.contextmanager
-def attention_implementation(lm: FrozenLM, name: str) -> Iterator[None]:
-    """The model with another of Transformers' attentions for a while; one thread at a time."""
-    with _attention:
-        before = str(lm.model.config._attn_implementation)
-        lm.model.set_attn_implementation(name)
-        try:
-            yield
-        finally:
-            lm.model.set_attn_implementation(before)
-
-
 def check_not_empty(rows: Iterable[Sequence[int]]) -> None:
     """Raise DataError for a row without tokens."""
     if not all(map(len, rows)):
-        raise DataError("a row has no tokens", hint="give at least one token of text behind the prefix")
+        raise DataError("a row has no tokens", hint="give at least one token of text after the prefix")
 
 
 def check_fits_context(
@@ -91,7 +78,7 @@ def check_fits_context(
     what: str = "prefix, text and new tokens do not fit in the model's context",
     hint: str = "shorten the text or ask for fewer new tokens",
 ) -> None:
-    """Raise DataError, saying what and giving the hint, if `tokens` exceed the model's context."""
+    """Raise DataError with this message and hint if `tokens` exceed the model's context."""
     if tokens > lm.geometry.max_positions:
         raise DataError(what, expected=f"<= {lm.geometry.max_positions} tokens", got=tokens, hint=hint)
 

@@ -165,6 +165,14 @@ def require_causal(prefix_kv: PrefixKV) -> CausalPrefixKV:
     raise UnsupportedModelError("this works with causal models only, and the base model is an encoder-decoder")
 
 
+def require_single(prefix_kv: PrefixKV) -> CausalPrefixKV:
+    """The one prefix of a causal model; UnsupportedModelError for an encoder–decoder's, and for several."""
+    prefixes = require_causal(prefix_kv)
+    if len(prefixes.lengths) != 1:
+        raise UnsupportedModelError("this works with one prefix at a time", got=f"{len(prefixes.lengths)} prefixes")
+    return prefixes
+
+
 def embedded(lm: FrozenLM, prefix: Prefix) -> Tensor:
     """Embeddings [n, H] of all that must be run for this prefix: everything but a KV prompt's own keys and values.
 

@@ -92,14 +92,11 @@ def pack_rows(
     Raises DataError for an empty row, or one that does not fit in the model's context.
     """
     check_not_empty(row.ids for row in rows)
-    bins = pack(rows, best_capacity(rows, prefix_kv.slots, *_costs(lm)) if capacity is None else capacity)
+    bins = pack(
+        rows,
+        best_capacity(rows, prefix_kv.slots, lm.flops_per_token, lm.geometry.flops_per_pair)
+        if capacity is None
+        else capacity,
+    )
     check_fits_context(lm, int((bins.depth.max(1).values + torch.tensor(prefix_kv.lengths)[bins.prefix]).max()) + 1)
     return bins
-
-
-def _costs(lm: FrozenLM) -> tuple[float, float]:
-    """FLOPs of a forward pass per token (matrix products) and per query-key pair (attention), all layers together."""
-    weights = sum(p.numel() for p in lm.model.base_model.parameters()) - lm.embedding.weight.numel()
-    heads = lm.config.num_attention_heads
-    pairs = sum(2 * heads * (shape.key_dim + shape.value_dim) for shape in lm.geometry.layers if shape is not None)
-    return 2.0 * weights, float(pairs)

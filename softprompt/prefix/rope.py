@@ -1,22 +1,21 @@
 """Moving the keys of a KV prompt to other positions.
 
-A rotary model turns each key by an angle that grows with its position (Su et al.: RoFormer. 2021.
-https://arxiv.org/abs/2104.09864), and turns add up: R(p + d) k = R(d) R(p) k. So a key that stands at position p is
-moved by d with the model's own angles at d, whatever it was before. Values carry no position.
+A rotary model rotates each key by an angle that grows with its position (Su et al.: RoFormer. 2021.
+https://arxiv.org/abs/2104.09864), and rotations add up: R(p + d) k = R(d) R(p) k. So a key at position p is moved by d
+with the model's own angles at d. Values carry no position.
 
-How a model lays the pairs of a turn out in a key differs between families, and some layers do not turn at all. The
-first move tries the known layouts, layer by layer, on the loaded model's own keys of a text at two places; a model that
-none explains (learned positions, or positions mixed into the values) is refused.
+How a model lays the pairs of a rotation out in a key differs between families, and some layers do not rotate at all.
+The first move tries the known layouts, layer by layer, on the loaded model's own keys of a text at two places. A model
+that none explains (learned positions, or positions mixed into the values) is refused.
 
-Shapes: K key/value heads, P virtual tokens, D head size, R = 2 F turned numbers of a key, F frequencies.
+Shapes: K key/value heads, P virtual tokens, D head size, R = 2 F rotated numbers of a key, F frequencies.
 """
 
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +24,13 @@ from softprompt.errors import GeometryError, UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV, PrefixCache
 from softprompt.prefix.forward import forward
-from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE, verify
+from softprompt.prefix.runtime import PrefixRuntime, RopeLayout
+from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE, probe_ids, verify
 from softprompt.prompts.forms import KVPrompt
 
-# The two numbers of a pair: F apart (Llama, and GPT-NeoX for the first R of D), side by side (Cohere, GLM), or none.
-RopeLayout = Literal["halves", "pairs", "still"]
 LAYOUTS: tuple[RopeLayout, ...] = ("halves", "pairs", "still")
-TOKENS, DISTANCE = 6, 13  # of the trial
-_layouts: weakref.WeakKeyDictionary[FrozenLM, tuple[RopeLayout | None, ...]] = weakref.WeakKeyDictionary()
+_TOKENS = 6  # of the trial
+_DISTANCE = 13  # positions by which the trial moves them
 
 
 @torch.no_grad()
@@ -43,8 +41,10 @@ def shift_positions(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVProm
         GeometryError: a move as long as the context. Within it every kind of scaled rotation ("longrope", "dynamic")
             keeps one set of frequencies, so the move is exact; beyond it there is none.
         UnsupportedModelError: the keys of this model cannot be moved.
+        ValueError: not one distance for each token.
     """
-    assert len(by) == prompt.n_tokens, "one distance for each token"
+    if len(by) != prompt.n_tokens:
+        raise ValueError(f"{len(by)} distances for {prompt.n_tokens} virtual tokens")
     if (farthest := max(map(abs, by))) >= lm.geometry.max_positions:
         raise GeometryError(
             "the keys would leave the model's context",
@@ -60,62 +60,67 @@ def shift_positions(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVProm
         if kv is None or layout is None:
             layers.append(kv)
         else:
-            layers.append((_turn(kv[0].to(lm.device), *_angles(lm, i, distances), layout), kv[1]))
+            layers.append((_rotate(kv[0].to(lm.device), *_angles(lm, i, distances), layout), kv[1]))
     return KVPrompt(tuple(layers))
 
 
 @torch.no_grad()
 def rotate_keys(lm: FrozenLM, layer: int, vectors_XTD: Tensor, by: Sequence[int]) -> Tensor:
-    """Keys or queries of a layer, turned as if token t stood `by[t]` positions further right. In float32.
+    """Keys or queries of a layer, rotated as if token t were `by[t]` positions further right. In float32.
 
-    Raises UnsupportedModelError as `moved`.
+    Raises UnsupportedModelError as `shift_positions`, and ValueError for a layer without keys.
     """
     layout = _layouts_of(lm)[layer]
-    assert layout is not None, "a layer with keys"
-    return _turn(vectors_XTD, *_angles(lm, layer, torch.tensor(by, device=lm.device)), layout)
+    if layout is None:
+        raise ValueError(f"layer {layer} has no keys")
+    return _rotate(vectors_XTD, *_angles(lm, layer, torch.tensor(by, device=lm.device)), layout)
 
 
 def uses_rope(lm: FrozenLM) -> bool:
-    """Whether the model turns keys by their position; in another a key is the same wherever rows stand behind it."""
+    """Whether the model rotates keys by their position; in any other a key is the same wherever it stands."""
     return _rotary(lm) is not None
 
 
 def _layouts_of(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
-    """Of each layer with keys the layout that turns the keys of a text at 0 into those of the same text further on."""
-    if lm in _layouts:
-        return _layouts[lm]
-    verify(lm)
+    """For each layer with keys, the layout that rotates a text's keys at 0 into those of the same text further on."""
+    runtime = PrefixRuntime.of(lm)
+    if runtime.rope_layouts is None:
+        verify(lm)
+        runtime.rope_layouts = _try_layouts(lm)
+    return runtime.rope_layouts
+
+
+def _try_layouts(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
     if _rotary(lm) is None:
         raise _unmovable(lm, "no rotary module")
-    here, there = _keys(lm, 0), _keys(lm, DISTANCE)
-    distances = torch.full((TOKENS,), DISTANCE, device=lm.device)
-    found: list[RopeLayout | None] = [None] * len(lm.geometry.layers)
+    here, there = _keys(lm, 0), _keys(lm, _DISTANCE)
+    distances = torch.full((_TOKENS,), _DISTANCE, device=lm.device)
+    layouts: list[RopeLayout | None] = [None] * len(lm.geometry.layers)
     for i, (keys, values) in here.items():
         angles = _angles(lm, i, distances)
-        off = {layout: _difference(_turn(keys, *angles, layout), there[i][0]) for layout in LAYOUTS}
-        found[i] = min(LAYOUTS, key=off.__getitem__)
-        worst = max(min(off.values()), _difference(values, there[i][1]))
+        errors = {layout: _difference(_rotate(keys, *angles, layout), there[i][0]) for layout in LAYOUTS}
+        layouts[i] = min(LAYOUTS, key=errors.__getitem__)
+        worst = max(min(errors.values()), _difference(values, there[i][1]))
         if worst > TOLERANCE.get(lm.dtype, HALF_TOLERANCE):
             raise _unmovable(lm, f"layer {i} is off by {worst:.1%}")
-    _layouts[lm] = tuple(found)
-    return _layouts[lm]
+    return tuple(layouts)
 
 
 def _unmovable(lm: FrozenLM, reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"the keys of {lm.geometry.architecture} models cannot be moved to other positions",
         where=lm.name,
-        expected="keys turned by their position (rotary), and positions nowhere else",
+        expected="keys rotated by their position, and positions nowhere else",
         got=reason,
         hint="embedding prompts can be joined, resized and pruned on any model",
     )
 
 
 def _keys(lm: FrozenLM, start: int) -> dict[int, tuple[Tensor, Tensor]]:
-    """Per layer the keys and values [K, TOKENS, D] of a short text that starts at this position."""
-    positions = torch.arange(start, start + TOKENS, device=lm.device)[None]
+    """Per layer the keys and values [K, _TOKENS, D] of a short text that starts at this position."""
+    positions = torch.arange(start, start + _TOKENS, device=lm.device)[None]
     cache = PrefixCache((None,) * len(lm.geometry.layers), 0, record=True)
-    ids = torch.tensor([[(7 * i + 3) % lm.geometry.vocab for i in range(TOKENS)]], device=lm.device)
+    ids = torch.tensor([probe_ids(lm, _TOKENS)], device=lm.device)
     forward(
         lm,
         ids_GL=ids,
@@ -128,16 +133,16 @@ def _keys(lm: FrozenLM, start: int) -> dict[int, tuple[Tensor, Tensor]]:
 
 
 def _rotary(lm: FrozenLM) -> Any:
-    """The module that makes the angles, or None."""
-    named = (module for module in lm.model.base_model.modules() if type(module).__name__.endswith("RotaryEmbedding"))
+    """The module that computes the angles, or None."""
+    named = (module for module in lm.hf_model.base_model.modules() if type(module).__name__.endswith("RotaryEmbedding"))
     return next(named, None)
 
 
 def _angles(lm: FrozenLM, layer: int, distances_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [P, F] of this layer's turns over these distances, in float32.
+    """Cosine and sine [P, F] of this layer's rotations over these distances, in float32.
 
-    Models write the F numbers once, twice in a row or each one twice, and scale them (`attention_scaling`): the keys
-    have that factor already.
+    Models write the F numbers once, twice in a row or each one twice. They also scale them (`attention_scaling`); the
+    factor is divided out, since the keys have it already.
     """
     rotary = _rotary(lm)
     like = torch.zeros(1, dtype=torch.float32, device=lm.device)
@@ -154,21 +159,21 @@ def _angles(lm: FrozenLM, layer: int, distances_P: Tensor) -> tuple[Tensor, Tens
     return cos / size, sin / size * distances_P.sign()[:, None]
 
 
-def _turn(keys_KPD: Tensor, cos_PF: Tensor, sin_PF: Tensor, layout: RopeLayout) -> Tensor:
-    """The keys with their first R numbers turned, in float32."""
+def _rotate(keys_KPD: Tensor, cos_PF: Tensor, sin_PF: Tensor, layout: RopeLayout) -> Tensor:
+    """The keys with their first R numbers rotated, in float32."""
     keys_KPD = keys_KPD.float()
-    turned_KPR, rest = keys_KPD[..., : 2 * cos_PF.shape[1]], keys_KPD[..., 2 * cos_PF.shape[1] :]
-    if layout == "still" or turned_KPR.shape[-1] < 2 * cos_PF.shape[1]:  # still, or keys shorter than a turn
+    rotated_KPR, rest = keys_KPD[..., : 2 * cos_PF.shape[1]], keys_KPD[..., 2 * cos_PF.shape[1] :]
+    if layout == "still" or rotated_KPR.shape[-1] < 2 * cos_PF.shape[1]:  # still, or keys shorter than a rotation
         return keys_KPD
     if layout == "halves":
-        x, y = turned_KPR.chunk(2, dim=-1)
-        turned_KPR = torch.cat([x * cos_PF - y * sin_PF, y * cos_PF + x * sin_PF], dim=-1)
+        x, y = rotated_KPR.chunk(2, dim=-1)
+        rotated_KPR = torch.cat([x * cos_PF - y * sin_PF, y * cos_PF + x * sin_PF], dim=-1)
     else:
-        x, y = turned_KPR[..., 0::2], turned_KPR[..., 1::2]
-        turned_KPR = torch.stack([x * cos_PF - y * sin_PF, y * cos_PF + x * sin_PF], dim=-1).flatten(-2)
-    return torch.cat([turned_KPR, rest], dim=-1)
+        x, y = rotated_KPR[..., 0::2], rotated_KPR[..., 1::2]
+        rotated_KPR = torch.stack([x * cos_PF - y * sin_PF, y * cos_PF + x * sin_PF], dim=-1).flatten(-2)
+    return torch.cat([rotated_KPR, rest], dim=-1)
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
-    """Relative to the other's size."""
-    return ((one - other).norm() / other.norm().clamp_min(1e-6)).item()
+def _difference(ours: Tensor, wanted: Tensor) -> float:
+    """Relative to the size of what is wanted."""
+    return ((ours - wanted).norm() / wanted.norm().clamp_min(1e-6)).item()

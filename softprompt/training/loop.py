@@ -103,12 +103,8 @@ def train(
         loop.restore()
     report(Event("start", loop.step, {"elapsed": loop.elapsed}))
     settings = trials[0].settings
-    lm.checkpoint_layers(settings.gradient_checkpointing)
-    try:
-        with Interrupt() as interrupt:
-            return loop.run(interrupt)
-    finally:
-        lm.checkpoint_layers(False)
+    with lm.checkpoint_layers(settings.gradient_checkpointing), Interrupt() as interrupt:
+        return loop.run(interrupt)
 
 
 class _Loop:

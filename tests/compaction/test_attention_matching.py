@@ -14,6 +14,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix, require_causal
 from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
 from tests.compaction.test_selection import FOLLOW, rows, states
 from tests.support.cases import text_ids
@@ -65,9 +66,9 @@ def test_the_loss_is_what_the_first_layer_lacks(family: str) -> None:
     assert layer is not None and kv is not None
     wanted, now = (rows.readings[0][1][0] for rows in (behind_text, behind_prompt))
     assert wanted is not None and now is not None
-    missing = now.got - wanted.got
+    missing = now.output - wanted.output
     if family == "gpt2":  # its rows know where they stand, in the first layer too
-        missing = layer.queries.attend_to(kv[0][0], kv[1][0]) - layer.queries.got
+        missing = layer.queries.attend_to(kv[0][0], kv[1][0]) - layer.queries.output
     gradient = layer.queries.gradient.movedim(2, 0).flatten(1)
     fisher = gradient.T @ gradient / len(gradient)
     size = gradient.square().sum(1)
@@ -106,10 +107,10 @@ def test_two_texts_are_fitted_together() -> None:
 def test_the_score_is_the_likelihood_of_what_is_learned() -> None:
     """Its gradient by the last layer's outputs, through a change of all of them in one direction."""
     lm, reading = tiny_lm("llama"), SelectionInput(TEXT, FOLLOW, rows(3))
-    (last,) = [part for name, part in lm.model.named_modules() if name.endswith("1.self_attn.o_proj")]
+    (last,) = [part for name, part in lm.hf_model.named_modules() if name.endswith("1.self_attn.o_proj")]
     found = collect_targets(lm, [reading]).readings[0][1][1]
     assert found is not None
-    change = torch.randn(found.got.shape[0] * found.got.shape[1] * found.got.shape[3]) * 1e-2
+    change = torch.randn(found.output.shape[0] * found.output.shape[1] * found.output.shape[3]) * 1e-2
     layout, values = prepare_prefixes(lm, [Prefix(lead=TEXT, follow=FOLLOW)]), []
     for sign in (1, -1):
         hook = last.register_forward_pre_hook(lambda _, args, sign=sign: (args[0] + sign * change,))
@@ -143,6 +144,6 @@ def test_the_directions_are_the_top_of_the_fisher_matrix(monkeypatch: pytest.Mon
 
 def test_a_model_that_cannot_be_listened_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
-    monkeypatch.setattr(type(lm.model), "_can_set_attn_implementation", classmethod(lambda cls: False))
-    with pytest.raises(UnsupportedModelError, match="cannot be listened to"):
+    monkeypatch.setattr(PrefixRuntime, "can_switch_attention", property(lambda self: False))
+    with pytest.raises(UnsupportedModelError, match="cannot be recorded"):
         collect_targets(lm, [SelectionInput(TEXT, FOLLOW, rows(2))])

@@ -145,7 +145,7 @@ def test_rank_is_brute_force(labels: list[str], form: str, tokens: int, monkeypa
 
 def test_each_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, rows, read = tiny_seq2seq(), labelled(LABELS["shared beginnings"]), []
-    encoder = lm.model.get_encoder()
+    encoder = lm.hf_model.get_encoder()
     watch = encoder.register_forward_pre_hook(
         lambda _, args, kwargs: read.append(len(kwargs["inputs_embeds"])), with_kwargs=True
     )

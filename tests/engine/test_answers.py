@@ -83,14 +83,14 @@ def test_encoder_decoders_are_refused_by_name(family: str) -> None:
 
 def test_the_model_is_left_alone() -> None:
     lm = tiny_lm("llama")
-    before, attention = lm.digest(), lm.config._attn_implementation
+    before, attention = lm.digest(), lm.hf_model.config._attn_implementation
 
     async def run() -> None:
         async with running(lm) as engine:
             await said(engine, job("a", "kv"))
 
     asyncio.run(run())
-    assert (lm.digest(), lm.config._attn_implementation) == (before, attention)
+    assert (lm.digest(), lm.hf_model.config._attn_implementation) == (before, attention)
 
 
 def test_long_texts_are_read_in_parts() -> None:
@@ -273,7 +273,7 @@ def test_logprobs_are_those_of_the_model() -> None:
             text = list(ids)
             for token in tokens:
                 with torch.no_grad():
-                    wanted = lm.model(torch.tensor([text])).logits[0, -1].log_softmax(-1)
+                    wanted = lm.hf_model(torch.tensor([text])).logits[0, -1].log_softmax(-1)
                 assert token.logprob == pytest.approx(wanted[token.id].item(), abs=1e-4), "before temperature and top-k"
                 best = wanted.topk(3)
                 assert [i for i, _ in token.likeliest] == best.indices.tolist()

@@ -134,7 +134,7 @@ def test_a_text_prompt_gives_the_logits_of_the_whole_text(family: str, template:
     text = written(lm, formatted).removeprefix("<s>")
     ids = torch.tensor([[SPECIAL.index("<s>"), *lm.encode(text)]])
     assert ids[0].tolist() == before + body
-    wanted = lm.model(input_ids=ids, use_cache=False).logits[0, len(before) :]
+    wanted = lm.hf_model(input_ids=ids, use_cache=False).logits[0, len(before) :]
     ours = lm.logits(packed_hidden_states(lm, prepare_prefixes(lm, [formatted.prefix(lm)]), [Row(body)]))
     assert_close(ours, wanted, rtol=1e-4, atol=5e-5)
 
@@ -164,7 +164,7 @@ def test_end_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
     own = SPECIAL.index("<|im_end|>")
     for configured, wanted in ((None, [own]), (7, [own, 7]), ([9, 7, own], [own, 7, 9])):
-        monkeypatch.setattr(lm.model.generation_config, "eos_token_id", configured)
+        monkeypatch.setattr(lm.hf_model.generation_config, "eos_token_id", configured)
         assert end_ids(lm, PLAIN) == end_ids(lm, CHAT) == wanted
 
 

@@ -80,7 +80,7 @@ def test_the_base_model_is_a_subject_without_a_prompt() -> None:
     lm = tiny_lm("llama", bos=True)
     ids = lm.tokenizer("Review: Hm\nSentiment:", return_tensors="pt")["input_ids"]
     assert ids[0, 0] == lm.tokenizer.bos_token_id  # type: ignore[index]
-    wanted = lm.model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0)  # type: ignore
+    wanted = lm.hf_model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0)  # type: ignore
     made = generate(lm, {"(base)": no_prompt(lm, PLAIN)}, [Request("Hm", "(base)")], Sampling(8))
     assert made[0].ids == wanted[0, ids.shape[1] :].tolist()  # type: ignore[union-attr]
 

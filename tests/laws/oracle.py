@@ -22,11 +22,11 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> Tensor:
         for i, layer in enumerate(prefix.prompt.layers):
             if layer is not None:
                 cache.update(layer[0][None], layer[1][None], i)
-        out = lm.model(input_ids=text, past_key_values=cache, use_cache=True)
+        out = lm.hf_model(input_ids=text, past_key_values=cache, use_cache=True)
     else:
         parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long))]
         if isinstance(prefix.prompt, EmbeddingPrompt):
             parts.append(prefix.prompt.embeddings)
         parts.append(lm.embed(text[0]))
-        out = lm.model(inputs_embeds=torch.cat(parts)[None], use_cache=False)
+        out = lm.hf_model(inputs_embeds=torch.cat(parts)[None], use_cache=False)
     return out.logits[0, -len(ids) :]

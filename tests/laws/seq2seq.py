@@ -72,7 +72,7 @@ def bucket(distance: int, buckets: int, most: int) -> int:
 
 def plain_encoder(lm: FrozenLM, x_LH: Tensor, prefix: Sequence[KV]) -> Tensor:
     """Final states [L, H]; the prefix is at positions 0…P-1, the tokens from P on."""
-    encoder: Any = lm.model.get_encoder()
+    encoder: Any = lm.hf_model.get_encoder()
     length = len(x_LH)
     for i, block in enumerate(encoder.block):
         layer = block.layer[0]
@@ -82,7 +82,10 @@ def plain_encoder(lm: FrozenLM, x_LH: Tensor, prefix: Sequence[KV]) -> Tensor:
             k, v = torch.cat([kv[0], k], 1), torch.cat([kv[1], v], 1)
         start = k.shape[1] - length
         ranks = [
-            [bucket(key - start - query, lm.config.relative_attention_num_buckets, 20) for key in range(k.shape[1])]
+            [
+                bucket(key - start - query, lm.hf_model.config.relative_attention_num_buckets, 20)
+                for key in range(k.shape[1])
+            ]
             for query in range(length)
         ]
         biased = own if own.has_relative_attention_bias else encoder.block[0].layer[0].SelfAttention
@@ -106,7 +109,7 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequ
                 cache.update(kv[0][None], kv[1][None], i)
     both = EncoderDecoderCache(*caches)
     both.is_updated = {}  # the cross-attention's keys and values are not known yet: append them
-    decoder: Any = lm.model.get_decoder()
+    decoder: Any = lm.hf_model.get_decoder()
     ids = torch.tensor([[0, *answer[:-1]]])
     out = decoder(input_ids=ids, encoder_hidden_states=states[None], past_key_values=both, use_cache=True)
     return lm.logits(out.last_hidden_state[0])
@@ -115,4 +118,4 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequ
 def own_logits(lm: FrozenLM, text: Sequence[int], answer: Sequence[int]) -> Tensor:
     """What the model itself says, fed ids and labels and nothing else."""
     ids = torch.tensor([[*text, END]])
-    return lm.model(input_ids=ids, labels=torch.tensor([list(answer)])).logits[0]
+    return lm.hf_model(input_ids=ids, labels=torch.tensor([list(answer)])).logits[0]

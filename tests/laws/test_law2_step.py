@@ -86,13 +86,10 @@ def test_with_gradient_checkpointing(family: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(model_module, "checkpoint", counted)
     prefixes, rows = mixed_prefixes(lm, grad=True), examples(LENGTHS)
     prepare_prefixes(lm, prefixes)  # the first call verifies the model, which would be counted too
-    lm.checkpoint_layers()
-    try:
+    with lm.checkpoint_layers():
         leaves = gradient_tensors(prefixes)
         ours = torch.autograd.grad(token_losses(lm, prepare_prefixes(lm, prefixes), rows, OWNERS).sum(), leaves)
         assert len(runs) == 2 * len(lm.geometry.layers), "each layer, once for the prefixes and once for the rows"
-    finally:
-        lm.checkpoint_layers(False)
     wanted = torch.autograd.grad(plain_loss(lm, prefixes, rows, OWNERS), leaves)
     assert len(runs) == 2 * len(lm.geometry.layers), "switched off again"
     for ours_one, wanted_one in zip(ours, wanted, strict=True):

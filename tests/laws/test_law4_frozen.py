@@ -20,9 +20,9 @@ def test_training_changes_the_prompt_only(method: str, checkpointing: bool, tmp_
     start = [p.detach().clone() for p in mine.parameters()]
     run(lm, mine, tmp_path, steps=3, weight_decay=0.1, gradient_checkpointing=checkpointing)
     assert lm.digest() == before
-    assert all(not p.requires_grad and p.grad is None for p in lm.model.parameters())
-    assert not lm.model.training
-    assert not any("forward" in vars(layer) for layer in lm.model.modules()), "layers are as they were"
+    assert all(not p.requires_grad and p.grad is None for p in lm.hf_model.parameters())
+    assert not lm.hf_model.training
+    assert not any("forward" in vars(layer) for layer in lm.hf_model.modules()), "layers are as they were"
     assert any(not torch.equal(p, old) for p, old in zip(mine.parameters(), start, strict=True))
 
 

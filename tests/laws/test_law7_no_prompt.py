@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from softprompt.prefix.decoding import DecodingSession
-from softprompt.prefix.forward import mask_styles
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prefix.verify import verify
 from tests.support.cases import check_close, mixed_prefixes, text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -21,16 +21,18 @@ ROWS = [text_ids(n, 20 + n) for n in (13, 1, 25, 6)]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_verify_passes(family: str) -> None:
     lm = tiny_lm(family)
-    mask_styles.pop(lm, None)
+    runtime = PrefixRuntime.of(lm)
+    runtime.exact = False
+    runtime.mask_style = None
     verify(lm)
-    assert mask_styles[lm] == ("per layer type" if lm.layer_types else "single")
+    assert runtime.exact and runtime.mask_style == ("per layer type" if lm.layer_types else "single")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_empty_prefix(family: str) -> None:
     lm = tiny_lm(family)
     with torch.no_grad():
-        wanted = [lm.model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in ROWS]
+        wanted = [lm.hf_model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in ROWS]
         for prefixes in ([Prefix()], [*mixed_prefixes(lm), Prefix()]):
             number = len(prefixes) - 1
             own = prepare_prefixes(lm, prefixes)

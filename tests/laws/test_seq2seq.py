@@ -31,8 +31,9 @@ from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import prepare_prefixes, start_decoding
+from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prefix.seq2seq import SITES, Seq2SeqPrefixKV, answer_hidden_states, record_text_kv
-from softprompt.prefix.verify import proven, verify
+from softprompt.prefix.verify import verify
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from tests.laws.seq2seq import SUBSETS, at, check_close, mixed, only, own_logits, plain_encoder, plain_logits
 from tests.support.cases import examples, gradient_tensors, random_prompt, text_ids
@@ -101,7 +102,7 @@ def test_law_1_keys_and_values_taken_in_context_stand_for_their_tokens(family: s
     cut = KVPrompt(tuple(None if kv is None else (kv[0][0, :, :p], kv[1][0, :, :p]) for kv in layers))
     gone = {"encoder", "cross"} <= set(sites)
     prefix = Prefix(only(lm, cut, sites if gone else [s for s in sites if s == "decoder"]))
-    whole = lm.model(input_ids=torch.tensor([[*TEXT, 2]]), decoder_input_ids=torch.tensor([written])).logits[0]
+    whole = lm.hf_model(input_ids=torch.tensor([[*TEXT, 2]]), decoder_input_ids=torch.tensor([written])).logits[0]
     wanted = whole[p:] if "decoder" in sites else own_logits(lm, TEXT, ANSWER)
     check_close(ours(lm, prefix, TEXT[p:] if gone else TEXT, ANSWER), wanted)
 
@@ -122,8 +123,8 @@ def test_what_is_harvested(family: str) -> None:
     lm = tiny_seq2seq(family)
     prompt = harvest(lm, TEXT)
     check_fits(prompt, lm.geometry)
-    states = lm.model.get_encoder()(input_ids=torch.tensor([TEXT])).last_hidden_state
-    out = lm.model(
+    states = lm.hf_model.get_encoder()(input_ids=torch.tensor([TEXT])).last_hidden_state
+    out = lm.hf_model(
         input_ids=torch.tensor([TEXT]), decoder_input_ids=torch.tensor([[0, *TEXT[:-1]]]), use_cache=True
     ).past_key_values
     for site, cache in (("decoder", out.self_attention_cache), ("cross", out.cross_attention_cache)):
@@ -132,7 +133,7 @@ def test_what_is_harvested(family: str) -> None:
             check_close(kv[0], layer.keys[0])
             check_close(kv[1], layer.values[0])
     first = at(lm, Prefix(prompt), "encoder")[0]
-    block = lm.model.get_encoder().block[0].layer[0]  # type: ignore[attr-defined]
+    block = lm.hf_model.get_encoder().block[0].layer[0]  # type: ignore[attr-defined]
     keys = block.SelfAttention.k(block.layer_norm(lm.embed(TEXT)))
     assert first is not None
     check_close(first[0].transpose(0, 1).flatten(1), keys)
@@ -170,13 +171,10 @@ def test_law_2_with_gradient_checkpointing(family: str) -> None:
     wanted = torch.autograd.grad(
         token_losses(lm, prepare_prefixes(lm, prefixes), rows, OWNERS).sum(), leaves, allow_unused=True
     )
-    lm.checkpoint_layers()
-    try:
+    with lm.checkpoint_layers():
         found = torch.autograd.grad(
             token_losses(lm, prepare_prefixes(lm, prefixes), rows, OWNERS).sum(), leaves, allow_unused=True
         )
-    finally:
-        lm.checkpoint_layers(False)
     for one, other in zip(found, wanted, strict=True):
         if other is not None:
             assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -283,14 +281,14 @@ def test_law_8_every_method_fits(name: str, init: str, sites: tuple[str, ...]) -
 @pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_it_is_verified_once(family: str) -> None:
     lm = tiny_seq2seq(family)
-    proven.discard(lm)
+    PrefixRuntime.of(lm).exact = False
     verify(lm)
-    assert lm in proven
+    assert PrefixRuntime.of(lm).exact
 
 
 def test_a_wrong_head_is_noticed() -> None:
     lm = tiny_seq2seq()
-    proven.discard(lm)
+    PrefixRuntime.of(lm).exact = False
     scale = lm.head_scale
     lm.head_scale = None
     try:

@@ -53,7 +53,7 @@ def test_gradient_reaches_every_parameter_after_one_step(name: str) -> None:
     learn(lm, method, rows, steps=1, lr=0.05)
     nats(lm, method, rows).backward()
     assert [n for n, p in method.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
-    assert all(p.grad is None for p in lm.model.parameters())
+    assert all(p.grad is None for p in lm.hf_model.parameters())
 
 
 @pytest.mark.parametrize("name", METHODS)

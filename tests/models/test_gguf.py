@@ -82,7 +82,7 @@ def test_a_gguf_file_is_the_model_it_holds(tmp_path: Path, monkeypatch: pytest.M
     path = write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"))
     lm = load_model(str(path), dtype="float32", device="cpu")
     ids = torch.tensor([[7, 99, 23, 255, 120]])
-    torch.testing.assert_close(lm.model(ids).logits, tiny_model("llama")(ids).logits)
+    torch.testing.assert_close(lm.hf_model(ids).logits, tiny_model("llama")(ids).logits)
     assert lm.encode("cab") == [lm.tokenizer.convert_tokens_to_ids("c"), len(SPECIAL) + 256]
     monkeypatch.setattr("softprompt.models.gguf.convert", lambda *_: pytest.fail("converted twice"))
     assert load_model(str(path), dtype="float32", device="cpu").geometry == lm.geometry

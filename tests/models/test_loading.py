@@ -53,8 +53,8 @@ def load32(folder: Path) -> FrozenLM:
 def test_a_loaded_model_is_the_saved_one_and_frozen(saved: Path) -> None:
     lm = load32(saved)
     assert lm.digest() == tiny_lm("llama").digest()
-    assert not lm.model.training and not any(module.training for module in lm.model.modules())
-    assert [p.requires_grad for p in lm.model.parameters()].count(True) == 0
+    assert not lm.hf_model.training and not any(module.training for module in lm.hf_model.modules())
+    assert [p.requires_grad for p in lm.hf_model.parameters()].count(True) == 0
     assert lm.name == lm.geometry.base == str(saved)
     assert lm.encode("ab") == tiny_lm("llama").encode("ab")
 
@@ -83,7 +83,7 @@ def test_every_dtype_is_the_same_base(saved: Path) -> None:
     for dtype in ("bfloat16", "float16"):
         half = load_model(str(saved), dtype=dtype, device="cpu")
         assert half.dtype == getattr(torch, dtype)
-        assert {p.dtype for p in half.model.parameters()} == {half.dtype}
+        assert {p.dtype for p in half.hf_model.parameters()} == {half.dtype}
         assert half.geometry.sample != full.sample
         assert half.geometry.differs(full) is full.differs(half.geometry) is None
         assert half.reason == f"device cpu (asked for); dtype {dtype} (asked for)"
@@ -92,8 +92,8 @@ def test_every_dtype_is_the_same_base(saved: Path) -> None:
 def test_soft_capped_attention_is_loaded_with_it(tmp_path: Path) -> None:
     """SDPA, the default of a loaded model, would leave the cap out."""
     lm, ids = load32(save_tiny(tmp_path / "gemma2", "gemma2")), torch.tensor([text_ids(9, 1)])
-    assert lm.model.config._attn_implementation == "eager"
-    assert torch.equal(lm.model(ids).logits, tiny_lm("gemma2").model(ids).logits)
+    assert lm.hf_model.config._attn_implementation == "eager"
+    assert torch.equal(lm.hf_model(ids).logits, tiny_lm("gemma2").hf_model(ids).logits)
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False, bf16: bool = False) -> None:
@@ -317,7 +317,7 @@ def test_layers_are_recomputed_while_switched_on(saved: Path) -> None:
     lm, rows, runs = load32(saved), examples([5, 9]), list[int]()
     made = random_prompt(lm, "embedding", 4, 1)
     assert isinstance(made, EmbeddingPrompt)
-    for module in lm.model.modules():
+    for module in lm.hf_model.modules():
         if type(module).__name__ == "LlamaMLP":
             module.register_forward_pre_hook(lambda *_: runs.append(1))
 
@@ -331,19 +331,21 @@ def test_layers_are_recomputed_while_switched_on(saved: Path) -> None:
     gradient()  # the first use of a model verifies it
     plain, once = gradient(), len(runs)
     assert once == 2 * 2
-    for _ in range(2):  # switching on twice does not recompute twice
-        lm.checkpoint_layers()
+    with lm.checkpoint_layers():
+        for nested in (False, True):  # switching on twice does not recompute twice
+            with lm.checkpoint_layers(nested):
+                assert_close(gradient(), plain)
+                assert len(runs) == 2 * once
         assert_close(gradient(), plain)
         assert len(runs) == 2 * once
-    lm.checkpoint_layers(False)
     assert torch.equal(gradient(), plain)
     assert len(runs) == once
-    assert not any("forward" in vars(module) for module in lm.model.modules() if isinstance(module, nn.Module))
+    assert not any("forward" in vars(module) for module in lm.hf_model.modules() if isinstance(module, nn.Module))
 
 
 def test_pickled_weights_are_never_read(copy: Path) -> None:
     """Not even when there is nothing else."""
-    weights = tiny_lm("llama").model.state_dict()
+    weights = tiny_lm("llama").hf_model.state_dict()
     (copy / "model.safetensors").unlink()
     torch.save(weights, copy / "pytorch_model.bin")
     with pytest.raises(ModelError, match="cannot be loaded") as caught:

@@ -55,9 +55,9 @@ def test_the_models_own_head(family: str) -> None:
     lm = tiny_lm(family)
     assert (lm.softcap is not None) == (family == "gemma2")
     ids = torch.tensor([[5, 6, 7, 8, 9]])
-    out = lm.model(input_ids=ids, output_hidden_states=True)
+    out = lm.hf_model(input_ids=ids, output_hidden_states=True)
     wanted = cross_entropy(out.logits[0, :-1], ids[0, 1:], reduction="none")
-    states = lm.model.base_model(input_ids=ids).last_hidden_state[0, :-1]
+    states = lm.hf_model.base_model(input_ids=ids).last_hidden_state[0, :-1]
     assert_close(cross_entropies(states, ids[0, 1:], lm.logits, chunk=2), wanted)
 
 

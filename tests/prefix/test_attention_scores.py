@@ -20,21 +20,21 @@ from tests.support.tiny import FAMILIES, tiny_lm
 @torch.no_grad()
 def test_it_is_the_models_own(family: str, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Summed over the tokens that ask and over the heads that share keys, one row at a time or all at once."""
-    monkeypatch.setattr(module, "NUMBERS", together)
+    monkeypatch.setattr(module, "_WEIGHTS", together)
     lm, text = tiny_lm(family), text_ids(9, 1)
     rows, asking = [text_ids(5, 2), text_ids(3, 3)], [[False, True, True, False, True], [True, False, True]]
-    before = str(lm.model.config._attn_implementation)
+    before = str(lm.hf_model.config._attn_implementation)
     found = attention_mass(lm, prepare_prefixes(lm, [Prefix(lead=tuple(text))]), [Row(row) for row in rows], asking)
-    assert lm.model.config._attn_implementation == before
-    lm.model.set_attn_implementation("eager")
+    assert lm.hf_model.config._attn_implementation == before
+    lm.hf_model.set_attn_implementation("eager")
     try:
         for layer, own in enumerate(found):
             assert own is not None
             wanted = torch.zeros_like(own)
             for row, asks in zip(rows, asking, strict=True):
-                out = lm.model(input_ids=torch.tensor([text + row]), output_attentions=True)
+                out = lm.hf_model(input_ids=torch.tensor([text + row]), output_attentions=True)
                 weights = out.attentions[layer][0][:, [len(text) + i for i, on in enumerate(asks) if on], : len(text)]
                 wanted += weights.sum(1).view(len(own), -1, len(text)).sum(1)
             assert_close(own, wanted, rtol=1e-4, atol=1e-5)
     finally:
-        lm.model.set_attn_implementation(before)
+        lm.hf_model.set_attn_implementation(before)

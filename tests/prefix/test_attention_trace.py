@@ -18,6 +18,7 @@ from softprompt.prefix.kv import Prefix, require_causal
 from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
+from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prompts.forms import KVPrompt
 from tests.support.cases import text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -40,11 +41,11 @@ def handed_on(lm: FrozenLM, ids: Sequence[int]) -> list[Tensor]:
     found: list[Tensor] = []
     hooks = [
         part.register_forward_pre_hook(lambda _, args: found.append(args[0][0]))
-        for name, part in lm.model.named_modules()
+        for name, part in lm.hf_model.named_modules()
         if name.endswith(PROJECTIONS)
     ]
     with torch.no_grad():
-        lm.model(input_ids=torch.tensor([list(ids)]))
+        lm.hf_model(input_ids=torch.tensor([list(ids)]))
     for hook in hooks:
         hook.remove()
     return found
@@ -59,17 +60,17 @@ def by_token(heads_KRTD: Tensor) -> Tensor:
 @pytest.mark.parametrize("numbers", [1, 10**9])
 def test_what_rows_get_is_what_the_model_hands_on(family: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row at a time or all at once; and asking the text's own keys again gives the same."""
-    monkeypatch.setattr(attention_trace, "NUMBERS", numbers)
+    monkeypatch.setattr(attention_trace, "_WEIGHTS", numbers)
     lm = tiny_lm(family)
-    before = str(lm.model.config._attn_implementation)
+    before = str(lm.hf_model.config._attn_implementation)
     found = heard(lm, Prefix(lead=TEXT))
-    assert lm.model.config._attn_implementation == before and len(found) == 2
+    assert lm.hf_model.config._attn_implementation == before and len(found) == 2
     short_first = [handed_on(lm, [*TEXT, *row]) for row in sorted(ROWS, key=len)]
     for i, (layer, kv) in enumerate(
         zip(found, require_causal(prepare_prefixes(lm, [Prefix(lead=TEXT)])).layers, strict=True)
     ):
         wanted = torch.cat([row[i][len(TEXT) :] for row in short_first])
-        assert_close(by_token(layer.got), wanted, rtol=1e-4, atol=1e-5)
+        assert_close(by_token(layer.output), wanted, rtol=1e-4, atol=1e-5)
         assert kv is not None
         assert_close(by_token(layer.attend_to(kv[0][0], kv[1][0])), wanted, rtol=1e-4, atol=1e-5)
         assert layer.positions.tolist() == [9, 10, 11, 9, 10, 11, 12, 13]
@@ -84,7 +85,7 @@ def test_moved_queries_ask_a_shorter_prompt_as_rows_behind_it_do(family: str) ->
     layer = heard(lm, Prefix(lead=TEXT))[0].moved(lm, 0, 4 - len(TEXT))
     assert prompt.layers[0] is not None
     wanted = heard(lm, Prefix(prompt))[0]
-    assert_close(layer.attend_to(*prompt.layers[0]), wanted.got, rtol=1e-4, atol=1e-5)
+    assert_close(layer.attend_to(*prompt.layers[0]), wanted.output, rtol=1e-4, atol=1e-5)
     assert layer.positions.tolist() == wanted.positions.tolist()
 
 
@@ -92,7 +93,7 @@ def test_moved_queries_ask_a_shorter_prompt_as_rows_behind_it_do(family: str) ->
 def test_where_positions_are_learned_queries_stay(family: str) -> None:
     layer = heard(tiny_lm(family), Prefix(lead=TEXT))[0]
     moved = layer.moved(tiny_lm(family), 0, -5)
-    assert torch.equal(moved.asked, layer.asked) and torch.equal(moved.positions, layer.positions - 5)
+    assert torch.equal(moved.queries, layer.queries) and torch.equal(moved.positions, layer.positions - 5)
 
 
 def test_a_token_beyond_the_window_sees_its_own_row_alone() -> None:
@@ -117,7 +118,7 @@ def test_the_gradient_is_by_what_attention_gives(family: str) -> None:
 
     prefix, row, (token, place), step = prepare_prefixes(lm, [Prefix(lead=TEXT)]), [Row(ROWS[0])], (1, 3), 1e-2
     layer = record_attention(lm, prefix, row, score)[1]
-    (part,) = [part for name, part in lm.model.named_modules() if name.endswith("1.self_attn.o_proj")]
+    (part,) = [part for name, part in lm.hf_model.named_modules() if name.endswith("1.self_attn.o_proj")]
     values = []
     for change in (step, -step):
 
@@ -138,12 +139,12 @@ def test_tokens_and_parts() -> None:
     layer = heard(tiny_lm("llama"), Prefix(lead=TEXT))[0]
     parts = [layer.of(torch.tensor([0, 1])), layer.of(torch.arange(2, 8))]
     both = LayerTrace.joined(parts)
-    for name in ("asked", "own", "mass", "got", "gradient", "positions"):
+    for name in ("queries", "own", "mass", "output", "gradient", "positions"):
         assert torch.equal(getattr(both, name), getattr(layer, name)), name
 
 
 def test_a_model_whose_attention_cannot_be_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
-    monkeypatch.setattr(type(lm.model), "_can_set_attn_implementation", classmethod(lambda cls: False))
-    with pytest.raises(UnsupportedModelError, match="cannot be listened to"):
+    monkeypatch.setattr(PrefixRuntime, "can_switch_attention", property(lambda self: False))
+    with pytest.raises(UnsupportedModelError, match="cannot be recorded"):
         heard(lm, Prefix(lead=TEXT))

@@ -12,7 +12,8 @@ from torch import Tensor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix import cascade
 from softprompt.prefix.attention_scores import attention_mass
-from softprompt.prefix.cascade import NAME, shared_layers
+from softprompt.prefix.attention_switch import IMPLEMENTATION
+from softprompt.prefix.cascade import shared_layers
 from softprompt.prefix.decoding import DecodingSession
 from softprompt.prefix.kv import Prefix, require_causal
 from softprompt.prefix.packing import Row
@@ -34,7 +35,7 @@ def test_which_models_take_it(family: str) -> None:
     """All whose attention is SDPA: none of their layers goes without keys of its own."""
     lm = tiny_lm(family)
     own = require_causal(prepare_prefixes(lm, [mixed_prefixes(lm)[1]]))
-    assert (shared_layers(lm, own) is None) == (lm.model.config._attn_implementation == "eager")
+    assert (shared_layers(lm, own) is None) == (lm.hf_model.config._attn_implementation == "eager")
 
 
 def test_rows_behind_several_prefixes_have_copies() -> None:
@@ -56,7 +57,7 @@ def test_many_rows_are_taken_in_parts(numbers: int, monkeypatch: pytest.MonkeyPa
     lm = tiny_lm("llama")
     prefix = mixed_prefixes(lm)[1]
     whole = decoded(lm, prefix)
-    monkeypatch.setattr("softprompt.prefix.cascade.NUMBERS", numbers)
+    monkeypatch.setattr("softprompt.prefix.cascade.CASCADE_SCORES", numbers)
     check_close(decoded(lm, prefix), whole)
 
 
@@ -67,12 +68,12 @@ def test_the_models_attention_is_set_back() -> None:
 
     def fail() -> None:
         with cascade.cascade(lm, layers):
-            assert lm.model.config._attn_implementation == NAME
+            assert lm.hf_model.config._attn_implementation == IMPLEMENTATION
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
         fail()
-    assert lm.model.config._attn_implementation == "sdpa"
+    assert lm.hf_model.config._attn_implementation == "sdpa"
 
 
 def test_other_threads_see_nothing_of_it() -> None:
@@ -83,7 +84,7 @@ def test_other_threads_see_nothing_of_it() -> None:
 
     @torch.no_grad()
     def call() -> None:
-        found.append(lm.model(ids).logits)
+        found.append(lm.hf_model(ids).logits)
 
     call()
     with cascade.cascade(lm, shared_layers(lm, require_causal(prepare_prefixes(lm, [mixed_prefixes(lm)[1]])))):
@@ -104,9 +105,9 @@ def test_what_rows_look_at_waits_for_a_step() -> None:
         other = threading.Thread(target=lambda: found.extend(attention_mass(lm, own, rows, asking)))
         other.start()
         other.join(timeout=0.2)
-        assert not found and lm.model.config._attn_implementation == NAME
+        assert not found and lm.hf_model.config._attn_implementation == IMPLEMENTATION
     other.join()
     for one, wanted in zip(found, attention_mass(lm, own, rows, asking), strict=True):
         assert one is not None and wanted is not None
         check_close(one, wanted)
-    assert lm.model.config._attn_implementation == "sdpa"
+    assert lm.hf_model.config._attn_implementation == "sdpa"

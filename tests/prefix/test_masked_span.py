@@ -37,7 +37,7 @@ def masked_oracle(lm: FrozenLM, prefix: Prefix) -> Tensor:
         begin = len(prefix.lead)
         mask[:, begin + prefix.masked_span[0] : begin + prefix.masked_span[1]] = 0
         positions = torch.arange(embeds.shape[1])[None]
-        out = lm.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+        out = lm.hf_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
         found.append(out.logits[0, -len(row) :])
     return torch.cat(found)
 

@@ -84,7 +84,7 @@ def harvested(lm: FrozenLM, ids: Sequence[int], start: int) -> KVPrompt:
     """What Transformers' own cache holds of a text that stands at these positions."""
     cache: Any = DynamicCache()
     positions = torch.arange(start, start + len(ids))[None]
-    lm.model(input_ids=torch.tensor([list(ids)]), position_ids=positions, past_key_values=cache, use_cache=True)
+    lm.hf_model(input_ids=torch.tensor([list(ids)]), position_ids=positions, past_key_values=cache, use_cache=True)
     return KVPrompt(tuple((layer.keys[0], layer.values[0]) for layer in cache.layers))
 
 
@@ -124,7 +124,7 @@ def test_learned_positions_are_refused(family: str) -> None:
 def test_a_model_whose_keys_say_more_than_a_turn_is_refused() -> None:
     """Rotary as the name says, but positions are in the last layer's values too."""
     lm = other_lm("llama", CONFIGS["llama"]())
-    base: Any = lm.model.base_model
+    base: Any = lm.hf_model.base_model
     rotary = base.rotary_emb
     places: list[torch.Tensor] = []
 
@@ -183,7 +183,7 @@ def test_half_precision_models_turn_in_full_precision() -> None:
     """Angles rounded to bfloat16 would change the keys by a part in 256."""
     full = tiny_lm("llama")
     half = other_lm("half", CONFIGS["llama"]())
-    for parameter in half.model.parameters():  # loading keeps the frequencies, a buffer, in float32
+    for parameter in half.hf_model.parameters():  # loading keeps the frequencies, a buffer, in float32
         parameter.data = parameter.data.bfloat16()
     prompt = harvested(full, text_ids(4, 1), 0)
     check_same(shift_positions(half, prompt, [100] * 4), shift_positions(full, prompt, [100] * 4))

@@ -11,9 +11,9 @@ import transformers as tf
 
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.forward import mask_styles
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prefix.verify import verify
 from tests.support.tiny import CONFIGS, VOCAB, tiny_lm, tiny_tokenizer
 
@@ -77,13 +77,13 @@ def test_other_arithmetic(config: tf.PreTrainedConfig) -> None:
         verify(lm)
     with pytest.raises(UnsupportedModelError, match=reason):
         prepare_prefixes(lm, [Prefix(lead=(5,))])  # and again: nothing was remembered as verified
-    assert lm not in mask_styles
+    assert not PrefixRuntime.of(lm).exact and PrefixRuntime.of(lm).mask_style is None
 
 
 def changed(drop: str) -> FrozenLM:
     """A llama that ignores one of the arguments that a prefix needs."""
     lm = random_lm(CONFIGS["llama"]())
-    inner = lm.model.base_model
+    inner = lm.hf_model.base_model
     forward = inner.forward
 
     def without(self: object, *args: Any, **kwargs: Any) -> Any:
@@ -105,14 +105,14 @@ def test_bloom_takes_no_such_mask() -> None:
     lm = random_lm(tf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4))
     with pytest.raises(UnsupportedModelError, match=r"(?s)odd-one: bloom models.*ValueError: too many values"):
         verify(lm)
-    assert lm not in mask_styles
+    assert not PrefixRuntime.of(lm).exact and PrefixRuntime.of(lm).mask_style is None
 
 
 def test_a_model_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
-    mask_styles.pop(lm, None)
+    PrefixRuntime.of(lm).exact = False
     verify(lm)
-    monkeypatch.setattr(lm, "model", None)  # touching the model again would raise
+    monkeypatch.setattr(lm, "_model", None)  # touching the model again would raise
     verify(lm)
 
 

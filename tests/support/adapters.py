@@ -39,7 +39,7 @@ def saved_adapter(kind: str, lm: FrozenLM, folder: Path, seed: int = 0, **change
     torch.manual_seed(seed)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's own, of names that Transformers will drop
-        model: Any = peft.get_peft_model(copy.deepcopy(lm.model), config)
+        model: Any = peft.get_peft_model(copy.deepcopy(lm.hf_model), config)
         model.eval()
         for name, parameter in model.prompt_encoder.named_parameters():
             if "embedding" in name or "prefix_task" in name:
@@ -56,7 +56,7 @@ def peft_logits(lm: FrozenLM, folder: Path, rows: Sequence[Sequence[int]], task:
     tasks = {} if task is None else {"task_ids": torch.full((len(rows),), task)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.PeftModel.from_pretrained(copy.deepcopy(lm.model), folder).eval()
+        model = peft.PeftModel.from_pretrained(copy.deepcopy(lm.hf_model), folder).eval()
         logits = model(input_ids=ids, attention_mask=mask, **tasks).logits
     logits = logits[:, -longest:]
     return [logits[i, : len(row)] for i, row in enumerate(rows)]

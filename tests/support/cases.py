@@ -76,7 +76,7 @@ def cached(lm: FrozenLM, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """What Transformers' own cache holds of a text, per layer (keys [K, T, D], values [K, T, D'])."""
     cache: Any = DynamicCache()
     with torch.no_grad():
-        lm.model(input_ids=torch.tensor([ids], device=lm.device), past_key_values=cache, use_cache=True)
+        lm.hf_model(input_ids=torch.tensor([ids], device=lm.device), past_key_values=cache, use_cache=True)
     return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
 

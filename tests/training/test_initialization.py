@@ -141,7 +141,7 @@ def text_of(lm: FrozenLM, ids: tuple[int, ...]) -> str:
 @torch.no_grad()
 def check_text(lm: FrozenLM, prefix: Prefix, before: list[int], row: list[int]) -> None:
     """The prefix acts like the text `before`."""
-    wanted = lm.model(input_ids=torch.tensor([before + row]), use_cache=False).logits[0, len(before) :]
+    wanted = lm.hf_model(input_ids=torch.tensor([before + row]), use_cache=False).logits[0, len(before) :]
     assert_close(
         lm.logits(packed_hidden_states(lm, prepare_prefixes(lm, [prefix]), [Row(row)])), wanted, rtol=1e-3, atol=1e-3
     )

@@ -328,7 +328,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         (lm, "prompt-tuning", Task(own.train, own.validation, (), (50, 51), "other data"), {"steps": 4}),
         (lm, "prompt-tuning", replace(own, follow=(50, 52)), {"steps": 4}),
         (lm, "prompt-tuning", replace(own, lead=(3,)), {"steps": 4}),
-        (FrozenLM(copy.deepcopy(lm.model).bfloat16(), lm.tokenizer, lm.name), "prompt-tuning", own, {"steps": 4}),
+        (FrozenLM(copy.deepcopy(lm.hf_model).bfloat16(), lm.tokenizer, lm.name), "prompt-tuning", own, {"steps": 4}),
         (tiny_lm("mistral"), "prompt-tuning", own, {"steps": 4}),
     ]
     for model, method, rows, changes in others:

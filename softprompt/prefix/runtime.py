@@ -1,0 +1,62 @@
+"""Everything that is known and cached about one loaded model as far as prefixes go."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Literal, final
+
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.transformers_compat import AttentionFunction, can_switch_attention
+from softprompt.prefix.attention_switch import AttentionSwitch
+
+# How a model takes masks: a dict with one per layer type (Qwen, Gemma) or a single one (Llama, Mistral, GPT-2).
+MaskStyle = Literal["per layer type", "single"]
+# The two numbers of a rotated pair: F apart (Llama, and GPT-NeoX for the first R of D), adjacent (Cohere, GLM), or
+# no rotation.
+RopeLayout = Literal["halves", "pairs", "still"]
+
+
+@final
+class PrefixRuntime:
+    """The state of one loaded model, as an extension of its FrozenLM: two models share nothing.
+
+    Attributes:
+        exact: whether `verify` has proven the model. `verifying` is held while it does.
+        mask_style: how a causal model takes masks, set by `verify`.
+        rope_layouts: for each layer how its keys are rotated, None for a layer without keys; set by `rope`.
+        encoder_is_open: whether `seq2seq_forward` has hooked the encoder's attention.
+    """
+
+    def __init__(self, lm: FrozenLM) -> None:
+        self._model = lm.hf_model
+        self.switch = AttentionSwitch.of(lm.hf_model)
+        self.verifying = threading.RLock()
+        self.exact = False
+        self.mask_style: MaskStyle | None = None
+        self.rope_layouts: tuple[RopeLayout | None, ...] | None = None
+        self.encoder_is_open = False
+
+    @staticmethod
+    def of(lm: FrozenLM) -> PrefixRuntime:
+        """The runtime of this model, made on first use."""
+        return lm.extension(PrefixRuntime)
+
+    def use_attention(self, attention: AttentionFunction | str) -> AbstractContextManager[None]:
+        """Another attention for a while: one of Transformers' by name, or a function for this thread's calls.
+
+        The model is shared by all threads: others that want another attention wait, and others that just call the model
+        in the middle get its own.
+        """
+        return self.switch.use(self._model, attention)
+
+    @property
+    def attention_name(self) -> str:
+        """Transformers' name of the model's own attention implementation."""
+        return self.switch.name(self._model)
+
+    @cached_property
+    def can_switch_attention(self) -> bool:
+        """Whether `use_attention` has an effect on this kind of model."""
+        return can_switch_attention(self._model)
