@@ -44,7 +44,7 @@ def eval_command(
     Of a file that a soft prompt was trained on, only the rows held out in training are scored.
     """
     from softprompt.cli.base_model import load_base
-    from softprompt.evaluation.compare import EMPTY, compare
+    from softprompt.evaluation.compare import EMPTY_TEXT_PROMPT, compare
     from softprompt.evaluation.custom_metrics import load_custom_metrics
     from softprompt.evaluation.ensemble import check_vote
     from softprompt.evaluation.ensemble import vote as majority
@@ -54,7 +54,7 @@ def eval_command(
     from softprompt.inference.sampling import Sampling
     from softprompt.prompts import store
 
-    own = load_custom_metrics(metric or [])
+    extra_metrics = load_custom_metrics(metric or [])
     routers = routers_of(parse_names(names))
     chosen = expanded(parse_names(names), routers)
     cards = {name: store.load_card(store.locate(name)) for name in chosen}
@@ -69,7 +69,13 @@ def eval_command(
     instruction = None if text_prompt is None else unescaped(text_prompt)
     with console.status("evaluating"):
         comparison = compare(
-            lm, chosen, rows, instruction=instruction, shots=found.shots, sampling=Sampling(max_new_tokens), own=own
+            lm,
+            chosen,
+            rows,
+            instruction=instruction,
+            shots=found.shots,
+            sampling=Sampling(max_new_tokens),
+            extra_metrics=extra_metrics,
         )
     results = comparison.to_dict()
     for router, experts in routers.items():
@@ -85,7 +91,7 @@ def eval_command(
     print_comparison(_flat(results), Console(soft_wrap=True))
     for note in comparison.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    if not found.shots and shots and EMPTY not in comparison.notes:
+    if not found.shots and shots and EMPTY_TEXT_PROMPT not in comparison.notes:
         console.print(Text("the text prompt has no examples: --shots-data FILE gives it some", style="dim"))
 
 

@@ -1,20 +1,21 @@
-"""Soft prompts beside what they must beat: the base model alone and a text prompt, on the same rows."""
+"""Compares soft prompts with the base model alone and with a text prompt, on the same rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from softprompt.data.records import Record
 from softprompt.evaluation.custom_metrics import Metric
-from softprompt.evaluation.evaluate import Evaluation, evaluate
-from softprompt.formatting.formatted_prompt import from_card, no_prompt
+from softprompt.evaluation.evaluate import Evaluation, evaluate, renamed_metrics
+from softprompt.evaluation.metrics import missing_scores
+from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, no_prompt
 from softprompt.formatting.text_prompt import as_turns, instruction_for, text_prompt
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 
-EMPTY = "the text prompt is empty, so it is the base model again: --text-prompt or --shots-data gives it words"
+EMPTY_TEXT_PROMPT = "the text prompt is empty, so it equals the base model: give --text-prompt or --shots-data"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Comparison:
 
     Attributes:
         soft_prompts: by name, at least one.
-        notes: what a reader of the numbers should know, a sentence each.
+        notes: remarks on the numbers, a sentence each.
     """
 
     base: Evaluation
@@ -33,7 +34,7 @@ class Comparison:
 
     @property
     def soft_prompt(self) -> Evaluation:
-        """The first one's."""
+        """The first soft prompt's evaluation."""
         return next(iter(self.soft_prompts.values()))
 
     def to_dict(self) -> dict[str, dict[str, object]]:
@@ -42,7 +43,7 @@ class Comparison:
         baselines = {"base": self.base.to_dict(), "text_prompt": self.text_prompt.to_dict()}
         if len(self.soft_prompts) == 1:
             return baselines | {"soft_prompt": self.soft_prompt.to_dict()}
-        each: dict[str, object] = {name: one.to_dict() for name, one in self.soft_prompts.items()}
+        each: dict[str, object] = {name: scores.to_dict() for name, scores in self.soft_prompts.items()}
         return baselines | {"soft_prompts": each}
 
 
@@ -54,22 +55,25 @@ def compare(
     instruction: str | None = None,
     shots: Sequence[Record] = (),
     sampling: Sampling | None = None,
+    extra_metrics: Mapping[str, Metric] | None = None,
     own: Mapping[str, Metric] | None = None,
 ) -> Comparison:
     """Evaluate base model, text prompt and the soft prompts `names` (one or several) on `rows`.
 
-    Base model and text prompt are laid out as the first soft prompt is.
+    Base model and text prompt use the template of the first soft prompt.
 
     Args:
-        instruction: of the text prompt; the text the first soft prompt started from, or one made from the class
-            labels, if None.
+        instruction: of the text prompt. If None: the text that the first soft prompt started from, or one made from
+            the class labels.
         shots: worked examples in the text prompt.
-        own: further metrics, as in `evaluate`.
+        extra_metrics: further metrics by name, as in `evaluate`.
+        own: the old name of `extra_metrics`.
 
     Raises:
         StoreError, WrongBaseError: a soft prompt cannot be used.
         DataError: the rows cannot.
     """
+    extra_metrics = renamed_metrics(extra_metrics, own)
     names = [names] if isinstance(names, str) else names
     loaded = {name: store.load(store.locate(name), lm.geometry) for name in names}
     soft = {name: from_card(prompt, card) for name, (prompt, card) in loaded.items()}
@@ -77,17 +81,24 @@ def compare(
     if not template.text:  # conversations
         rows = [as_turns(row, template) for row in rows]
     if instruction is None:
-        written = card.method.get("init_text")
-        instruction = str(written) if written else (instruction_for(card.labels) if card.labels else "")
+        init_text = card.method.get("init_text")
+        instruction = str(init_text) if init_text else (instruction_for(card.labels) if card.labels else "")
     base, text = no_prompt(lm, template), text_prompt(lm, template, instruction, shots)
-    notes = [EMPTY] if text == base else []
+    notes = list(_notes(rows, text == base))
     if any(formatted.template != template for formatted in soft.values()):
         notes.append(f"the soft prompts have different templates; base model and text prompt have that of {names[0]}")
-    base_scores, text_scores = (
-        evaluate(lm, s, rows, labels=card.labels, sampling=sampling, own=own) for s in (base, text)
-    )
-    scores = {
-        name: evaluate(lm, formatted, rows, labels=loaded[name][1].labels, sampling=sampling, own=own)
-        for name, formatted in soft.items()
-    }
+
+    def scores_for(formatted: FormattedPrompt, labels: Sequence[str]) -> Evaluation:
+        return evaluate(lm, formatted, rows, labels=labels, sampling=sampling, extra_metrics=extra_metrics)
+
+    base_scores, text_scores = scores_for(base, card.labels), scores_for(text, card.labels)
+    scores = {name: scores_for(formatted, loaded[name][1].labels) for name, formatted in soft.items()}
     return Comparison(base_scores, text_scores, scores, tuple(notes))
+
+
+def _notes(rows: Sequence[Record], empty_text_prompt: bool) -> Iterator[str]:
+    if empty_text_prompt:
+        yield EMPTY_TEXT_PROMPT
+    missing = missing_scores() if rows and rows[0].kind not in {"label", "text"} else {}
+    if missing:
+        yield f"{' and '.join(missing)} left out: pip install 'softprompt[eval]'"

@@ -1,7 +1,7 @@
-"""Evaluation of subjects (a soft prompt, the base model, a text prompt) on the same rows.
+"""Evaluates a soft prompt, the base model or a text prompt on labeled rows.
 
-Classification ranks all labels by log-likelihood (`ranking`), generation decodes and compares, plain text gets loss
-and perplexity.
+Classification ranks all labels by log-likelihood (`label_ranking`), generation decodes and compares with the
+references, plain text gets loss and perplexity.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from softprompt.data.records import Record
 from softprompt.data.tokenize import prompt_ids, tokenize
+from softprompt.deprecation import warn_renamed
 from softprompt.errors import ConfigError, DataError
 from softprompt.evaluation import metrics
 from softprompt.evaluation.custom_metrics import Metric, scores_of
@@ -29,17 +30,17 @@ from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.packing import by_tokens
 from softprompt.prefix.prepare import prepare_prefixes
 
-TOKENS = 8192  # run at once
+_TOKENS = 8192  # tokens of plain text in one forward pass
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one subject, with what it answered.
+    """Scores of one formatted prompt, with its answers.
 
     Attributes:
         answers: predicted label or generated text of each row; empty for loss.
         labels: the classes, for classification.
-        log_likelihoods: of each row, of every class.
+        log_likelihoods: of each row the log-likelihood of every class.
     """
 
     scores: dict[str, Score]
@@ -62,42 +63,47 @@ def evaluate(
     *,
     labels: Sequence[str] = (),
     sampling: Sampling | None = None,
+    extra_metrics: Mapping[str, Metric] | None = None,
     own: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
-    """Scores by the kind of the rows: classification, generation, or loss of plain text.
+    """Score a prompt on rows of one kind: classification, generation, or loss of plain text.
+
+    BLEU and ROUGE-L of generated answers need the extra `eval`; without it they are left out.
 
     Args:
         labels: all classes; those in the rows if empty. Classification only.
         sampling: for generation; greedy by default.
-        own: further metrics, of the answers (of a classification the likeliest labels).
+        extra_metrics: further metrics by name, of the answers (of a classification the likeliest labels).
+        own: the old name of `extra_metrics`.
 
     Raises:
         DataError: no rows, rows without answers, labels that are not among the classes.
         ConfigError: further metrics for plain text, which has no answers; or one of them fails.
     """
+    extra_metrics = renamed_metrics(extra_metrics, own) or {}
     if not records:
         raise DataError("there are no rows to evaluate")
     if records[0].kind == "label":
-        found = classification(lm, formatted, records, labels)
-        further = scores_of(own or {}, found.answers, [record.references for record in records])
-        return replace(found, scores=found.scores | further)
+        evaluation = classification(lm, formatted, records, labels)
+        extra_scores = scores_of(extra_metrics, evaluation.answers, [record.references for record in records])
+        return replace(evaluation, scores=evaluation.scores | extra_scores)
     if records[0].kind == "text":
-        if own:
-            raise ConfigError("plain text has no answers to score", where="--metric", got=", ".join(own))
+        if extra_metrics:
+            raise ConfigError("plain text has no answers to score", where="--metric", got=", ".join(extra_metrics))
         return loss(lm, formatted, records)
     for record in records:
         if not record.references:
             raise DataError("the row has no answer to compare with", where=record.where)
     answers = [answer.text for answer in answer_all(lm, formatted, records, sampling or Sampling())]
     references = [record.references for record in records]
-    scores = metrics.generation_scores(answers, references) | scores_of(own or {}, answers, references)
+    scores = metrics.generation_scores(answers, references) | scores_of(extra_metrics, answers, references)
     return Evaluation(scores, len(records), tuple(answers))
 
 
 def classification(
     lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
 ) -> Evaluation:
-    """Accuracy of the likeliest label, and of the likeliest per token (`accuracy_norm`, for unequal labels)."""
+    """Accuracy of the likeliest label (`accuracy`), and of the likeliest per token (`accuracy_norm`)."""
     classes = list(labels) or sorted({record.target for record in records if record.target is not None})
     for record in records:
         if record.target not in classes:
@@ -127,17 +133,27 @@ def answer_all(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Recor
 
 @torch.no_grad()
 def loss(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -> Evaluation:
-    """Mean -log p of the learned tokens, and its exponential."""
+    """Mean -log p of the learned tokens (loss), and its exponential (perplexity)."""
     prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
     examples = tokenize(records, formatted.template, lm.tokenizer, max_length=sys.maxsize)
     rows = [(example.where, len(example.ids), prefixes.lengths[0]) for example in examples]
     check_context(lm, rows, "leave the row out, or give the text prompt fewer --shots")
     sums = [0.0] * len(examples)
-    for part in by_tokens([len(example.ids) for example in examples], TOKENS):
-        shared = [examples[i] for i in part]
-        values = token_losses(lm, prefixes, shared)
-        for i, own in zip(part, values.split([learned_tokens([row]) for row in shared]), strict=True):
-            sums[i] = own.sum().item()
+    for part in by_tokens([len(example.ids) for example in examples], _TOKENS):
+        batch = [examples[i] for i in part]
+        losses = token_losses(lm, prefixes, batch)
+        for i, row_losses in zip(part, losses.split([learned_tokens([row]) for row in batch]), strict=True):
+            sums[i] = row_losses.sum().item()
     score = metrics.mean_loss(sums, [learned_tokens([example]) for example in examples])
     perplexity = Score(math.exp(score.value), math.exp(score.low), math.exp(score.high))
     return Evaluation({"loss": score, "perplexity": perplexity}, len(examples))
+
+
+def renamed_metrics(
+    extra_metrics: Mapping[str, Metric] | None, own: Mapping[str, Metric] | None
+) -> Mapping[str, Metric] | None:
+    """`extra_metrics`, or those that were given by the old keyword `own`, with a warning."""
+    if own is None:
+        return extra_metrics
+    warn_renamed("own=", "extra_metrics=", stacklevel=4)
+    return {**own, **(extra_metrics or {})}

@@ -38,7 +38,7 @@ def test_json(trained: Path, tmp_path: Path) -> None:
     report = parsed("eval", "ok", "--data", path, *OPTIONS, "--json", "--limit", 8)
     assert [key for key in report if key in SUBJECTS] == SUBJECTS
     assert (report["name"], report["data"]) == ("ok", str(path))
-    assert report["notes"] == [compare.EMPTY], "no instruction, no examples: nothing to compare with"
+    assert report["notes"] == [compare.EMPTY_TEXT_PROMPT], "no instruction, no examples: nothing to compare with"
     for formatted in SUBJECTS:
         scores = report[formatted]
         assert scores["rows"] == 8

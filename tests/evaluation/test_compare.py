@@ -13,7 +13,7 @@ from softprompt.data.splits import data_digest as data_digest
 from softprompt.data.splits import load_rows, load_splits
 from softprompt.data.template import Template
 from softprompt.errors import DataError, StoreError, WrongBaseError
-from softprompt.evaluation.compare import EMPTY, compare
+from softprompt.evaluation.compare import EMPTY_TEXT_PROMPT, compare
 from softprompt.evaluation.evaluate import Evaluation, evaluate
 from softprompt.evaluation.held_out import HeldOutRows, held_out_rows, pick_shots
 from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, layout_for, no_prompt
@@ -151,7 +151,7 @@ def test_all_get_the_same_rows_labels_and_sampling(monkeypatch: pytest.MonkeyPat
         "3",
     ]
     assert all(given is rows for _, given, _ in seen)
-    assert [options for *_, options in seen] == [{"labels": LABELS, "sampling": Sampling(7), "own": None}] * 3
+    assert [options for *_, options in seen] == [{"labels": LABELS, "sampling": Sampling(7), "extra_metrics": None}] * 3
     base, text, last = (formatted for formatted, *_ in seen)
     assert base.prompt is None and text.prompt is None and last.prompt is not None and soft.prompt is not None
     assert prompt_digest(last.prompt) == prompt_digest(soft.prompt)
@@ -262,7 +262,7 @@ def test_an_empty_text_prompt_is_noted() -> None:
     lm, template = tiny_lm("llama"), Template("text", "{text}")
     stored(lm, template)
     rows = records({"text": "one text"})
-    assert compare(lm, "tone", rows).notes == (EMPTY,)
+    assert compare(lm, "tone", rows).notes == (EMPTY_TEXT_PROMPT,)
     assert compare(lm, "tone", rows, instruction="Go on.").notes == ()
 
 
