@@ -64,11 +64,11 @@ def token_f1(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Sco
     """Mean F1 of the words that an answer shares with its best reference, in 0…1, ignoring case, punctuation and
     articles (Rajpurkar et al.: SQuAD. 2016. https://arxiv.org/abs/1606.05250)."""
     pairs = zip(answers, references, strict=True)
-    values = np.array([max(_shared_words_f1(answer, reference) for reference in accepted) for answer, accepted in pairs])
+    values = np.array([max(_word_f1(answer, reference) for reference in accepted) for answer, accepted in pairs])
     return bootstrap(len(values), lambda rows: float(values[list(rows)].mean()))
 
 
-def _shared_words_f1(answer: str, reference: str) -> float:
+def _word_f1(answer: str, reference: str) -> float:
     bags = [
         Counter(word for word in SCORED_WORD.findall(text.lower()) if word not in ARTICLES)
         for text in (answer, reference)

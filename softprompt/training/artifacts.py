@@ -1,4 +1,4 @@
-"""What a finished run leaves on disk: one soft prompt with its card, model card and learning curve for each task.
+"""Writes the artifacts of a finished run: for each task a soft prompt with its card, README and learning curve.
 
 NAME                    one task
 NAME.sst2, NAME.rte     several tasks, each with its own template, from one shared prompt or one of its own
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from softprompt.data.splits import data_digest
 from softprompt.formatting.formatted_prompt import layout_for
@@ -20,17 +19,22 @@ from softprompt.prompts import store
 from softprompt.prompts.card import Card, provenance
 from softprompt.prompts.forms import Prompt, size_of
 from softprompt.prompts.model_card import model_card
+from softprompt.training.events import trial_of
 from softprompt.training.loop import Result
-from softprompt.training.plots import learning_curve
+from softprompt.training.plots import can_plot, learning_curve
 from softprompt.training.prepare import PreparedTask, PreparedTraining
 from softprompt.training.run_log import read_log
 
-CURVE = "curve.png"
+CURVE = "curve.png"  # file name of the learning curve
 
 
 @dataclass(frozen=True)
 class PromptPart:
-    """One soft prompt of a run: the end of its name (empty for the only one), its task and tensors."""
+    """One soft prompt of a run.
+
+    Attributes:
+        name: suffix of the artifact's name; empty if the run has one soft prompt.
+    """
 
     name: str
     task: PreparedTask
@@ -40,8 +44,8 @@ class PromptPart:
 def prompt_parts(prepared: PreparedTraining, prompts: Sequence[Prompt]) -> list[PromptPart]:
     """The soft prompts that a run saves."""
     names, tasks = prepared.part_names, {task.name: task for task in prepared.tasks}
-    own = prompts if len(prompts) > 1 else [prompts[0]] * len(names)
-    return [PromptPart(name, tasks.get(name, prepared.tasks[0]), p) for name, p in zip(names, own, strict=True)]
+    by_name = prompts if len(prompts) > 1 else [prompts[0]] * len(names)
+    return [PromptPart(name, tasks.get(name, prepared.tasks[0]), p) for name, p in zip(names, by_name, strict=True)]
 
 
 def write_part(
@@ -50,35 +54,36 @@ def write_part(
     """Write every soft prompt of a finished run; returns their folders and cards as written.
 
     Args:
-        candidate: of a sweep: whose learning curve it is.
+        trial: of a sweep the trial's name, for the learning curve.
 
     Raises StoreError if a name is taken (without `overwrite`) or the disk refuses.
     """
-    written = []
+    written, has_curve = list[tuple[Path, Card]](), can_plot()
     for part in prompt_parts(prepared, result.prompts):
         folder = prepared.folder_of(part.name)
         card = describe(prepared, lm, part, result, folder.name)
 
         def extras(scratch: Path, name: str = card.name) -> None:
-            learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", trial))
+            if has_curve:
+                learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", trial))
 
-        readme = model_card(card, bytes_on_disk=size_of(part.prompt), curve=CURVE)
+        readme = model_card(card, bytes_on_disk=size_of(part.prompt), curve=CURVE if has_curve else None)
         card = store.save(folder, part.prompt, card, readme=readme, extras=extras, overwrite=overwrite)
         written.append((folder, card))
     return written
 
 
 def curves(metrics: Path, trial: str = "") -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """(step, loss) of training and validation from a metrics file, of one candidate of a sweep if it is named."""
-    events = [event for event in read_log(metrics) if event.get("candidate", "") == trial]
-    train_loss = [(e["step"], e["loss"]) for e in events if e["event"] == "step"]
-    return train_loss, [(e["step"], e["validation_loss"]) for e in events if e["event"] == "validation"]
+    """(step, loss) pairs of training and of validation from a metrics file; `trial` names one trial of a sweep."""
+    lines = [line for line in read_log(metrics) if trial_of(line) == trial]
+    training = [(line["step"], line["loss"]) for line in lines if line["event"] == "step"]
+    return training, [(line["step"], line["validation_loss"]) for line in lines if line["event"] == "validation"]
 
 
 def describe(prepared: PreparedTraining, lm: FrozenLM, part: PromptPart, result: Result, name: str) -> Card:
-    """The card of a part, before it is saved."""
+    """The card of a soft prompt that is not saved yet."""
     task, config = part.task, prepared.config
-    metrics: dict[str, Any] = {
+    metrics: dict[str, str | float] = {
         "steps": result.step,
         "seconds": round(result.seconds, 1),
         "stopped": result.stopped,

@@ -1,4 +1,4 @@
-"""Forward passes of candidates: losses of many on their own rows at once, and of one on its validation rows."""
+"""Forward passes of trials: training losses of many trials at once, and validation losses of one."""
 
 from __future__ import annotations
 
@@ -13,31 +13,34 @@ from softprompt.errors import TrainError, is_out_of_memory
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.cuda_graphs import GraphCache
 from softprompt.objectives.next_token import distilled_losses, learned_tokens, token_losses
+from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import by_tokens
 from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.training.config import TrainConfig
 from softprompt.training.trial import Trial
 
-EVAL_TOKENS = 4096  # text tokens of validation rows run at once
+EVAL_TOKENS = 4096  # text tokens of validation rows in one forward pass
 
 
 def trial_losses(
     lm: FrozenLM, shares: Sequence[tuple[Trial, Sequence[Example]]], graphs: GraphCache | None = None
 ) -> list[Tensor]:
-    """Of each candidate, the losses of the learned tokens of its rows, all in one forward pass.
+    """Losses of each trial at the learned tokens of its rows, all in one forward pass.
 
     Args:
-        replays: passes that are recorded, if passes with gradient are to be replayed.
+        shares: trials, each with its rows.
+        graphs: the cache of recorded forward and backward passes, if passes with gradient are to be replayed.
     """
-    taught = [i for i, (trial, _) in enumerate(shares) if trial.teachers and torch.is_grad_enabled()]
-    if taught and len(shares) > 1:  # teachers take a pass of their own
+    has_teachers = any(trial.teachers for trial, _ in shares) and torch.is_grad_enabled()
+    if has_teachers and len(shares) > 1:  # teachers take a forward pass of their own
         return [loss for share in shares for loss in trial_losses(lm, [share], graphs)]
-    prefixes, prefix_ids, rows = [], [], []
-    for trial, own in shares:
-        found, numbers = trial.prefixes(own)
+    prefixes, prefix_ids = list[Prefix](), list[int]()
+    rows = [row for _, trial_rows in shares for row in trial_rows]
+    for trial, trial_rows in shares:
+        trial_prefixes, numbers = trial.prefixes(trial_rows)
         prefix_ids += [len(prefixes) + number for number in numbers]
-        prefixes += found
-        rows += own
-    if taught:
+        prefixes += trial_prefixes
+    if has_teachers:
         trial = shares[0][0]
         teachers, weight = prepare_prefixes(lm, trial.teachers), trial.settings.distil
         by_task = [row.task for row in rows]
@@ -46,15 +49,19 @@ def trial_losses(
         values = token_losses(lm, prepare_prefixes(lm, prefixes), rows, prefix_ids)
     else:
         values = graphs.token_losses(prefixes, rows, prefix_ids)
-    return list(values.split([learned_tokens(own) for _, own in shares]))
+    return list(values.split([learned_tokens(trial_rows) for _, trial_rows in shares]))
 
 
 @torch.no_grad()
 def validation_losses(lm: FrozenLM, trial: Trial, share: float | None = None) -> list[float]:
-    """Of each task that has validation rows, the mean loss over their learned tokens; of a share of them, if given."""
+    """Mean loss at the learned tokens, of each task that has validation rows.
+
+    Args:
+        share: of the validation rows, in [0, 1]; as many as the trial's state says if None.
+    """
     trial.learner.eval()
     means = []
-    for rows in filter(None, trial.judges(share)):
+    for rows in filter(None, trial.sample_validation_rows(share)):
         total = 0.0
         for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
             (values,) = trial_losses(lm, [(trial, [rows[i] for i in part])])
@@ -66,7 +73,7 @@ def validation_losses(lm: FrozenLM, trial: Trial, share: float | None = None) ->
 
 @contextlib.contextmanager
 def memory_advice(where: str) -> Iterator[None]:
-    """Turn running out of memory, on any device, into an error that says what to do."""
+    """Turn running out of memory, on any device, into an error that names the settings to change."""
     try:
         yield
     except RuntimeError as error:
@@ -74,3 +81,13 @@ def memory_advice(where: str) -> Iterator[None]:
             raise
         hint = "--train.accumulate 2 halves what a step holds, --train.gradient-checkpointing true saves more"
         raise TrainError("out of memory", where=where, got=str(error).splitlines()[0], hint=hint) from error
+
+
+def graph_cache_for(lm: FrozenLM, settings: TrainConfig) -> GraphCache | None:
+    """A cache of CUDA graphs, or None where replaying forward passes gains nothing or is not possible.
+
+    It gains on a GPU only, where starting kernels takes longer than running them. It is not possible with gradient
+    checkpointing, which runs layers again in the backward pass, or with an encoder–decoder, which pads each batch anew.
+    """
+    able = lm.device.type == "cuda" and not lm.is_encoder_decoder
+    return GraphCache(lm) if able and settings.graphs and not settings.gradient_checkpointing else None

@@ -1,8 +1,8 @@
-"""The training loop: one candidate, or many in the same forward passes, behind a frozen model.
+"""The training loop: one trial, or many in the same forward passes, on a frozen model.
 
-One step: run every prefix once, run all rows packed behind them, take the loss at learned tokens, one gradient for each
-candidate. The loop runs on Accelerate, so one process and several share the code. It knows nothing of methods, file
-formats or terminals: it reports events.
+One step: run every prefix once, run all rows packed after their prefixes, take the loss at learned tokens, and one
+gradient for each trial. The loop runs on Accelerate, so one process and several share the code. It depends on no
+method, file format or terminal: it reports events.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from softprompt.data.tokenize import Example
 from softprompt.errors import ConfigError, NonFiniteLossError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.cuda_graphs import GraphCache
 from softprompt.objectives.next_token import learned_tokens
 from softprompt.prefix.packing import by_tokens
 from softprompt.prompts.forms import Prompt
 from softprompt.training import checkpoint
-from softprompt.training.batched_losses import memory_advice, trial_losses, validation_losses
+from softprompt.training.batched_losses import graph_cache_for, memory_advice, trial_losses, validation_losses
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.config import TrainConfig
 from softprompt.training.events import Event
 from softprompt.training.signals import Interrupt
 from softprompt.training.trial import Trial, active_trials
 
-VALIDATION_SHARE = 0.1  # share of a run bounded by minutes that validations may have taken before the next one starts
-PROBED = 8  # validation rows, about, whose time says how many there is time for
-STEP_TOKENS = 16384  # text tokens of many candidates' rows run at once
-SYNC_SIGNALS = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
+VALIDATION_SHARE = 0.1  # of the elapsed time of a timed run: above it no further validation starts
+PROBE_ROWS = 8  # validation rows, about, that are timed to find how many there is time for
+TOKENS_AT_ONCE = 16384  # text tokens in one forward pass of many trials
+SIGNAL_NAMES = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a candidate leaves: the best prompts by validation loss, and how it got there.
+    """The outcome of a trial: the best prompts by validation loss, and how training went.
 
     Attributes:
         prompts: one, or one for each task of a method that learns several.
-        seconds: of the run until the candidate's end.
+        step: finished optimizer steps.
+        seconds: of the run until the trial's end.
         stopped: why it ended: "steps", "minutes", "patience", "halving", "not finite" or the name of a signal.
     """
 
@@ -61,13 +61,13 @@ class Result:
 
     @property
     def prompt(self) -> Prompt:
-        """The first one."""
+        """The first prompt."""
         return self.prompts[0]
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ended it before its time; a checkpoint is there to resume from."""
-        return self.stopped in SYNC_SIGNALS
+        """Whether a signal ended the trial early; then there is a checkpoint to resume from."""
+        return self.stopped in SIGNAL_NAMES
 
 
 def train(
@@ -79,22 +79,22 @@ def train(
     resume: bool = False,
     report: Callable[[Event], None] = lambda event: None,
 ) -> list[Result]:
-    """Train all candidates, each on its own rows with its own settings; the best prompts of each.
+    """Train all trials, each on its own rows with its own settings; returns the best prompts of each.
 
-    Alone or among others, a candidate takes the same steps, up to the order of floating-point sums.
+    Alone or among others, a trial takes the same steps, up to the order of floating-point sums.
 
     Args:
         folder: for checkpoints.
-        rungs: successive halving (Jamieson, Talwalkar 2016, https://arxiv.org/abs/1502.07943): whenever the run has
-            got so far, in [0, 1], the half with the higher validation loss stops.
-        resume: go on from the newest checkpoint in `folder`; on CPU the result is bitwise that of an
+        rungs: successive halving (Jamieson, Talwalkar 2016, https://arxiv.org/abs/1502.07943): at each of these
+            shares of the run, in [0, 1], the half of the trials with the higher validation loss stops.
+        resume: continue from the newest checkpoint in `folder`; on CPU the result is bitwise that of an
             uninterrupted run.
-        report: is told of every step, validation and checkpoint.
+        report: called with every step, validation and checkpoint.
 
     Raises:
-        NonFiniteLossError: loss or gradient of the only candidate became NaN or infinite; names step and rows. One of
-            several stops instead.
-        CheckpointError: nothing to resume, or a checkpoint of another run.
+        NonFiniteLossError: loss or gradient of the only trial became NaN or infinite; names step and rows. One of
+            several trials stops instead.
+        CheckpointError: no checkpoint to resume from, or one of another run.
         StoreError: a checkpoint cannot be written.
         TrainError: out of memory.
     """
@@ -108,7 +108,7 @@ def train(
 
 
 class _Loop:
-    """The state of a run between two steps, and one function for each stage."""
+    """The state of a run between two steps, and one method for each stage."""
 
     def __init__(
         self,
@@ -118,42 +118,43 @@ class _Loop:
         rungs: Sequence[float],
         report: Callable[[Event], None],
     ) -> None:
-        self.lm, self.trials, self.folder, self.report = lm, list(trials), folder, report
+        self.lm, self.trials = lm, list(trials)
+        self.folder, self.report = folder, report
         self.accelerator = Accelerator(cpu=lm.device.type == "cpu")
-        self.graphs = replays_for(lm, trials[0].settings)
-        world, fewest = self.accelerator.num_processes, min(c.settings.batch_size for c in trials)
-        if world > fewest:
+        self.graphs = graph_cache_for(lm, trials[0].settings)
+        world = self.accelerator.num_processes
+        if world > min(trial.settings.batch_size for trial in trials):
             hint = f"--batch-size {world} or more, or fewer processes"
             raise ConfigError("a step has fewer rows than there are processes", expected=world, hint=hint)
         self.rungs = sorted(rungs)
-        self.elapsed, self.mark = 0.0, 0.0
-        self.judging = 0.0  # seconds of `elapsed` that validations took
-        self.seconds = [0.0] * len(self.trials)
+        self.elapsed, self.last_tick = 0.0, 0.0
+        self.validation_seconds = 0.0  # part of `elapsed`
+        self.seconds = [0.0] * len(self.trials)  # `elapsed` at the end of each trial
         torch.manual_seed(trials[0].settings.seed)
 
     @property
     def step(self) -> int:
-        """Steps of the candidates that still run, or of the last that did."""
-        return max(trial.record.step for trial in self.trials)
+        """Steps of the trials that still run, or of the last that did."""
+        return max(trial.state.step for trial in self.trials)
 
     def tick(self) -> None:
-        """Add the time since the last tick to the run's."""
+        """Add the time since the last tick to `elapsed`."""
         now = time.monotonic()
-        self.elapsed, self.mark = self.elapsed + now - self.mark, now
+        self.elapsed, self.last_tick = self.elapsed + now - self.last_tick, now
 
     def run(self, interrupt: Interrupt) -> list[Result]:
-        """Step until every candidate has stopped, or a signal came."""
-        self.mark = time.monotonic()
-        self.share_start()
-        self.bound_judging()
+        """Step until every trial has stopped, or a signal arrives."""
+        self.last_tick = time.monotonic()
+        self.sync_init_seconds()
+        self.limit_validation_rows()
         while active := active_trials(self.trials):
-            if not interrupt.received and self.has_time_to_judge():
-                self.validate([c for c in active if c.is_due(self.elapsed)])
+            if not interrupt.received and self.has_time_to_validate():
+                self.validate([trial for trial in active if trial.is_due(self.elapsed)])
             self.tick()
-            self.agree(interrupt)
+            self.sync_clock_and_signal(interrupt)
             if interrupt.received:
                 for trial in active:
-                    trial.record.stopped = interrupt.received.name
+                    trial.state.stopped = interrupt.received.name
                 self.save()
                 break
             for trial in active:
@@ -166,164 +167,170 @@ class _Loop:
                     self.save()
         return [self.result(i) for i in range(len(self.trials))]
 
-    def share_start(self) -> None:
-        """Let the start count the same in all processes, or they would not end at the same step."""
+    def sync_init_seconds(self) -> None:
+        """Use the first process's time of initialization in all processes, so that all end at the same step."""
         if self.accelerator.num_processes > 1:
-            told: list[float] = gather_object([trial.record.before for trial in self.trials])
-            for trial, before in zip(self.trials, told, strict=False):  # the first process's come first
-                trial.record.before = before
+            gathered: list[float] = gather_object([trial.state.init_seconds for trial in self.trials])
+            for trial, seconds in zip(self.trials, gathered, strict=False):  # the first process's come first
+                trial.state.init_seconds = seconds
 
-    def bound_judging(self) -> None:
-        """Where minutes bound a new run, judge by no more rows than there is time for at its start and at its end."""
+    def limit_validation_rows(self) -> None:
+        """In a new timed run, use no more validation rows than there is time for at its start and at its end."""
         first = self.trials[0]
-        minutes, rows = first.settings.minutes, sum(map(len, first.judged))
-        if minutes is None or rows <= PROBED or first.record.history:
+        minutes, n_rows = first.settings.minutes, sum(map(len, first.validation_rows))
+        if minutes is None or n_rows <= PROBE_ROWS or first.state.history:
             return
         begin = time.monotonic()
         with memory_advice("validation"):
-            validation_losses(self.lm, first, PROBED / rows)
-        spent = (time.monotonic() - begin) * rows / PROBED * len(self.trials)
-        share = min(1.0, max(PROBED / rows, VALIDATION_SHARE / 2 * minutes * 60 / max(spent, 1e-9)))
+            validation_losses(self.lm, first, PROBE_ROWS / n_rows)
+        estimate = (time.monotonic() - begin) * n_rows / PROBE_ROWS * len(self.trials)  # seconds of one with all rows
+        share = min(1.0, max(PROBE_ROWS / n_rows, VALIDATION_SHARE / 2 * minutes * 60 / max(estimate, 1e-9)))
         if self.accelerator.num_processes > 1:
             share = gather_object([share])[0]
         for trial in self.trials:
-            trial.record.judged = share
+            trial.state.validation_share = share
 
-    def has_time_to_judge(self) -> bool:
-        """Whether a validation may start: where minutes are short, steps teach more than it tells."""
+    def has_time_to_validate(self) -> bool:
+        """Whether a validation may start: a timed run spends at most `VALIDATION_SHARE` of its time on validation."""
         timed = self.trials[0].settings.minutes is not None
-        return not timed or self.judging <= VALIDATION_SHARE * self.elapsed
+        return not timed or self.validation_seconds <= VALIDATION_SHARE * self.elapsed
 
     def stop(self, trial: Trial, reason: str) -> None:
-        """Let a candidate end for this reason, judged as it is; nothing if there is none."""
+        """End a trial for this reason, after a last validation; does nothing if `reason` is empty."""
         if reason:
-            if not trial.is_judged():
+            if not trial.is_validated():
                 self.validate([trial])
                 self.tick()
-            trial.record.stopped = trial.record.stopped or reason
+            trial.state.stopped = trial.state.stopped or reason
             self.seconds[self.trials.index(trial)] = self.elapsed
 
     def halve(self) -> None:
-        """At a rung, stop the worse half of the candidates that still run."""
+        """At a rung, stop the worse half of the trials that still run."""
         active = active_trials(self.trials)
-        if not self.rungs or not active or max(c.progress(self.elapsed) for c in active) < self.rungs[0]:
+        if not self.rungs or not active or max(trial.progress(self.elapsed) for trial in active) < self.rungs[0]:
             return
         self.rungs.pop(0)
-        self.validate([trial for trial in active if not trial.is_judged()])
-        ranked = sorted(active_trials(active), key=lambda c: c.latest_loss)
+        self.validate([trial for trial in active if not trial.is_validated()])
+        ranked = sorted(active_trials(active), key=lambda trial: trial.latest_loss)
         for trial in ranked[(len(ranked) + 1) // 2 :]:
             self.stop(trial, "halving")
 
-    def agree(self, interrupt: Interrupt) -> None:
-        """Let all processes decide alike: by the clock of the first one, and by a signal that any of them got."""
+    def sync_clock_and_signal(self, interrupt: Interrupt) -> None:
+        """Use the clock of the first process, and a signal that any process received, in all processes."""
         if self.accelerator.num_processes > 1:
-            told: list[Any] = gather_object([(self.elapsed, interrupt.received)])
-            self.elapsed = told[0][0]
-            interrupt.received = next((received for _, received in told if received), None)
+            gathered: list[tuple[float, signal.Signals | None]] = gather_object([(self.elapsed, interrupt.received)])
+            self.elapsed = gathered[0][0]
+            interrupt.received = next((received for _, received in gathered if received), None)
 
     def one_step(self, trials: Sequence[Trial]) -> None:
-        """Forward and backward on the next batch of each candidate, and an update of each."""
+        """Forward and backward on the next batch of each trial, and one update of each."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        rows = [trial.next_rows() for trial in trials]
+        batches = [trial.next_rows() for trial in trials]
         losses = torch.zeros(len(trials), device=self.lm.device)
-        for together in by_tokens([sum(len(row.ids) for row in own) for own in rows], STEP_TOKENS):
-            parts = {i: trials[i].settings.accumulate for i in together}
-            for part in range(max(parts.values())):
-                shares = [(i, rows[i][rank::world][part :: parts[i]]) for i in together if part < parts[i]]
-                shares = [(i, own) for i, own in shares if own]
-                if shares:
-                    found = trial_losses(self.lm, [(trials[i], own) for i, own in shares], self.graphs)
-                    means = [own.sum() / learned_tokens(rows[i]) for (i, _), own in zip(shares, found, strict=True)]
-                    torch.stack(means).sum().backward()  # apart: no candidate's loss depends on another's parameters
-                    for (i, _), mean in zip(shares, means, strict=True):
-                        losses[i] += mean.detach()
+        for group in by_tokens([sum(len(row.ids) for row in rows) for rows in batches], TOKENS_AT_ONCE):
+            n_parts = {i: trials[i].settings.accumulate for i in group}
+            for part in range(max(n_parts.values())):
+                shares = [(i, batches[i][rank::world][part :: n_parts[i]]) for i in group if part < n_parts[i]]
+                self.backward(trials, batches, [(i, rows) for i, rows in shares if rows], losses)
         if world > 1:
-            losses = self.reduced(trials, losses)
-        for trial, own, loss in zip(trials, rows, losses.tolist(), strict=True):
-            with self.stopping(trial):
-                numbers = trial.update(loss, own, self.elapsed)
-                self.report(Event("step", trial.record.step, numbers, trial.name))
+            losses = self.sum_over_processes(trials, losses)
+        for trial, rows, loss in zip(trials, batches, losses.tolist(), strict=True):
+            with self.stop_if_not_finite(trial):
+                numbers = trial.update(loss, rows, self.elapsed)
+                self.report(Event("step", trial.state.step, numbers, trial.name))
 
-    def reduced(self, trials: Sequence[Trial], losses: Tensor) -> Tensor:
+    def backward(
+        self,
+        trials: Sequence[Trial],
+        batches: Sequence[Sequence[Example]],
+        shares: Sequence[tuple[int, Sequence[Example]]],
+        losses: Tensor,
+    ) -> None:
+        """One forward and backward pass; adds each trial's loss to `losses` [trials].
+
+        Args:
+            batches: of each trial all rows of this step.
+            shares: numbers of trials, each with the rows of its batch that this pass runs.
+        """
+        if not shares:
+            return
+        token_losses = trial_losses(self.lm, [(trials[i], rows) for i, rows in shares], self.graphs)
+        means = [values.sum() / learned_tokens(batches[i]) for (i, _), values in zip(shares, token_losses, strict=True)]
+        torch.stack(means).sum().backward()  # gradients stay apart: no loss depends on another trial's parameters
+        for (i, _), mean in zip(shares, means, strict=True):
+            losses[i] += mean.detach()
+
+    def sum_over_processes(self, trials: Sequence[Trial], losses: Tensor) -> Tensor:
         """Sum gradients and losses over all processes."""
         for trial in trials:
             for parameter in trial.learner.parameters():
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                summed: Any = self.accelerator.reduce(grad, "sum")
-                parameter.grad = summed
-        total: Any = self.accelerator.reduce(losses, "sum")
-        return total
+                parameter.grad = cast(Tensor, self.accelerator.reduce(grad, "sum"))
+        return cast(Tensor, self.accelerator.reduce(losses, "sum"))
 
     def validate(self, trials: Sequence[Trial]) -> None:
-        """Validation losses of these candidates as they are; the best state of each is kept."""
+        """Validate these trials at their current step; the best state of each is kept."""
         if not trials:
             return
         begin = time.monotonic()
         for trial in trials:
-            with memory_advice(f"validation after step {trial.record.step}"):
+            with memory_advice(f"validation after step {trial.state.step}"):
                 means = validation_losses(self.lm, trial)
-            with self.stopping(trial):
-                numbers = trial.judge(means, self.elapsed)
-                self.report(Event("validation", trial.record.step, numbers, trial.name))
-        self.judging += time.monotonic() - begin
+            with self.stop_if_not_finite(trial):
+                numbers = trial.record_validation(means, self.elapsed)
+                self.report(Event("validation", trial.state.step, numbers, trial.name))
+        self.validation_seconds += time.monotonic() - begin
 
     @contextlib.contextmanager
-    def stopping(self, trial: Trial) -> Iterator[None]:
-        """Let one of several candidates stop, and not the run, if its numbers are no longer finite."""
+    def stop_if_not_finite(self, trial: Trial) -> Iterator[None]:
+        """Stop one of several trials, not the whole run, when its loss or gradient is not finite."""
         try:
             yield
         except NonFiniteLossError:
             if len(self.trials) == 1:
                 raise
-            trial.record.stopped = "not finite"
+            trial.state.stopped = "not finite"
             self.seconds[self.trials.index(trial)] = self.elapsed
 
     def result(self, number: int) -> Result:
-        """What a candidate leaves."""
+        """The outcome of trial `number`."""
         trial = self.trials[number]
-        record, prompts = trial.record, trial.finish()
-        seconds = self.elapsed if record.stopped in SYNC_SIGNALS else self.seconds[number]
-        numbers = {"elapsed": seconds, "validation_loss": record.best_loss or 0.0}
-        self.report(Event("end", record.step, numbers, trial.name))
-        return Result(prompts, record.step, seconds, record.stopped, record.best_loss, record.history)
+        state, prompts = trial.state, trial.finish()
+        seconds = self.elapsed if state.stopped in SIGNAL_NAMES else self.seconds[number]
+        numbers = {"elapsed": seconds, "validation_loss": state.best_loss or 0.0}
+        self.report(Event("end", state.step, numbers, trial.name))
+        return Result(prompts, state.step, seconds, state.stopped, state.best_loss, state.history)
 
     def save(self) -> None:
         """Write a checkpoint from the first process."""
         if not self.accelerator.is_main_process:
             return
         parts = {
-            "candidates": [trial.state() for trial in self.trials],
+            "trials": [trial.state_dict() for trial in self.trials],
             "random": checkpoint.random_state(self.lm.device),
         }
         tensors, tree = checkpoint.flatten(parts, "state")
-        facts = {"tree": tree, "elapsed": self.elapsed, "judging": self.judging}
-        facts |= {"seconds": self.seconds, "rungs": self.rungs}
-        checkpoint.save_checkpoint(self.folder, Checkpoint(self.identity(), self.step, tensors, facts))
+        data = {"tree": tree, "elapsed": self.elapsed, "validation_seconds": self.validation_seconds}
+        data |= {"seconds": self.seconds, "rungs": self.rungs}
+        checkpoint.save_checkpoint(self.folder, Checkpoint(self.identity(), self.step, tensors, data))
         self.report(Event("checkpoint", self.step, {"elapsed": self.elapsed}))
 
     def restore(self) -> None:
-        """Take up the state of the newest checkpoint."""
-        found = checkpoint.latest_checkpoint(self.folder, self.identity())
-        state, facts = checkpoint.unflatten(found.tensors, found.facts["tree"]), found.facts
-        for trial, own in zip(self.trials, state["candidates"], strict=True):
-            trial.restore(own)
-            if trial.record.stopped in SYNC_SIGNALS:
-                trial.record.stopped = ""
-        checkpoint.restore_random_state(state["random"], self.lm.device)
-        self.elapsed, self.judging = facts["elapsed"], facts["judging"]
-        self.seconds, self.rungs = facts["seconds"], facts["rungs"]
+        """Load the state of the newest checkpoint, which release 0.1 may have written."""
+        saved = checkpoint.latest_checkpoint(self.folder, self.identity())
+        tree = checkpoint.unflatten(saved.tensors, saved.data["tree"])
+        trial_states = tree["trials"] if "trials" in tree else tree["candidates"]
+        for trial, state in zip(self.trials, trial_states, strict=True):
+            trial.load_state_dict(state)
+            if trial.state.stopped in SIGNAL_NAMES:
+                trial.state.stopped = ""
+        checkpoint.restore_random_state(tree["random"], self.lm.device)
+        self.elapsed = saved.data["elapsed"]
+        seconds = saved.data.get("validation_seconds")
+        self.validation_seconds = saved.data["judging"] if seconds is None else seconds
+        self.seconds, self.rungs = saved.data["seconds"], saved.data["rungs"]
 
     def identity(self) -> str:
-        """A digest of all that must be the same for a resumed run to be the same run."""
-        facts = [self.lm.geometry.fingerprint, str(self.lm.dtype), *(c.identity() for c in self.trials)]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def replays_for(lm: FrozenLM, settings: TrainConfig) -> GraphCache | None:
-    """Passes are replayed on a GPU, where starting kernels takes longer than running them; elsewhere it gains nothing.
-
-    A checkpointed layer runs again in the backward pass, an encoder-decoder's rows are padded anew for each batch:
-    neither is recorded.
-    """
-    able = lm.device.type == "cuda" and not lm.is_encoder_decoder
-    return GraphCache(lm) if able and settings.graphs and not settings.gradient_checkpointing else None
+        """A digest of everything that must not change between a run and its resumption."""
+        parts = [self.lm.geometry.fingerprint, str(self.lm.dtype), *(trial.identity() for trial in self.trials)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

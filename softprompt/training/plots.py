@@ -1,20 +1,35 @@
-"""Pictures: a learning curve, and fidelity by the number of virtual tokens."""
+"""Plots: learning curves, and fidelity by the number of virtual tokens. They need the extra `plot` (matplotlib)."""
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from softprompt.errors import missing_extra
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed; if not, a warning says that plots are left out and how to install it."""
+    if importlib.util.find_spec("matplotlib") is not None:
+        return True
+    warnings.warn(f"no plots: {missing_extra('matplotlib', 'plot').hint}", stacklevel=2)
+    return False
 
 
 def learning_curve(
     path: Path, name: str, train: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]]
 ) -> None:
-    """Write a PNG of (step, loss) pairs: training loss as a thin line, validation loss as marked points."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Write a PNG of (step, loss) pairs: training loss as a thin line, validation loss as marked points.
+
+    Raises MissingExtraError if matplotlib is not installed.
+    """
+    figure = _new_figure()
     axes = figure.subplots()
     if train:
         axes.plot(*zip(*train, strict=True), color="#9aa5b1", linewidth=1, label="training batch")
@@ -32,9 +47,11 @@ def learning_curve(
 
 
 def fidelity_by_size(path: Path, name: str, points: Sequence[tuple[int, float]]) -> None:
-    """Write a PNG of (virtual tokens, share of the text's effect that they recover)."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Write a PNG of (virtual tokens, share of the text's effect that they recover).
+
+    Raises MissingExtraError if matplotlib is not installed.
+    """
+    figure = _new_figure()
     axes = figure.subplots()
     axes.plot(*zip(*sorted(points), strict=True), color="#d1495b", marker="o")
     axes.axhline(1.0, color="#9aa5b1", linewidth=1, linestyle="--", label="the full text")
@@ -50,3 +67,14 @@ def fidelity_by_size(path: Path, name: str, points: Sequence[tuple[int, float]])
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _new_figure() -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("matplotlib", "plot") from error
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,4 +1,4 @@
-"""What a run writes as it goes: metrics.jsonl, config.yaml, and the same numbers to a tracker."""
+"""Records a run while it trains: metrics.jsonl, config.yaml, and the same numbers to a tracker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -20,10 +19,10 @@ from softprompt.training.tracking import Tracking
 
 @dataclass(frozen=True)
 class RunRecorder:
-    """Where a run's events go.
+    """Where to record a run.
 
     Attributes:
-        run: the folder; emptied when a run starts anew.
+        run: the run's folder; emptied unless the run is resumed.
         name: of the soft prompt, for the tracker.
         settings: written as config.yaml.
         track: the tracker, or "none".
@@ -37,12 +36,12 @@ class RunRecorder:
 
 @contextlib.contextmanager
 def record_events(
-    where: RunRecorder, writes: bool, resume: bool, report: Callable[[Event], None]
+    recorder: RunRecorder, writes: bool, resume: bool, report: Callable[[Event], None]
 ) -> Iterator[Callable[[Event], None]]:
-    """A function that tells `report` of every event, and records it.
+    """A context that gives a function to call with every event: it records the event and calls `report`.
 
     Args:
-        writes: of several processes one does; the others are silent.
+        writes: whether this process records and reports; of several processes exactly one does.
     """
     if not writes:
         yield lambda event: None
@@ -52,26 +51,26 @@ def record_events(
 
         def open_sinks(step: int) -> None:
             if not resume:
-                shutil.rmtree(where.run, ignore_errors=True)
-            log = RunLog(where.run / "metrics.jsonl", step if resume else None)
+                shutil.rmtree(recorder.run, ignore_errors=True)
+            log = RunLog(recorder.run / "metrics.jsonl", step if resume else None)
             stack.callback(log.close)
-            with writing(where.run):
-                (where.run / "config.yaml").write_text(to_yaml(where.settings), encoding="utf-8")
-            tracker = Tracking(where.track, where.name, where.run, where.settings.model_dump(mode="json"))
+            with writing(recorder.run):
+                (recorder.run / "config.yaml").write_text(to_yaml(recorder.settings), encoding="utf-8")
+            tracker = Tracking(recorder.track, recorder.name, recorder.run, recorder.settings.model_dump(mode="json"))
             stack.callback(tracker.close)
             sinks.append(lambda event: log.write(line_of(event)))
             sinks.append(lambda event: tracker.write(event.kind, event.step, event.numbers))
 
-        def everywhere(event: Event) -> None:
-            if event.kind == "start":  # nothing before it: a refused --resume leaves the folder as it was
+        def record(event: Event) -> None:
+            if event.kind == "start":  # not earlier: a refused --resume leaves the folder unchanged
                 open_sinks(event.step)
             for sink in (*sinks, report):
                 sink(event)
 
-        yield everywhere
+        yield record
 
 
-def line_of(event: Event) -> dict[str, Any]:
+def line_of(event: Event) -> dict[str, object]:
     """An event as one JSON object."""
-    of = {"candidate": event.trial} if event.trial else {}
-    return {"event": event.kind, "step": event.step, **of, **event.numbers}
+    trial = {"trial": event.trial} if event.trial else {}
+    return {"event": event.kind, "step": event.step, **trial, **event.numbers}

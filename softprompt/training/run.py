@@ -98,7 +98,7 @@ def fit(
     check_outputs_free(prepared, overwrite)
     begin = time.monotonic()
     prepared, trial, tried = build_trial(prepared, lm)
-    trial.record.before = time.monotonic() - begin
+    trial.state.init_seconds = time.monotonic() - begin
     if tried:
         report(Event("init", 0, tried))
     processes = PartialState(cpu=lm.device.type == "cpu")

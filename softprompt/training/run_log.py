@@ -1,23 +1,26 @@
-"""metrics.jsonl of a run: one JSON object per event, appended, and cut back to a checkpoint on resume."""
+"""metrics.jsonl of a run: one JSON object per event, appended, and cut back to the checkpoint on resume."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from softprompt.files import writing
+
+Line: TypeAlias = dict[str, Any]  # an event as JSON
 
 
 class RunLog:
     """Appends events to `path`, one JSON object a line.
 
     Args:
-        keep_until: of a resumed run, the step that its checkpoint was taken at; later lines are dropped. None
-            starts the file anew.
+        keep_until: step of the checkpoint that a run is resumed from; later lines are dropped. None starts the file
+            anew.
 
-    Every function raises StoreError if the disk refuses.
+    Every method raises StoreError if the disk refuses.
     """
 
     def __init__(self, path: Path, keep_until: int | None = None) -> None:
@@ -30,7 +33,7 @@ class RunLog:
             os.replace(scratch, path)
             self._file = path.open("a", encoding="utf-8", buffering=1)
 
-    def write(self, event: dict[str, Any]) -> None:
+    def write(self, event: Mapping[str, object]) -> None:
         """Append one event."""
         with writing(self.path):
             self._file.write(json.dumps(event) + "\n")
@@ -41,15 +44,15 @@ class RunLog:
             self._file.close()
 
 
-def _until(events: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-    """The events before the checkpoint of `step` and its own; what came behind it will come again."""
+def _until(events: list[Line], step: int) -> list[Line]:
+    """The events up to and including the checkpoint of `step`; later ones will be written again."""
     for i in reversed(range(len(events))):
         if events[i].get("event") == "checkpoint" and events[i].get("step") == step:
             return events[: i + 1]
     return [event for event in events if event.get("step", 0) <= step]  # killed before the line was written
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[Line]:
     """The events of a file; a last line cut short by a crash is left out."""
     if not path.exists():
         return []

@@ -1,47 +1,47 @@
-"""A run's numbers in TensorBoard, trackio or Weights & Biases too, through Accelerate's trackers."""
+"""Logs a run's numbers to TensorBoard, trackio or Weights & Biases, through Accelerate's trackers."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from softprompt.errors import ConfigError
+from softprompt.errors import missing_extra
 
-PROJECT = "softprompt"
+_PROJECT = "softprompt"  # in trackio and Weights & Biases
 
 
 def check_tracker(kind: str) -> None:
-    """Raise ConfigError if the tracker's package is not installed."""
+    """Raise MissingExtraError if the tracker's package is not installed."""
     if kind != "none" and importlib.util.find_spec(kind) is None:
-        raise ConfigError(f"{kind} is not installed", where="train.track", hint=f"pip install {kind}")
+        raise missing_extra(kind, "track", where="train.track")
 
 
 class Tracking:
-    """An open tracker; with kind "none" nothing happens.
+    """An open tracker, or none for kind "none".
 
     Args:
+        kind: "none", "tensorboard", "trackio" or "wandb".
         name: of the run.
-        folder: where TensorBoard's files go; the other two have places of their own.
-        settings: of the run, shown beside it.
+        folder: for the files of TensorBoard and Weights & Biases.
+        settings: of the run, shown with its numbers.
     """
 
-    def __init__(self, kind: str, name: str, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, kind: str, name: str, folder: Path, settings: Mapping[str, object]) -> None:
         self._tracker: GeneralTracker | None = None
         if kind == "tensorboard":
             self._tracker = TensorBoardTracker("tensorboard", folder)
         elif kind == "trackio":
-            self._tracker = TrackioTracker(PROJECT, name=name, config=dict(settings))
+            self._tracker = TrackioTracker(_PROJECT, name=name, config=dict(settings))
         elif kind == "wandb":
-            self._tracker = WandBTracker(PROJECT, name=name, config=dict(settings), dir=str(folder))
+            self._tracker = WandBTracker(_PROJECT, name=name, config=dict(settings), dir=str(folder))
         if self._tracker is not None:
             self._tracker.start()
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Log an event's numbers as "kind/number"; events without numbers of their own are left out."""
+        """Log the numbers of a step or a validation as "kind/number"; other events are left out."""
         if self._tracker is not None and kind in {"step", "validation"}:
             self._tracker.log({f"{kind}/{name}": value for name, value in numbers.items()}, step=step)
 

@@ -1,7 +1,7 @@
-"""One soft prompt in training: its learner, rows, optimiser and schedule, and the best state so far.
+"""A trial: one soft prompt in training, with its rows, optimizer, schedule and best state so far.
 
-A run trains one candidate, or many in the same forward passes (`train`). What a candidate does depends on nothing but
-itself, so it learns the same alone and among others. Knows nothing of forward passes.
+A run trains one trial, or many in the same forward passes (`loop.train`). A trial's updates depend on nothing but the
+trial, so it learns the same alone and among others. Forward passes are in `batched_losses`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,14 +25,20 @@ from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import Prompt
 from softprompt.training.config import TrainConfig
 
-NOT_FINITE = "start anew (--overwrite) with a lower --lr, or with --dtype float32"
+_NOT_FINITE_HINT = "start anew (--overwrite) with a lower --lr, or with --dtype float32"
 
 
 class Learner(Protocol):
-    """What can be trained: an nn.Module that gives live prompts for rows. `methods.Method` is one."""
+    """A trainable module that gives prompts for rows: `methods.base.Method`, and the parts of nn.Module used here."""
 
     def assign(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]: ...
     def freeze(self) -> tuple[Prompt, ...]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
+    def train(self) -> object: ...
+    def eval(self) -> object: ...
+    def to(self, device: torch.device, /) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,12 @@ class Task:
     """The rows of a task and the constant text around the prompt.
 
     Attributes:
-        train, validation: tokenised rows; validation may be empty, then the last prompt is kept.
-        lead, follow: token ids before and behind the virtual tokens.
-        digest: of whatever else a resumed run must share: data, template, method.
-        name: where several tasks are learned together.
+        train: tokenized rows.
+        validation: tokenized rows; if there are none, the last prompt is kept instead of the best.
+        lead: token ids before the virtual tokens.
+        follow: token ids after the virtual tokens.
+        digest: of everything else that a resumed run must share: data, template, method.
+        name: of the task, if several are learned together.
     """
 
     train: Sequence[Example]
@@ -56,34 +64,42 @@ class Task:
 
 @dataclass
 class TrialState:
-    """How far a candidate is, and what its validations said: all of it that JSON can hold.
+    """Progress and validation losses of a trial: the part of its state that is JSON.
 
     Attributes:
+        step: finished optimizer steps.
         stopped: why it ended: "steps", "minutes", "patience", "halving", "not finite" or a signal's name; or "".
         stale: validations since the best one.
         next_eval: the progress at which the next validation is due.
-        judged: the share of its validation rows that it is judged by.
-        before: seconds that its start took; its schedule has so much less time, resumed too.
+        validation_share: share of the validation rows that are used.
+        init_seconds: time that initialization took, subtracted from the schedule's time (of a resumed run, too).
+        history: {"step": …, "validation_loss": …} of every validation.
     """
 
     step: int = 0
     stopped: str = ""
     stale: int = 0
     next_eval: float = 0.0
-    judged: float = 1.0
-    before: float = 0.0
+    validation_share: float = 1.0
+    init_seconds: float = 0.0
     best_loss: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @staticmethod
+    def of(saved: Mapping[str, Any]) -> TrialState:
+        """The state in a checkpoint, also in one of release 0.1."""
+        renamed = {"judged": "validation_share", "before": "init_seconds"}
+        return TrialState(**{renamed.get(name, name): value for name, value in saved.items()})
+
 
 class Trial:
-    """A learner on its way.
+    """A learner with everything that its training needs.
 
     Args:
         learner: is moved to `device` and trained in place.
         tasks: rows of task t carry `task=t`.
-        name: to tell it from others of its run.
-        teachers: finished prompts of the tasks, one for each, that training is distilled from; or none.
+        name: distinguishes the trials of a run.
+        teachers: a finished prompt for each task to distill from, or none.
     """
 
     def __init__(
@@ -95,14 +111,15 @@ class Trial:
         name: str = "",
         teachers: Sequence[Prompt] = (),
     ) -> None:
-        assert isinstance(learner, nn.Module)
-        self.learner: Any = learner.to(device)
-        self.tasks, self.settings, self.name = tuple(tasks), settings, name
+        learner.to(device)
+        self.learner = learner
+        self.tasks = tuple(tasks)
+        self.settings, self.name = settings, name
         self.teachers = [Prefix(p, t.lead, t.follow) for p, t in zip(teachers, tasks, strict=bool(teachers))]
         self.optimizer = _optimizer(self.learner, settings)
         lengths = [[len(row.ids) for row in task.train] for task in tasks]
         self.batches = TaskMixture(lengths, settings.batch_size, settings.seed, settings.temperature)
-        self.judged = [
+        self.validation_rows = [
             [task.validation[i] for i in sample(len(task.validation), settings.eval_rows, settings.seed)]
             for task in tasks
         ]
@@ -110,7 +127,7 @@ class Trial:
         if steps is None and settings.minutes is None:
             steps = default_steps(sum(map(len, lengths)), settings.batch_size)
         self.budget = Budget(steps, settings.minutes * 60 if settings.minutes else None)
-        self.record = TrialState()
+        self.state = TrialState()
         self.best: dict[str, Tensor] = {}
 
     def next_rows(self) -> list[Example]:
@@ -118,23 +135,23 @@ class Trial:
         return [self.tasks[t].train[i] for t, i in self.batches.next_batch()]
 
     def prefixes(self, rows: Sequence[Example]) -> tuple[list[Prefix], list[int]]:
-        """The live prefixes that these rows stand behind, each once, and for each row its prefix's number."""
-        prompts, prefix_ids = self.learner.assign(rows)
+        """The live prefixes of these rows, each once, and for each row the number of its prefix."""
+        prompts, prompt_ids = self.learner.assign(rows)
         numbers: dict[tuple[int, int, tuple[int, int]], int] = {}
-        for row, owner in zip(rows, prefix_ids, strict=True):
-            numbers.setdefault((owner, row.task, row.masked_span), len(numbers))
-        found = [
-            Prefix(prompts[owner], self.tasks[task].lead, self.tasks[task].follow, masked_span)
-            for owner, task, masked_span in numbers
+        for row, prompt_id in zip(rows, prompt_ids, strict=True):
+            numbers.setdefault((prompt_id, row.task, row.masked_span), len(numbers))
+        prefixes = [
+            Prefix(prompts[prompt_id], self.tasks[task].lead, self.tasks[task].follow, masked_span)
+            for prompt_id, task, masked_span in numbers
         ]
-        return found, [numbers[owner, row.task, row.masked_span] for row, owner in zip(rows, prefix_ids, strict=True)]
+        return prefixes, [numbers[i, row.task, row.masked_span] for row, i in zip(rows, prompt_ids, strict=True)]
 
     def progress(self, elapsed: float) -> float:
         """0 at the start, 1 at the end of its schedule."""
-        return self.budget.after(self.record.before).progress(self.record.step, elapsed)
+        return self.budget.after(self.state.init_seconds).progress(self.state.step, elapsed)
 
     def update(self, loss: float, rows: Sequence[Example], elapsed: float) -> dict[str, float]:
-        """One optimiser step with the gradients as they are; returns the step's numbers.
+        """Take one optimizer step with the current gradients; returns the step's numbers.
 
         Args:
             loss: mean over the learned tokens of `rows`.
@@ -145,9 +162,9 @@ class Trial:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteLossError(
                 "loss or gradient is not finite; the prompt was not changed by this step",
-                where=f"step {self.record.step + 1}{self._of()}",
+                where=f"step {self.state.step + 1}{self._of()}",
                 got=f"loss {loss}, gradient norm {norm}, rows {', '.join(row.where for row in rows)}",
-                hint=NOT_FINITE,
+                hint=_NOT_FINITE_HINT,
             )
         progress = self.progress(elapsed)
         lr = self.settings.lr * rate(self.settings.schedule, self.settings.warmup, progress)
@@ -155,86 +172,93 @@ class Trial:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.record.step += 1
+        self.state.step += 1
         tokens = float(sum(len(row.ids) for row in rows))
         numbers = {"loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens}
         return numbers | {"progress": progress, "elapsed": elapsed, "epoch": self.batches.epoch}
 
-    def judge(self, losses: Sequence[float], elapsed: float) -> dict[str, float]:
-        """Take note of a validation, the mean loss of each task; keep the state if it is the best so far.
+    def record_validation(self, losses: Sequence[float], elapsed: float) -> dict[str, float]:
+        """Record a validation and keep the state if it is the best so far; returns the validation's numbers.
+
+        Args:
+            losses: the mean loss of each task that has validation rows.
 
         Raises NonFiniteLossError if the loss is not finite.
         """
-        loss, record = sum(losses) / len(losses), self.record
+        loss, state = sum(losses) / len(losses), self.state
         if not math.isfinite(loss):
-            where, got = f"step {record.step}{self._of()}", f"loss {loss}"
-            raise NonFiniteLossError("validation loss is not finite", where=where, got=got, hint=NOT_FINITE)
-        better = record.best_loss is None or loss < record.best_loss
-        record.stale = 0 if better else record.stale + 1
+            where, got = f"step {state.step}{self._of()}", f"loss {loss}"
+            raise NonFiniteLossError("validation loss is not finite", where=where, got=got, hint=_NOT_FINITE_HINT)
+        better = state.best_loss is None or loss < state.best_loss
+        state.stale = 0 if better else state.stale + 1
         if better:
-            record.best_loss = loss
+            state.best_loss = loss
             self.best = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
-        record.history.append({"step": float(record.step), "validation_loss": loss})
-        record.next_eval = self.progress(elapsed) + (1.0 - 1e-9) / self.settings.evals
-        judged = [task for task, rows in zip(self.tasks, self.judged, strict=True) if rows]
-        each = {f"validation_loss/{task.name}": own for task, own in zip(judged, losses, strict=True) if task.name}
-        rows = float(sum(map(len, self.judges())))
-        return {"validation_loss": loss, "best": record.best_loss or 0.0, "rows": rows} | each
+        state.history.append({"step": float(state.step), "validation_loss": loss})
+        state.next_eval = self.progress(elapsed) + (1.0 - 1e-9) / self.settings.evals
+        names = [task.name for task, rows in zip(self.tasks, self.validation_rows, strict=True) if rows]
+        by_task = {f"validation_loss/{name}": mean for name, mean in zip(names, losses, strict=True) if name}
+        n_rows = float(sum(map(len, self.sample_validation_rows())))
+        return {"validation_loss": loss, "best": state.best_loss or 0.0, "rows": n_rows} | by_task
 
-    def judges(self, share: float | None = None) -> list[list[Example]]:
-        """Of each task the rows that it is judged by, or this share of them; one at least, if there are any."""
-        part = self.record.judged if share is None else share
+    def sample_validation_rows(self, share: float | None = None) -> list[list[Example]]:
+        """Of each task a share of its validation rows, at least one if there are any.
+
+        Args:
+            share: in [0, 1]; that of the trial's state if None.
+        """
+        share = self.state.validation_share if share is None else share
         return [
-            [rows[i] for i in sample(len(rows), math.ceil(len(rows) * part), self.settings.seed)]
-            for rows in self.judged
+            [rows[i] for i in sample(len(rows), math.ceil(len(rows) * share), self.settings.seed)]
+            for rows in self.validation_rows
         ]
 
     def is_due(self, elapsed: float) -> bool:
         """Whether a validation is due."""
-        return any(self.judged) and self.progress(elapsed) >= self.record.next_eval
+        return any(self.validation_rows) and self.progress(elapsed) >= self.state.next_eval
 
     @property
     def latest_loss(self) -> float:
-        """Of the last validation; infinity before the first."""
-        return self.record.history[-1]["validation_loss"] if self.record.history else math.inf
+        """Loss of the last validation; infinity before the first."""
+        return self.state.history[-1]["validation_loss"] if self.state.history else math.inf
 
-    def is_judged(self) -> bool:
-        """Whether it was validated as it is, or never is."""
-        history = self.record.history
-        return not any(self.judged) or bool(history and history[-1]["step"] == self.record.step)
+    def is_validated(self) -> bool:
+        """Whether the current step was validated, or there are no validation rows."""
+        history = self.state.history
+        return not any(self.validation_rows) or bool(history and history[-1]["step"] == self.state.step)
 
     def why_stop(self, elapsed: float) -> str:
         """The reason to stop now, or ""."""
         if self.progress(elapsed) >= 1.0:
-            return "steps" if self.record.step == self.budget.steps else "minutes"
+            return "steps" if self.state.step == self.budget.steps else "minutes"
         patience = self.settings.patience
-        return "patience" if patience is not None and self.record.stale >= patience else ""
+        return "patience" if patience is not None and self.state.stale >= patience else ""
 
     def finish(self) -> tuple[Prompt, ...]:
-        """The best prompts, or the last ones if there was nothing to judge by."""
+        """The best prompts, or the last ones if there are no validation rows."""
         if self.best:
             self.learner.load_state_dict(self.best)
         return self.learner.freeze()
 
-    def state(self) -> dict[str, Any]:
-        """Everything that changes, as a tree of tensors and JSON data; `restore` is the inverse."""
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes in training, as a tree of tensors and JSON data; see `load_state_dict`."""
         return {
             "learner": dict(self.learner.state_dict()),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state(),
-            "record": vars(self.record),
+            "record": vars(self.state),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go to where `state` was taken. Raises DataError if that was with other rows or settings."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`. Raises DataError if it was taken with other rows or settings."""
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.restore(state["batches"])
-        self.best, self.record = state["best"], TrialState(**state["record"])
+        self.best, self.state = state["best"], TrialState.of(state["record"])
 
     def identity(self) -> str:
-        """A digest of all that must be the same for a resumed candidate to be the same, the base model aside."""
+        """A digest of everything but the base model that must not change between a trial and its resumption."""
         shapes = {name: list(tensor.shape) for name, tensor in self.learner.state_dict().items()}
         free = {"save_every", "accumulate", "track", "gradient_checkpointing", "graphs"}
         around = [[task.name, task.digest, task.lead, task.follow] for task in self.tasks]
@@ -246,11 +270,11 @@ class Trial:
 
 
 def active_trials(trials: Iterable[Trial]) -> list[Trial]:
-    """Those that have not stopped."""
-    return [trial for trial in trials if not trial.record.stopped]
+    """The trials that have not stopped."""
+    return [trial for trial in trials if not trial.state.stopped]
 
 
-def _optimizer(learner: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(learner: Learner, settings: TrainConfig) -> torch.optim.Optimizer:
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(learner.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.Adafactor(learner.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)

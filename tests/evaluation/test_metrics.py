@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
+from softprompt.errors import MissingExtraError
 from softprompt.evaluation.metrics import (
     Score,
     bleu,
@@ -20,11 +21,13 @@ from softprompt.evaluation.metrics import (
     exact_match,
     generation_scores,
     mean_loss,
+    missing_scores,
     proportion,
     rouge_l,
     token_f1,
     valid_json,
 )
+from tests.support.missing import uninstall
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", ",", "fast"]
 answers = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), min_size=1, max_size=6)
@@ -191,9 +194,9 @@ def test_rouge_l_knows_every_script() -> None:
     for right, near, far in cases:
         values = [rouge_l([answer], [[right]]).value for answer in (right, near, far)]
         assert values[0] == 1 and 0 < values[1] < 1 and values[2] == 0, (right, values)
-    own = RougeScorer(["rougeL"])
+    reference_scorer = RougeScorer(["rougeL"])
     for answer, right in (("The cat_sat on 2 mats", "a CAT sat, on two mats!"), ("x", "x y"), ("", "a")):
-        assert rouge_l([answer], [[right]]).value == own.score(right, answer)["rougeL"].fmeasure
+        assert rouge_l([answer], [[right]]).value == reference_scorer.score(right, answer)["rougeL"].fmeasure
 
 
 @pytest.mark.parametrize(
@@ -209,3 +212,19 @@ def test_rouge_l_knows_every_script() -> None:
 )
 def test_token_f1(answer: str, references: list[str], wanted: float) -> None:
     assert token_f1([answer], [references]).value == pytest.approx(wanted)
+
+
+def test_without_the_extra_all_other_scores_remain(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, references = ["{}", "the cat"], [["{}"], ["[1]"]]
+    complete = generation_scores(made, references)
+    assert missing_scores() == {}
+    uninstall("rouge_score", monkeypatch)
+    assert generation_scores(made, references) == {n: score for n, score in complete.items() if n != "rouge_l"}
+    uninstall("sacrebleu", monkeypatch)
+    assert missing_scores() == {"bleu": "sacrebleu", "rouge_l": "rouge_score"}
+    rest = {"exact_match": complete["exact_match"], "valid_json": complete["valid_json"]}
+    assert generation_scores(made, references) == rest
+    assert token_f1(made, references).value == 0.5
+    for metric in (bleu, rouge_l):
+        with pytest.raises(MissingExtraError, match=r"pip install 'softprompt\[eval\]'"):
+            metric(made, references)

@@ -36,14 +36,14 @@ def final_state(folder: Path) -> tuple[dict[str, Tensor], object]:
     """Everything in the checkpoint of the last step: method, best method, optimiser, random generators."""
     path = folder / f"checkpoint-{STEPS:06d}"
     facts = read_json(path / "state.json")["facts"]
-    del facts["elapsed"], facts["seconds"], facts["judging"]  # the only thing that may differ: time
+    del facts["elapsed"], facts["seconds"], facts["validation_seconds"]  # the only thing that may differ: time
     return read_tensors(path / "state.safetensors"), facts
 
 
 def check_same(folder: Path, ours: Result, other: Path, theirs: Result) -> None:
     (tensors, facts), (others, other_facts) = final_state(folder), final_state(other)
     assert tensors.keys() == others.keys()
-    for part in ("candidates.0.learner", "candidates.0.best", "candidates.0.optimizer.state", "random"):
+    for part in ("trials.0.learner", "trials.0.best", "trials.0.optimizer.state", "random"):
         assert any(name.startswith(f"state.{part}") for name in tensors), part
     assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
     assert facts == other_facts

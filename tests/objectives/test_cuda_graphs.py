@@ -152,9 +152,9 @@ def test_training_learns_the_same(method: str, tmp_path: Path, monkeypatch: pyte
         return made[-1]
 
     changes = {"steps": 12, "patience": None}
-    monkeypatch.setattr(train_module, "replays_for", lambda *_: None)
+    monkeypatch.setattr(train_module, "graph_cache_for", lambda *_: None)
     plain = run(lm, learner(lm, method), tmp_path / "plain", **changes)
-    monkeypatch.setattr(train_module, "replays_for", recording)
+    monkeypatch.setattr(train_module, "graph_cache_for", recording)
     replayed = run(lm, learner(lm, method), tmp_path / "replayed", **changes)
     assert made and made[0]._recorded and not made[0].failed
     for mine, wanted in zip(replayed.history, plain.history, strict=True):
@@ -162,8 +162,8 @@ def test_training_learns_the_same(method: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_passes_are_replayed_on_gpus_only() -> None:
-    assert (train_module.replays_for(tiny_lm(), settings()) is None) == (DEVICE == "cpu")
-    assert train_module.replays_for(tiny_lm(), settings(graphs=False)) is None
+    assert (train_module.graph_cache_for(tiny_lm(), settings()) is None) == (DEVICE == "cpu")
+    assert train_module.graph_cache_for(tiny_lm(), settings(graphs=False)) is None
 
 
 @pytest.mark.parametrize("size", [*range(1, 70), 1000, 4097])

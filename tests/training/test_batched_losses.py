@@ -74,7 +74,7 @@ def test_alone_and_among_others(family: str, tmp_path: Path) -> None:
 def test_in_groups_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many rows for one forward pass: candidates are run group by group."""
     together = run(trials(), tmp_path / "all")
-    monkeypatch.setattr(train_module, "STEP_TOKENS", 100)
+    monkeypatch.setattr(train_module, "TOKENS_AT_ONCE", 100)
     for one, other in zip(together, run(trials(), tmp_path / "groups"), strict=True):
         check_same(one, other)
 
@@ -136,7 +136,7 @@ def test_one_that_diverges_stops_alone(tmp_path: Path, monkeypatch: pytest.Monke
 
     def poisoned(lm: Any, shares: Any, graphs: Any) -> list[Tensor]:
         found = real(lm, shares, graphs)
-        bad = [c.tasks[0].digest == "wild" and c.record.step == 3 and torch.is_grad_enabled() for c, _ in shares]
+        bad = [c.tasks[0].digest == "wild" and c.state.step == 3 and torch.is_grad_enabled() for c, _ in shares]
         return [loss * math.nan if is_bad else loss for loss, is_bad in zip(found, bad, strict=True)]
 
     monkeypatch.setattr(train_module, "trial_losses", poisoned)

@@ -86,7 +86,7 @@ def test_an_optimisers_state_survives_the_disk(kind: type[torch.optim.Optimizer]
     step(mine, optimizer, 3)
 
     found = latest_checkpoint(tmp_path, "run")
-    state = unflatten(found.tensors, found.facts["tree"])
+    state = unflatten(found.tensors, found.data["tree"])
     others, loaded = start()
     loaded.load_state_dict(state["optimizer"])
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_random_state_survives_the_disk(tmp_path: Path) -> None:
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(1)
     found = latest_checkpoint(tmp_path, "run")
-    checkpoint.restore_random_state(unflatten(found.tensors, found.facts["tree"]), CPU)
+    checkpoint.restore_random_state(unflatten(found.tensors, found.data["tree"]), CPU)
     assert [draw(), draw()] == wanted
 
 
@@ -125,7 +125,7 @@ def names(folder: Path) -> list[str]:
 def test_what_was_saved_is_what_is_found(tmp_path: Path) -> None:
     write(tmp_path, 3, 7)
     found = latest_checkpoint(tmp_path, "run")
-    assert (found.run, found.step, found.facts) == ("run", 7, {"at": 7})
+    assert (found.run, found.step, found.data) == ("run", 7, {"at": 7})
     assert torch.equal(found.tensors["x"], torch.full((50,), 7.0))
     assert latest_step(tmp_path) == 7
 

@@ -215,7 +215,7 @@ def test_a_run_is_judged_by_as_many_rows_as_it_has_time_for(
     real = train_module.validation_losses
 
     def slow(lm: FrozenLM, trial: Trial, share: float | None = None) -> list[float]:
-        (rows,) = trial.judges(share)
+        (rows,) = trial.sample_validation_rows(share)
         clock.now += len(rows)
         judged.append([row.where for row in rows])
         return real(lm, trial, share)
@@ -233,7 +233,7 @@ def test_a_run_is_judged_by_as_many_rows_as_it_has_time_for(
     many = task(validation=30)
     run(lm, learner(lm, "prompt-tuning"), tmp_path, rows=many, report=stop, **changes)
     run(lm, learner(lm, "prompt-tuning"), tmp_path, rows=many, resume=True, **changes)
-    assert len(judged[0]) == train_module.PROBED and len(judged) >= 3
+    assert len(judged[0]) == train_module.PROBE_ROWS and len(judged) >= 3
     assert all(rows == judged[1] and len(rows) == wanted for rows in judged[1:])
 
 
@@ -423,6 +423,6 @@ def test_processes_count_the_start_alike(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(train_module, "gather_object", gathered)
     lm = tiny_lm("llama")
     trial = Trial(learner(lm, "prompt-tuning"), [task()], TrainConfig(steps=1, batch_size=4), lm.device)
-    trial.record.before = 7.0
+    trial.state.init_seconds = 7.0
     train_module.train(lm, [trial], tmp_path)
-    assert trial.record.before == 3.0
+    assert trial.state.init_seconds == 3.0
