@@ -25,14 +25,14 @@ from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import prepare_prefixes
-from softprompt.prompts.forms import Prompt
+from softprompt.prompts.base import SoftPrompt
 
 RATE, TOP = 1e-3, 20
 
 
 def train_cartridge(
     lm: FrozenLM, prepared: PreparedDistillation, rows: Sequence[Example], tokens: int, seconds: float, seed: int
-) -> tuple[Prompt, int]:
+) -> tuple[SoftPrompt, int]:
     """A KV prompt and the steps it took in so many seconds of processor time."""
     import peft
 

@@ -21,7 +21,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
 Kind = Literal["prompt-tuning", "prefix-tuning", "p-tuning", "lora"]
 RATES: dict[Kind, float] = {"prompt-tuning": 3e-2, "prefix-tuning": 3e-2, "p-tuning": 3e-2, "lora": 1e-3}
@@ -36,7 +37,7 @@ class Trained:
         gap: |PEFT's loss - ours| on the last batch.
     """
 
-    prompt: Prompt | None
+    prompt: SoftPrompt | None
     steps: int
     seconds: float
     gap: float
@@ -120,7 +121,7 @@ def train_peft(
     return Trained(prompt, steps, elapsed, abs(theirs - ours), undo)
 
 
-def to_prompt(lm: FrozenLM, kind: Kind, model: Any) -> Prompt | None:
+def to_prompt(lm: FrozenLM, kind: Kind, model: Any) -> SoftPrompt | None:
     """What was trained, in our form."""
     if kind == "lora":
         return None

@@ -38,7 +38,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prefix.kv import Prefix, PrefixKV
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
 numbers = count()  # of jobs
 
@@ -59,9 +60,9 @@ class Load:
 QUICK = Load(requests=8, prompts=4, virtual=8, new=4, instruction=150, rounds=1, singles=2)
 
 
-def soft_prompts(lm: FrozenLM, size: Load) -> dict[str, Prompt]:
+def soft_prompts(lm: FrozenLM, size: Load) -> dict[str, SoftPrompt]:
     """Half embedding prompts, half KV prompts, like no text."""
-    draw, made = torch.Generator().manual_seed(0), dict[str, Prompt]()
+    draw, made = torch.Generator().manual_seed(0), dict[str, SoftPrompt]()
     for i in range(size.prompts):
         ids = torch.randint(5, lm.geometry.vocab, (size.virtual,), generator=draw).tolist()
         if i % 2:
@@ -104,7 +105,7 @@ def padded_run(lm: FrozenLM, prefixes: PrefixKV, rows: list[list[int]], prefix_i
 class Peft:
     """The same prompts as adapters: one PEFT model for each form, since an adapter's kind is that of the model."""
 
-    def __init__(self, lm: FrozenLM, prompts: dict[str, Prompt], virtual: int) -> None:
+    def __init__(self, lm: FrozenLM, prompts: dict[str, SoftPrompt], virtual: int) -> None:
         import peft
 
         task, self.lm = peft.TaskType.CAUSAL_LM, lm
@@ -135,7 +136,7 @@ class Peft:
             model.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **options)
 
 
-async def throughput(lm: FrozenLM, engine: TransformersEngine, prompts: dict[str, Prompt], size: Load) -> Any:
+async def throughput(lm: FrozenLM, engine: TransformersEngine, prompts: dict[str, SoftPrompt], size: Load) -> Any:
     """Tokens a second of every system."""
     known, turns = list(prompts), count(10)
     prefix_ids = [i % len(known) for i in range(size.requests)]

@@ -33,8 +33,9 @@ from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts import store
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
 USER, ADMIN = "user-key-of-the-soak", "admin-key-of-the-soak"
 SAMPLES = 10  # of the memory, and one at the end
@@ -63,7 +64,7 @@ def make_prompts(lm: FrozenLM, folder: Path, count: int) -> None:
         store.save(folder / f"p{i}", prompt, Card(**made, layout=layout_for(lm, template, prompt.form)))
 
 
-def random_prompt(lm: FrozenLM, form: str, n_tokens: int, draw: torch.Generator) -> Prompt:
+def random_prompt(lm: FrozenLM, form: str, n_tokens: int, draw: torch.Generator) -> SoftPrompt:
     """A prompt of small numbers."""
     if form == "embedding":
         ids = torch.randint(lm.geometry.vocab, (n_tokens,), generator=draw)

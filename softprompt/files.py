@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +119,13 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"not valid JSON: {error}", where=path) from error
 
 
-def read_tensors(path: Path, check: Callable[[str, tuple[int, ...], str], None] | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; `check(name, shape, dtype)` sees each header entry before any is loaded.
+def read_tensors(
+    path: Path, check: Callable[[Mapping[str, tuple[tuple[int, ...], str]]], None] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Args:
+        check: called with the shape and dtype ("F32", "BF16", …) of every tensor, by name, before any is loaded.
 
     Raises StoreError for a missing, oversized, linked or damaged file.
     """
@@ -131,9 +136,8 @@ def read_tensors(path: Path, check: Callable[[str, tuple[int, ...], str], None] 
             if len(names) > MAX_TENSORS:
                 raise StoreError("too many tensors", where=path, expected=f"<= {MAX_TENSORS}", got=len(names))
             if check is not None:
-                for name in names:
-                    entry = file.get_slice(name)
-                    check(name, tuple(entry.get_shape()), entry.get_dtype())
+                entries = {name: file.get_slice(name) for name in names}
+                check({name: (tuple(entry.get_shape()), entry.get_dtype()) for name, entry in entries.items()})
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise StoreError(f"damaged safetensors file: {error}", where=path, hint="restore it from its source") from error

@@ -41,7 +41,7 @@ def compose_command(
     from softprompt.editing.compose import check_sources, compose
     from softprompt.editing.expression import moves_tokens, parse_expression, prompt_names
     from softprompt.prompts import store
-    from softprompt.prompts.forms import size_of
+    from softprompt.prompts.forms import form_class, size_of
     from softprompt.prompts.model_card import model_card
 
     tree = parse_expression(expression)
@@ -51,7 +51,7 @@ def compose_command(
     cards = {source: store.load_card(store.locate(source)) for source in used}
     check_sources(cards, template_of)
     lm = None
-    if moves_tokens(tree) and cards[used[0]].form == "kv":
+    if moves_tokens(tree) and form_class(cards[used[0]].form).begins_the_sequence:
         from softprompt.cli.base_model import load_base
 
         lm = load_base(model, used, dtype, device, trust_remote_code)

@@ -42,7 +42,7 @@ def prune_command(
     from softprompt.evaluation.held_out import selection_rows
     from softprompt.formatting.formatted_prompt import from_card
     from softprompt.prompts import store
-    from softprompt.prompts.forms import EmbeddingPrompt, size_of
+    from softprompt.prompts.forms import size_of
     from softprompt.prompts.model_card import model_card
 
     folder = store.locate(name)
@@ -60,7 +60,7 @@ def prune_command(
     with console.status(f"{card.n_tokens} virtual tokens, {len(rows)} rows"):
         scores = score(lm, formatted, rows)
         pruned = prune(lm, formatted, rows, scores, keep)
-    nearest = nearest_tokens(lm, prompt) if isinstance(prompt, EmbeddingPrompt) else [""] * prompt.n_tokens
+    nearest = nearest_tokens(lm, prompt)
     made = pruned_card(card, pruned, folder.name, len(rows))
     size = size_of(pruned.prompt)
     readme = model_card(made, bytes_on_disk=size, curve=None)

@@ -41,7 +41,7 @@ from softprompt.prefix.attention_trace import LayerTrace, record_attention
 from softprompt.prefix.kv import Prefix, lay_out_prefixes, run_prefixes
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import prepare_prefixes
-from softprompt.prompts.forms import Prompt, from_tensors, frozen
+from softprompt.prompts.base import SoftPrompt
 
 FIT_STEPS, RATE, WARMUP, TOKENS = 200, 5e-2, 0.1, 128  # TOKENS of the rows in a step
 WHOLE = Budget(FIT_STEPS, None)
@@ -86,13 +86,13 @@ def collect_targets(lm: FrozenLM, readings: Sequence[SelectionInput]) -> Attenti
 
 def fit_to_attention(
     lm: FrozenLM,
-    prompt: Prompt,
+    prompt: SoftPrompt,
     rows: AttentionTargets,
     lead: tuple[int, ...] = (),
     follow: tuple[int, ...] = (),
     budget: Budget = WHOLE,
     progress: Callable[[float], None] = lambda done: None,
-) -> Prompt:
+) -> SoftPrompt:
     """The prompt, fitted; in float32.
 
     Args:
@@ -103,7 +103,7 @@ def fit_to_attention(
 
     Raises UnsupportedModelError for a model whose queries cannot be moved.
     """
-    tensors = {name: tensor.float().requires_grad_() for name, tensor in frozen(prompt).tensors().items()}
+    tensors = {name: tensor.float().requires_grad_() for name, tensor in prompt.freeze().tensors().items()}
     begin = len(lead) + prompt.n_tokens + len(follow)
     with torch.no_grad():
         layers = [_Layer.of(lm, i, rows, begin) for i in range(len(rows.directions))]
@@ -111,7 +111,7 @@ def fit_to_attention(
     optimizer = torch.optim.Adam(tensors.values())
     draw = torch.Generator().manual_seed(0)
     drawn_T = torch.zeros(TOKENS, dtype=torch.long, device=lm.device)
-    live = Prefix(from_tensors(prompt.form, tensors, lm.geometry), lead, follow)
+    live = Prefix(prompt.replace_tensors(tensors), lead, follow)
     layout = lay_out_prefixes(lm, [live])
 
     def differentiate() -> None:
@@ -132,7 +132,7 @@ def fit_to_attention(
             optimizer.step()
             step += 1
             progress(budget.progress(step, time.monotonic() - opened))
-    return frozen(from_tensors(prompt.form, tensors, lm.geometry))
+    return prompt.replace_tensors(tensors).freeze()
 
 
 @dataclass(frozen=True, eq=False)

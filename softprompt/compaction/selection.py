@@ -31,7 +31,10 @@ from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
 from softprompt.prefix.rope import shift_positions, uses_rope
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.embedding_prompt import EmbeddingPrompt
+from softprompt.prompts.forms import form_class
+from softprompt.prompts.kv_prompt import KVPrompt
 
 SINK = 1  # first tokens that every head keeps: attention dumps on them what belongs nowhere
 RUNS = (1, 4, 8, 16)  # lengths of neighbours that an embedding prompt may be made of
@@ -61,8 +64,8 @@ def selected_prompt(
     n_tokens: int,
     between: tuple[tuple[int, ...], tuple[int, ...]],
     judges: Sequence[Example],
-) -> Prompt:
-    """P virtual tokens of this form ("kv" or "embedding"), out of the tokens of all texts.
+) -> SoftPrompt:
+    """P virtual tokens for a prompt of this form, selected among the tokens of all texts.
 
     Args:
         between: the ids in front of an embedding prompt and behind it.
@@ -70,7 +73,7 @@ def selected_prompt(
 
     Raises as `most_attended`.
     """
-    if form == "kv":
+    if form_class(form).begins_the_sequence:
         return select_by_attention(lm, readings, n_tokens)
     ids = tuple(token for reading in readings for token in reading.ids[reading.opening :])
     starts = [ids[:n_tokens], *select_ids_by_attention(lm, readings, n_tokens, RUNS)]

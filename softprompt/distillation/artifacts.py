@@ -13,8 +13,9 @@ from softprompt.files import write_json, writing
 from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
-from softprompt.prompts.card import Card, provenance
-from softprompt.prompts.forms import Prompt, size_of
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.card import Card
+from softprompt.prompts.forms import size_of
 from softprompt.prompts.model_card import model_card
 from softprompt.training.artifacts import CURVE, curves
 from softprompt.training.loop import Result
@@ -53,7 +54,7 @@ def save_all(
 def _card(
     prepared: PreparedDistillation, lm: FrozenLM, name: str, result: Result, measured: Fidelity, size: str
 ) -> Card:
-    prompt: Prompt = result.prompt
+    prompt: SoftPrompt = result.prompt
     settings, own = prepared.settings, measured.soft[size]
     facts: dict[str, Any] = {
         "text_sha256": prepared.sha256,
@@ -79,17 +80,14 @@ def _card(
         "full_text": asdict(measured.full_text),
         "scores": own.scores,
     }
-    return Card(
-        name=name,
-        form=prompt.form,
-        n_tokens=prompt.n_tokens,
-        sha256="0" * 64,  # store.save fills it in
-        base=lm.geometry.to_dict(),
+    return Card.draft(
+        name,
+        prompt,
+        lm.geometry,
         layout=layout_for(lm, prepared.template, prompt.form),
         template=prepared.template.to_dict(),
         method=settings.method.model_dump(mode="json") | {"n_tokens": prompt.n_tokens},
         recipe=settings.train.model_dump(mode="json"),
         data=facts,
         metrics=metrics,
-        **provenance(),
     )

@@ -17,7 +17,7 @@ from softprompt.formatting.formatted_prompt import layout_for, layout_ids, openi
 from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Budget
-from softprompt.prompts.forms import Prompt
+from softprompt.prompts.base import SoftPrompt
 
 ASKING = 768  # tokens of answers about a piece that are asked what they look at
 MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one
@@ -31,7 +31,7 @@ def compacted_starts(
     text: tuple[int, ...],
     splits: DistillationSplits,
     progress: Callable[[float], None] = lambda done: None,
-) -> dict[int, Prompt]:
+) -> dict[int, SoftPrompt]:
     """By size the prompt that training starts from; none for a size that the settings start elsewhere, that takes in
     the whole text, or where the model's keys cannot be moved."""
     sizes = [size for size in prepared.sizes if len(text) > size]

@@ -29,8 +29,9 @@ from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS, build
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import Prompt, check_fits
+from softprompt.prompts.forms import check_fits
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.events import Event
 from softprompt.training.loop import Result, train
@@ -108,7 +109,7 @@ def distill(
     return DistillationResult(results, saved, measured)
 
 
-def student_prompt(prepared: PreparedDistillation, lm: FrozenLM, prompt: Prompt) -> FormattedPrompt:
+def student_prompt(prepared: PreparedDistillation, lm: FrozenLM, prompt: SoftPrompt) -> FormattedPrompt:
     """A soft prompt in the frame that it was distilled in."""
     return FormattedPrompt(prompt, prepared.template, layout_for(lm, prepared.template, prompt.form))
 
@@ -118,7 +119,7 @@ def _candidate(
     lm: FrozenLM,
     text: tuple[int, ...],
     size: int,
-    opened: Prompt | None,
+    opened: SoftPrompt | None,
     splits: DistillationSplits,
 ) -> Trial:
     """The method at its start: this prompt, or the first tokens of the text."""

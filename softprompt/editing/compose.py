@@ -14,7 +14,6 @@ Shapes: P virtual tokens, H embedding width, K key/value heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,14 +30,15 @@ from softprompt.editing.expression import (
 from softprompt.errors import ConfigError, GeometryError, PromptError, WrongBaseError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.rope import shift_positions
-from softprompt.prompts.card import Card, provenance
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt, check_fits
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.card import Card
+from softprompt.prompts.forms import check_fits
+from softprompt.prompts.kv_prompt import KVPrompt
 
-Named = Mapping[str, tuple[Prompt, Card]]
-P = TypeVar("P", EmbeddingPrompt, KVPrompt)
+Named = Mapping[str, tuple[SoftPrompt, Card]]
 
 
-def concatenate(prompts: Sequence[Prompt], lm: FrozenLM | None = None) -> Prompt:
+def concatenate(prompts: Sequence[SoftPrompt], lm: FrozenLM | None = None) -> SoftPrompt:
     """The virtual tokens of all, one prompt's behind the other's. Lengths add up.
 
     The keys of a KV prompt are moved behind those of the ones before it. All tokens stay, its first too, which has
@@ -54,16 +54,15 @@ def concatenate(prompts: Sequence[Prompt], lm: FrozenLM | None = None) -> Prompt
         UnsupportedModelError, GeometryError: the keys cannot be moved (that far).
     """
     _check_alike(prompts, lengths=False)
-    if all(isinstance(prompt, EmbeddingPrompt) for prompt in prompts):
-        return EmbeddingPrompt(torch.cat([prompt.embeddings.float() for prompt in _only(prompts, EmbeddingPrompt)]))
-    shifted, start = list[KVPrompt](), 0
-    for prompt in _only(prompts, KVPrompt):
-        shifted.append(_moved(prompt, [start] * prompt.n_tokens, lm))
+    shifted: list[SoftPrompt] = []
+    start = 0
+    for prompt in prompts:
+        shifted.append(_shift(prompt.to(dtype=torch.float32), [start] * prompt.n_tokens, lm))
         start += prompt.n_tokens
-    return _map(shifted, lambda tensors: torch.cat([tensor.float() for tensor in tensors], dim=1))
+    return shifted[0].concatenate(shifted[1:])
 
 
-def combine(prompts: Sequence[Prompt], weights: Sequence[float]) -> Prompt:
+def combine(prompts: Sequence[SoftPrompt], weights: Sequence[float]) -> SoftPrompt:
     """Σ weights[i]·prompts[i], token by token; for KV prompts of keys and of values.
 
     Raises PromptError for different forms, lengths or layers.
@@ -76,15 +75,16 @@ def combine(prompts: Sequence[Prompt], weights: Sequence[float]) -> Prompt:
             total += weight * tensor.float().to(total.device)
         return total
 
-    return _map(prompts, weighted)
+    first, *others = (prompt.materialize() for prompt in prompts)
+    return first.zip_map(others, weighted)
 
 
-def average(prompts: Sequence[Prompt]) -> Prompt:
+def average(prompts: Sequence[SoftPrompt]) -> SoftPrompt:
     """The mean, token by token. Raises PromptError for different forms, lengths or layers."""
     return combine(prompts, [1 / len(prompts)] * len(prompts))
 
 
-def resize(prompt: Prompt, n_tokens: int, lm: FrozenLM | None = None) -> Prompt:
+def resize(prompt: SoftPrompt, n_tokens: int, lm: FrozenLM | None = None) -> SoftPrompt:
     """With fewer or more virtual tokens.
 
     Fewer: the first, on which attention dumps what belongs nowhere, and the last ones are kept. More: the tokens from
@@ -107,21 +107,18 @@ def resize(prompt: Prompt, n_tokens: int, lm: FrozenLM | None = None) -> Prompt:
     return select(prompt, [i % old for i in range(n_tokens)], lm)
 
 
-def select(prompt: Prompt, tokens: Sequence[int], lm: FrozenLM | None = None) -> Prompt:
+def select(prompt: SoftPrompt, tokens: Sequence[int], lm: FrozenLM | None = None) -> SoftPrompt:
     """The virtual tokens with these numbers, in this order; the keys of a KV prompt are moved to close the gaps.
 
     Raises ConfigError, UnsupportedModelError as `concatenate`.
     """
-    index = list(tokens)
-    if isinstance(prompt, EmbeddingPrompt):
-        return EmbeddingPrompt(prompt.embeddings[index].float())
-    chosen = _map([prompt], lambda tensors: tensors[0][:, index].float())
-    return _moved(chosen, [new - old for new, old in enumerate(index)], lm)
+    chosen = prompt.select(tokens).to(dtype=torch.float32)
+    return _shift(chosen, [new - old for new, old in enumerate(tokens)], lm)
 
 
 def compose(
     expression: str, sources: Named, name: str, *, lm: FrozenLM | None = None, template_of: str | None = None
-) -> tuple[Prompt, Card]:
+) -> tuple[SoftPrompt, Card]:
     """The soft prompt that an expression of saved ones stands for, and its card.
 
     Args:
@@ -147,19 +144,16 @@ def compose(
         raise GeometryError("the result would fill the model's whole context", expected=most, got=made.n_tokens)
     licenses = {card.license for card in cards.values()}
     inputs = [{"name": used, "sha256": card.sha256} for used, card in cards.items()]
-    return made, Card(
-        name=name,
-        form=made.form,
-        n_tokens=made.n_tokens,
-        sha256="0" * 64,  # store.save fills it in
-        base=frame.base,
+    return made, Card.draft(
+        name,
+        made,
+        frame.geometry,
         layout=frame.layout,
         template=frame.template,
         labels=frame.labels,
         method={"name": "compose", "expression": expression},
         data={"inputs": inputs, "trained_on": [place for card in cards.values() for place in card.trained_on]},
         license=licenses.pop() if len(licenses) == 1 else None,
-        **provenance(),
     )
 
 
@@ -192,7 +186,7 @@ def check_sources(cards: Mapping[str, Card], template_of: str | None = None) -> 
                 )
 
 
-def _evaluate(tree: Expression, prompts: Mapping[str, Prompt], lm: FrozenLM | None) -> Prompt:
+def _evaluate(tree: Expression, prompts: Mapping[str, SoftPrompt], lm: FrozenLM | None) -> SoftPrompt:
     if isinstance(tree, PromptName):
         return select(prompts[tree.name], range(prompts[tree.name].n_tokens))
     if isinstance(tree, Resized):
@@ -203,24 +197,22 @@ def _evaluate(tree: Expression, prompts: Mapping[str, Prompt], lm: FrozenLM | No
     return combine(parts, tree.weights) if isinstance(tree, Sum) else average(parts)
 
 
-def _moved(prompt: KVPrompt, by: Sequence[int], lm: FrozenLM | None) -> KVPrompt:
-    if not any(by):
+def _shift(prompt: SoftPrompt, by: Sequence[int], lm: FrozenLM | None) -> SoftPrompt:
+    """The prompt with the keys of token i, if it has any, moved by `by[i]` positions."""
+    layers = prompt.keys_values() if any(by) else None
+    if layers is None:
         return prompt
     if lm is None:
         raise ConfigError("moving the keys of a KV prompt needs the base model", hint="give it: lm=, or --model M")
-    return shift_positions(lm, prompt, by)
+    return shift_positions(lm, KVPrompt(layers), by)
 
 
-def _check_alike(prompts: Sequence[Prompt], *, lengths: bool) -> None:
+def _check_alike(prompts: Sequence[SoftPrompt], *, lengths: bool) -> None:
     """Raise PromptError unless all have one form, the same layers and, if asked for, one length."""
     for other in prompts[1:]:
         if prompts[0].form != other.form:
             raise _not_alike("forms", prompts[0].form, other.form)
-        shapes = [
-            {name: tuple(tensor.shape[:-2] + tensor.shape[-1:]) for name, tensor in prompt.tensors().items()}
-            for prompt in (prompts[0], other)
-        ]
-        if shapes[0] != shapes[1]:
+        if _shapes_without_tokens(prompts[0]) != _shapes_without_tokens(other):
             raise WrongBaseError("these soft prompts are made for different base models: their tensors differ")
         if lengths and prompts[0].n_tokens != other.n_tokens:
             first, second = f"{prompts[0].n_tokens} virtual tokens", f"{other.n_tokens}"
@@ -228,20 +220,10 @@ def _check_alike(prompts: Sequence[Prompt], *, lengths: bool) -> None:
             raise _not_alike("lengths", first, second, hint)
 
 
+def _shapes_without_tokens(prompt: SoftPrompt) -> dict[str, tuple[int, ...]]:
+    tensors = prompt.materialize().tensors()  # [P, H] or [K, P, D]
+    return {name: tuple(tensor.shape[:-2] + tensor.shape[-1:]) for name, tensor in tensors.items()}
+
+
 def _not_alike(what: str, first: str, second: str, hint: str = "train both with the same form") -> PromptError:
     return PromptError(f"soft prompts of different {what} cannot be composed", got=f"{first} and {second}", hint=hint)
-
-
-def _only(prompts: Sequence[Prompt], kind: type[P]) -> list[P]:
-    return [prompt for prompt in prompts if isinstance(prompt, kind)]
-
-
-def _map(prompts: Sequence[Any], change: Any) -> Any:
-    """A prompt of the same form whose every tensor is `change` of the prompts' own at that place."""
-    first = prompts[0]
-    if isinstance(first, EmbeddingPrompt):
-        return EmbeddingPrompt(change([prompt.embeddings for prompt in prompts]))
-    layers = []
-    for kvs in zip(*(prompt.layers for prompt in prompts), strict=True):
-        layers.append(None if kvs[0] is None else tuple(change([kv[part] for kv in kvs]) for part in (0, 1)))
-    return KVPrompt(tuple(layers))

@@ -31,7 +31,7 @@ from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import by_tokens
 from softprompt.prefix.prepare import prepare_prefixes
-from softprompt.prompts.forms import EmbeddingPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
 
 TOKENS = 8192  # row and prefix tokens run at once
 CANDIDATE_TOKENS = 4096  # virtual tokens of the candidates in one bank
@@ -59,7 +59,7 @@ class PruneResult:
         loss: of the pruned prompt on the same rows; scores of single tokens do not add up to it.
     """
 
-    prompt: Prompt
+    prompt: SoftPrompt
     kept: tuple[int, ...]
     loss: float
 
@@ -97,16 +97,19 @@ def prune(
     return PruneResult(pruned, kept, _losses(lm, formatted, [pruned], records)[0])
 
 
-def nearest_tokens(lm: FrozenLM, prompt: EmbeddingPrompt) -> list[str]:
-    """For each virtual token the text of the vocabulary's token that points most in its direction (cosine)."""
+def nearest_tokens(lm: FrozenLM, prompt: SoftPrompt) -> list[str]:
+    """For each virtual token the text of the vocabulary's nearest token by cosine; "" for keys and values."""
+    embeddings_PH = prompt.input_embeddings()
+    if embeddings_PH is None:
+        return [""] * prompt.n_tokens
     table_VH = normalize(lm.embedding.weight.detach().float(), dim=-1)
-    virtual_PH = normalize(prompt.embeddings.detach().to(lm.device, torch.float32), dim=-1)
+    virtual_PH = normalize(embeddings_PH.detach().to(lm.device, torch.float32), dim=-1)
     return [str(lm.tokenizer.decode([i])) for i in (virtual_PH @ table_VH.T).argmax(1).tolist()]
 
 
 @torch.no_grad()
 def _losses(
-    lm: FrozenLM, formatted: FormattedPrompt, trials: Sequence[Prompt], records: Sequence[Record]
+    lm: FrozenLM, formatted: FormattedPrompt, trials: Sequence[SoftPrompt], records: Sequence[Record]
 ) -> list[float]:
     """Mean -log p per learned token of the rows behind each candidate in the subject's frame."""
     examples = tokenize(records, formatted.template, lm.tokenizer, max_length=sys.maxsize)
@@ -133,7 +136,7 @@ def _sums(lm: FrozenLM, prefixes: Sequence[Prefix], examples: Sequence[Example],
     return sums
 
 
-def _prompt_of(formatted: FormattedPrompt) -> Prompt:
+def _prompt_of(formatted: FormattedPrompt) -> SoftPrompt:
     if formatted.prompt is None:
         raise PromptError("there is no soft prompt whose tokens could be pruned")
     return formatted.prompt

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from softprompt.errors import PromptError
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Similarity:
     per_token: float
 
 
-def similarity(one: Prompt, other: Prompt) -> Similarity:
+def similarity(one: SoftPrompt, other: SoftPrompt) -> Similarity:
     """How much alike two prompts of the same base model are; lengths may differ.
 
     Raises PromptError for different forms, layers or widths.
@@ -58,15 +58,12 @@ def similarity(one: Prompt, other: Prompt) -> Similarity:
     )
 
 
-def rank_by_similarity(prompt: Prompt, trials: Mapping[str, Prompt]) -> list[tuple[str, Similarity]]:
+def rank_by_similarity(prompt: SoftPrompt, trials: Mapping[str, SoftPrompt]) -> list[tuple[str, Similarity]]:
     """The candidates by `average`, the most similar first; of equal ones the first given."""
     found = [(name, similarity(prompt, trial)) for name, trial in trials.items()]
     return sorted(found, key=lambda pair: -pair[1].average)
 
 
-def _vectors(prompt: Prompt) -> list[Tensor]:
+def _vectors(prompt: SoftPrompt) -> list[Tensor]:
     """[P, width] of the embedding layer, or of every layer's values."""
-    if isinstance(prompt, EmbeddingPrompt):
-        return [prompt.embeddings.detach().float().cpu()]
-    assert isinstance(prompt, KVPrompt)
-    return [kv[1].detach().float().cpu().transpose(0, 1).flatten(1) for kv in prompt.layers if kv is not None]
+    return [vectors.detach().float().cpu() for vectors in prompt.similarity_vectors()]

@@ -8,7 +8,7 @@ from softprompt.engine.base import Job
 from softprompt.errors import EngineError, GeometryError, UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
-from softprompt.prompts.forms import KVPrompt, check_fits
+from softprompt.prompts.forms import check_fits
 
 SEED_LIMIT = 2**63
 
@@ -45,7 +45,7 @@ def check_prefix(lm: FrozenLM, name: str, prefix: Prefix, rooms: Mapping[str, in
     """
     if prefix.masked_span[0] < prefix.masked_span[1]:
         raise EngineError("an engine shows all virtual tokens", where=name, hint="drop the unseen ones: prune")
-    if isinstance(prefix.prompt, KVPrompt) and prefix.lead:
+    if prefix.prompt is not None and prefix.prompt.begins_the_sequence and prefix.lead:
         raise EngineError("a KV prompt starts at position 0, so no lead can stand before it", where=name)
     check_ids(lm, name, (*prefix.lead, *prefix.follow))
     try:

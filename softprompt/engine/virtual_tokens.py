@@ -18,7 +18,6 @@ from torch import Tensor
 
 from softprompt.errors import EngineError
 from softprompt.prefix.kv import Prefix
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
 ID_LIMIT = 2**31  # an engine hashes and stores ids as int32
 FIRST_SALTED_ID = 2**30  # below are virtual ids, above the tenants' alphabets
@@ -90,11 +89,13 @@ class VirtualVocabulary:
             raise EngineError("no virtual ids are left", where=name, hint="restart the engine")
         ids = (*prefix.lead, *range(self._next, self._next + size), *prefix.follow)
         loaded = LoadedPrompt(name, ids, len(prefix.lead), size)
-        if isinstance(prefix.prompt, EmbeddingPrompt):
-            loaded.embeddings = prefix.prompt.embeddings.detach().to(device, dtype, copy=True)
-        elif isinstance(prefix.prompt, KVPrompt):
-            own = (kv for kv in prefix.prompt.layers if kv is not None)
-            loaded.layers = tuple((_stored(k, device, dtype), _stored(v, device, dtype)) for k, v in own)
+        embeddings = prefix.prompt.input_embeddings() if prefix.prompt else None
+        layers = prefix.prompt.keys_values() if prefix.prompt else None
+        if embeddings is not None:
+            loaded.embeddings = embeddings.detach().to(device, dtype, copy=True)
+        if layers is not None:
+            kept = (kv for kv in layers if kv is not None)
+            loaded.layers = tuple((_stored(k, device, dtype), _stored(v, device, dtype)) for k, v in kept)
         self._next += size
         if name in self._listed:
             self.unload(name)

@@ -22,7 +22,7 @@ def routers_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     found = {}
     for name in names:
         folder = store.locate(name)
-        if (folder / router.FACTS).is_file():
+        if (folder / store.ROUTER).is_file():
             experts = router.load_router(folder).names
             near = "/" in name  # a router given by path has its soft prompts beside it
             found[name] = tuple(str(folder.with_name(expert)) if near else expert for expert in experts)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from softprompt.data.template import VIRTUAL, Template, bos_ids, head
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card, Layout
-from softprompt.prompts.forms import Prompt
+from softprompt.prompts.forms import form_class
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class FormattedPrompt:
         stop: strings that end an answer, for a text prompt whose examples end so: it has not learned the end token.
     """
 
-    prompt: Prompt | None
+    prompt: SoftPrompt | None
     template: Template
     layout: Layout
     stop: tuple[str, ...] = ()
@@ -40,12 +41,17 @@ class FormattedPrompt:
         return Prefix(self.prompt, lead, follow)
 
 
-def layout_for(lm: FrozenLM, template: Template, form: str) -> Layout:
-    """The layout of a prompt of this form: BOS and nothing else in front of an embedding prompt (or of no prompt),
-    nothing in front of a KV prompt, the template's constant opening behind. If virtual tokens stand in the system turn,
-    what opens it is the lead of an embedding prompt, and part of a KV prompt (`opening_ids`)."""
+def layout_for(lm: FrozenLM, template: Template, form: str | None) -> Layout:
+    """The layout of a prompt of this form, or of no prompt for None.
+
+    Before an embedding prompt there is BOS alone, before a KV prompt nothing; the template's constant opening follows
+    after the virtual tokens. If these stand in the system turn, the opening of that turn is the lead of an embedding
+    prompt and part of a KV prompt (`opening_ids`).
+    """
     lead, _, follow = head(template, lm.tokenizer).rpartition(VIRTUAL)
-    return Layout(bos=form != "kv" and bool(bos_ids(lm.tokenizer)), lead="" if form == "kv" else lead, follow=follow)
+    if form is not None and form_class(form).begins_the_sequence:
+        return Layout(follow=follow)
+    return Layout(bos=bool(bos_ids(lm.tokenizer)), lead=lead, follow=follow)
 
 
 def opening_ids(lm: FrozenLM, template: Template) -> list[int]:
@@ -65,9 +71,9 @@ def no_prompt(lm: FrozenLM, template: Template) -> FormattedPrompt:
     """The base model with the template alone; without the system turn that virtual tokens would stand in."""
     if template.system == VIRTUAL:
         template = replace(template, system="")
-    return FormattedPrompt(None, template, layout_for(lm, template, "none"))
+    return FormattedPrompt(None, template, layout_for(lm, template, None))
 
 
-def from_card(prompt: Prompt, card: Card) -> FormattedPrompt:
+def from_card(prompt: SoftPrompt, card: Card) -> FormattedPrompt:
     """A loaded soft prompt in the frame its card gives."""
     return FormattedPrompt(prompt, Template.from_dict(card.template), card.layout)

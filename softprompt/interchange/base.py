@@ -20,7 +20,8 @@ from torch import Tensor
 
 from softprompt.data.template import Template
 from softprompt.errors import StoreError
-from softprompt.prompts.forms import DTYPES, EmbeddingPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import DTYPES, EmbeddingPrompt
 
 _DAMAGED_ZIP = (
     zipfile.BadZipFile,
@@ -63,7 +64,7 @@ class ImportedPrompt:
         frame: of a prompt that softprompt exported, else None.
     """
 
-    prompt: Prompt
+    prompt: SoftPrompt
     facts: dict[str, Any]
     task: str = ""
     made_for: str = ""

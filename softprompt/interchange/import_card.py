@@ -5,7 +5,7 @@ from __future__ import annotations
 from softprompt.data.template import Template, bos_ids, head
 from softprompt.interchange.base import ImportedPrompt
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.card import Card, Layout, provenance
+from softprompt.prompts.card import Card, Layout
 from softprompt.prompts.forms import check_fits
 
 PLAIN = Template("text", "{text}")
@@ -29,15 +29,12 @@ def import_card(
     chosen = template or (found.frame.template if found.frame else PLAIN)
     if bos is None:
         bos = found.frame.bos if found.frame else True
-    return Card(
-        name=name,
-        form=found.prompt.form,
-        n_tokens=found.prompt.n_tokens,
-        sha256="0" * 64,  # store.save fills it in
-        base=lm.geometry.to_dict(),
+    return Card.draft(
+        name,
+        found.prompt,
+        lm.geometry,
         layout=Layout(follow_bos=bos and bool(bos_ids(lm.tokenizer)), follow=head(chosen, lm.tokenizer)),
         template=chosen.to_dict(),
         labels=found.frame.labels if found.frame else (),
         method=found.facts,
-        **provenance(),
     )

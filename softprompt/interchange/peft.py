@@ -32,8 +32,9 @@ from softprompt.files import read_json, read_tensors, write_folder, write_json
 from softprompt.interchange import safe_pickle
 from softprompt.interchange.base import ImportedLayout, ImportedPrompt, embedding_prompt, shown_path, usable
 from softprompt.models.geometry import Geometry, LayerShape
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt, check_fits
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from softprompt.prompts.model_card import public_name
 
 FORMAT = "peft"
@@ -75,7 +76,7 @@ def read(folder: Path, geometry: Geometry) -> list[ImportedPrompt]:
     return [ImportedPrompt(embedding_prompt(table, folder), facts, **about)]
 
 
-def write(folder: Path, prompt: Prompt, card: Card, lead_NH: Tensor) -> None:
+def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None:
     """Write an adapter that `PeftModel.from_pretrained(base, folder)` loads.
 
     An embedding prompt becomes PROMPT_TUNING, a KV prompt PREFIX_TUNING, or CARTRIDGE where the card says how many
@@ -91,17 +92,19 @@ def write(folder: Path, prompt: Prompt, card: Card, lead_NH: Tensor) -> None:
     """
     if folder.exists() or folder.is_symlink():
         raise StoreError("this is there already, nothing was written", where=folder, hint="choose another --out")
-    if isinstance(prompt, EmbeddingPrompt):
-        prompt = EmbeddingPrompt(torch.cat([lead_NH.to(prompt.embeddings), prompt.embeddings]))
-        table, config = prompt.embeddings, _prompt_config(card)
+    plain = prompt.materialize()
+    embeddings = plain.input_embeddings()
+    if embeddings is not None:
+        table = torch.cat([lead_NH.to(embeddings), embeddings])
+        plain, config = EmbeddingPrompt(table), _prompt_config(card)
     else:
-        table, config = to_flat(prompt, card.geometry), _prefix_config(card)
-    check_fits(prompt, card.geometry)
+        table, config = to_flat(plain, card.geometry), _prefix_config(card)
+    check_fits(plain, card.geometry)
     config |= {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": public_name(card.geometry.base),
         "inference_mode": True,
-        "num_virtual_tokens": prompt.n_tokens,
+        "num_virtual_tokens": plain.n_tokens,
         "num_transformer_submodules": 1,
     }
     frame = {"template": card.template, "bos": card.layout.follow_bos, "labels": list(card.labels)}
@@ -128,10 +131,10 @@ def from_flat(table: Tensor, geometry: Geometry, where: object) -> KVPrompt:
     return KVPrompt(tuple((parts[2 * i].contiguous(), parts[2 * i + 1].contiguous()) for i in range(layers)))
 
 
-def to_flat(prompt: KVPrompt, geometry: Geometry) -> Tensor:
+def to_flat(prompt: SoftPrompt, geometry: Geometry) -> Tensor:
     """PEFT's [P, 2·L·K·D] of a KV prompt; the inverse of `from_flat`."""
     _uniform(geometry)
-    parts = torch.stack([tensor for kv in prompt.layers if kv is not None for tensor in kv])
+    parts = torch.stack([tensor for kv in prompt.keys_values() or () if kv is not None for tensor in kv])
     return parts.permute(2, 0, 1, 3).reshape(prompt.n_tokens, -1)
 
 

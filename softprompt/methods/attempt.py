@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
 from softprompt.methods.initializers import initial_embeddings, initial_keys_values
-from softprompt.methods.matrix import from_table, to_table
 from softprompt.methods.prefix_tuning import check_frozen
 from softprompt.methods.rng import seeded
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.forms import EmbeddingPrompt, Prompt, check_fits, to
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import check_fits
 
 REDUCED = 100  # of the authors' code
 
@@ -48,14 +48,14 @@ class Attempt(Method):
     def __init__(self, lm: FrozenLM, start: Start) -> None:
         super().__init__()
         like = _check_sources(lm, start)
-        embedding = isinstance(like, EmbeddingPrompt)
+        embedding = not like.begins_the_sequence
         if not embedding:
             check_frozen(start)
-        self.like, self.frozen_tokens = to(like, device="meta"), 0 if embedding else start.frozen_tokens
+        self.like, self.frozen_tokens = like.to(device="meta"), 0 if embedding else start.frozen_tokens
         self.register_buffer(
-            "begin", initial_embeddings(lm, start) if embedding else to_table(initial_keys_values(lm, start))
+            "begin", initial_embeddings(lm, start) if embedding else initial_keys_values(lm, start).matrix()
         )
-        tables = [to_table(to(source, device=lm.device, dtype=torch.float32)) for source in start.sources]
+        tables = [source.to(device=lm.device, dtype=torch.float32).matrix() for source in start.sources]
         self.register_buffer("sources", torch.stack(tables))
         width = self.begin.shape[1]
         with seeded(start.seed):
@@ -73,13 +73,13 @@ class Attempt(Method):
         query_C = self.norm(self.up(nn.functional.silu(self.down(self.query))))
         return torch.softmax(keys_JC @ query_C / (math.e * math.sqrt(len(query_C))), dim=0)
 
-    def forward(self) -> tuple[Prompt]:
+    def forward(self) -> tuple[SoftPrompt]:
         change = self.target + torch.einsum("j,jpc->pc", self.attention() - self.even, self.sources)
         moves = torch.arange(len(change), device=change.device) >= self.frozen_tokens
-        return (from_table(self.begin + change * moves[:, None], self.like),)
+        return (self.like.from_matrix(self.begin + change * moves[:, None]),)
 
 
-def _check_sources(lm: FrozenLM, start: Start) -> Prompt:
+def _check_sources(lm: FrozenLM, start: Start) -> SoftPrompt:
     """The first source. Raises ConfigError or GeometryError unless there are two or more, and they fit each other."""
     if len(start.sources) < 2:
         hint = "name two saved soft prompts or more"

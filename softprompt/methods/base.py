@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from softprompt.data.tokenize import Example
-from softprompt.prompts.forms import Prompt, frozen
+from softprompt.prompts.base import SoftPrompt
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Start:
     init: str = "text"
     text: tuple[int, ...] = ()
     labels: tuple[tuple[int, ...], ...] = ()
-    prompt: Prompt | None = None
+    prompt: SoftPrompt | None = None
     lead: tuple[int, ...] = ()
     frozen_tokens: int = 0
     hidden: int = 512
     sites: tuple[str, ...] = ()
     rank: int = 10
-    sources: tuple[Prompt, ...] = ()
+    sources: tuple[SoftPrompt, ...] = ()
     n_tasks: int = 1
     n_prompts: int = 4
     seed: int = 0
@@ -55,20 +55,20 @@ class Method(nn.Module, ABC):
     """A trainable soft prompt, or one for each of several tasks. Its parameters are all that is trained."""
 
     @abstractmethod
-    def forward(self) -> tuple[Prompt, ...]:
+    def forward(self) -> tuple[SoftPrompt, ...]:
         """The live prompts, with gradient into the parameters, in float32: one for all tasks, or one for each.
 
         What comes behind those of the tasks (a shared prompt) stands in front of no row.
         """
 
     @final
-    def assign(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]:
+    def assign(self, rows: Sequence[Example]) -> tuple[Sequence[SoftPrompt], Sequence[int]]:
         """The live prompts, and for each row the number of the prompt that it stands behind."""
         prompts = self()
         return prompts, [row.task if len(prompts) > 1 else 0 for row in rows]
 
     @final
     @torch.no_grad()
-    def freeze(self) -> tuple[Prompt, ...]:
+    def freeze(self) -> tuple[SoftPrompt, ...]:
         """The finished prompts: plain tensors of one of the two forms, without gradient."""
-        return tuple(frozen(prompt) for prompt in self())
+        return tuple(prompt.freeze() for prompt in self())

@@ -26,7 +26,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import compute_keys_values as keys_values_of
 from softprompt.prefix.seq2seq import SITES
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt, check_fits, frozen, to
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import KVPrompt, check_fits
 
 INITS = ("text", "demonstrations", "labels", "vocab", "uniform", "normal", "prompt")
 FREQUENT = 5000  # Lester et al. 2021, section 3.2: sample from the 5,000 most common tokens
@@ -53,13 +54,14 @@ def initial_embeddings(lm: FrozenLM, start: Start) -> Tensor:
         return _label_means(lm, start)
     if start.init == "prompt":
         made = _other(lm, start)
-        if not isinstance(made, EmbeddingPrompt):
+        embeddings = made.input_embeddings()
+        if embeddings is None:
             hint = "choose a method that trains keys and values, or an embedding prompt to start from"
             raise ConfigError("an embedding prompt cannot start from a KV prompt", where="method.init", hint=hint)
     else:
-        made = EmbeddingPrompt(lm.embed(torch.tensor(token_ids(lm, start))).float())
-    _check_length(made, start)
-    return made.embeddings
+        embeddings = lm.embed(torch.tensor(token_ids(lm, start))).float()
+    _check_length(len(embeddings), start)
+    return embeddings
 
 
 def initial_keys_values(lm: FrozenLM, start: Start) -> KVPrompt:
@@ -79,11 +81,12 @@ def _everywhere(lm: FrozenLM, start: Start) -> KVPrompt:
         return _noise(lm, start)
     if start.init == "prompt":
         other = _other(lm, start)
-        made = other if isinstance(other, KVPrompt) else _run(lm, Prefix(other, start.lead))
+        layers = other.keys_values()
+        made = _run(lm, Prefix(other, start.lead)) if layers is None else KVPrompt(layers)
     else:
         ids = [*start.lead, *token_ids(lm, start)]
         made = harvest(lm, ids if start.init == "demonstrations" else ids[: start.n_tokens])
-    _check_length(made, start)
+    _check_length(made.n_tokens, start)
     return made
 
 
@@ -157,19 +160,19 @@ def _label_means(lm: FrozenLM, start: Start) -> Tensor:
     return torch.cat([torch.stack(means), lm.embed(torch.tensor(fill, dtype=torch.long)).float()])
 
 
-def _other(lm: FrozenLM, start: Start) -> Prompt:
+def _other(lm: FrozenLM, start: Start) -> SoftPrompt:
     """A copy of the prompt to start from, in float32 where the model is."""
     if start.prompt is None:
         raise ConfigError("init prompt has nothing to start from", where="method.init", hint="name a soft prompt")
     check_fits(start.prompt, lm.geometry)
-    return frozen(to(start.prompt, device=lm.device, dtype=torch.float32))
+    return start.prompt.to(device=lm.device, dtype=torch.float32).freeze()
 
 
-def _check_length(made: Prompt, start: Start) -> None:
+def _check_length(n_tokens: int, start: Start) -> None:
     """Keys know their positions and demonstrations their ends, so nothing is cut or repeated behind the user's back."""
-    if made.n_tokens != start.n_tokens:
-        what, hint = f"init {start.init} gives another number of virtual tokens", f"--n-tokens {made.n_tokens}"
-        raise ConfigError(what, where="method.n_tokens", expected=made.n_tokens, got=start.n_tokens, hint=hint)
+    if n_tokens != start.n_tokens:
+        what, hint = f"init {start.init} gives another number of virtual tokens", f"--n-tokens {n_tokens}"
+        raise ConfigError(what, where="method.n_tokens", expected=n_tokens, got=start.n_tokens, hint=hint)
 
 
 def _fit(ids: Sequence[int], count: int, what: str) -> list[int]:

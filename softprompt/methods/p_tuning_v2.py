@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from softprompt.methods.base import Method, Start
 from softprompt.methods.initializers import initial_keys_values
-from softprompt.methods.matrix import from_table, to_table
 from softprompt.methods.prefix_tuning import check_frozen
 from softprompt.methods.rng import Noise
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.forms import Prompt, to
+from softprompt.prompts.base import SoftPrompt
 
 DROPOUT = 0.1  # hidden_dropout_prob of BERT, which the authors' code puts on the prompt
 
@@ -41,14 +40,14 @@ class PTuningV2(Method):
         super().__init__()
         check_frozen(start)
         begin = initial_keys_values(lm, start)
-        sink, table = to_table(begin).split([start.frozen_tokens, start.n_tokens - start.frozen_tokens])
+        sink, table = begin.matrix().split([start.frozen_tokens, start.n_tokens - start.frozen_tokens])
         self.register_buffer("sink", sink.clone())
         self.table = nn.Parameter(table.clone())
-        self.like, self.noise = to(begin, device="meta"), Noise(start.seed)
+        self.like, self.noise = begin.to(device="meta"), Noise(start.seed)
 
-    def forward(self) -> tuple[Prompt]:
+    def forward(self) -> tuple[SoftPrompt]:
         table = self.table
         if self.training and torch.is_grad_enabled():
             kept = torch.rand(table.shape, generator=self.noise.next()).to(table.device) >= DROPOUT
             table = table * kept / (1 - DROPOUT)
-        return (from_table(torch.cat([self.sink, table]), self.like),)
+        return (self.like.from_matrix(torch.cat([self.sink, table])),)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
 from softprompt.methods.initializers import initial_keys_values
-from softprompt.methods.matrix import from_table, to_table
 from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.forms import KVPrompt, Prompt, to
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import KVPrompt
 
 
 @final
@@ -69,17 +69,17 @@ class ReparametrisedPrefixTuning(Method):
         super().__init__()
         check_frozen(start)
         begin = initial_keys_values(lm, start)
-        self.register_buffer("begin", to_table(begin))
-        self.like, self.frozen_tokens = to(begin, device="meta"), start.frozen_tokens
+        self.register_buffer("begin", begin.matrix())
+        self.like, self.frozen_tokens = begin.to(device="meta"), start.frozen_tokens
         draw, width = generator(start.seed), start.hidden
         self.tokens = nn.Parameter(torch.randn(start.n_tokens, width, generator=draw).to(lm.device))
         self.inner = nn.Parameter((torch.randn(width, width, generator=draw) * width**-0.5).to(lm.device))
         self.outer = nn.Parameter(torch.zeros(width, self.begin.shape[1], device=lm.device))
 
-    def forward(self) -> tuple[Prompt]:
+    def forward(self) -> tuple[SoftPrompt]:
         change = torch.tanh(self.tokens @ self.inner) @ self.outer
         moves = torch.arange(len(change), device=change.device) >= self.frozen_tokens
-        return (from_table(self.begin + change * moves[:, None], self.like),)
+        return (self.like.from_matrix(self.begin + change * moves[:, None]),)
 
 
 def check_frozen(start: Start) -> None:

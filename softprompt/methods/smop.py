@@ -21,7 +21,8 @@ from softprompt.methods.base import Start
 from softprompt.methods.initializers import initial_embeddings
 from softprompt.methods.rng import Noise, generator
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.forms import EmbeddingPrompt, Prompt, frozen
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import EmbeddingPrompt
 from softprompt.prompts.router import Router, pooled
 
 
@@ -53,7 +54,7 @@ class SMoP(nn.Module):
         """The K live prompts."""
         return tuple(EmbeddingPrompt(table) for table in self.prompts)
 
-    def assign(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]:
+    def assign(self, rows: Sequence[Example]) -> tuple[Sequence[SoftPrompt], Sequence[int]]:
         """The live prompts, a copy for each row while training; and for each row the number of its own."""
         logits_BK = torch.stack([pooled(self.lm, _given(row)) for row in rows]) @ self.weights.T
         if not (self.training and torch.is_grad_enabled()):
@@ -65,9 +66,9 @@ class SMoP(nn.Module):
         return [EmbeddingPrompt(self.prompts[k] * scale) for k, scale in chosen], range(len(rows))
 
     @torch.no_grad()
-    def freeze(self) -> tuple[Prompt, ...]:
+    def freeze(self) -> tuple[SoftPrompt, ...]:
         """The K finished prompts."""
-        return tuple(frozen(prompt) for prompt in self())
+        return tuple(prompt.freeze() for prompt in self())
 
     def router(self, names: Sequence[str]) -> Router:
         """The finished router; `names` are those that the K prompts are saved under."""

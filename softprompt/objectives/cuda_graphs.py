@@ -31,7 +31,6 @@ from softprompt.objectives.chunked import SoftLabelBatch
 from softprompt.objectives.next_token import Batch, batch_losses, batch_of
 from softprompt.prefix.kv import Prefix, PrefixLayout, lay_out_prefixes, run_prefixes
 from softprompt.prefix.verify import verify
-from softprompt.prompts.forms import from_tensors
 
 MOST = 32  # graphs, about 10 MB each besides the memory that they share
 MET = 4096  # shapes that are remembered to have occurred once
@@ -222,5 +221,5 @@ def _with(lm: FrozenLM, prefixes: Sequence[Prefix], leaves: Sequence[Tensor]) ->
     for prefix in prefixes:
         if prefix.prompt is not None:
             tensors = {name: next(rest) for name in prefix.prompt.tensors()}
-            prefix = replace(prefix, prompt=from_tensors(prefix.prompt.form, tensors, lm.geometry))
+            prefix = replace(prefix, prompt=prefix.prompt.replace_tensors(tensors))
         yield prefix

@@ -18,7 +18,7 @@ from softprompt.errors import GeometryError, UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV, PrefixCache
 from softprompt.prefix.forward import check_fits_context, forward
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Prefix:
     Nothing behind them looks at the virtual tokens [first, last) of `unseen`; the others keep their positions.
     """
 
-    prompt: Prompt | None = None
+    prompt: SoftPrompt | None = None
     lead: tuple[int, ...] = ()
     follow: tuple[int, ...] = ()
     masked_span: tuple[int, int] = (0, 0)
@@ -109,7 +109,7 @@ def lay_out_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixLayout:
         DataError: a prefix alone is longer than the model's context.
         GeometryError: a KV prompt behind a lead.
     """
-    past_lengths = [p.prompt.n_tokens if isinstance(p.prompt, KVPrompt) else 0 for p in prefixes]
+    past_lengths = [p.prompt.n_tokens if p.prompt and p.prompt.begins_the_sequence else 0 for p in prefixes]
     run_lengths = [_run_length(prefix) for prefix in prefixes]
     longest = max(past + run for past, run in zip(past_lengths, run_lengths, strict=True))
     hint = "fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front"
@@ -123,7 +123,7 @@ def lay_out_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixLayout:
     )
     positions = torch.cat([past_positions, run_positions], dim=1)
     for i, prefix in enumerate(prefixes):
-        begin = 0 if isinstance(prefix.prompt, KVPrompt) else past_slots + len(prefix.lead)
+        begin = 0 if prefix.prompt and prefix.prompt.begins_the_sequence else past_slots + len(prefix.lead)
         positions[i, begin + prefix.masked_span[0] : begin + prefix.masked_span[1]] = -1
     starts_N = (past_N1 + run_N1)[:, 0]
     around = tuple((lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow))) for prefix in prefixes)
@@ -184,19 +184,22 @@ def embedded(lm: FrozenLM, prefix: Prefix) -> Tensor:
 
 def _run_length(prefix: Prefix) -> int:
     """How many tokens `embedded` gives."""
-    if isinstance(prefix.prompt, KVPrompt) and prefix.lead:
+    prompt = prefix.prompt
+    at_start = prompt is not None and prompt.begins_the_sequence
+    if at_start and prefix.lead:
         raise GeometryError(
             "a KV prompt starts at position 0, so no lead can stand before it",
             hint="make the lead part of the prompt: initialise it from a text that begins with the lead",
         )
-    virtual = prefix.prompt.n_tokens if isinstance(prefix.prompt, EmbeddingPrompt) else 0
+    virtual = prompt.n_tokens if prompt is not None and not at_start else 0
     return len(prefix.lead) + virtual + len(prefix.follow)
 
 
 def _joined(lm: FrozenLM, prefix: Prefix, lead: Tensor, follow: Tensor) -> Tensor:
-    if isinstance(prefix.prompt, EmbeddingPrompt):
-        return torch.cat([lead, prefix.prompt.embeddings.to(lm.device, lm.dtype), follow])
-    return torch.cat([lead, follow])
+    embeddings = prefix.prompt.input_embeddings() if prefix.prompt else None
+    if embeddings is None:
+        return torch.cat([lead, follow])
+    return torch.cat([lead, embeddings.to(lm.device, lm.dtype), follow])
 
 
 def _ids(ids: Sequence[int]) -> Tensor:
@@ -206,13 +209,14 @@ def _ids(ids: Sequence[int]) -> Tensor:
 def _stack(lm: FrozenLM, prefixes: Sequence[Prefix], slots: int) -> tuple[KV, ...]:
     """Per layer the keys and values of all KV prompts, padded to `slots`; empty for the other prefixes."""
     stacked: list[KV] = []
+    pasts = [prefix.prompt.keys_values() if prefix.prompt and slots else None for prefix in prefixes]
     for i, shape in enumerate(lm.geometry.layers):
         if shape is None or slots == 0:
             stacked.append(None)
             continue
         keys, values = [], []
-        for prefix in prefixes:
-            kv = prefix.prompt.layers[i] if isinstance(prefix.prompt, KVPrompt) else None
+        for past in pasts:
+            kv = past[i] if past is not None else None
             if kv is None:
                 kv = (
                     torch.zeros(shape.kv_heads, 0, shape.key_dim, device=lm.device),

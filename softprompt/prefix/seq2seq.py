@@ -33,7 +33,6 @@ from softprompt.prefix.forward import check_fits_context, check_not_empty
 from softprompt.prefix.kv import Prefix, PrefixKV, embedded
 from softprompt.prefix.packing import by_tokens
 from softprompt.prefix.seq2seq_forward import run_decoder, run_encoder
-from softprompt.prompts.forms import KVPrompt
 
 SITES = ("encoder", "decoder", "cross")
 TOKENS = 8192  # of rows of like length, run at once
@@ -168,8 +167,9 @@ def _write(lm: FrozenLM, prefix_kv: Seq2SeqPrefixKV, reading: EncodedText, ids_B
 def _past(lm: FrozenLM, prefixes: Sequence[Prefix], site: str) -> Past:
     """The site's keys and values of every prefix, padded in front to the longest; no slots where no prompt has any."""
     numbers = [i for i, own in enumerate(lm.geometry.sites) if own == site]
-    prompts = [p.prompt if isinstance(p.prompt, KVPrompt) else None for p in prefixes]
-    lengths = [p.n_tokens if p is not None and p.layers[numbers[0]] is not None else 0 for p in prompts]
+    prompts = [prefix.prompt.keys_values() if prefix.prompt else None for prefix in prefixes]
+    firsts = [layers[numbers[0]] if layers is not None else None for layers in prompts]
+    lengths = [first[0].shape[1] if first is not None else 0 for first in firsts]
     slots = max(lengths)
     missing = torch.tensor([slots - n for n in lengths], device=lm.device)
     visible = torch.arange(slots, device=lm.device) >= missing[:, None]
@@ -180,7 +180,7 @@ def _past(lm: FrozenLM, prefixes: Sequence[Prefix], site: str) -> Past:
         shape = lm.geometry.layers[i]
         assert shape is not None, "an encoder–decoder keeps keys and values in every layer"
         nothing = torch.zeros(shape.kv_heads, 0, shape.key_dim), torch.zeros(shape.kv_heads, 0, shape.value_dim)
-        pairs = [(p.layers[i] if p is not None else None) or nothing for p in prompts]
+        pairs = [(layers_of[i] if layers_of is not None else None) or nothing for layers_of in prompts]
         keys, values = zip(*pairs, strict=True)
         layers.append((_stacked(lm, keys, slots), _stacked(lm, values, slots)))
     return Past(tuple(layers), visible)

@@ -1,4 +1,4 @@
-"""README.md of an artifact: a Hugging Face model card written from the card's facts."""
+"""Writes the README.md of an artifact: a Hugging Face model card."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from softprompt.prompts.card import Card
 
 
 def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
-    """Markdown with a YAML header.
+    """The model card: Markdown with a YAML header.
 
     Args:
         bytes_on_disk: size of the tensors.
-        curve: file name of the learning curve beside it, or None.
+        curve: file name of the plot of the learning curve in the same folder, or None.
     """
     geometry = card.geometry
     base = public_name(geometry.base)
@@ -41,6 +41,6 @@ def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
 
 
 def public_name(base: str) -> str:
-    """A base model's name for others to read: of a place on this machine only the last part."""
+    """A base model's name without the path of this machine: only the last part of a local path."""
     is_path = base.startswith((".", "~")) or Path(base).is_absolute() or base.count("/") > 1
     return Path(base).name if is_path else base

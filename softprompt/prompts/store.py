@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,29 +17,25 @@ from safetensors.torch import save_file
 from softprompt.errors import StoreError, WrongBaseError
 from softprompt.files import read_json, read_tensors, recover_all, recover_folder, write_folder, write_json
 from softprompt.models.geometry import Geometry
+from softprompt.prompts.base import Shape, SoftPrompt
 from softprompt.prompts.card import FORMAT_VERSION, Card
-from softprompt.prompts.forms import (
-    Prompt,
-    check_fits,
-    expected_shapes,
-    from_tensors,
-    frozen,
-    needed_shapes,
-    prompt_digest,
-)
+from softprompt.prompts.forms import check_fits, form_class, prompt_digest
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-TENSORS, CARD, README = "prompt.safetensors", "card.json", "README.md"
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of a soft prompt
+CARD = "card.json"
+TENSORS = "prompt.safetensors"
+README = "README.md"
+_FLOATS = {"F32", "F16", "BF16"}  # safetensors' names of `forms.DTYPES`
 ROUTER = "router.json"  # of a folder that names several soft prompts, see `router`
 
 
 def home() -> Path:
-    """$SOFTPROMPT_HOME, by default ./prompts."""
+    """The folder of saved soft prompts: $SOFTPROMPT_HOME, by default ./prompts."""
     return Path(os.environ.get("SOFTPROMPT_HOME") or "prompts")
 
 
 def locate(name: str) -> Path:
-    """The folder of a prompt: a name inside `home()`, or a path that contains a slash.
+    """The folder of a prompt, given as a name inside `home()` or as a path that contains a slash.
 
     Raises StoreError for a name that is not `[a-z0-9][a-z0-9._-]*` of at most 64 characters.
     """
@@ -51,14 +47,14 @@ def locate(name: str) -> Path:
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Raise StoreError if an artifact may not be written there.
+    """Raise StoreError if an artifact may not be written to `folder`.
 
-    A soft prompt may be replaced with `overwrite`; whatever else has that name never is.
+    With `overwrite` a soft prompt may be replaced; any other file or folder of that name is never replaced.
     """
     recover_folder(folder)
     if not os.path.lexists(folder):
         return
-    if not any((folder / facts).is_file() for facts in (CARD, ROUTER)):
+    if not any((folder / name).is_file() for name in (CARD, ROUTER)):
         what = "this is there already and is not a soft prompt, so it will not be replaced"
         raise StoreError(what, where=folder, hint="choose another name")
     if not overwrite:
@@ -68,7 +64,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 def save(
     folder: Path | str,
-    prompt: Prompt,
+    prompt: SoftPrompt,
     card: Card,
     *,
     readme: str = "",
@@ -78,15 +74,15 @@ def save(
     """Write the artifact atomically; returns the card as written.
 
     Args:
-        folder: where to, or as text what `locate` takes.
-        prompt: is checked against the card's geometry first.
-        readme: the text of README.md (a model card); a line of the card's facts if empty.
-        extras: may write more files (a picture) in the folder it is given.
+        folder: the artifact's folder, or a name for `locate`.
+        prompt: checked against the card's geometry before anything is written.
+        readme: the text of README.md (a model card); one line from the card if empty.
+        extras: writes further files (a plot) to the folder that it is called with.
         overwrite: replace an artifact of that name instead of refusing.
     """
     folder = locate(folder) if isinstance(folder, str) else folder
     check_free(folder, overwrite)
-    prompt = frozen(prompt)
+    prompt = prompt.freeze()
     check_fits(prompt, card.geometry)
     card = card.model_copy(update={"sha256": prompt_digest(prompt), "form": prompt.form, "n_tokens": prompt.n_tokens})
 
@@ -128,12 +124,12 @@ def load_card(folder: Path) -> Card:
         raise StoreError(f"field {field or '(top)'}: {first['msg']}", where=folder / CARD) from error
 
 
-def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[Prompt, Card]:
+def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[SoftPrompt, Card]:
     """The prompt and its card, checked: sizes before allocation, then shapes, finite values and sha256.
 
     Args:
-        folder: where it is, or as text what `locate` takes: a name, or a path with a slash.
-        geometry: of the base model it is meant for; None checks against the card's own.
+        folder: the artifact's folder, or a name or path for `locate`.
+        geometry: of the base model that will run the prompt; None checks against the card's geometry only.
 
     Raises:
         StoreError: missing, damaged, oversized or altered files.
@@ -150,17 +146,20 @@ def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[Prompt, 
             got=f"{geometry.base} ({geometry.fingerprint}): {reason}",
             hint=f"load it with --model {card.geometry.base}",
         )
-    path, shapes = folder / TENSORS, expected_shapes(card.form, card.n_tokens, card.geometry)
+    path = folder / TENSORS
+    form = form_class(card.form)
 
-    def check(name: str, shape: tuple[int, ...], dtype: str) -> None:
-        if shape != shapes.get(name) or dtype not in {"F32", "F16", "BF16"}:
-            raise StoreError(f"tensor {name}", where=path, expected=f"{shapes.get(name)} float", got=f"{shape} {dtype}")
+    def check(header: Mapping[str, tuple[Shape, str]]) -> None:
+        stored = {name: shape for name, (shape, _) in header.items()}
+        shapes = form.expected_shapes(card.geometry, card.n_tokens, stored)
+        for name, (shape, dtype) in header.items():
+            if shape != shapes.get(name) or dtype not in _FLOATS:
+                expected = f"{shapes.get(name)} float"
+                raise StoreError(f"tensor {name}", where=path, expected=expected, got=f"{shape} {dtype}")
+        if missing := sorted(shapes.keys() - header.keys()):
+            raise StoreError("tensors are missing", where=path, got=", ".join(missing[:6]))
 
-    tensors = read_tensors(path, check)
-    needed = needed_shapes(card.form, card.n_tokens, card.geometry, tensors)
-    if missing := sorted(needed.keys() - tensors.keys()):
-        raise StoreError("tensors are missing", where=path, got=", ".join(missing[:6]))
-    prompt = from_tensors(card.form, tensors, card.geometry)
+    prompt = form.from_tensors(read_tensors(path, check), card.geometry)
     check_fits(prompt, card.geometry)
     if prompt_digest(prompt) != card.sha256:
         raise StoreError("the tensors are not those the card describes (sha256)", where=path, hint="restore both files")
@@ -168,13 +167,13 @@ def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[Prompt, 
 
 
 def list_cards(folder: Path) -> list[tuple[Path, Card | StoreError]]:
-    """Every artifact folder directly below `folder`, by name; a damaged one comes with its error."""
-    found: list[tuple[Path, Card | StoreError]] = []
+    """The artifact folders directly below `folder` by name, each with its card, or the error of a damaged card."""
+    cards: list[tuple[Path, Card | StoreError]] = []
     recover_all(folder, CARD)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir() and not path.name.startswith(".") and (path / CARD).exists():
             try:
-                found.append((path, load_card(path)))
+                cards.append((path, load_card(path)))
             except StoreError as error:
-                found.append((path, error))
-    return found
+                cards.append((path, error))
+    return cards

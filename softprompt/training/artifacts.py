@@ -16,8 +16,9 @@ from softprompt.data.splits import data_digest
 from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
-from softprompt.prompts.card import Card, provenance
-from softprompt.prompts.forms import Prompt, size_of
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.card import Card
+from softprompt.prompts.forms import size_of
 from softprompt.prompts.model_card import model_card
 from softprompt.training.events import trial_of
 from softprompt.training.loop import Result
@@ -38,10 +39,10 @@ class PromptPart:
 
     name: str
     task: PreparedTask
-    prompt: Prompt
+    prompt: SoftPrompt
 
 
-def prompt_parts(prepared: PreparedTraining, prompts: Sequence[Prompt]) -> list[PromptPart]:
+def prompt_parts(prepared: PreparedTraining, prompts: Sequence[SoftPrompt]) -> list[PromptPart]:
     """The soft prompts that a run saves."""
     names, tasks = prepared.part_names, {task.name: task for task in prepared.tasks}
     by_name = prompts if len(prompts) > 1 else [prompts[0]] * len(names)
@@ -90,12 +91,10 @@ def describe(prepared: PreparedTraining, lm: FrozenLM, part: PromptPart, result:
     }
     if result.validation_loss is not None:
         metrics["validation_loss"] = result.validation_loss
-    return Card(
-        name=name,
-        form=part.prompt.form,
-        n_tokens=part.prompt.n_tokens,
-        sha256="0" * 64,  # store.save fills it in
-        base=lm.geometry.to_dict(),
+    return Card.draft(
+        name,
+        part.prompt,
+        lm.geometry,
         layout=layout_for(lm, task.template, part.prompt.form),
         template=task.template.to_dict(),
         labels=task.classes,
@@ -107,5 +106,4 @@ def describe(prepared: PreparedTraining, lm: FrozenLM, part: PromptPart, result:
             "validation_rows": len(task.validation),
         },
         metrics=metrics,
-        **provenance(),
     )

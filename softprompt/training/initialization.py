@@ -21,7 +21,7 @@ from softprompt.methods.base import Start
 from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Budget
-from softprompt.prompts.forms import Prompt
+from softprompt.prompts.base import SoftPrompt
 from softprompt.training.auto import SHORT_RUN
 from softprompt.training.demonstrations import demonstrations
 from softprompt.training.prepare import PreparedTask, PreparedTraining
@@ -32,7 +32,7 @@ INIT_ROWS = 8  # training rows that a made-up start text is drawn from
 
 
 def build_start(
-    prepared: PreparedTraining, lm: FrozenLM, prompts: Mapping[str, Prompt] | None = None
+    prepared: PreparedTraining, lm: FrozenLM, prompts: Mapping[str, SoftPrompt] | None = None
 ) -> tuple[Start, dict[str, tuple[int, int]]]:
     """What the settings say to start from, and the virtual tokens that rows may not see, by their `where`.
 
@@ -66,7 +66,7 @@ def build_start(
     return start, masked_span
 
 
-def _attended(prepared: PreparedTraining, lm: FrozenLM) -> Prompt:
+def _attended(prepared: PreparedTraining, lm: FrozenLM) -> SoftPrompt:
     """The virtual tokens of the text, or of demonstrations, that rows look at most: rows that are not shown in it."""
     config, task = prepared.config.method, prepared.tasks[0]
     if lm.is_encoder_decoder:

@@ -27,7 +27,7 @@ from softprompt.errors import ConfigError, NonFiniteLossError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens
 from softprompt.prefix.packing import by_tokens
-from softprompt.prompts.forms import Prompt
+from softprompt.prompts.base import SoftPrompt
 from softprompt.training import checkpoint
 from softprompt.training.batched_losses import graph_cache_for, memory_advice, trial_losses, validation_losses
 from softprompt.training.checkpoint import Checkpoint
@@ -52,7 +52,7 @@ class Result:
         stopped: why it ended: "steps", "minutes", "patience", "halving", "not finite" or the name of a signal.
     """
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[SoftPrompt, ...]
     step: int
     seconds: float
     stopped: str
@@ -60,7 +60,7 @@ class Result:
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
-    def prompt(self) -> Prompt:
+    def prompt(self) -> SoftPrompt:
         """The first prompt."""
         return self.prompts[0]
 

@@ -23,6 +23,7 @@ from softprompt.methods.registry import KV_METHODS
 from softprompt.models.device import pick_device
 from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
 from softprompt.prompts import store
+from softprompt.prompts.forms import form_class
 from softprompt.settings import unescaped
 from softprompt.training import auto, tracking
 from softprompt.training.checkpoint import latest_step
@@ -129,7 +130,8 @@ def _as_long_as_its_start(config: Config, tokenizer: Tokenizer) -> Config:
     if method.init != "prompt" or not method.init_from or "n_tokens" in method.model_fields_set:
         return config
     card = store.load_card(store.locate(method.init_from))
-    lead = len(bos_ids(tokenizer)) if method.name in KV_METHODS and card.form == "embedding" else 0
+    run_first = method.name in KV_METHODS and not form_class(card.form).begins_the_sequence
+    lead = len(bos_ids(tokenizer)) if run_first else 0
     length = card.n_tokens + lead  # an embedding prompt is run behind BOS to become keys and values
     return config.model_copy(update={"method": method.model_copy(update={"n_tokens": length})})
 

@@ -30,8 +30,9 @@ from softprompt.methods.smop import SMoP
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts import router, store
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import Prompt, check_fits, size_of
+from softprompt.prompts.forms import check_fits, size_of
 from softprompt.prompts.forms import prompt_digest as prompt_digest
 from softprompt.training import artifacts
 from softprompt.training.batched_losses import validation_losses
@@ -211,7 +212,7 @@ def _rewound(config: Config, lm: FrozenLM, start: Start) -> Start:
 
 
 def _task(
-    task: PreparedTask, lm: FrozenLM, prompt: Prompt, facts: list[Any], masked_span: Mapping[str, tuple[int, int]]
+    task: PreparedTask, lm: FrozenLM, prompt: SoftPrompt, facts: list[Any], masked_span: Mapping[str, tuple[int, int]]
 ) -> Task:
     """The rows of a task in the frame that its prompt will be saved with; DataError if one is too long."""
     lead, follow = layout_ids(lm, layout_for(lm, task.template, prompt.form))

@@ -22,7 +22,7 @@ from softprompt.data.tokenize import Example
 from softprompt.errors import NonFiniteLossError
 from softprompt.objectives.schedule import Budget, default_steps, rate
 from softprompt.prefix.kv import Prefix
-from softprompt.prompts.forms import Prompt
+from softprompt.prompts.base import SoftPrompt
 from softprompt.training.config import TrainConfig
 
 _NOT_FINITE_HINT = "start anew (--overwrite) with a lower --lr, or with --dtype float32"
@@ -31,8 +31,8 @@ _NOT_FINITE_HINT = "start anew (--overwrite) with a lower --lr, or with --dtype 
 class Learner(Protocol):
     """A trainable module that gives prompts for rows: `methods.base.Method`, and the parts of nn.Module used here."""
 
-    def assign(self, rows: Sequence[Example]) -> tuple[Sequence[Prompt], Sequence[int]]: ...
-    def freeze(self) -> tuple[Prompt, ...]: ...
+    def assign(self, rows: Sequence[Example]) -> tuple[Sequence[SoftPrompt], Sequence[int]]: ...
+    def freeze(self) -> tuple[SoftPrompt, ...]: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
@@ -109,7 +109,7 @@ class Trial:
         settings: TrainConfig,
         device: torch.device,
         name: str = "",
-        teachers: Sequence[Prompt] = (),
+        teachers: Sequence[SoftPrompt] = (),
     ) -> None:
         learner.to(device)
         self.learner = learner
@@ -234,7 +234,7 @@ class Trial:
         patience = self.settings.patience
         return "patience" if patience is not None and self.state.stale >= patience else ""
 
-    def finish(self) -> tuple[Prompt, ...]:
+    def finish(self) -> tuple[SoftPrompt, ...]:
         """The best prompts, or the last ones if there are no validation rows."""
         if self.best:
             self.learner.load_state_dict(self.best)

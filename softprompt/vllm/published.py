@@ -22,8 +22,8 @@ from softprompt.formatting.context import end_ids
 from softprompt.formatting.formatted_prompt import from_card
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card, Layout
-from softprompt.prompts.forms import Prompt
 from softprompt.vllm.prefix_file import PREFIX_ID, compile_prefix, prefix_path, write_prefix
 
 NO_LAYOUT = Layout()  # what stands around the virtual tokens is compiled with them
@@ -49,7 +49,7 @@ class PublishedPrompt:
     base: str
 
 
-def publish(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path, *, overwrite: bool = False) -> PublishedPrompt:
+def publish(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path, *, overwrite: bool = False) -> PublishedPrompt:
     """Compile a soft prompt into the folder, under its card's name.
 
     Raises:

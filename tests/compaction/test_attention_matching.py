@@ -15,7 +15,8 @@ from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix, require_causal
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prefix.runtime import PrefixRuntime
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 from tests.compaction.test_selection import FOLLOW, rows, states
 from tests.support.cases import text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
@@ -27,7 +28,7 @@ def embeddings(lm: FrozenLM, count: int) -> EmbeddingPrompt:
     return EmbeddingPrompt(lm.embed(torch.tensor(TEXT[:count])).float())
 
 
-def losses(lm: FrozenLM, prompt: Prompt, rows: AttentionTargets) -> list[float]:
+def losses(lm: FrozenLM, prompt: SoftPrompt, rows: AttentionTargets) -> list[float]:
     """By layer, of all tokens."""
     begin = prompt.n_tokens + len(FOLLOW)
     found = []
@@ -44,7 +45,7 @@ def losses(lm: FrozenLM, prompt: Prompt, rows: AttentionTargets) -> list[float]:
 def test_it_is_nearer_to_the_text(family: str, form: str) -> None:
     """What other rows are and get behind it, than those that it was fitted on, in every layer."""
     lm, readings = tiny_lm(family), [SelectionInput(TEXT, FOLLOW, rows(60))]
-    before: Prompt = select_by_attention(lm, readings, 12) if form == "kv" else embeddings(lm, 12)
+    before: SoftPrompt = select_by_attention(lm, readings, 12) if form == "kv" else embeddings(lm, 12)
     after = fit_to_attention(lm, before, collect_targets(lm, readings), follow=FOLLOW)
     assert after.form == form and after.n_tokens == 12
     wanted = states(lm, None, TEXT)

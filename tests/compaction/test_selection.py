@@ -20,7 +20,8 @@ from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
-from softprompt.prompts.forms import KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import KVPrompt
 from tests.support.cases import text_ids
 from tests.support.tiny import FAMILIES, tiny_lm
 
@@ -36,7 +37,7 @@ def rows(count: int, seed: int = 0) -> list[Example]:
 
 
 @torch.no_grad()
-def states(lm: FrozenLM, prompt: Prompt | None, lead: tuple[int, ...] = ()) -> torch.Tensor:
+def states(lm: FrozenLM, prompt: SoftPrompt | None, lead: tuple[int, ...] = ()) -> torch.Tensor:
     return packed_hidden_states(
         lm, prepare_prefixes(lm, [Prefix(prompt, lead, FOLLOW)]), [Row(row.ids) for row in rows(4, 100)]
     )

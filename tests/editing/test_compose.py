@@ -20,8 +20,9 @@ from softprompt.errors import (
     WrongBaseError,
 )
 from softprompt.prefix.kv import Prefix
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card, Layout
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 from tests.laws.oracle import plain_logits
 from tests.prefix.test_rope import check_same, harvested
 from tests.support.artifacts import FORMS, PLAIN, card, geometry, prompt
@@ -31,11 +32,11 @@ from tests.support.tiny import FAMILIES, tiny_lm
 ROTARY = [family for family in FAMILIES if family not in ("gpt2", "opt")]
 
 
-def noise(form: str, n_tokens: int = 4, seed: int = 0) -> Prompt:
+def noise(form: str, n_tokens: int = 4, seed: int = 0) -> SoftPrompt:
     return random_prompt(tiny_lm("llama"), form, n_tokens, seed)
 
 
-def same(one: Prompt, other: Prompt) -> None:
+def same(one: SoftPrompt, other: SoftPrompt) -> None:
     assert one.form == other.form
     for (name, mine), (wanted, theirs) in zip(one.tensors().items(), other.tensors().items(), strict=True):
         assert name == wanted
@@ -64,7 +65,7 @@ def test_keys_and_values_join_behind_each_other(family: str) -> None:
         at += part.n_tokens
 
 
-def sliced(prompt: Prompt, tokens: range) -> KVPrompt:
+def sliced(prompt: SoftPrompt, tokens: range) -> KVPrompt:
     assert isinstance(prompt, KVPrompt)
     index = list(tokens)
     return KVPrompt(tuple(None if kv is None else (kv[0][:, index], kv[1][:, index]) for kv in prompt.layers))
@@ -154,7 +155,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         same(average([learned, learned]), learned)
 
 
-def kv_layer(prompt: Prompt) -> Any:
+def kv_layer(prompt: SoftPrompt) -> Any:
     assert isinstance(prompt, KVPrompt)
     return prompt.layers[0]
 
@@ -181,7 +182,7 @@ SOURCES = {
 }
 
 
-def changed(name: str, **facts: Any) -> dict[str, tuple[Prompt, Card]]:
+def changed(name: str, **facts: Any) -> dict[str, tuple[SoftPrompt, Card]]:
     own, old = SOURCES[name]
     return SOURCES | {name: (own, old.model_copy(update=facts))}
 

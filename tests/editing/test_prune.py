@@ -16,7 +16,8 @@ from softprompt.editing.prune import Scores, nearest_tokens, prune, score
 from softprompt.errors import DataError, PromptError, UnsupportedModelError
 from softprompt.formatting.formatted_prompt import FormattedPrompt
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 from tests.prefix.test_rope import check_same, harvested
 from tests.support import labels as plain
 from tests.support.cases import random_prompt, text_ids
@@ -30,7 +31,7 @@ def rows() -> list[Record]:
     return records(*({"prompt": text, "completion": text[::-1]} for text in plain.TEXTS))
 
 
-def brute_loss(lm: FrozenLM, formatted: FormattedPrompt, prompt: Prompt) -> float:
+def brute_loss(lm: FrozenLM, formatted: FormattedPrompt, prompt: SoftPrompt) -> float:
     """Mean -log p of the answers' tokens and ends, by concatenation."""
     total, count = 0.0, 0
     for row in rows():

@@ -33,8 +33,9 @@ from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prefix.seq2seq import SITES
 from softprompt.prompts import store
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import KVPrompt, Prompt, check_fits, prompt_digest
+from softprompt.prompts.forms import KVPrompt, check_fits, prompt_digest
 from softprompt.training.trial import Task
 from tests.laws.seq2seq import SUBSETS, only, plain_logits
 from tests.laws.test_law5_resume import stop_after
@@ -52,7 +53,7 @@ def start(sites: tuple[str, ...] = (), **changes: Any) -> Start:
     return Start(n_tokens=6, text=tuple(text_ids(6, 5)), hidden=8, sites=sites, **changes)
 
 
-def said(lm: FrozenLM, prompt: Prompt, rows: list[Example]) -> list[tuple[int, ...]]:
+def said(lm: FrozenLM, prompt: SoftPrompt, rows: list[Example]) -> list[tuple[int, ...]]:
     """Greedy answers behind the prompt."""
     own = task()
     prefixes = prepare_prefixes(lm, [Prefix(prompt, own.lead, own.follow)])

@@ -20,7 +20,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.seq2seq import SITES
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 from tests.support.cases import random_prompt
 
 END = 2  # the tiny tokenizer's, behind every text that an encoder reads
@@ -32,7 +33,7 @@ def check_close(ours: Tensor, wanted: Tensor) -> None:
     assert_close(ours, wanted, rtol=1e-4, atol=4e-4)
 
 
-def only(lm: FrozenLM, prompt: Prompt, sites: Sequence[str]) -> KVPrompt:
+def only(lm: FrozenLM, prompt: SoftPrompt, sites: Sequence[str]) -> KVPrompt:
     """A KV prompt that leaves the other sites alone."""
     assert isinstance(prompt, KVPrompt)
     layers = zip(prompt.layers, lm.geometry.sites, strict=True)

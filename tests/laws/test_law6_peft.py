@@ -20,8 +20,9 @@ from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card, Layout
-from softprompt.prompts.forms import Prompt, prompt_digest
+from softprompt.prompts.forms import prompt_digest
 from tests.support.adapters import CONFIGS, peft_logits, saved_adapter
 from tests.support.artifacts import contents
 from tests.support.cases import check_close, random_prompt, text_ids
@@ -40,7 +41,7 @@ PAIRS = [
 PAIRS.remove(("opt", "CPT"))
 
 
-def our_logits(lm: FrozenLM, prompt: Prompt, card: Card, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def our_logits(lm: FrozenLM, prompt: SoftPrompt, card: Card, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Logits at the tokens of each row, all rows packed behind the prompt in its card's frame."""
     with torch.no_grad():
         prefixes = prepare_prefixes(lm, [from_card(prompt, card).prefix(lm)])
@@ -132,7 +133,7 @@ def test_the_bos_of_the_tokenizer_is_behind_the_virtual_tokens(kind: str, tmp_pa
     check_rows(our_logits(lm, found.prompt, card, [body]), [theirs[-len(body) :]])
 
 
-def made(lm: FrozenLM, form: str, layout: Layout, **facts: object) -> tuple[Prompt, Card]:
+def made(lm: FrozenLM, form: str, layout: Layout, **facts: object) -> tuple[SoftPrompt, Card]:
     prompt = random_prompt(lm, form, 5, 7)
     given = {
         "name": "tone",
@@ -144,6 +145,6 @@ def made(lm: FrozenLM, form: str, layout: Layout, **facts: object) -> tuple[Prom
     return prompt, Card.model_validate(given | {"layout": layout, "template": TEMPLATE.to_dict()} | facts)
 
 
-def exported(lm: FrozenLM, prompt: Prompt, card: Card, folder: Path) -> Path:
+def exported(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path) -> Path:
     peft.write(folder, prompt, card, lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long)))
     return folder

@@ -12,9 +12,8 @@ from torch.testing import assert_close
 from softprompt.errors import ConfigError, GeometryError
 from softprompt.methods.attempt import Attempt
 from softprompt.methods.initializers import initial_embeddings, initial_keys_values
-from softprompt.methods.matrix import to_table
 from softprompt.methods.registry import build
-from softprompt.prompts.forms import EmbeddingPrompt, check_fits, to
+from softprompt.prompts.forms import EmbeddingPrompt, check_fits
 from tests.support.cases import random_prompt
 from tests.support.learning import judged, learn, stir
 from tests.support.tasks import answers, learner, start_of
@@ -47,17 +46,17 @@ def test_the_equation(form: str) -> None:
     wanted = state["begin"] + state["target"] + sum((weights[j] - first[j]) * sources[j] for j in range(3))
     (prompt,) = method()
     assert prompt.form == form
-    assert_close(to_table(prompt), wanted, rtol=1e-4, atol=1e-4)
+    assert_close(prompt.matrix(), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_starts_exactly_at_the_initialiser(form: str) -> None:
     lm = tiny_lm("llama")
     wanted = (
-        initial_embeddings(lm, start_of(lm)) if form == "embedding" else to_table(initial_keys_values(lm, start_of(lm)))
+        initial_embeddings(lm, start_of(lm)) if form == "embedding" else initial_keys_values(lm, start_of(lm)).matrix()
     )
     (prompt,) = mixture(form)()
-    assert_close(to_table(prompt).detach(), wanted, rtol=0, atol=0)
+    assert_close(prompt.matrix().detach(), wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -81,14 +80,14 @@ def test_frozen_tokens_of_a_kv_prompt_stay() -> None:
     method = mixture("kv", frozen_tokens=2)
     begin = method.begin.clone()
     stir(method)
-    assert (to_table(method()[0]) == begin).all(dim=1).tolist() == [True] * 2 + [False] * 4
+    assert (method()[0].matrix() == begin).all(dim=1).tolist() == [True] * 2 + [False] * 4
     with pytest.raises(ConfigError, match="frozen tokens"):
         mixture("kv", frozen_tokens=6)
 
 
 def test_sources_in_half_precision() -> None:
     lm = tiny_lm("llama")
-    halves = tuple(to(p, dtype=torch.bfloat16) for p in start_of(lm).sources)
+    halves = tuple(p.to(dtype=torch.bfloat16) for p in start_of(lm).sources)
     assert learner(lm, "mixture", sources=halves).freeze()[0].tensors()["embeddings"].dtype == torch.float32
 
 

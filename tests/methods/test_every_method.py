@@ -9,12 +9,12 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.methods.initializers import INITS, initial_embeddings, initial_keys_values
-from softprompt.methods.matrix import to_table
 from softprompt.methods.registry import KV_METHODS, METHODS
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts import store
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import Prompt, frozen, prompt_digest
+from softprompt.prompts.forms import prompt_digest
 from tests.laws.oracle import plain_logits
 from tests.support.cases import check_close, random_prompt, text_ids
 from tests.support.learning import FOLLOW, judged, learn, nats, nats_behind
@@ -29,10 +29,10 @@ TRAINED = [name for name in METHODS if name not in ("prompt-tuning", "prefix-tun
 def test_starts_exactly_where_the_initialiser_says(name: str, family: str) -> None:
     lm = tiny_lm(family)
     start = start_of(lm)
-    wanted = to_table(initial_keys_values(lm, start)) if name in KV_METHODS else initial_embeddings(lm, start)
+    wanted = initial_keys_values(lm, start).matrix() if name in KV_METHODS else initial_embeddings(lm, start)
     for prompt in learner(lm, name).eval()():
         off = 1e-5 if name == "decomposed" else 0.0  # a product of two matrices is rounded
-        assert_close(to_table(prompt).detach(), wanted, rtol=off, atol=off)
+        assert_close(prompt.matrix().detach(), wanted, rtol=off, atol=off)
 
 
 @pytest.mark.parametrize("init", [init for init in INITS if init != "labels"])
@@ -40,9 +40,9 @@ def test_starts_exactly_where_the_initialiser_says(name: str, family: str) -> No
 def test_from_every_initialiser(name: str, init: str) -> None:
     lm, kv = tiny_lm("llama"), name in KV_METHODS
     start = start_of(lm, init=init, prompt=random_prompt(lm, "kv" if kv else "embedding", 6, 3), seed=2)
-    wanted = to_table(initial_keys_values(lm, start)) if kv else initial_embeddings(lm, start)
+    wanted = initial_keys_values(lm, start).matrix() if kv else initial_embeddings(lm, start)
     method = learner(lm, name, init=init, prompt=start.prompt, seed=2).eval()
-    assert_close(to_table(method()[0]).detach(), wanted, rtol=1e-5, atol=1e-5)
+    assert_close(method()[0].matrix().detach(), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -68,10 +68,10 @@ def test_it_learns_and_all_that_it_learned_is_in_what_is_saved(name: str, tmp_pa
     with torch.no_grad():
         prompts, prefix_ids = method.eval().assign(held_out)
     kept = method.freeze()
-    assert [prompt_digest(frozen(prompt)) for prompt in prompts] == [prompt_digest(prompt) for prompt in kept], (
+    assert [prompt_digest(prompt.freeze()) for prompt in prompts] == [prompt_digest(prompt) for prompt in kept], (
         "frozen is live"
     )
-    loaded: list[Prompt] = []
+    loaded: list[SoftPrompt] = []
     for i, prompt in enumerate(kept):
         card = Card(name=f"p{i}", form=prompt.form, n_tokens=6, sha256="0" * 64, base=lm.geometry.to_dict())
         store.save(tmp_path / f"p{i}", prompt, card)

@@ -8,7 +8,6 @@ from torch.testing import assert_close
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method
-from softprompt.methods.matrix import to_table
 from softprompt.methods.p_tuning_v2 import DROPOUT
 from tests.support.learning import learn, stir
 from tests.support.tasks import answers, learner
@@ -17,7 +16,7 @@ from tests.support.tiny import tiny_lm
 
 def table(method: Method) -> torch.Tensor:
     (prompt,) = method()
-    return to_table(prompt)
+    return prompt.matrix()
 
 
 def test_dropout_while_training_only() -> None:
@@ -33,7 +32,7 @@ def test_dropout_while_training_only() -> None:
     assert not torch.equal(dropped, two[2:] == 0)
     with torch.no_grad():
         assert_close(table(method), whole, rtol=0, atol=0)
-    assert_close(to_table(method.freeze()[0]), whole.detach(), rtol=0, atol=0)
+    assert_close(method.freeze()[0].matrix(), whole.detach(), rtol=0, atol=0)
 
 
 def test_without_dropout_it_is_prefix_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +42,7 @@ def test_without_dropout_it_is_prefix_tuning(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("p-tuning-v2", "prefix-tuning"):
         method = learner(lm, name, frozen_tokens=1)
         learn(lm, method, answers(16, 0), steps=5)
-        trained.append(to_table(method.freeze()[0]))
+        trained.append(method.freeze()[0].matrix())
     assert_close(*trained, rtol=1e-4, atol=1e-4)
 
 

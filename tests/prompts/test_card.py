@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
 
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import FORMAT_VERSION, Card, Layout
-from softprompt.prompts.forms import Prompt
 from tests.support.artifacts import PLAIN, artifacts, card
 
 GOOD = card().model_dump(mode="json")
@@ -18,7 +18,7 @@ GOOD = card().model_dump(mode="json")
 
 @settings(deadline=None, max_examples=60)
 @given(artifacts())
-def test_round_trip_through_json(made: tuple[Prompt, Card]) -> None:
+def test_round_trip_through_json(made: tuple[SoftPrompt, Card]) -> None:
     text = json.dumps(made[1].model_dump(mode="json"))
     again = Card.model_validate(json.loads(text))
     assert again.model_dump(mode="json") == made[1].model_dump(mode="json")

@@ -12,26 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from softprompt.errors import GeometryError
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import (
-    DTYPES,
-    EmbeddingPrompt,
-    KVPrompt,
-    Prompt,
-    check_fits,
-    expected_shapes,
-    from_tensors,
-    frozen,
-    prompt_digest,
-    to,
-)
+from softprompt.prompts.forms import DTYPES, EmbeddingPrompt, KVPrompt, check_fits, form_class, prompt_digest
 from tests.support.artifacts import FORMS, PLAIN, artifacts, contents, geometry, prompt
 
 
-def changed(form: str, name: str, change: Callable[[Tensor], Tensor]) -> Prompt:
+def changed(form: str, name: str, change: Callable[[Tensor], Tensor]) -> SoftPrompt:
     """A fitting prompt of ones with one tensor changed."""
-    ones = {key: torch.ones(shape) for key, shape in expected_shapes(form, 3, PLAIN).items()}
-    return from_tensors(form, ones | {name: change(ones[name])}, PLAIN)
+    ones = {key: torch.ones(shape) for key, shape in form_class(form).expected_shapes(PLAIN, 3).items()}
+    return form_class(form).from_tensors(ones | {name: change(ones[name])}, PLAIN)
 
 
 def with_value(value: float) -> Callable[[Tensor], Tensor]:
@@ -44,11 +34,11 @@ def with_value(value: float) -> Callable[[Tensor], Tensor]:
 
 @settings(deadline=None, max_examples=80)
 @given(artifacts())
-def test_what_is_made_to_measure_fits_and_comes_back_from_its_tensors(made: tuple[Prompt, Card]) -> None:
+def test_what_is_made_to_measure_fits_and_comes_back_from_its_tensors(made: tuple[SoftPrompt, Card]) -> None:
     one, base = made[0], made[1].geometry
     check_fits(one, base)
-    assert expected_shapes(one.form, one.n_tokens, base) == {k: tuple(t.shape) for k, t in one.tensors().items()}
-    again = from_tensors(one.form, one.tensors(), base)
+    assert one.expected_shapes(base, one.n_tokens) == {k: tuple(t.shape) for k, t in one.tensors().items()}
+    again = one.replace_tensors(one.tensors())
     assert type(again) is type(one)
     assert again.n_tokens == one.n_tokens
     assert contents(again) == contents(one)
@@ -116,14 +106,14 @@ def test_the_smallest_window_bounds_the_length(form: str) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(artifacts(), st.data())
-def test_the_digest_sees_every_bit(made: tuple[Prompt, Card], data: st.DataObject) -> None:
+def test_the_digest_sees_every_bit(made: tuple[SoftPrompt, Card], data: st.DataObject) -> None:
     before = prompt_digest(made[0])
-    tensors = frozen(made[0]).tensors()
-    assert prompt_digest(from_tensors(made[0].form, tensors, made[1].geometry)) == before
+    tensors = made[0].freeze().tensors()
+    assert prompt_digest(made[0].replace_tensors(tensors)) == before
     name = data.draw(st.sampled_from(sorted(tensors)))
     raw = tensors[name].view(torch.uint8).view(-1)
     raw[data.draw(st.integers(0, raw.numel() - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    assert prompt_digest(from_tensors(made[0].form, tensors, made[1].geometry)) != before
+    assert prompt_digest(made[0].replace_tensors(tensors)) != before
 
 
 def test_the_digest_sees_shape_dtype_and_place() -> None:
@@ -148,15 +138,17 @@ def test_the_digest_does_not_see_memory_layout_or_gradients() -> None:
     assert len(same) == 1
 
 
-def needing_grad(form: str) -> Prompt:
-    shapes = expected_shapes(form, 3, PLAIN).items()
-    return from_tensors(form, {name: torch.full(shape, 1.5).requires_grad_() for name, shape in shapes}, PLAIN)
+def needing_grad(form: str) -> SoftPrompt:
+    shapes = form_class(form).expected_shapes(PLAIN, 3).items()
+    return form_class(form).from_tensors(
+        {name: torch.full(shape, 1.5).requires_grad_() for name, shape in shapes}, PLAIN
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_frozen_prompt_is_a_copy_without_gradient(form: str) -> None:
     live = needing_grad(form)
-    copy = frozen(live)
+    copy = live.freeze()
     assert type(copy) is type(live)
     assert contents(copy) == contents(live)
     for name, tensor in copy.tensors().items():
@@ -170,7 +162,7 @@ def test_a_frozen_prompt_is_a_copy_without_gradient(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_cast_prompt_passes_gradients_on(form: str, dtype: torch.dtype) -> None:
     live = needing_grad(form)
-    cast = to(live, device="cpu", dtype=dtype)
+    cast = live.to(device="cpu", dtype=dtype)
     assert type(cast) is type(live)
     assert {t.dtype for t in cast.tensors().values()} == {dtype}
     torch.stack([(2 * t).sum() for t in cast.tensors().values()]).sum().backward()
@@ -181,15 +173,15 @@ def test_a_cast_prompt_passes_gradients_on(form: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("form", FORMS)
 def test_casting_moves_every_tensor_to_the_device(form: str) -> None:
-    moved = to(prompt(form), device="meta")
+    moved = prompt(form).to(device="meta")
     assert {t.device.type for t in moved.tensors().values()} == {"meta"}
     assert moved.tensors().keys() == prompt(form).tensors().keys()
 
 
 @settings(deadline=None, max_examples=40)
 @given(artifacts())
-def test_casting_to_nothing_changes_nothing(made: tuple[Prompt, Card]) -> None:
-    assert contents(to(made[0])) == contents(made[0])
+def test_casting_to_nothing_changes_nothing(made: tuple[SoftPrompt, Card]) -> None:
+    assert contents(made[0].to()) == contents(made[0])
 
 
 def test_prompts_cannot_be_changed_in_place() -> None:

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 
 from softprompt.errors import DataError, SoftpromptError, StoreError, WrongBaseError
 from softprompt.prompts import router
-from softprompt.prompts.router import FACTS, TENSORS, Router
+from softprompt.prompts.router import ROUTER_TENSORS as TENSORS
+from softprompt.prompts.router import Router
+from softprompt.prompts.store import ROUTER
 from tests.support.tiny import tiny_lm
 
 
@@ -40,7 +42,7 @@ def test_loading_what_was_saved_is_the_identity(tmp_path: Path) -> None:
     two = router.load_router(tmp_path / "r", tiny_lm("llama").geometry)
     assert torch.equal(one.weights, two.weights)
     assert (one.names, one.base) == (two.names, two.base)
-    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [FACTS, TENSORS]
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [ROUTER, TENSORS]
     with pytest.raises(StoreError, match="already there"):
         router.save_router(tmp_path / "r", made(("x", "y")))
     router.save_router(tmp_path / "r", made(("x", "y")), overwrite=True)
@@ -62,8 +64,8 @@ def test_names_that_no_soft_prompt_can_have_are_not_saved(names: tuple[str, ...]
 
 def _facts(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        data = json.loads((folder / FACTS).read_text()) | changes
-        (folder / FACTS).write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+        data = json.loads((folder / ROUTER).read_text()) | changes
+        (folder / ROUTER).write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
 
     return change
 
@@ -83,8 +85,8 @@ def _weights(name: str, tensor: torch.Tensor) -> Callable[[Path], None]:
         _facts(base={"hidden": 32}),
         _facts(base=[]),
         _facts(format_version=2),
-        lambda folder: (folder / FACTS).write_text("[]"),
-        lambda folder: (folder / FACTS).unlink(),
+        lambda folder: (folder / ROUTER).write_text("[]"),
+        lambda folder: (folder / ROUTER).unlink(),
         lambda folder: (folder / TENSORS).unlink(),
         lambda folder: (folder / TENSORS).write_bytes(b"garbage"),
         _weights("weights", torch.zeros(2, 31)),

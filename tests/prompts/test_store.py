@@ -21,8 +21,9 @@ from torch import Tensor
 from softprompt import files
 from softprompt.errors import GeometryError, SoftpromptError, StoreError, WrongBaseError
 from softprompt.prompts import store
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import DTYPES, EmbeddingPrompt, KVPrompt, Prompt, prompt_digest
+from softprompt.prompts.forms import DTYPES, EmbeddingPrompt, KVPrompt, prompt_digest
 from softprompt.prompts.store import save
 from tests.support.artifacts import FORMS, PLAIN, artifacts, card, contents, geometry, prompt
 
@@ -49,7 +50,7 @@ def edit_tensors(folder: Path, change: Callable[[str, dict[str, Tensor]], object
 
 @settings(deadline=None, max_examples=80)
 @given(artifacts())
-def test_law_6_loading_what_was_saved_is_the_identity(made: tuple[Prompt, Card]) -> None:
+def test_law_6_loading_what_was_saved_is_the_identity(made: tuple[SoftPrompt, Card]) -> None:
     one, facts = made
     with tempfile.TemporaryDirectory() as there:
         folder = Path(there) / "tone"
@@ -227,7 +228,8 @@ def test_an_oversized_file_is_refused(saved: Path, monkeypatch: pytest.MonkeyPat
 def test_a_wrong_shape_is_refused_before_anything_is_loaded(
     saved: Path, base: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "from_tensors", lambda *_: pytest.fail("too late"))
+    for form in (EmbeddingPrompt, KVPrompt):
+        monkeypatch.setattr(form, "from_tensors", lambda *_: pytest.fail("too late"))
     edit_tensors(saved, _shape)
     with pytest.raises(StoreError):
         store.load(saved, base)

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = tiny_lm("qwen2").geometry
     router.save_router(folder / "stranger", Router(torch.zeros(2, other.hidden), NAMES, other))
     router.save_router(folder / "torn", Router(torch.zeros(2, lm.geometry.hidden), NAMES, lm.geometry))
-    (folder / "torn" / router.TENSORS).write_bytes(b"no tensors")
+    (folder / "torn" / router.ROUTER_TENSORS).write_bytes(b"no tensors")
     return folder
 
 

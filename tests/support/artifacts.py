@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from softprompt.models.geometry import Geometry, LayerShape
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card, Layout
-from softprompt.prompts.forms import DTYPES, Prompt, expected_shapes, from_tensors
+from softprompt.prompts.forms import DTYPES, form_class
 
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 FORMS = ("embedding", "kv")
@@ -44,10 +45,12 @@ def any_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 
 def prompt(
     form: str, base: Geometry = PLAIN, n_tokens: int = 3, *, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Prompt:
+) -> SoftPrompt:
     """A prompt of any bits that fits `base`."""
-    shapes = expected_shapes(form, n_tokens, base).items()
-    return from_tensors(form, {name: any_bits(shape, dtype, seed + i) for i, (name, shape) in enumerate(shapes)}, base)
+    shapes = form_class(form).expected_shapes(base, n_tokens).items()
+    return form_class(form).from_tensors(
+        {name: any_bits(shape, dtype, seed + i) for i, (name, shape) in enumerate(shapes)}, base
+    )
 
 
 def card(base: Geometry = PLAIN, **changes: Any) -> Card:
@@ -56,7 +59,7 @@ def card(base: Geometry = PLAIN, **changes: Any) -> Card:
     return Card.model_validate(facts | changes)
 
 
-def contents(made: Prompt) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
+def contents(made: SoftPrompt) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
     """Everything that two equal prompts have in common, down to the bits."""
     return {
         name: (t.dtype, tuple(t.shape), t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -92,7 +95,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
 
 
 @st.composite
-def artifacts(draw: st.DrawFn) -> tuple[Prompt, Card]:
+def artifacts(draw: st.DrawFn) -> tuple[SoftPrompt, Card]:
     """A prompt of either form and any dtype, and the card it is saved with."""
     base = draw(geometries())
     form, dtype = draw(st.sampled_from(FORMS)), draw(st.sampled_from(DTYPES))

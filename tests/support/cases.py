@@ -14,7 +14,8 @@ from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV
 from softprompt.prefix.kv import Prefix
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, Prompt
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 from tests.support.tiny import SPECIAL, VOCAB
 
 FIRST, LAST = len(SPECIAL), VOCAB - 40  # ids of plain bytes
@@ -25,7 +26,7 @@ def text_ids(n: int, seed: int) -> list[int]:
     return torch.randint(FIRST, LAST, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def random_prompt(lm: FrozenLM, form: str, n_tokens: int, seed: int, *, grad: bool = False) -> Prompt:
+def random_prompt(lm: FrozenLM, form: str, n_tokens: int, seed: int, *, grad: bool = False) -> SoftPrompt:
     """A prompt like no text: noise as large as the model's own embeddings, keys and values."""
     draw = torch.Generator().manual_seed(seed)
 

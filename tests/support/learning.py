@@ -14,12 +14,14 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
-from softprompt.prompts.forms import Prompt
+from softprompt.prompts.base import SoftPrompt
 
 FOLLOW = (50, 51)
 
 
-def nats_behind(lm: FrozenLM, prompts: Sequence[Prompt], prefix_ids: Sequence[int], rows: Sequence[Example]) -> Tensor:
+def nats_behind(
+    lm: FrozenLM, prompts: Sequence[SoftPrompt], prefix_ids: Sequence[int], rows: Sequence[Example]
+) -> Tensor:
     """Mean -log p of the learned tokens, row i behind prompt owners[i]."""
     prefixes = prepare_prefixes(lm, [Prefix(prompt, (), FOLLOW) for prompt in prompts])
     return token_losses(lm, prefixes, rows, list(prefix_ids)).sum() / learned_tokens(rows)

@@ -24,7 +24,7 @@ from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
-from softprompt.prompts.forms import Prompt
+from softprompt.prompts.base import SoftPrompt
 from softprompt.training import initialization
 from softprompt.training.auto import SHORT_RUN, Choice
 from softprompt.training.config import resolve
@@ -204,7 +204,7 @@ def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
     lm, asked = tiny_lm("llama", bos=True), list[SelectionInput]()
     real = initialization.selected_prompt
 
-    def spy(lm: FrozenLM, form: str, readings: list[SelectionInput], *rest: Any) -> Prompt:
+    def spy(lm: FrozenLM, form: str, readings: list[SelectionInput], *rest: Any) -> SoftPrompt:
         asked.extend(readings)
         return real(lm, form, readings, *rest)
 
@@ -228,10 +228,10 @@ def test_a_model_that_cannot_be_listened_to_starts_unfitted(
     def deaf(*args: object) -> None:
         raise UnsupportedModelError("its attention cannot be listened to")
 
-    lm, chosen = tiny_lm("llama", bos=True), list[Prompt]()
+    lm, chosen = tiny_lm("llama", bos=True), list[SoftPrompt]()
     real = initialization.selected_prompt
 
-    def spy(*given: Any) -> Prompt:
+    def spy(*given: Any) -> SoftPrompt:
         chosen.append(real(*given))
         return chosen[-1]
 
@@ -248,7 +248,7 @@ def test_a_model_that_cannot_be_listened_to_starts_unfitted(
 def test_what_is_not_fitted(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = list[int]()
 
-    def spy(lm: FrozenLM, prompt: Prompt, *rest: object) -> Prompt:
+    def spy(lm: FrozenLM, prompt: SoftPrompt, *rest: object) -> SoftPrompt:
         fitted.append(1)
         return prompt
 
@@ -271,7 +271,7 @@ def test_the_start_keeps_to_its_share_of_the_minutes(
 ) -> None:
     asked = list[Budget]()
 
-    def spy(lm: FrozenLM, prompt: Prompt, rows: object, lead: object, follow: object, budget: Budget) -> Prompt:
+    def spy(lm: FrozenLM, prompt: SoftPrompt, rows: object, lead: object, follow: object, budget: Budget) -> SoftPrompt:
         asked.append(budget)
         return prompt
 

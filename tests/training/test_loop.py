@@ -25,7 +25,8 @@ from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.objectives.schedule import default_steps, rate
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
-from softprompt.prompts.forms import Prompt, prompt_digest
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import prompt_digest
 from softprompt.training import batched_losses
 from softprompt.training.config import TrainConfig
 from softprompt.training.events import Event
@@ -46,7 +47,7 @@ class Clock:
         return self.now
 
 
-def validation_loss(prompt: Prompt, rows: Sequence[Example]) -> float:
+def validation_loss(prompt: SoftPrompt, rows: Sequence[Example]) -> float:
     lm, own = tiny_lm("llama"), task()
     with torch.no_grad():
         prefixes = prepare_prefixes(lm, [Prefix(prompt, own.lead, own.follow)])
@@ -67,7 +68,7 @@ def test_it_learns_what_the_model_cannot_do(method: str, tmp_path: Path) -> None
         assert right_answers(result.prompt) >= 8
 
 
-def right_answers(prompt: Prompt) -> int:
+def right_answers(prompt: SoftPrompt) -> int:
     """How many of 16 new rows get exactly the answer, greedily."""
     lm, own = tiny_lm("llama"), task()
     with torch.no_grad():

@@ -26,8 +26,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Layout
-from softprompt.prompts.forms import Prompt
 from softprompt.prompts.forms import prompt_digest as prompt_digest
 from softprompt.training import run as run_module
 from softprompt.training.artifacts import curves
@@ -89,7 +89,7 @@ def test_it_learns(run: Run) -> None:
     assert not run.outcome.result.interrupted
 
 
-def loss_of(lm: FrozenLM, prompt: Prompt, run: Run) -> float:
+def loss_of(lm: FrozenLM, prompt: SoftPrompt, run: Run) -> float:
     """Nats per learned token of the validation rows, in the frame that the saved card gives."""
     formatted = from_card(prompt, store.load_card(run.prepared.folder))
     with torch.no_grad():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.methods.matrix import from_table, to_table
-from softprompt.prompts.forms import KVPrompt, Prompt, prompt_digest, to
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.forms import KVPrompt, prompt_digest
 from tests.support.artifacts import PLAIN, prompt
 from tests.support.cases import pairs
 
@@ -15,11 +15,11 @@ from tests.support.cases import pairs
 @pytest.mark.parametrize("form", ["embedding", "kv"])
 def test_there_and_back(form: str) -> None:
     """With layers of several shapes, and one that has none; `like` gives its shapes alone."""
-    one: Prompt = prompt(form)
-    table = to_table(one)
+    one: SoftPrompt = prompt(form)
+    table = one.matrix()
     width = PLAIN.hidden if form == "embedding" else 2 * (4 + 3) + 1 * (2 + 2)
     assert table.shape == (one.n_tokens, width)
-    assert prompt_digest(from_table(table, to(one, device="meta"))) == prompt_digest(one)
+    assert prompt_digest(one.to(device="meta").from_matrix(table)) == prompt_digest(one)
 
 
 def test_a_row_is_a_token_and_heads_stand_one_after_the_other() -> None:
@@ -27,4 +27,4 @@ def test_a_row_is_a_token_and_heads_stand_one_after_the_other() -> None:
     assert isinstance(one, KVPrompt)
     (k0, v0), (k2, v2) = pairs(one.layers)
     wanted = torch.cat([k0[0, 1], k0[1, 1], v0[0, 1], v0[1, 1], k2[0, 1], v2[0, 1]])
-    assert_close(to_table(one)[1], wanted, rtol=0, atol=0)
+    assert_close(one.matrix()[1], wanted, rtol=0, atol=0)
