@@ -26,8 +26,8 @@ from typing import Any
 from benchmarks.machine import facts
 from benchmarks.peft_cartridge import train_cartridge
 from softprompt.data.records import Message, Record
+from softprompt.data.spans import target_ids
 from softprompt.data.targets import end_id
-from softprompt.data.tokenize import target_ids
 from softprompt.distillation.build import cached_dataset
 from softprompt.distillation.composed_fidelity import load_or_generate, measure_composed
 from softprompt.distillation.config import DistillConfig

@@ -21,19 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
+from softprompt.data.default_template import default_template, default_text
 from softprompt.data.records import Record
+from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.splits import data_digest, inputs_of, load_rows, load_splits
 from softprompt.data.targets import end_id, target_text
-from softprompt.data.template import (
-    Template,
-    answered_apart,
-    check_fit,
-    default_template,
-    default_text,
-    fill,
-    head,
-    unused_fields,
-)
+from softprompt.data.template import Template, answered_apart, check_fit, fill, head, unused_fields
 from softprompt.data.tokenize import tokenize
 from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.errors import DataError
@@ -127,10 +120,10 @@ def _template(
         return answered_apart(chosen) if is_encoder_decoder(model) else chosen
     if chat:
         raise DataError("the chat template is the model's", hint="add --model NAME to --chat")
-    messages = records[0].kind == "messages"
-    if messages and text is not None:
+    conversations = records[0].is_conversation
+    if conversations and text is not None:
         raise DataError("rows of messages take no template: they bring their own text", hint="leave --template out")
-    chosen = Template("chat") if messages else Template("text", text or default_text(records[0]))
+    chosen = Template("chat") if conversations else Template("text", text or default_text(records[0]))
     for record in records:
         check_fit(record, chosen)
         fill(chosen, record)
@@ -140,7 +133,7 @@ def _template(
 def _describe(rows: Sequence[Record], template: Template, tokenizer: Tokenizer | None) -> dict[str, object]:
     """Counts and lengths of one split."""
     info: dict[str, object] = {"rows": len(rows), "sha256": data_digest(rows)}
-    if rows[0].kind == "label":
+    if shape_of(rows[0]).has_classes:
         info["labels"] = dict(Counter(str(row.target) for row in rows).most_common())
     info["characters"] = _lengths([_characters(row, template) for row in rows])
     if tokenizer is not None:
@@ -166,7 +159,7 @@ def _notes(parts: dict[str, list[Record]], template: Template, tokenizer: Tokeni
 
 def _characters(row: Record, template: Template) -> int:
     """Length of a row's text with its target, without what a chat template adds."""
-    if row.kind == "messages":
+    if row.is_conversation:
         return sum(len(message.content) for message in row.messages)
     return len(fill(template, row)) + len(row.target or "")
 
@@ -242,13 +235,13 @@ def _as_tokens(record: Record, template: Template, tokenizer: Tokenizer) -> Text
 def _as_text(record: Record, template: Template) -> Text:
     """One row without a tokenizer."""
     shown = Text()
-    if record.kind == "messages":
+    if record.is_conversation:
         for i, message in enumerate(record.messages):
             shown.append(f"{message.role}: ", style="dim")
             _append(shown, message.content, message.role == "assistant" and i >= record.context)
             shown.append("\n" if i + 1 < len(record.messages) else "")
     else:
-        _append(shown, fill(template, record), record.kind == "text")
+        _append(shown, fill(template, record), not shape_of(record).has_answers)
         if record.target is not None:
             _append(shown, target_text(record.target, template), True)
     return shown

@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from softprompt.training.prepare import PreparedTraining
     from softprompt.training.run import FitResult
 
-KINDS = {
-    "label": "texts with labels",
-    "completion": "prompts with completions",
-    "messages": "conversations",
-    "text": "plain text, every token is learned",
-}
 STARTS = {"attended": "what rows look at", "best": "the best of several starts"}
 _START_WORDS = {"attended": "what rows look at", "best": "the best of several starts"}
 
@@ -148,13 +142,15 @@ def _notes(prepared: PreparedTraining) -> Iterator[str]:
 
 def _plan(prepared: PreparedTraining) -> Iterator[str]:
     """What was chosen, and what will be trained on what."""
+    from softprompt.data.row_shapes.registry import shape_of
+
     for choice in prepared.choices:
         yield f"auto        {choice.setting} = {choice.value}: {choice.why}"
     method = prepared.config.method
     start = _START_WORDS.get(method.init, method.init_from or method.init)
     yield f"method      {method.name}, {method.n_tokens} tokens from {start}"
     for task in prepared.tasks:
-        name, kind = f"{task.name}: " if task.name else "", KINDS[task.splits.train[0].kind]
+        name, kind = f"{task.name}: " if task.name else "", shape_of(task.splits.train[0]).description
         yield f"data        {name}{len(task.train)} rows to train, {len(task.validation)} to validate ({kind})"
 
 

@@ -17,10 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from softprompt.data.default_template import default_text
 from softprompt.data.hub import is_hub_name, read_hub
+from softprompt.data.parsing import parse_rows
 from softprompt.data.readers import SUFFIXES, read_rows
-from softprompt.data.records import Record, parse_rows
+from softprompt.data.records import Record
+from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.sampler import permutation
+from softprompt.data.template import Template
 from softprompt.errors import DataError
 
 __all__ = ["Splits", "carve", "data_digest", "inputs_of", "load_rows", "load_splits"]
@@ -114,12 +118,12 @@ def carve(train: Sequence[Record], fraction: float = 0.1, seed: int = 0) -> tupl
     if not 0 <= seed < 2**63:
         raise DataError("the seed must be in 0 ... 2**63 - 1", got=seed)
     wanted = min(max(1, round(len(train) * fraction)), _MOST_CARVED, len(train) - 1)
-    left = Counter(record.target for record in train if record.kind == "label")
+    left = Counter(record.target for record in train if shape_of(record).has_classes)
     taken: set[int] = set()
     for i in permutation(len(train), seed).tolist():
         if len(taken) == wanted:
             break
-        if train[i].kind == "label":
+        if shape_of(train[i]).has_classes:
             if left[train[i].target] == 1:
                 continue
             left[train[i].target] -= 1
@@ -158,9 +162,10 @@ def inputs_of(record: Record) -> tuple[object, ...]:
 
     Further fields do not count: most are row numbers and the like, which would hide that rows are the same.
     """
-    if record.kind == "messages":
+    if record.is_conversation:
         return record.messages[:-1] if record.target is not None else record.messages
-    return tuple(record.fields.get(name) for name in ("prompt", "text", "text2"))
+    names = Template("text", default_text(record)).names
+    return tuple(record.fields.get(name) for name in dict.fromkeys((*names, "prompt", "text", "text2")))
 
 
 def _checked(rows: Iterable[tuple[str, object]], where: str, require_target: bool = True) -> list[Record]:
@@ -199,8 +204,8 @@ def _load_hub(name: str) -> dict[str, list[Record]]:
             found[split] = _checked(rows, f"{name}/{split}")
         elif split == "test":
             records = _checked(rows, f"{name}/{split}", require_target=False)
-            if any(record.target is not None or record.kind == "text" for record in records):
-                found[split] = [record for record in records if record.target is not None or record.kind == "text"]
+            if scorable := [r for r in records if r.target is not None or not shape_of(r).has_answers]:
+                found[split] = scorable
     return found
 
 
@@ -223,7 +228,7 @@ def _check_agreement(train: Sequence[Record], others: Sequence[Record]) -> None:
                 expected=f"kind {train[0].kind!r}, as in {train[0].where}",
                 got=f"kind {record.kind!r}",
             )
-    if train[0].kind != "label":
+    if not shape_of(train[0]).has_classes:
         return
     known = {record.target for record in train}
     strange = [record for record in others if record.target not in known]
@@ -242,7 +247,7 @@ def _absent_notes(*splits: Sequence[Record]) -> list[str]:
     notes: list[str] = []
     for name, records in zip(("validation", "test"), splits[1:], strict=True):
         labels = [{record.target for record in rows} for rows in (splits[0], records)]
-        if records and records[0].kind == "label" and (absent := labels[0] - labels[1]):
+        if records and shape_of(records[0]).has_classes and (absent := labels[0] - labels[1]):
             notes.append(f"{name} has no row labelled {_listed(absent)}")
     return notes
 

@@ -23,7 +23,6 @@ from softprompt.data.records import Message, Record
 from softprompt.data.tokenizer import (
     Tokenizer,
     bos_ids,
-    has_chat_template,
     render_chat,
 )
 from softprompt.errors import DataError
@@ -35,8 +34,6 @@ __all__ = [
     "answered_apart",
     "body",
     "bos_ids",
-    "default_template",
-    "default_text",
     "fill",
     "head",
     "turns",
@@ -110,63 +107,12 @@ class Template:
         raise DataError("unknown kind of template", expected="text, chat or seq2seq", got=kind)
 
 
-def default_template(
-    records: Sequence[Record], tokenizer: Tokenizer, text: str | None = None, chat: bool | None = None
-) -> Template:
-    """The template that these rows get when the user says little or nothing.
-
-    Args:
-        records: at least one row; all have the same kind.
-        text: the user's template; without `chat` it is plain text.
-        chat: True or False to insist. None without `text`: chat if the model has a chat template,
-            but never for rows of text alone.
-
-    Raises:
-        DataError: no rows, an unknown field, chat asked for but not available, or a template for rows
-            that are conversations already.
-    """
-    if not records:
-        raise DataError("there are no rows to choose a template for")
-    first = records[0]
-    if first.kind == "messages":
-        return _messages_template(text, chat, tokenizer)
-    if chat and not has_chat_template(tokenizer):
-        raise DataError("chat was asked for, but the tokenizer has no chat template", hint="leave --chat out")
-    if text is None:
-        text = default_text(first)
-        chat = has_chat_template(tokenizer) and first.kind != "text" if chat is None else chat
-    template = Template("chat" if chat else "text", text)
-    for record in records:
-        fill(template, record)
-    return template
-
-
 def answered_apart(template: Template) -> Template:
     """The template for an encoder–decoder, whose answer is a text of its own. Raises DataError for a chat template."""
     if template.kind == "chat":
         hint = "use a plain template (--no-chat --template '...')"
         raise DataError("an encoder-decoder reads a text and writes a text: it holds no conversations", hint=hint)
     return replace(template, kind="seq2seq")
-
-
-def default_text(record: Record) -> str:
-    """The format string of a row without a template: all that is given, and nothing else."""
-    if record.kind == "completion":
-        return "{prompt}"
-    return "{text}\n{text2}" if "text2" in record.fields else "{text}"
-
-
-def _messages_template(text: str | None, chat: bool | None, tokenizer: Tokenizer) -> Template:
-    """The one template of conversations."""
-    if text is not None:
-        raise DataError("rows of messages take no template: they bring their own text", hint="leave --template out")
-    if chat is False or not has_chat_template(tokenizer):
-        raise DataError(
-            "rows of messages need the model's chat template",
-            got="--no-chat" if chat is False else "a tokenizer without one",
-            hint="use an instruction-tuned model, or write the rows as prompt and completion",
-        )
-    return Template("chat")
 
 
 def fill(template: Template, record: Record) -> str:
@@ -239,13 +185,13 @@ def body(record: Record, template: Template, tokenizer: Tokenizer) -> str:
         DataError: the record lacks a field of the template, is of a kind that the template does not fit,
             or the chat template writes the opening differently for this row.
     """
-    return body_behind(head(template, tokenizer), record, template, tokenizer)
+    return body_after(head(template, tokenizer), record, template, tokenizer)
 
 
-def body_behind(opening: str, record: Record, template: Template, tokenizer: Tokenizer) -> str:
+def body_after(opening: str, record: Record, template: Template, tokenizer: Tokenizer) -> str:
     """`body` with the head already known, for many rows."""
     check_fit(record, template)
-    if record.kind == "messages":
+    if record.is_conversation:
         given = record.messages[:-1] if record.target is not None else record.messages
         text = render_chat(with_system(template, given), tokenizer, add_generation_prompt=True)
     else:
@@ -265,7 +211,7 @@ def body_behind(opening: str, record: Record, template: Template, tokenizer: Tok
 
 def check_fit(record: Record, template: Template) -> None:
     """Refuse conversations under a template with text, and other rows under one without."""
-    if (record.kind == "messages") != (template.kind == "chat" and not template.text):
+    if record.is_conversation != (template.kind == "chat" and not template.text):
         what = "this template does not fit rows of messages" if template.text else "this template fits messages only"
         raise DataError(
             what,

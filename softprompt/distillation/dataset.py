@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from softprompt.data.records import Record
 from softprompt.data.sampler import permutation
 from softprompt.data.soft_labels import SoftLabels
+from softprompt.data.spans import prompt_ids, target_ids
 from softprompt.data.targets import end_id
 from softprompt.data.template import Template
-from softprompt.data.tokenize import Example, prompt_ids, target_ids
+from softprompt.data.tokenize import Example
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.distillation.config import StudyConfig
 from softprompt.distillation.queries import Query, finder, query_record, said

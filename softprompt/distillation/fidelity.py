@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.data.tokenize import prompt_ids
+from softprompt.data.spans import prompt_ids
 from softprompt.distillation.dataset import DistillationExample
 from softprompt.distillation.teacher import Teacher
 from softprompt.evaluation.custom_metrics import Metric, scores_of

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from softprompt.data.default_template import default_template, default_text
 from softprompt.data.records import Record
+from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.splits import data_digest, load_rows, load_splits
-from softprompt.data.template import VIRTUAL, Template, default_template, default_text
+from softprompt.data.template import VIRTUAL, Template
 from softprompt.data.tokenizer import Tokenizer, has_chat_template, writes_system_turn
 from softprompt.distillation.chunking import chunks
 from softprompt.distillation.cloze import LONGEST
@@ -157,7 +159,7 @@ def _rows(settings: DistillConfig) -> tuple[list[Record], list[Record]]:
     elif settings.data:
         splits = load_splits(settings.data, seed=settings.train.seed)
         inputs = [*splits.train, *splits.validation]
-    if any(row.kind == "text" for row in (*shown[:1], *inputs[:1])):
+    if any(not shape_of(row).has_answers for row in (*shown[:1], *inputs[:1])):
         raise DataError("rows of text alone ask nothing", where=settings.data, expected='{"prompt": "…"}')
     return shown, inputs[: settings.study.inputs]
 
@@ -182,7 +184,7 @@ def _shape(rows: Sequence[Record], settings: DistillConfig) -> str:
     text = default_text(rows[0]) if rows else "{prompt}"
     if not settings.demonstrations:
         return text
-    return f"{text}\nLabel:" if rows and rows[0].kind == "label" else f"Input: {text}\nOutput:"
+    return f"{text}\nLabel:" if rows and shape_of(rows[0]).has_classes else f"Input: {text}\nOutput:"
 
 
 def _text(settings: DistillConfig, shown: Sequence[Record], template: Template) -> tuple[str, str]:

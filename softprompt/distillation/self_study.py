@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
-from softprompt.data.tokenize import prompt_ids
+from softprompt.data.spans import prompt_ids
 from softprompt.distillation.cloze import Detail
 from softprompt.distillation.cloze import cloze_queries as detailed
 from softprompt.distillation.config import StudyConfig

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from softprompt.data.records import Record
+from softprompt.data.row_shapes.registry import shape_of
 from softprompt.errors import ConfigError
 from softprompt.evaluation import metrics
 from softprompt.evaluation.evaluate import Evaluation
@@ -30,7 +31,7 @@ def vote(evaluations: Sequence[Evaluation], records: Sequence[Record]) -> Evalua
     if not all(evaluation.answers for evaluation in evaluations):
         raise _no_answers()
     columns = list(zip(*(evaluation.answers for evaluation in evaluations), strict=True))
-    if records[0].kind != "label":
+    if not shape_of(records[0]).has_classes:
         answers = [_most_frequent([answer.strip() for answer in answers]) for answers in columns]
         scores = metrics.generation_scores(answers, [record.references for record in records])
         return Evaluation(scores, len(records), tuple(answers))
@@ -51,7 +52,7 @@ def check_vote(cards: Mapping[str, Card], records: Sequence[Record]) -> None:
         raise ConfigError(
             "a vote needs several soft prompts", got=", ".join(cards), hint="softprompt eval a,b,c --vote"
         )
-    if records and records[0].kind == "text":
+    if records and not shape_of(records[0]).has_answers:
         raise _no_answers()
     classes = [card.labels for card in cards.values()]
     if any(labels != classes[0] for labels in classes):

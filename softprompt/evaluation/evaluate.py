@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from softprompt.data.records import Record
-from softprompt.data.tokenize import prompt_ids, tokenize
+from softprompt.data.row_shapes.registry import shape_of
+from softprompt.data.spans import prompt_ids
+from softprompt.data.tokenize import tokenize
 from softprompt.deprecation import warn_renamed
 from softprompt.errors import ConfigError, DataError
 from softprompt.evaluation import metrics
@@ -83,11 +85,12 @@ def evaluate(
     extra_metrics = renamed_metrics(extra_metrics, own) or {}
     if not records:
         raise DataError("there are no rows to evaluate")
-    if records[0].kind == "label":
+    scoring = shape_of(records[0]).scoring
+    if scoring == "classification":
         evaluation = classification(lm, formatted, records, labels)
         extra_scores = scores_of(extra_metrics, evaluation.answers, [record.references for record in records])
         return replace(evaluation, scores=evaluation.scores | extra_scores)
-    if records[0].kind == "text":
+    if scoring == "loss":
         if extra_metrics:
             raise ConfigError("plain text has no answers to score", where="--metric", got=", ".join(extra_metrics))
         return loss(lm, formatted, records)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from softprompt.data.records import Record
+from softprompt.data.spans import prompt_ids, target_ids
 from softprompt.data.targets import end_id
-from softprompt.data.tokenize import prompt_ids, target_ids
 from softprompt.formatting.context import check_records
 from softprompt.formatting.formatted_prompt import FormattedPrompt
 from softprompt.models.frozen_lm import FrozenLM

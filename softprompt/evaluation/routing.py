@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from softprompt.data.records import Record
-from softprompt.data.tokenize import prompt_ids
+from softprompt.data.row_shapes.registry import shape_of
+from softprompt.data.spans import prompt_ids
 from softprompt.errors import ConfigError
 from softprompt.evaluation import metrics
 from softprompt.evaluation.evaluate import Evaluation
@@ -73,7 +74,7 @@ def routed(
     own = router.load_router(store.locate(name), lm.geometry)
     prefix_ids = [own.choose(lm, prompt_ids(record, template_of.template, lm.tokenizer)) for record in records]
     answers = [evaluations[owner].answers[i] for i, owner in enumerate(prefix_ids)]
-    if records[0].kind == "label":
+    if shape_of(records[0]).has_classes:
         hits = [answer == record.target for answer, record in zip(answers, records, strict=True)]
         scores = {"accuracy": metrics.proportion(hits)}
     else:

@@ -13,8 +13,8 @@ import json
 from collections.abc import Sequence
 
 from softprompt.data.records import Message, Record
+from softprompt.data.spans import prompt_ids
 from softprompt.data.template import fill, head, with_system
-from softprompt.data.tokenize import prompt_ids
 from softprompt.data.tokenizer import Tokenizer, encode, render_chat
 from softprompt.errors import DataError
 from softprompt.formatting.formatted_prompt import FormattedPrompt

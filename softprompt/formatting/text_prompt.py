@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from softprompt.data.default_template import default_text
 from softprompt.data.records import Message, Record
+from softprompt.data.row_shapes.conversations import CONVERSATIONS
 from softprompt.data.targets import joined
-from softprompt.data.template import Template, default_text, fill
+from softprompt.data.template import Template, fill
 from softprompt.data.tokenizer import writes_system_turn
 from softprompt.formatting.formatted_prompt import FormattedPrompt, no_prompt
 from softprompt.models.frozen_lm import FrozenLM
@@ -47,11 +49,11 @@ def worked_example(template: Template, record: Record) -> str:
 
 def as_turns(row: Record, template: Template) -> Record:
     """A row for a template of conversations: its text is the user's turn, its answer stays for comparison."""
-    if row.kind == "messages" or template.kind != "chat" or template.text:
+    if row.is_conversation or template.kind != "chat" or template.text:
         return row
     words = fill(Template("text", default_text(row)), row)
     target = (Message("assistant", row.target),) if row.target is not None else ()
-    return replace(row, kind="messages", messages=(Message("user", words), *target))
+    return replace(row, kind=CONVERSATIONS.kind, messages=(Message("user", words), *target))
 
 
 def _escape(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from softprompt.data.tokenize import prompt_ids
+from softprompt.data.spans import prompt_ids
 from softprompt.errors import ConfigError
 from softprompt.formatting.context import check_context, end_ids
 from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card

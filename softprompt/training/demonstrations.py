@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softprompt.data.records import Message, Record
+from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.sampler import permutation
 from softprompt.data.targets import end_id
 from softprompt.data.template import Template, fill
@@ -65,7 +66,7 @@ def demonstrations(task: PreparedTask, lm: FrozenLM, opening: str | None, room: 
 def in_turn(records: Sequence[Record], seed: int) -> list[Record]:
     """The records in an order drawn by seed in which the labels take turns."""
     order = permutation(len(records), seed).tolist()
-    if records[0].kind != "label":
+    if not shape_of(records[0]).has_classes:
         return [records[i] for i in order]
     turn: dict[str | None, int] = {}
     place: dict[int, int] = {}

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from softprompt.compaction.attention_matching import FIT_STEPS, collect_targets, fit_to_attention
 from softprompt.compaction.selection import SelectionInput, selected_prompt
+from softprompt.data.spans import target_ids
 from softprompt.data.template import bos_ids
-from softprompt.data.tokenize import target_ids
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids
 from softprompt.formatting.text_prompt import instruction_for, worked_example

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from softprompt.data.default_template import default_template
 from softprompt.data.records import Record
+from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.splits import Splits, load_splits
-from softprompt.data.template import Template, answered_apart, bos_ids, default_template
+from softprompt.data.template import Template, answered_apart, bos_ids
 from softprompt.data.tokenize import Example, tokenize
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import CheckpointError, ConfigError, StoreError
@@ -53,7 +55,7 @@ class PreparedTask:
     @property
     def classes(self) -> tuple[str, ...]:
         """The labels of a classification task, sorted; empty for other tasks."""
-        if self.splits.train[0].kind != "label":
+        if not shape_of(self.splits.train[0]).has_classes:
             return ()
         return tuple(sorted({str(record.target) for record in self.splits.train}))
 

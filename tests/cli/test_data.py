@@ -37,10 +37,10 @@ def data(tmp_path: Path) -> Path:
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands in for the model code, which is not what is tested here."""
     tokenizers = {"tiny": BytesTokenizer(), "endless": BytesTokenizer(None, eos=None)}
-    module = ModuleType("softprompt.models.frozen_lm")
+    module = ModuleType("softprompt.models.loading")
     module.__dict__["load_tokenizer"] = tokenizers.__getitem__
     module.__dict__["is_encoder_decoder"] = lambda model: False
-    monkeypatch.setitem(sys.modules, "softprompt.models.frozen_lm", module)
+    monkeypatch.setitem(sys.modules, "softprompt.models.loading", module)
 
 
 def test_check_counts_what_is_there(data: Path) -> None:

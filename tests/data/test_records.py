@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.data.records import Message, parse_rows
+from softprompt.data.parsing import parse_rows
+from softprompt.data.records import Message
 from softprompt.errors import DataError
 from tests.support.rows import one, records
 
@@ -131,7 +132,7 @@ def test_wrong_rows_are_named(row: object, part: str) -> None:
         one(row)
     assert part in str(caught.value)
     assert caught.value.where == "f.jsonl:1"
-    assert '{"' in str(caught.value.expected) or "one of messages" in str(caught.value.expected)
+    assert '{"' in str(caught.value.expected) or "one of text + label" in str(caught.value.expected)
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softprompt.data.default_template import default_template
 from softprompt.data.targets import end_id, joined, target_text
-from softprompt.data.template import (
-    Template,
-    answered_apart,
-    body,
-    bos_ids,
-    default_template,
-    fill,
-    head,
-    unused_fields,
-)
+from softprompt.data.template import Template, answered_apart, body, bos_ids, fill, head, unused_fields
 from softprompt.data.tokenizer import closing_ids, encode
 from softprompt.errors import DataError
 from tests.support.bytes_tokenizer import BOS, END, EOS, START, BytesTokenizer, Turns, chatml, llama2

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softprompt.data.default_template import default_template
 from softprompt.data.records import Record
+from softprompt.data.spans import prompt_ids, target_ids
 from softprompt.data.targets import end_id
-from softprompt.data.template import Template, body, default_template, head
-from softprompt.data.tokenize import Example, prompt_ids, target_ids, tokenize
+from softprompt.data.template import Template, body, head
+from softprompt.data.tokenize import Example, tokenize
 from softprompt.data.tokenizer import encode
 from softprompt.errors import DataError
 from tests.support.bytes_tokenizer import END, EOS, BytesTokenizer, Turns, chatml, llama2

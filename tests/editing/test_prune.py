@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from softprompt.data.records import Record
+from softprompt.data.spans import prompt_ids, target_ids
 from softprompt.data.targets import end_id
 from softprompt.data.template import Template
-from softprompt.data.tokenize import prompt_ids, target_ids
 from softprompt.editing.compose import select
 from softprompt.editing.prune import Scores, nearest_tokens, prune, score
 from softprompt.errors import DataError, PromptError, UnsupportedModelError

@@ -13,8 +13,9 @@ import transformers as tf
 from torch.testing import assert_close
 
 import softprompt
+from softprompt.data.spans import prompt_ids, target_ids
 from softprompt.data.template import Template
-from softprompt.data.tokenize import Example, prompt_ids, target_ids
+from softprompt.data.tokenize import Example
 from softprompt.errors import ConfigError, DataError, GeometryError, StoreError, UnsupportedModelError
 from softprompt.evaluation import label_ranking
 from softprompt.evaluation.label_ranking import rank_labels

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from softprompt.data.spans import target_ids
 from softprompt.data.targets import end_id
-from softprompt.data.tokenize import target_ids
 from softprompt.evaluation import label_ranking
 from softprompt.evaluation.label_ranking import LabelTrie, rank_labels
 from tests.support.labels import LABELS, TEMPLATE, brute_force, formatted, labelled

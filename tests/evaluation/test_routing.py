@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from softprompt.data.spans import prompt_ids
 from softprompt.data.splits import load_rows
-from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import ConfigError, StoreError, WrongBaseError
 from softprompt.evaluation.evaluate import evaluate
 from softprompt.evaluation.routing import assign, expanded, routed, routers_of

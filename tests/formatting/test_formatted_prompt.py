@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.data.records import Message, Record
+from softprompt.data.spans import prompt_ids
 from softprompt.data.template import VIRTUAL, Template
-from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import DataError
 from softprompt.formatting.context import end_ids
 from softprompt.formatting.formatted_prompt import (

@@ -9,8 +9,8 @@ import pytest
 
 import softprompt.inference.generate as generation_module
 from softprompt.data.records import Message
+from softprompt.data.spans import prompt_ids
 from softprompt.data.template import Template
-from softprompt.data.tokenize import prompt_ids
 from softprompt.errors import ConfigError, DataError, StoreError, WrongBaseError
 from softprompt.evaluation.evaluate import answer_all
 from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for, no_prompt

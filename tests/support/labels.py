@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from softprompt.data.records import Record
+from softprompt.data.spans import prompt_ids, target_ids
 from softprompt.data.targets import end_id
 from softprompt.data.template import Template
-from softprompt.data.tokenize import prompt_ids, target_ids
 from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for, no_prompt
 from softprompt.models.frozen_lm import FrozenLM
 from tests.laws.oracle import plain_logits

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from softprompt.data.records import Record, parse_rows
+from softprompt.data.parsing import parse_rows
+from softprompt.data.records import Record
 
 
 def records(*rows: object, require_target: bool = True) -> list[Record]:

@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from softprompt.compaction.attention_matching import collect_targets, fit_to_attention
 from softprompt.compaction.selection import RUNS, SelectionInput, nearest, select_by_attention, select_ids_by_attention
 from softprompt.data.records import Record
+from softprompt.data.spans import target_ids
 from softprompt.data.splits import Splits
 from softprompt.data.template import Template, bos_ids
-from softprompt.data.tokenize import target_ids
 from softprompt.errors import ConfigError, DataError, ModelError, StoreError
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids
 from softprompt.formatting.text_prompt import instruction_for
