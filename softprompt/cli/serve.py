@@ -88,7 +88,7 @@ def serve_command(
     from softprompt.server.uvicorn_server import check_address, default_hosts, listen, run_server
 
     keys = ApiKeys(read_keys(USER_ENV, api_keys), read_keys(ADMIN_ENV, admin_keys))
-    quota, pinned = RateLimit(parse_limits(limit or ()), rate), pinned_paths(prompt or ())
+    rate_limit, pinned = RateLimit(parse_limits(limit or ()), rate), pinned_paths(prompt or ())
     folder = prompts_dir or (None if pinned or not store.home().is_dir() else store.home())
     _check_places(max_loaded, len(pinned), folder)
     check_address(host, keys)
@@ -103,7 +103,7 @@ def serve_command(
         name=served_name or name_of(lm.name),
         places=max_loaded,
         pinned=frozenset(pinned),
-        quota=quota,
+        rate_limit=rate_limit,
     )
     if listening is None:
         raise typer.Exit(asyncio.run(_checked(service)))

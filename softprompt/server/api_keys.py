@@ -1,4 +1,4 @@
-"""API keys: who calls, and whether as a user or as the admin. Kept and compared as sha256 digests."""
+"""API keys of users and the admin, kept and compared as sha256 digests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from pathlib import Path
 from softprompt.errors import ConfigError
 
 USER_ENV, ADMIN_ENV = "SOFTPROMPT_API_KEYS", "SOFTPROMPT_ADMIN_KEYS"
-MIN_KEY_CHARS = 16  # characters; what is shorter is guessed
+MIN_KEY_CHARS = 16  # shorter keys can be guessed
 MAX_FILE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: `id` is for logs and quotas and tells nothing about the key."""
+    """The sender of a request.
+
+    Attributes:
+        id: identifies the key in logs and rate limits, without revealing it.
+        admin: whether the key is an admin key.
+    """
 
     id: str
     admin: bool
@@ -28,7 +33,7 @@ ANYONE = Caller("anonymous", admin=False)
 
 
 class ApiKeys:
-    """The keys that are let in. Without any, everyone is a user and no one the admin."""
+    """The accepted keys. Without any, every caller is a user and nobody the admin."""
 
     def __init__(self, users: Iterable[str] = (), admins: Iterable[str] = ()) -> None:
         self._known = [(_digest(key), False) for key in users] + [(_digest(key), True) for key in admins]
@@ -37,21 +42,22 @@ class ApiKeys:
         return bool(self._known)
 
     def caller(self, authorization: str) -> Caller | None:
-        """Who sends this Authorization header; None for a stranger. Takes as long for every key."""
+        """The caller of an Authorization header, or None for an unknown key. Takes the same time for every key."""
         if not self._known:
             return ANYONE
-        scheme, _, key = authorization.partition(" ")
-        digest, found = _digest(key.strip()), None
+        scheme, *rest = authorization.split(" ", 1)
+        digest = _digest("".join(rest).strip())
+        caller = None
         for known, admin in self._known:
             if compare_digest(known, digest):
-                found = Caller(digest.hex()[:8], admin)
-        return found if scheme.lower() == "bearer" else None
+                caller = Caller(digest.hex()[:8], admin)
+        return caller if scheme.lower() == "bearer" else None
 
 
 def read_keys(env: str, file: Path | None) -> list[str]:
-    """Keys of an environment variable (apart by spaces or commas) and of a file (one a line, # begins a comment).
+    """Keys of an environment variable (separated by spaces or commas) and of a file (one a line, # begins a comment).
 
-    Raises ConfigError for a file that cannot be read or a key that is too short; never says a key.
+    Raises ConfigError for a file that cannot be read or a key that is too short; the message never shows a key.
     """
     keys = os.environ.get(env, "").replace(",", " ").split()
     if file is not None:

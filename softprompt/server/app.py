@@ -1,4 +1,4 @@
-"""The ASGI app: routes behind one gate, inside one guard."""
+"""The ASGI application: routes behind authentication, wrapped in request middleware."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def create_app(
     log_content: bool = False,
     openapi: bool = False,
 ) -> FastAPI:
-    """The app of a service that is started, and stopped, by the caller.
+    """The application of a service, which the caller starts and stops.
 
     Args:
-        keys: who is let in.
-        hosts: names that the Host header may have; empty: any.
-        log_content: texts and answers go to the log.
-        openapi: /openapi.json is there, for users. There are no pages: theirs would run other people's scripts.
+        keys: the accepted API keys.
+        hosts: accepted names in the Host header; empty accepts any.
+        log_content: log texts and answers.
+        openapi: serve /openapi.json to users. There are no documentation pages: they would run third-party scripts.
     """
     app = FastAPI(
         title="softprompt",
         version=version("softprompt"),
         openapi_url=None,
-        dependencies=[Depends(require_access(keys, service.quota))],
+        dependencies=[Depends(require_access(keys, service.rate_limit))],
         exception_handlers={HTTPException: _unrouted},
     )
     app.add_middleware(RequestMiddleware, metrics=service.metrics, hosts=hosts, log_content=log_content)
@@ -58,10 +58,13 @@ def create_app(
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: a path that is none, a method that a path does not have."""
+    """The response to an error of the framework: an unknown path, or a method that the path does not have."""
     assert isinstance(error, HTTPException)
-    what = {404: ("There is no such path.", "unknown_path"), 405: ("The path has no such method.", "unknown_method")}
-    message, code = what.get(error.status_code, ("The request cannot be read.", "unreadable_request"))
-    reply = error_response(ApiError(error.status_code, message, code))
-    reply.headers.update(error.headers or {})
-    return reply
+    messages = {
+        404: ("There is no such path.", "unknown_path"),
+        405: ("The path has no such method.", "unknown_method"),
+    }
+    message, code = messages.get(error.status_code, ("The request cannot be read.", "unreadable_request"))
+    response = error_response(ApiError(error.status_code, message, code))
+    response.headers.update(error.headers or {})
+    return response

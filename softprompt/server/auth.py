@@ -1,4 +1,4 @@
-"""Who may call what. Denied by default: a route that is in none of these lists needs a user's key."""
+"""Authentication and authorization of routes. Denied by default: a route in none of these lists needs a user key."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from softprompt.server.rate_limit import RateLimit
 
 PUBLIC = frozenset({"/livez", "/readyz", "/health"})
 ADMIN = frozenset({"/v1/soft_prompts", "/v1/soft_prompts/{name}"})
-UNCOUNTED = frozenset({"/metrics", "/version"})  # no rate, and they answer while the server stops
+UNCOUNTED = frozenset({"/metrics", "/version"})  # exempt from the rate limit, and answered while the server stops
 
 
-def require_access(keys: ApiKeys, quota: RateLimit) -> Callable[[Request], Awaitable[None]]:
-    """The one dependency of the app; sets `request.state.caller`. It raises ProblemError 401, 403, 429 or 503."""
+def require_access(keys: ApiKeys, rate_limit: RateLimit) -> Callable[[Request], Awaitable[None]]:
+    """The dependency of every route; sets `request.state.caller`. It raises ApiError 401, 403, 429 or 503."""
 
-    async def authorise(request: Request) -> None:
+    async def authorize(request: Request) -> None:
         route = request.scope["route"].path
         if route in PUBLIC:
             return
         caller = keys.caller(request.headers.get("authorization", ""))
         if caller is None:
             raise ApiError(401, "A valid API key is needed: Authorization: Bearer KEY.", "invalid_api_key")
-        request.state.facts["caller"] = caller.id
+        request.state.log_fields["caller"] = caller.id
         if route in ADMIN and not caller.admin:
             raise ApiError(403, "This needs the admin's key.", "admin_key_needed")
         if route not in UNCOUNTED:
-            quota.count(caller)
+            rate_limit.count(caller)
         request.state.caller = caller
 
-    return authorise
+    return authorize

@@ -1,4 +1,4 @@
-"""A request's body as JSON: bounded in bytes, depth and time before it is parsed."""
+"""Reads a request's JSON body, limited in bytes, nesting depth and time before it is parsed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from starlette.requests import Request
 from softprompt.server.error_responses import ApiError, invalid
 from softprompt.server.limits import Limits
 
-# Strings as a whole, also one that never ends, so that brackets in them do not count and the search is linear.
+# Strings as a whole, even unterminated ones, so that brackets in them do not count and the search is linear.
 _PARTS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
-    """The body's JSON object. Raises ProblemError 400, 408, 413 or 415."""
+    """The body's JSON object. Raises ApiError 400, 408, 413 or 415."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "The content type must be application/json.", "unsupported_media_type")
     try:
@@ -28,12 +28,12 @@ async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
     if _is_deeper(body, limits.json_depth):
         raise invalid(f"The body is nested deeper than {limits.json_depth} brackets.", code="invalid_json")
     try:
-        found = from_json(body, allow_inf_nan=False)
+        content = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise invalid("The body is not valid JSON.", code="invalid_json") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise invalid("The body must be a JSON object.", code="invalid_json")
-    return found
+    return content
 
 
 async def _bounded(request: Request, most: int) -> bytes:

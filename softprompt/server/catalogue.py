@@ -1,7 +1,7 @@
-"""The soft prompts that may be served: those given by name, and every one in the folder of soft prompts.
+"""Catalogue of the soft prompts that can be served: pinned ones, and those in the folder of soft prompts.
 
-The one place where a name becomes a path. Knows what is on disk, not what is loaded. Its methods read files: call them
-in a worker thread.
+Only this module turns a requested name into a path. It describes files on disk; loaded prompts are the concern of
+`server.prompt_cache`. Methods read files, so call them in a worker thread.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from softprompt.prompts import router, store
 from softprompt.prompts.card import Card
 
 OTHER_BASE = "it was made for another base model"
-SETTLE_NS = 2_000_000_000  # a folder that changed this short ago may change again without a newer time
+SETTLE_NS = 2_000_000_000  # a folder that changed more recently may change again within the same timestamp
 
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """What a list says of a soft prompt without loading it.
+    """A soft prompt or router as listed, without loading it.
 
     Attributes:
         created: seconds since 1970.
         form: "embedding", "kv", or "router", which chooses one of several soft prompts for each text.
-        fault: why it cannot be served; "" if it can, as far as its card tells.
+        fault: why it cannot be served, judged by its card; "" if it can.
     """
 
     name: str
@@ -41,52 +41,53 @@ class CatalogueEntry:
 
 
 class Catalogue:
-    """Names of soft prompts, where they are, and what their cards say.
+    """Names, paths and cards of soft prompts.
 
     Args:
-        geometry: of the base model; a soft prompt for another one is listed with its fault.
-        folder: the folder of soft prompts; None for those of `given` alone.
-        given: paths of soft prompts by name, which come first.
+        geometry: geometry of the base model; soft prompts for another one are listed with a fault.
+        folder: the folder of soft prompts; None serves the pinned ones only.
+        pinned: paths of soft prompts by name; they take precedence over the folder's.
     """
 
-    def __init__(self, geometry: Geometry, folder: Path | None, given: Mapping[str, Path]) -> None:
-        self._geometry, self._folder, self._given = geometry, folder, dict(given)
+    def __init__(self, geometry: Geometry, folder: Path | None, pinned: Mapping[str, Path]) -> None:
+        self._geometry, self._folder = geometry, folder
+        self._pinned = dict(pinned)
         self._cards: dict[str, tuple[tuple[int, int], CatalogueEntry]] = {}
         self._listed: tuple[int, tuple[CatalogueEntry, ...]] | None = None
         self._lock = threading.Lock()
 
     def path(self, name: str) -> Path | None:
         """The folder of a soft prompt of this name; None if there is none. Links are not followed."""
-        return self._given.get(name) or self._inside(name, store.CARD)
+        return self._pinned.get(name) or self._inside(name, store.CARD)
 
     def router(self, name: str) -> Path | None:
-        """The folder of a router of this name; None if there is none, or a soft prompt."""
+        """The folder of a router of this name; None if there is none, or if the name is a soft prompt."""
         return None if self.path(name) else self._inside(name, store.ROUTER)
 
     def knows(self, name: str) -> bool:
         """Whether there is a soft prompt or a router of this name."""
         return self.path(name) is not None or self.router(name) is not None
 
-    def _inside(self, name: str, facts: str) -> Path | None:
+    def _inside(self, name: str, file: str) -> Path | None:
         if self._folder is None or not store.NAME.fullmatch(name):
             return None
         path = self._folder / name
-        return path if not path.is_symlink() and (path / facts).is_file() else None
+        return path if not path.is_symlink() and (path / file).is_file() else None
 
     def entries(self) -> tuple[CatalogueEntry, ...]:
-        """All of them, by name. Reads the folder again when it has changed, and only cards that are new in it."""
+        """All entries, sorted by name. A changed folder is read again, but only the cards that changed in it."""
         with self._lock:
             changed = self._folder.stat().st_mtime_ns if self._folder is not None and self._folder.is_dir() else 0
             if self._listed is None or self._listed[0] != changed:
-                found = tuple(self._scan())
+                entries = tuple(self._scan())
                 settled = time.time_ns() - changed > SETTLE_NS
-                self._listed = (changed if settled else -1, found)
+                self._listed = (changed if settled else -1, entries)
             return self._listed[1]
 
     def _scan(self) -> Iterator[CatalogueEntry]:
-        names = set(self._given)
+        names = set(self._pinned)
         if self._folder is not None and self._folder.is_dir():
-            names |= {found.name for found in os.scandir(self._folder) if store.NAME.fullmatch(found.name)}
+            names |= {item.name for item in os.scandir(self._folder) if store.NAME.fullmatch(item.name)}
         before, self._cards = self._cards, {}
         for name in sorted(names):
             if (path := self.path(name)) is not None:
@@ -96,12 +97,12 @@ class Catalogue:
             else:
                 continue
             try:
-                facts = file.stat()
+                status = file.stat()
             except OSError:
                 continue
-            stamp = (facts.st_mtime_ns, facts.st_ino)
+            stamp = (status.st_mtime_ns, status.st_ino)
             known = before.get(name)
-            entry = known[1] if known and known[0] == stamp else read(name, path, int(facts.st_mtime))
+            entry = known[1] if known and known[0] == stamp else read(name, path, int(status.st_mtime))
             self._cards[name] = (stamp, entry)
             yield entry
 

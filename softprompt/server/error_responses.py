@@ -1,6 +1,7 @@
-"""What a client is told when a request cannot be answered: OpenAI's error object and its HTTP status.
+"""Errors of requests as OpenAI's error object and an HTTP status.
 
-The text comes from here or from a typed error about the client's own text; never from a file, a path or a traceback.
+A message is written here or comes from a typed error about the client's own text. It never holds a file's content, a
+path or a traceback.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing_extensions import TypedDict  # pydantic reads it, and wants this one
 
 from softprompt.errors import EngineError, SoftpromptError
 
-SHOWN_CHARS = 80  # characters of what a client sent that are said back
+SHOWN_CHARS = 80  # characters of a client's text that a message repeats
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_COMPARED_NAMES = 2000  # names that are searched for one that is spelled alike
+_COMPARED_NAMES = 2000  # names compared with an unknown one, to suggest a close spelling
 
 
 class ErrorDetail(TypedDict):
@@ -27,71 +28,72 @@ class ErrorDetail(TypedDict):
 
 
 class ErrorReply(TypedDict):
-    """The body of every reply that is not a success."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 class ApiError(EngineError):
-    """A request that is not answered.
+    """An error response to a request.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         message: one or two sentences for the client.
-        code: for programs, such as "model_not_found".
-        param: the field of the request that is wrong.
-        retry_after_s: when to try again, for 429 and 503.
+        code: identifies the error for programs, such as "model_not_found".
+        param: the field of the request at fault.
+        retry_after_s: seconds after which to retry, for 429 and 503.
     """
 
     def __init__(
         self, status: int, message: str, code: str, *, param: str | None = None, retry_after_s: int | None = None
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.message = status, message
+        self.code, self.param = code, param
         self.retry_after_s = retry_after_s
 
     @property
     def body(self) -> ErrorReply:
-        """As JSON."""
+        """The JSON body."""
         kind = _ERROR_TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that belong to it."""
+        """Additional HTTP headers."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """A request that is wrong in itself."""
+    """A 400 for a request with an invalid value."""
     return ApiError(400, message, code, param=param)
 
 
 def from_text(error: SoftpromptError, param: str) -> ApiError:
-    """What a typed error says about the client's own text."""
+    """A 400 from a typed error about the client's own text."""
     parts = [f"{error.where}: {error.what}" if error.where else error.what]
     parts += [f"{name}: {value}" for name in ("expected", "got", "hint") if (value := getattr(error, name)) is not None]
     return invalid(". ".join(parts), param)
 
 
 def unknown_model(name: str, known: Iterable[str]) -> ApiError:
-    """No model of this name; says which are spelled alike."""
+    """A 404 for an unknown model, suggesting known names with a close spelling."""
     near = difflib.get_close_matches(name, [k for _, k in zip(range(_COMPARED_NAMES), known, strict=False)], n=3)
     meant = f" Did you mean {' or '.join(map(repr, near))}?" if near and len(name) <= SHOWN_CHARS else ""
     return ApiError(404, f"The model {shown_value(name)} does not exist.{meant}", "model_not_found", param="model")
 
 
 def unknown_prompt(name: str) -> ApiError:
-    """No soft prompt of this name."""
+    """A 404 for an unknown soft prompt."""
     return ApiError(404, f"There is no soft prompt {shown_value(name)}.", "soft_prompt_not_found", param="name")
 
 
 def internal(request_id: str) -> ApiError:
-    """A fault of ours; what it was is in the log under the request's id."""
+    """A 500 that shows only the request's id, under which the log has the error."""
     return ApiError(500, f"The server failed. The request id is {request_id}.", "internal_error")
 
 
 def shown_value(text: str) -> str:
-    """A client's text in a message: quoted and short."""
+    """A client's text for a message: quoted and shortened."""
     return repr(text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…")

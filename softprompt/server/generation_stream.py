@@ -1,4 +1,4 @@
-"""Work for a client that may go away or wait too long, and streams of server-sent events for such clients."""
+"""Cancels work when a client disconnects or a deadline passes, and streams server-sent events."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from starlette.types import Receive, Scope, Send
 
 from softprompt.server.error_responses import ApiError
 
-FINAL_EVENT_S = 1.0  # for a client that does not read
+FINAL_EVENT_S = 1.0  # seconds to send the error event to a client that reads slowly
 DONE = b"data: [DONE]\n\n"
 _T = TypeVar("_T")
 
 
 class ClientGoneError(ApiError):
-    """The client has closed the connection; no one reads the reply."""
+    """The client has closed the connection, so nobody reads the response."""
 
     def __init__(self) -> None:
         super().__init__(499, "The client has closed the connection.", "client_gone")
 
 
 async def cancel_on_disconnect(receive: Receive, deadline: float, work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of `work`, which is cancelled, and has ended, before this raises.
+    """The result of `work`. Whenever this raises, `work` has been cancelled and has ended.
 
     Args:
-        receive: of the request, whose body was read already.
-        deadline: by the event loop's clock.
+        receive: the request's ASGI channel; its body has been read.
+        deadline: on the event loop's clock.
 
     Raises:
-        ClientGoneError: the client went away first.
-        ProblemError: 504, the deadline came first.
+        ClientGoneError: the client disconnected first.
+        ApiError: 504, the deadline passed first.
     """
     task, gone = asyncio.create_task(work), asyncio.create_task(_gone(receive))
     try:
@@ -57,9 +57,9 @@ async def _gone(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events as JSON, [DONE] behind them; an error on the way is the last event.
+    """Server-sent events as JSON, followed by [DONE]. An error during the stream becomes the last event.
 
-    Use `begin`, so that what goes wrong before the first event has a status of its own.
+    Create it with `begin`, so that an error before the first event is a response with its own status.
     """
 
     media_type = "text/event-stream"
@@ -69,25 +69,26 @@ class EventStream(Response):
     ) -> None:
         super().__init__()
         del self.headers["content-length"]
-        self._first, self._events, self._deadline = first, events, deadline
+        self._first, self._events = first, events
+        self._deadline = deadline
 
     @classmethod
     async def begin(
         cls, receive: Receive, events: AsyncGenerator[Mapping[str, Any], None], deadline: float
     ) -> EventStream:
-        """Wait for the first event. Raises what it raises, or what `attended` does."""
+        """Wait for the first event. Raises its errors and those of `cancel_on_disconnect`."""
         return cls(await cancel_on_disconnect(receive, deadline, _next(events)), events, deadline)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it all; the events are closed in any case."""
+        """Send all events; their generator is closed in any case."""
         try:
             await cancel_on_disconnect(receive, self._deadline, self._send(send))
         except ClientGoneError:
             raise
-        except ApiError as problem:
+        except ApiError as error:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINAL_EVENT_S):
-                    await _send_part(send, _event(problem.body) + DONE)
+                    await _send_part(send, _event(error.body) + DONE)
                     await send({"type": "http.response.body", "body": b""})
         finally:
             await self._events.aclose()

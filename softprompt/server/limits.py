@@ -1,4 +1,4 @@
-"""Everything a request may ask for at most: every list, number and wait has a cap with a default."""
+"""Limits of requests: every list, number and waiting time has a maximum with a default."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from softprompt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps of the server.
+    """Maximum values; docs/server.md lists them.
 
     Attributes:
-        body_bytes: of a request's body.
-        json_depth: of brackets in it.
+        body_bytes: bytes of a request's body.
+        json_depth: nesting depth of the body.
         messages: turns of a conversation.
-        chars: of all texts of a request together.
-        prompt_tokens: of one text with what stands around it; 0 is the model's context.
-        new_tokens: longest answer.
+        chars: characters of all texts of a request.
+        prompt_tokens: tokens of one text with its template; 0 is the model's context.
+        new_tokens: tokens of an answer.
         choices: answers of one request: `n` times the number of texts.
         stops: stop strings.
-        stop_chars: of one stop string.
+        stop_chars: characters of one stop string.
         logprobs: likeliest tokens reported for each token.
-        top_k: largest.
-        jobs: answers that run or wait, of all clients together; more get 429.
-        key_requests: requests of one key at a time; more get 429.
-        deadline_s: seconds a request may take, with the wait for its turn.
-        body_s: seconds for its body to arrive.
-        drain_s: seconds that requests have to end in once the server is told to stop.
+        top_k: value of `top_k`.
+        jobs: running and waiting answers of all clients; more get 429.
+        key_requests: concurrent requests of one key; more get 429.
+        deadline_s: seconds of a request, time in the queue included.
+        body_s: seconds for a body to arrive.
+        drain_s: seconds for running requests to finish once the server stops.
     """
 
     body_bytes: int = 1_048_576
@@ -58,10 +58,10 @@ class Limits:
 
 
 def parse_limits(texts: Iterable[str]) -> Limits:
-    """Limits with changes such as "new_tokens=512". Raises ConfigError for an unknown name or a value that is none."""
+    """Limits with changes such as "new_tokens=512". Raises ConfigError for an unknown name or an invalid value."""
     names, changes = [field.name for field in fields(Limits)], dict[str, int]()
     for text in texts:
-        name, _, value = text.partition("=")
+        name, value = text.split("=", 1) if "=" in text else (text, "")
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]}?" if near else None

@@ -1,4 +1,4 @@
-"""Logs on stderr: a line of JSON for each event, or lines for people. They hold names and lengths, no client's text."""
+"""Logging to stderr, as JSON lines or for reading. Events hold names and lengths, never a client's text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 
 
 def configure(kind: Literal["json", "console"]) -> None:
-    """Set structlog up, and have Python's own warnings and errors (uvicorn's) come the same way."""
+    """Configure structlog, and format the standard library's warnings and errors (uvicorn's) alike."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -1,4 +1,4 @@
-"""Prometheus metrics under vLLM's names with our prefix. Labels come from lists that are part of the code."""
+"""Prometheus metrics under vLLM's names with the prefix `softprompt_`. Label values never come from a client."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _REQUEST_BUCKETS = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 5
 
 @dataclass(frozen=True)
 class PromptCacheStats:
-    """What the library counted."""
+    """Counts of the prompt cache: prompts loaded now, and hits, misses and evictions so far."""
 
     loaded: int
     hits: int
@@ -51,7 +51,12 @@ class PromptCacheStats:
 
 
 class ServerMetrics:
-    """Counts what happens; asks engine and library what they are busy with when it is read."""
+    """The server's counters and histograms; gauges read the engine and the prompt cache when scraped.
+
+    Args:
+        stats: the engine's load.
+        loads: the prompt cache's counts.
+    """
 
     def __init__(self, stats: Callable[[], EngineStats], loads: Callable[[], PromptCacheStats]) -> None:
         self.registry = CollectorRegistry()
@@ -72,7 +77,7 @@ class ServerMetrics:
         self.registry.register(_Busy(stats, loads))
 
     def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _count(self, name: str, help_text: str, *labels: str) -> Counter:
@@ -90,7 +95,7 @@ class _Busy(Collector):
         stats, loads = self._stats(), self._loads()
         gauges = {
             "num_requests_running": ("Answers in the batch.", stats.running),
-            "num_requests_waiting": ("Answers in front of it.", stats.waiting),
+            "num_requests_waiting": ("Answers waiting for it.", stats.waiting),
             "kv_cache_usage_perc": ("Share of the cache in use; 1 is all.", stats.kv_usage),
             "prompts_loaded": ("Soft prompts in the engine.", loads.loaded),
         }
@@ -99,7 +104,7 @@ class _Busy(Collector):
             "prefix_cache_queries": ("Tokens looked up there.", stats.cached_tokens + stats.computed_tokens),
             "prompt_cache_hits": ("Requests whose soft prompt was loaded.", loads.hits),
             "prompt_cache_misses": ("Requests whose soft prompt had to be loaded.", loads.misses),
-            "prompt_cache_evictions": ("Soft prompts that gave way.", loads.evictions),
+            "prompt_cache_evictions": ("Soft prompts evicted.", loads.evictions),
         }
         for name, (help_text, value) in gauges.items():
             yield GaugeMetricFamily(PREFIX + name, help_text, value=value)

@@ -1,4 +1,4 @@
-"""What happens around every request: its id, the Host check, headers, faults, the log line and the count."""
+"""Request middleware: request id, Host check, response headers, unexpected errors, access log and request count."""
 
 from __future__ import annotations
 
@@ -27,35 +27,37 @@ SECURITY_HEADERS = {
 }
 
 
-def error_response(problem: ApiError) -> JSONResponse:
-    """A problem as a reply."""
-    return JSONResponse(problem.body, problem.status, problem.headers)
+def error_response(error: ApiError) -> JSONResponse:
+    """The HTTP response of an error."""
+    return JSONResponse(error.body, error.status, error.headers)
 
 
 class RequestMiddleware:
-    """ASGI middleware around the whole app.
+    """ASGI middleware around the whole application.
 
     Args:
-        hosts: names that the Host header may have; empty: any.
-        log_content: whether messages of unforeseen errors, which may hold a client's text, go to the log.
+        hosts: accepted names in the Host header; empty accepts any.
+        log_content: log the messages of unexpected errors, which may hold a client's text.
     """
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics, hosts: frozenset[str], log_content: bool) -> None:
-        self._app, self._metrics, self._hosts, self._log_content = app, metrics, hosts, log_content
+        self._app, self._metrics = app, metrics
+        self._hosts, self._log_content = hosts, log_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; nothing but HTTP and the lifespan comes through."""
+        """Handle one request; only HTTP and lifespan events reach the application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        opened, headers, status = time.monotonic(), Headers(scope=scope), 0
-        given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        facts: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(request_id=request_id, opened=opened, facts=facts)
+        opened, headers = time.monotonic(), Headers(scope=scope)
+        status = 0
+        request_id = headers.get("x-request-id", "")
+        request_id = request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
+        log_fields: dict[str, Any] = {}
+        scope.setdefault("state", {}).update(request_id=request_id, opened=opened, log_fields=log_fields)
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -69,21 +71,21 @@ class RequestMiddleware:
                 if self._hosts and _host(headers.get("host", "")) not in self._hosts:
                     raise ApiError(400, "This server has another name.", "unknown_host")
                 await self._app(scope, receive, sending)
-            except ApiError as problem:
-                if status:  # a stream that broke; there is no one to tell
-                    facts["broke"] = problem.code
+            except ApiError as error:
+                if status:  # the response has begun, so it cannot become an error
+                    log_fields["broke"] = error.code
                 else:
-                    await error_response(problem)(scope, receive, sending)
+                    await error_response(error)(scope, receive, sending)
             except Exception as error:
                 self._log_fault(error)
                 if not status:
                     await error_response(internal(request_id))(scope, receive, sending)
-            self._log_request(scope, status, time.monotonic() - opened, facts)
+            self._log_request(scope, status, time.monotonic() - opened, log_fields)
 
-    def _log_request(self, scope: Scope, status: int, seconds: float, facts: dict[str, Any]) -> None:
+    def _log_request(self, scope: Scope, status: int, seconds: float, log_fields: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "other")  # the template, never what a client sent
         self._metrics.http.labels(route, str(status)).inc()
-        log.info("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **facts)
+        log.info("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **log_fields)
 
     def _log_fault(self, error: Exception) -> None:
         where = "".join(traceback.format_tb(error.__traceback__))

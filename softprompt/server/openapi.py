@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of routes that read their bodies themselves."""
+"""OpenAPI descriptions of routes that read their bodies themselves."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ ERROR_STATUSES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 
 
 def request_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """A JSON body of this kind."""
+    """The description of a JSON body."""
     schema = kind.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}}
 
 
 def responses(kind: Any, *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
-    """The reply of a success, also as a stream, and the errors."""
+    """Descriptions of the success response, also as an event stream, and of the errors."""
     success: dict[str, Any] = {"model": kind, "description": "The answer."}
     if stream:
         success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-    faults = {status: {"model": ErrorReply, "description": "Not answered."} for status in ERROR_STATUSES}
-    return {200: success, **faults}
+    errors = {status: {"model": ErrorReply, "description": "Not answered."} for status in ERROR_STATUSES}
+    return {200: success, **errors}
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema without references to its own definitions, which the document has no place for."""
+    """The schema with its own definitions inlined, since the document has no place for them."""
     definitions: dict[str, Any] = schema.pop("$defs", {})
 
     def resolved(value: Any) -> Any:

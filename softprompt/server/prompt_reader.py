@@ -1,4 +1,4 @@
-"""A model as requests name it, the base model alone or behind a soft prompt, and how it reads what it is sent."""
+"""Turns texts and conversations into token ids for a soft prompt, or for the base model alone."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from softprompt.server.error_responses import invalid
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A text as a job takes it.
+    """A text as token ids.
 
     Attributes:
-        ids: token ids behind the prefix.
+        ids: token ids after the prefix.
         end_ids: tokens that end the answer.
-        text_tokens: tokens of text in prefix and ids together; virtual ones do not count.
-        taken: tokens of prefix and ids together, virtual ones too.
+        text_tokens: tokens of prefix and ids without virtual tokens, as `usage` counts them.
+        taken: tokens of prefix and ids with virtual tokens, which take up the context.
     """
 
     ids: tuple[int, ...]
@@ -37,10 +37,10 @@ class EncodedPrompt:
 
 
 class SoftPromptReader:
-    """A subject with what is the same for all its texts.
+    """Reads texts through the template of a soft prompt.
 
     Args:
-        subject: the base model or a soft prompt, in the frame that its card gives.
+        formatted: the soft prompt (or none) with its template and layout.
         digest: sha256 of the soft prompt, "" for the base model.
 
     Raises DataError for a template that the base model cannot use.
@@ -56,29 +56,29 @@ class SoftPromptReader:
 
     def text(self, text: str, where: str) -> EncodedPrompt:
         """One text through the template. Raises DataError."""
-        return self._behind(text_input_ids(text, self.formatted, self._tokenizer, where))
+        return self._encoded(text_input_ids(text, self.formatted, self._tokenizer, where))
 
     def chat(self, messages: Sequence[Message]) -> EncodedPrompt:
-        """A conversation, up to where the assistant begins. Raises DataError."""
-        return self._behind(chat_input_ids(messages, self.formatted, self._tokenizer))
+        """A conversation, up to the start of the assistant's answer. Raises DataError."""
+        return self._encoded(chat_input_ids(messages, self.formatted, self._tokenizer))
 
     def tokens(self, ids: Sequence[int]) -> EncodedPrompt:
-        """Raises ProblemError: a soft prompt has learned behind its template."""
+        """Raises ApiError: a soft prompt was trained with its template, which ids would bypass."""
         raise invalid("A soft prompt reads texts through its template, not token ids.", "prompt")
 
-    def _behind(self, ids: Sequence[int]) -> EncodedPrompt:
+    def _encoded(self, ids: Sequence[int]) -> EncodedPrompt:
         text = self._constant + len(ids)
-        return EncodedPrompt(self._whole(ids), self.end_ids, text, self._virtual + text)
+        return EncodedPrompt(self._job_ids(ids), self.end_ids, text, self._virtual + text)
 
-    def _whole(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """What the job gets: the engine knows the prefix of a soft prompt, and of the base model there is none."""
+    def _job_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids of the job. The engine adds a soft prompt's prefix; the base model's constant text is added here."""
         if self.formatted.prompt is not None:
             return tuple(ids)
         return (*self.prefix.lead, *self.prefix.follow, *ids)
 
 
 class PromptReader(Protocol):
-    """A model that reads texts."""
+    """Reads texts for one model."""
 
     def text(self, text: str, where: str) -> EncodedPrompt: ...
 
@@ -88,33 +88,33 @@ class PromptReader(Protocol):
 
 
 def load_reader(lm: FrozenLM, path: Path) -> SoftPromptReader:
-    """The soft prompt of a folder, checked. Raises StoreError, WrongBaseError, DataError."""
+    """The reader of the soft prompt in a folder. Raises StoreError, WrongBaseError, DataError."""
     prompt, card = store.load(path, lm.geometry)
     return SoftPromptReader(lm, from_card(prompt, card), card.sha256)
 
 
 class BaseModelReader:
-    """The base model alone: texts as they are, conversations by its chat template."""
+    """Reads for the base model alone: texts unchanged, conversations through its chat template."""
 
     digest = ""
 
     def __init__(self, lm: FrozenLM) -> None:
         self._vocab = lm.geometry.vocab
         self._plain = SoftPromptReader(lm, no_prompt(lm, Template("text", "{text}")))
-        self._talk = SoftPromptReader(lm, no_prompt(lm, Template("chat"))) if has_chat_template(lm.tokenizer) else None
+        self._chat = SoftPromptReader(lm, no_prompt(lm, Template("chat"))) if has_chat_template(lm.tokenizer) else None
 
     def text(self, text: str, where: str) -> EncodedPrompt:
-        """One text, with the BOS that the tokenizer gives every text. Raises DataError."""
+        """One text, with BOS if the tokenizer adds it. Raises DataError."""
         return self._plain.text(text, where)
 
     def chat(self, messages: Sequence[Message]) -> EncodedPrompt:
-        """A conversation. Raises DataError, or ProblemError if the model has no chat template."""
-        if self._talk is None:
-            raise invalid("The base model has no chat template: ask /v1/completions.", "messages", "no_chat_template")
-        return self._talk.chat(messages)
+        """A conversation. Raises DataError, or ApiError if the model has no chat template."""
+        if self._chat is None:
+            raise invalid("The base model has no chat template: use /v1/completions.", "messages", "no_chat_template")
+        return self._chat.chat(messages)
 
     def tokens(self, ids: Sequence[int]) -> EncodedPrompt:
-        """A text that comes as token ids, taken as they are. Raises ProblemError for what is no token of the model."""
+        """Token ids, unchanged. Raises ApiError for an id outside the vocabulary."""
         if not ids or any(not 0 <= token < self._vocab for token in ids):
-            raise invalid(f"Token ids are between 0 and {self._vocab - 1}, one at least.", "prompt")
+            raise invalid(f"Token ids are between 0 and {self._vocab - 1}, at least one.", "prompt")
         return EncodedPrompt(tuple(ids), self._plain.end_ids, len(ids), len(ids))

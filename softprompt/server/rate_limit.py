@@ -1,4 +1,4 @@
-"""Who may start how much: requests a time and at a time for each key, answers at a time for all, none once draining."""
+"""Rate limits: requests per time and concurrent requests of each key, and concurrent answers of all keys."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from softprompt.server.limits import Limits
 
 
 class RateLimit:
-    """Counts requests.
+    """Counts requests and refuses those over the limits.
 
     Args:
-        rate: requests of one key in a time, such as "600/minute"; "" is any number.
+        rate: requests of one key per time, such as "600/minute"; "" is unlimited.
 
     Attributes:
-        limits: as given.
-        draining: no new request is taken.
+        draining: whether all new requests are refused, since the server is stopping.
         jobs: answers that run or wait.
 
-    Raises ConfigError for a rate that is none.
+    Raises ConfigError for an invalid rate.
     """
 
     def __init__(self, limits: Limits, rate: str = "") -> None:
         self.limits, self._rate = limits, _parsed(rate)
-        self._limiter = FixedWindowRateLimiter(MemoryStorage()) if self._rate else None  # it starts a thread
-        self.draining, self.jobs, self._requests = False, 0, Counter[str]()
+        self._limiter = FixedWindowRateLimiter(MemoryStorage()) if self._rate else None  # the storage starts a thread
+        self.draining, self.jobs = False, 0
+        self._requests = Counter[str]()
 
     def count(self, caller: Caller) -> None:
-        """A request has come. Raises ProblemError 429 if it is one too many, 503 when the server is stopping."""
+        """Count a new request. Raises ApiError 429 over the rate, 503 while the server is stopping."""
         if self.draining:
             raise ApiError(503, "The server is stopping.", "stopping", retry_after_s=5)
         if self._rate is None or self._limiter is None or self._limiter.hit(self._rate, caller.id):
@@ -49,9 +49,9 @@ class RateLimit:
 
     @contextlib.contextmanager
     def request(self, caller: Caller) -> Iterator[None]:
-        """Hold one of the caller's places. Raises ProblemError 429 if there is none left."""
+        """Count a request as running. Raises ApiError 429 if the caller has too many."""
         if self._requests[caller.id] >= self.limits.key_requests:
-            raise ApiError(429, "Too many requests at a time for this key.", "concurrency_exceeded", retry_after_s=1)
+            raise ApiError(429, "Too many concurrent requests for this key.", "concurrency_exceeded", retry_after_s=1)
         self._requests[caller.id] += 1
         try:
             yield
@@ -60,7 +60,7 @@ class RateLimit:
 
     @contextlib.contextmanager
     def answers(self, count: int) -> Iterator[None]:
-        """Hold places for this many answers. Raises ProblemError 429 if the queue is full."""
+        """Count this many answers as running or waiting. Raises ApiError 429 if the queue is full."""
         if self.jobs + count > self.limits.jobs:
             raise ApiError(429, "The queue of the server is full.", "queue_full", retry_after_s=1)
         self.jobs += count
@@ -71,7 +71,7 @@ class RateLimit:
 
     @property
     def requests(self) -> int:
-        """Requests that are being answered."""
+        """Number of running requests."""
         return self._requests.total()
 
 

@@ -1,4 +1,4 @@
-"""A checked request: what is asked of which model, within the server's limits, free of HTTP."""
+"""GenerationRequest: a checked request for one model, within the server's limits and independent of HTTP."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from softprompt.server.limits import Limits
 from softprompt.server.prompt_reader import EncodedPrompt, PromptReader
 from softprompt.server.schema import ChatRequest, CompletionRequest, GenerationFields
 
-DEFAULT_TOKENS = 16  # of a completion, as OpenAI and vLLM have it; a conversation's answer may fill the context
+DEFAULT_TOKENS = 16  # of a completion, as in OpenAI's API; a conversation's answer may fill the context
 
-TextReader = Callable[
-    [PromptReader], EncodedPrompt
-]  # a text or conversation, as the model that is asked reads it; raises DataError
+# One text or conversation: given the model's reader, its token ids. Raises DataError.
+TextReader = Callable[[PromptReader], EncodedPrompt]
 _T = TypeVar("_T")
 
 
@@ -28,13 +27,14 @@ class GenerationRequest:
     """One request.
 
     Attributes:
-        model: as the client names it.
+        model: the model's name in the request.
         texts: each is answered `n` times.
-        param: the field they came in, for messages.
-        sampling: of each text's first answer; the others count its seed on. `max_new_tokens` is the server's cap.
-        new_tokens: longest answer; None: as long as there is room.
-        logprobs: likeliest tokens to report for each token; None reports nothing.
-        tenant: who asks: an engine shares what it keeps of their texts with nobody else.
+        param: the field of the texts, for error messages.
+        sampling: sampling of each text's first answer; further answers increment the seed. `max_new_tokens` is the
+            server's limit.
+        new_tokens: maximum tokens of an answer; None fills the context.
+        logprobs: number of likeliest tokens to report for each token; None reports none.
+        tenant: the caller; an engine never shares cached texts between tenants.
     """
 
     model: str
@@ -49,7 +49,7 @@ class GenerationRequest:
 
 
 def chat_request(request: ChatRequest, limits: Limits) -> GenerationRequest:
-    """Raises ProblemError for what is over the limits."""
+    """The checked request of a body. Raises ApiError for values over the limits."""
     _check_most(len(request.messages), limits.messages, "messages")
     messages = [turn.message for turn in request.messages]
     _check_most(sum(len(message.content) for message in messages), limits.chars, "messages", " characters")
@@ -66,8 +66,8 @@ def chat_request(request: ChatRequest, limits: Limits) -> GenerationRequest:
 
 
 def completion_request(request: CompletionRequest, limits: Limits) -> GenerationRequest:
-    """Raises ProblemError for what is over the limits."""
-    prompts = _several(request.prompt)
+    """The checked request of a body. Raises ApiError for values over the limits."""
+    prompts = _prompt_list(request.prompt)
     if not prompts or not all(prompts):
         raise invalid("There is nothing to complete.", "prompt")
     _check_most(sum(map(len, prompts)), limits.chars, "prompt", " characters")
@@ -76,8 +76,8 @@ def completion_request(request: CompletionRequest, limits: Limits) -> Generation
     return _generation_request(request, limits, texts, "prompt", request.max_tokens or DEFAULT_TOKENS, request.logprobs)
 
 
-def _several(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """The texts of a completion request, also of one that holds a single one."""
+def _prompt_list(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """The texts of a completion request, whose field may hold one text or a list of them."""
     if isinstance(prompt, str):
         return [prompt]
     tokens = [part for part in prompt if isinstance(part, int)]
@@ -97,7 +97,7 @@ def _generation_request(
     logprobs: int | None,
 ) -> GenerationRequest:
     n, stops = _default(request.n, 1), request.stops
-    top_k = max(0, _default(request.top_k, 0))  # -1 is all, as in vLLM
+    top_k = max(0, _default(request.top_k, 0))  # -1 is unlimited, as in vLLM
     _check_most(len(texts) * n, limits.choices, "n", " answers")
     _check_most(len(stops), limits.stops, "stop", " strings")
     _check_most(max(map(len, stops), default=0), limits.stop_chars, "stop", " characters")

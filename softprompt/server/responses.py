@@ -1,4 +1,4 @@
-"""Answers as OpenAI's objects: whole, and in chunks."""
+"""Answers as OpenAI's response objects, complete or in chunks of a stream."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from softprompt.server.streaming import ScoredToken, TextPiece
 
 
 class Usage(TypedDict):
-    """Tokens of texts and answers; virtual ones do not count."""
+    """Token counts of texts and answers, without virtual tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -26,7 +26,7 @@ class Usage(TypedDict):
 
 
 class TopLogprob(TypedDict):
-    """A token that was likely."""
+    """A likely token."""
 
     token: str
     logprob: float
@@ -40,14 +40,14 @@ class TokenLogprob(TopLogprob):
 
 
 class ChatLogprobs(TypedDict):
-    """Of a piece of a conversation's answer."""
+    """Log-probabilities of a chat answer or of a chunk of it."""
 
     content: list[TokenLogprob]
     refusal: None
 
 
 class TextLogprobs(TypedDict):
-    """Of a piece of a completion."""
+    """Log-probabilities of a completion or of a chunk of it."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -64,7 +64,7 @@ class AssistantMessage(TypedDict):
 
 
 class Delta(TypedDict):
-    """What is new of it."""
+    """The new part of a message in a stream."""
 
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
@@ -83,7 +83,7 @@ class ChatChoice(TypedDict):
 
 
 class ChatChunkChoice(TypedDict):
-    """What is new of one answer."""
+    """The new part of one answer in a stream."""
 
     index: int
     delta: Delta
@@ -92,7 +92,7 @@ class ChatChunkChoice(TypedDict):
 
 
 class TextChoice(TypedDict):
-    """One completion, or what is new of it."""
+    """One completion, or the new part of it in a stream."""
 
     index: int
     text: str
@@ -109,21 +109,21 @@ class _Head(TypedDict):
 
 
 class ChatCompletion(_Head):
-    """Reply of /v1/chat/completions."""
+    """Response of /v1/chat/completions."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
 
 class ChatChunk(_Head):
-    """Event of its stream."""
+    """Event in a stream of /v1/chat/completions."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
 
 
 class TextCompletion(_Head):
-    """Reply of /v1/completions, and event of its stream."""
+    """Response of /v1/completions, and event in its stream."""
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
@@ -131,7 +131,7 @@ class TextCompletion(_Head):
 
 @dataclass
 class FullResponse:
-    """An answer that is put together from its pieces."""
+    """An answer, collected from its pieces."""
 
     text: str = ""
     scored: list[ScoredToken] = field(default_factory=list)
@@ -144,16 +144,17 @@ class FullResponse:
 
 
 class ResponseBuilder:
-    """The objects that answer one request.
+    """Builds the response objects of one request.
 
     Args:
-        chat: of /v1/chat/completions; else of /v1/completions.
-        model: as the client named it.
-        logprobs: whether they were asked for.
+        chat: for /v1/chat/completions; else for /v1/completions.
+        model: the model's name in the request.
+        logprobs: whether to include log-probabilities.
     """
 
     def __init__(self, work: PreparedRequest, model: str, *, chat: bool, logprobs: bool) -> None:
-        self._chat, self._logprobs, self._work = chat, logprobs, work
+        self._chat, self._logprobs = chat, logprobs
+        self._work = work
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{work.id}",
             "created": int(time.time()),
@@ -162,31 +163,35 @@ class ResponseBuilder:
         }
 
     def whole(self, answers: Sequence[FullResponse], tokens: int) -> dict[str, Any]:
-        """A ChatCompletion or TextCompletion."""
+        """The complete response: a ChatCompletion or TextCompletion."""
         choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
         kind = "chat.completion" if self._chat else "text_completion"
         return self._head | {"object": kind, "choices": choices, "usage": self.usage(tokens)}
 
     def chunk(self, piece: TextPiece) -> dict[str, Any]:
-        """A ChatChunk or TextCompletion with what is new."""
+        """An event with a piece of an answer: a ChatChunk or TextCompletion."""
         logprobs = self._scored(piece.scored) if piece.scored else None
         choice = {"index": piece.choice, "logprobs": logprobs, "finish_reason": piece.finish or None}
         return self._event([choice | ({"delta": {"content": piece.text}} if self._chat else {"text": piece.text})])
 
     def opening(self) -> list[dict[str, Any]]:
-        """The events in front of all text: in a conversation one that says who speaks, for each answer."""
+        """The events before any text: for a chat, one with the role for each answer."""
         delta = {"role": "assistant", "content": ""}
         first = {"delta": delta, "logprobs": None, "finish_reason": None}
         return [self._event([first | {"index": i}]) for i in range(len(self._work.jobs))] if self._chat else []
 
     def closing(self, tokens: int) -> dict[str, Any]:
-        """The event with the usage, behind all others."""
+        """The last event of a stream, with the usage."""
         return self._event([]) | {"usage": self.usage(tokens)}
 
     def usage(self, tokens: int) -> Usage:
-        """What the request took, with `tokens` of all answers."""
-        given = self._work.prompt_tokens
-        return {"prompt_tokens": given, "completion_tokens": tokens, "total_tokens": given + tokens}
+        """Token counts of the request; `tokens` is the count of all answers."""
+        prompt_tokens = self._work.prompt_tokens
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": prompt_tokens + tokens,
+        }
 
     def _event(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
@@ -194,10 +199,10 @@ class ResponseBuilder:
 
     def _choice(self, index: int, answer: FullResponse) -> dict[str, Any]:
         logprobs = self._scored(answer.scored) if self._logprobs else None
-        facts = {"index": index, "logprobs": logprobs, "finish_reason": answer.finish}
+        choice = {"index": index, "logprobs": logprobs, "finish_reason": answer.finish}
         if not self._chat:
-            return facts | {"text": answer.text}
-        return facts | {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            return choice | {"text": answer.text}
+        return choice | {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
 
     def _scored(self, scored: Sequence[ScoredToken]) -> ChatLogprobs | TextLogprobs:
         return _chat_logprobs(scored) if self._chat else _text_logprobs(scored)

@@ -1,7 +1,7 @@
-"""The fields of a request, as OpenAI's API reference and vLLM's extra sampling fields name them.
+"""Request bodies, with the fields of OpenAI's API and vLLM's additional sampling fields.
 
-What would change the answer and cannot be done is refused; what changes nothing is ignored; what no one knows is
-refused with the name that was probably meant. No field holds a template, a path, a URL or a tensor.
+Unsupported fields that would change the answer are refused. Fields without effect are ignored. Unknown fields are
+refused with a suggestion. No field holds a template, a path, a URL or a tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from softprompt.data.records import Message
 from softprompt.server.error_responses import SHOWN_CHARS, ApiError, invalid, shown_value
 
-# Fields that change nothing here: bookkeeping, hints, and how a client's own account is charged.
+# Fields without effect here: bookkeeping, hints and billing.
 IGNORED = frozenset(
     {
         "metadata",
@@ -29,7 +29,7 @@ IGNORED = frozenset(
         "user",
     }
 )
-# Fields that would change the answer, with the values that would not.
+# Unsupported fields, with the values that are accepted because they do not change the answer.
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -66,21 +66,21 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """What a stream holds besides the answer."""
+    """Additional content of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # of OpenAI: padding against eavesdroppers; nothing is padded here
 
 
 class TextPart(_Strict):
-    """A piece of a turn."""
+    """A text part of a turn's content."""
 
     type: Literal["text"]
     text: str
 
 
 class Turn(_Strict):
-    """One turn of a conversation. The last fields are empty in every answer of ours, which clients send back whole."""
+    """One turn of a conversation. The last fields are empty in this server's answers, which clients send back whole."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -93,13 +93,13 @@ class Turn(_Strict):
 
     @property
     def message(self) -> Message:
-        """As the chat template takes it: a developer's turn is a system turn, and names are not read."""
+        """The turn for a chat template: a developer's turn is a system turn, and names are ignored."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Message("system" if self.role == "developer" else self.role, text)
 
 
 class GenerationFields(_Strict):
-    """What texts and conversations have in common."""
+    """Fields common to chat and completion requests."""
 
     model: str
     stream: bool | None = None
@@ -127,7 +127,7 @@ class GenerationFields(_Strict):
 
 
 class ChatRequest(GenerationFields):
-    """POST /v1/chat/completions."""
+    """Body of POST /v1/chat/completions."""
 
     messages: list[Turn] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -136,7 +136,7 @@ class ChatRequest(GenerationFields):
 
 
 class CompletionRequest(GenerationFields):
-    """POST /v1/completions."""
+    """Body of POST /v1/completions."""
 
     prompt: str | list[str] | Tokens | list[Tokens]
     logprobs: int | None = Field(None, ge=0)
@@ -146,7 +146,7 @@ RequestType = TypeVar("RequestType", ChatRequest, CompletionRequest)
 
 
 def parse_request(kind: type[RequestType], body: dict[str, Any]) -> RequestType:
-    """The request of a JSON body. Raises ProblemError 400 that names the field."""
+    """Validate a JSON body. Raises ApiError 400 with the name of the invalid field."""
     for name in sorted(body.keys() & NEUTRAL.keys()):
         if body[name] is not None and body[name] not in NEUTRAL[name]:
             raise ApiError(400, f"{name} is not supported.", "unsupported_parameter", param=name)
@@ -161,14 +161,14 @@ def parse_request(kind: type[RequestType], body: dict[str, Any]) -> RequestType:
 
 
 def _from_validation(error: ValidationError, kind: type[BaseModel]) -> ApiError:
-    """The first error that says most: the deepest one, since of a union every arm complains."""
-    found = max(
+    """The deepest of pydantic's errors, since each arm of a union reports one of its own."""
+    deepest = max(
         error.errors(include_url=False, include_input=False, include_context=False), key=lambda e: len(e["loc"])
     )
-    unknown = found["type"] == "extra_forbidden"
-    param = _path(found["loc"], unknown)[:SHOWN_CHARS]
+    unknown = deepest["type"] == "extra_forbidden"
+    param = _path(deepest["loc"], unknown)[:SHOWN_CHARS]
     if not unknown:
-        return invalid(f"{param}: {found['msg']}", param)
+        return invalid(f"{param}: {deepest['msg']}", param)
     near = difflib.get_close_matches(param, kind.model_fields, n=1)
     meant = f" Did you mean {near[0]}?" if near else ""
     return ApiError(400, f"Unknown field {shown_value(param)}.{meant}", "unknown_parameter", param=param)

@@ -1,4 +1,4 @@
-"""Whether a server would answer: everything is loaded once and asked for one token."""
+"""Self-check of a server (`serve --check`): loads every prompt once and generates one token with it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ TEXT = "Where is my parcel?"
 
 
 async def self_check(service: Service) -> AsyncGenerator[tuple[str, str], None]:
-    """(model, fault) of the base model and every soft prompt, as they are done; "" is no fault.
+    """Yields (model, fault) for the base model and every soft prompt; fault is "" if it works.
 
-    The folder may hold soft prompts for other base models: they are left out, unless one is pinned.
+    Soft prompts for other base models in the folder are skipped, unless pinned.
     """
-    yield service.name, await _answered(service, service.name)
+    yield service.name, await _fault(service, service.name)
     for entry in service.catalogue.entries():
-        if entry.fault == OTHER_BASE and entry.name not in service.library.pinned:
+        if entry.fault == OTHER_BASE and entry.name not in service.prompt_cache.pinned:
             continue
-        yield entry.name, entry.fault or await _answered(service, f"{service.name}:{entry.name}")
+        yield entry.name, entry.fault or await _fault(service, f"{service.name}:{entry.name}")
 
 
-async def _answered(service: Service, model: str) -> str:
-    ask = GenerationRequest(model, (_text,), "prompt", 1, Sampling(1), 1, Penalties(), None)
+async def _fault(service: Service, model: str) -> str:
+    request = GenerationRequest(model, (_text,), "prompt", 1, Sampling(1), 1, Penalties(), None)
     try:
-        async with service.working(ask) as work, aclosing(service.answers(work, time.monotonic())) as pieces:
+        async with service.working(request) as work, aclosing(service.answers(work, time.monotonic())) as pieces:
             async for _ in pieces:
                 pass
     except SoftpromptError as error:
@@ -43,6 +43,6 @@ async def _answered(service: Service, model: str) -> str:
 
 
 def _text(reader: PromptReader) -> EncodedPrompt:
-    """Some text; for a template with several fields it stands in each."""
+    """A sample text; for a template with several fields, one in each field."""
     fields = reader.formatted.template.names if isinstance(reader, SoftPromptReader) else ()
     return reader.text(json.dumps(dict.fromkeys(fields, TEXT)) if len(fields) > 1 else TEXT, "text")

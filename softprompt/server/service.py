@@ -1,4 +1,9 @@
-"""What the server does, free of HTTP: models by name, requests to answers, soft prompts in and out."""
+"""The service behind the HTTP routes: finds models by name, turns requests into answers, loads and unloads prompts.
+
+A request passes four steps. Its model's name becomes a soft prompt, by way of a router if it names one. The prompt is
+held in the cache until the answers are complete. Its texts become token ids, and each of its answers a job. The engine
+runs the jobs, whose tokens come back as one stream of text pieces. HTTP, keys and JSON belong to the routes.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +39,14 @@ log = structlog.get_logger("softprompt.server")
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """An ask that is ready to run.
+    """A request as jobs that are ready to run.
 
     Attributes:
-        id: of the request, unique.
-        jobs: `n` for each text, in the texts' order.
-        prompt_tokens: of all texts; virtual tokens do not count.
-        fingerprint: of base model and soft prompt: equal ones answer alike.
+        id: unique id of the request.
+        jobs: `n` for each text, in the order of the texts.
+        stops: stop strings.
+        prompt_tokens: tokens of all texts, without virtual tokens.
+        fingerprint: identifies the weights of base model and soft prompt, as OpenAI's `system_fingerprint`.
     """
 
     id: str
@@ -54,10 +60,12 @@ class Service:
     """One base model, its soft prompts and an engine.
 
     Args:
-        name: what requests call the base model.
-        places: soft prompts in the engine at a time.
-        pinned: those that stay there.
-        quota: with the limits; by default these are the defaults, and there is no rate.
+        lm: encodes texts and routes; the engine runs the model.
+        catalogue: the soft prompts on disk.
+        name: name of the base model in requests.
+        places: maximum number of soft prompts in the engine.
+        pinned: soft prompts loaded at the start and never evicted.
+        rate_limit: limits of requests; by default the default limits without a rate.
     """
 
     def __init__(
@@ -69,57 +77,59 @@ class Service:
         name: str,
         places: int,
         pinned: frozenset[str] = frozenset(),
-        quota: RateLimit | None = None,
+        rate_limit: RateLimit | None = None,
     ) -> None:
-        self.name, self.engine, self.catalogue = name, engine, catalogue
-        self.quota = quota or RateLimit(Limits())
-        self.limits = self.quota.limits
-        self.library = PromptCache(engine, self._read, pinned, places)
-        self.metrics = ServerMetrics(engine.stats, self._loads)
+        self.name, self.engine = name, engine
+        self.catalogue = catalogue
+        self.rate_limit = rate_limit or RateLimit(Limits())
+        self.limits = self.rate_limit.limits
+        self.prompt_cache = PromptCache(engine, self._read, pinned, places)
+        self.metrics = ServerMetrics(engine.stats, self._cache_stats)
         self.started = int(time.time())
-        self._lm, self._base, self._fingerprint = lm, BaseModelReader(lm), lm.geometry.fingerprint
-        # One at a time: what text a client sends may hold up other texts, but never the event loop or all threads.
+        self._lm, self._base = lm, BaseModelReader(lm)
+        self._fingerprint = lm.geometry.fingerprint
+        # One text at a time: a slow one may delay others, but neither the event loop nor all worker threads.
         self._texts = anyio.CapacityLimiter(1)
 
     async def start(self) -> None:
-        """Start the engine and load the soft prompts that stay. Raises ProblemError, EngineError."""
+        """Start the engine and load the pinned soft prompts. Raises ApiError, EngineError."""
         await self.engine.start()
-        for name in sorted(self.library.pinned):
-            await self.library.load(name)
+        for name in sorted(self.prompt_cache.pinned):
+            await self.prompt_cache.load(name)
 
     async def stop(self) -> None:
-        """End what still runs."""
-        await self.library.settle()
+        """Stop the engine, and with it all running jobs."""
+        await self.prompt_cache.settle()
         await self.engine.stop()
 
     @property
     def unready(self) -> str:
-        """Why no request is taken; "" while all is well."""
-        return "the engine has failed" if self.engine.failure else "stopping" if self.quota.draining else ""
+        """Why no request is accepted; "" while ready."""
+        return "the engine has failed" if self.engine.failure else "stopping" if self.rate_limit.draining else ""
 
     @contextlib.asynccontextmanager
-    async def working(self, ask: GenerationRequest) -> AsyncIterator[PreparedRequest]:
-        """Hold what an ask needs, its places and its soft prompt, while it is answered. Raises ProblemError."""
+    async def working(self, request: GenerationRequest) -> AsyncIterator[PreparedRequest]:
+        """Prepare a request, and hold its soft prompt and its share of the limits until it ends. Raises ApiError."""
         if self.engine.failure:
             raise ApiError(503, "The engine has failed.", "engine_failed", retry_after_s=5)
-        prompt = await self._routed(ask, await self._prompt_of(ask.model))
-        with self.quota.answers(len(ask.texts) * ask.n):
+        prompt = await self._route(request, await self._prompt_of(request.model))
+        with self.rate_limit.answers(len(request.texts) * request.n):
             if prompt is None:
-                yield await self._work(ask, self._base, None, self._fingerprint)
+                yield await self._prepare(request, self._base, None, self._fingerprint)
                 return
-            async with self._held(prompt, ask.model) as held:
-                fingerprint = f"{self._fingerprint}-{held.frame.digest[:16]}"
-                yield await self._work(ask, held.frame, held.key, fingerprint)
+            async with self._hold(prompt, request.model) as held:
+                fingerprint = f"{self._fingerprint}-{held.reader.digest[:16]}"
+                yield await self._prepare(request, held.reader, held.key, fingerprint)
 
     async def answers(self, work: PreparedRequest, opened: float) -> AsyncGenerator[TextPiece, None]:
-        """The pieces of all answers as they come; closing the generator ends the jobs. Raises ProblemError.
+        """Pieces of all answers as they are generated; closing the generator cancels the jobs. Raises ApiError.
 
         Args:
-            begun: `time.monotonic()` when the request came, for the metrics.
+            opened: `time.monotonic()` when the request arrived, for the metrics.
         """
         self.metrics.prompt_tokens.inc(work.prompt_tokens)
         streams = [
-            stream_text(self.engine, job, i, self._lm.tokenizer, work.stops, _Clock(self.metrics, opened).tick)
+            stream_text(self.engine, job, i, self._lm.tokenizer, work.stops, _TokenTimer(self.metrics, opened).tick)
             for i, job in enumerate(work.jobs)
         ]
         try:
@@ -137,91 +147,99 @@ class Service:
             raise ApiError(500, "The engine could not run this request.", "engine_error") from error
 
     async def load(self, name: str) -> None:
-        """Read a soft prompt from disk now; a router is read for each request. Raises ProblemError."""
+        """Read a soft prompt from disk now; routers are read for every request anyway. Raises ApiError."""
         if await run_sync(self.catalogue.router, name) is None:
-            await self.library.load(name)
+            await self.prompt_cache.load(name)
         else:
-            self.library.reopen(name)
+            self.prompt_cache.reopen(name)
 
     async def models(self) -> list[CatalogueEntry]:
-        """The soft prompts that requests can name."""
+        """The soft prompts and routers that requests can name."""
         entries = await run_sync(self.catalogue.entries)
-        return [entry for entry in entries if not entry.fault and not self.library.is_closed(entry.name)]
+        return [entry for entry in entries if not entry.fault and not self.prompt_cache.is_closed(entry.name)]
 
     async def entry(self, name: str) -> CatalogueEntry:
-        """One soft prompt, also one that cannot be served. Raises ProblemError 404."""
+        """The catalogue entry of one soft prompt, even if it cannot be served. Raises ApiError 404."""
         for entry in await run_sync(self.catalogue.entries):
             if entry.name == name:
                 return entry
         raise unknown_prompt(name)
 
     def model_id(self, entry: CatalogueEntry) -> str:
-        """What requests call it: its name, or BASE:NAME where the base model has that name already."""
+        """A prompt's name in requests: NAME, or BASE:NAME if the base model has that name."""
         return f"{self.name}:{entry.name}" if entry.name == self.name else entry.name
 
     @contextlib.asynccontextmanager
-    async def _held(self, prompt: str, model: str) -> AsyncIterator[CachedPrompt]:
-        """`Library.hold` in a request's words: one that was unloaded just now is a model that is not there."""
+    async def _hold(self, prompt: str, model: str) -> AsyncIterator[CachedPrompt]:
+        """`PromptCache.hold` for a request: a prompt that was unloaded just now is an unknown model."""
         async with contextlib.AsyncExitStack() as stack:
             try:
-                held = await stack.enter_async_context(self.library.hold(prompt))
-            except ApiError as problem:
-                if problem.status != 404:
+                held = await stack.enter_async_context(self.prompt_cache.hold(prompt))
+            except ApiError as error:
+                if error.status != 404:
                     raise
                 raise unknown_model(model, ()) from None
             yield held
 
     async def _prompt_of(self, model: str) -> str | None:
-        """The soft prompt that a request means; None for the base model alone."""
+        """The soft prompt of a model name; None for the base model alone."""
         if model == self.name:
             return None
         prompt = model.removeprefix(f"{self.name}:")
-        there = self.library.users(prompt) is not None or await run_sync(self.catalogue.knows, prompt)
-        if there and not self.library.is_closed(prompt):
+        known = self.prompt_cache.users(prompt) is not None or await run_sync(self.catalogue.knows, prompt)
+        if known and not self.prompt_cache.is_closed(prompt):
             return prompt
         raise unknown_model(model, [self.name, *map(self.model_id, await self.models())])
 
-    async def _routed(self, ask: GenerationRequest, prompt: str | None) -> str | None:
-        """The soft prompt that a router chooses for the request's text; any other is as given. Raises ProblemError."""
+    async def _route(self, request: GenerationRequest, prompt: str | None) -> str | None:
+        """The soft prompt that a router chooses for the request's text; other prompts are returned. Raises ApiError."""
         path = None if prompt is None else await run_sync(self.catalogue.router, prompt)
         if path is None:
             return prompt
-        if len(ask.texts) > 1:  # each might need another soft prompt: requests hold one at a time
-            raise invalid("A router takes one text a request.", ask.param)
-        own = await as_api_error(run_sync(router.load_router, path, self._lm.geometry))
-        async with self._held(own.names[0], ask.model) as held:
-            (ids,) = await self._read_texts(ask, held.frame)
-        return own.names[await run_sync(own.choose, self._lm, ids.ids)]
+        if len(request.texts) > 1:  # each might need another soft prompt, and a request holds one
+            raise invalid("A router takes one text a request.", request.param)
+        prompt_router = await as_api_error(run_sync(router.load_router, path, self._lm.geometry))
+        async with self._hold(prompt_router.names[0], request.model) as held:
+            (ids,) = await self._read_texts(request, held.reader)
+        return prompt_router.names[await run_sync(prompt_router.choose, self._lm, ids.ids)]
 
-    async def _read_texts(self, ask: GenerationRequest, reader: PromptReader) -> list[EncodedPrompt]:
-        """The request's texts as the model reads them. Raises ProblemError."""
+    async def _read_texts(self, request: GenerationRequest, reader: PromptReader) -> list[EncodedPrompt]:
+        """Token ids of the request's texts. Raises ApiError."""
         try:
             return await run_sync(
-                lambda: [text(reader) for text in ask.texts], limiter=self._texts, abandon_on_cancel=True
+                lambda: [text(reader) for text in request.texts], limiter=self._texts, abandon_on_cancel=True
             )
         except DataError as error:
-            raise from_text(error, ask.param) from error
+            raise from_text(error, request.param) from error
 
-    async def _work(
-        self, ask: GenerationRequest, reader: PromptReader, prompt: str | None, fingerprint: str
+    async def _prepare(
+        self, request: GenerationRequest, reader: PromptReader, prompt: str | None, fingerprint: str
     ) -> PreparedRequest:
-        texts = await self._read_texts(ask, reader)
+        texts = await self._read_texts(request, reader)
         name, number = uuid.uuid4().hex, itertools.count()
-        jobs = tuple(self._job(ask, ids, prompt, name, next(number)) for ids in texts for _ in range(ask.n))
-        return PreparedRequest(name, jobs, ask.sampling.stop, sum(ids.text_tokens for ids in texts), fingerprint)
+        jobs = tuple(self._job(request, ids, prompt, name, next(number)) for ids in texts for _ in range(request.n))
+        return PreparedRequest(name, jobs, request.sampling.stop, sum(ids.text_tokens for ids in texts), fingerprint)
 
-    def _job(self, ask: GenerationRequest, ids: EncodedPrompt, prompt: str | None, name: str, number: int) -> Job:
+    def _job(self, request: GenerationRequest, ids: EncodedPrompt, prompt: str | None, name: str, number: int) -> Job:
         context = self.engine.context
         room, most = context - ids.taken, self.limits.prompt_tokens or context
-        if ids.taken > most or room < (ask.new_tokens or 1):
-            wanted = f"{ids.taken} tokens with the soft prompt and {ask.new_tokens or 1} new ones"
+        if ids.taken > most or room < (request.new_tokens or 1):
+            wanted = f"{ids.taken} tokens with the soft prompt and {request.new_tokens or 1} new ones"
             what = f"The request is too long: {wanted}, in a context of {context} and at most {most} of prompt."
-            raise invalid(what, ask.param, "context_length_exceeded")
-        length = min(ask.new_tokens or room, self.limits.new_tokens)
-        seed = (ask.sampling.seed + number) % 2**63
-        sampling = replace(ask.sampling, max_new_tokens=length, seed=seed, stop=())
-        facts = (ids.ids, sampling, ids.end_ids, ask.penalties, ask.logprobs, ask.tenant)
-        return Job(f"{name}-{number}", prompt, *facts)
+            raise invalid(what, request.param, "context_length_exceeded")
+        length = min(request.new_tokens or room, self.limits.new_tokens)
+        seed = (request.sampling.seed + number) % 2**63
+        sampling = replace(request.sampling, max_new_tokens=length, seed=seed, stop=())
+        return Job(
+            f"{name}-{number}",
+            prompt,
+            ids.ids,
+            sampling,
+            ids.end_ids,
+            request.penalties,
+            request.logprobs,
+            request.tenant,
+        )
 
     async def _read(self, name: str) -> SoftPromptReader:
         path = await run_sync(self.catalogue.path, name)
@@ -229,16 +247,17 @@ class Service:
             raise unknown_prompt(name)
         return await run_sync(load_reader, self._lm, path)
 
-    def _loads(self) -> PromptCacheStats:
-        library = self.library
-        return PromptCacheStats(len(library), library.hits, library.misses, library.evictions)
+    def _cache_stats(self) -> PromptCacheStats:
+        cache = self.prompt_cache
+        return PromptCacheStats(len(cache), cache.hits, cache.misses, cache.evictions)
 
 
-class _Clock:
-    """Measures the time that an answer waits, the time to its first token and between its tokens."""
+class _TokenTimer:
+    """Measures an answer's time in the queue, to its first token and between its tokens."""
 
     def __init__(self, metrics: ServerMetrics, opened: float) -> None:
-        self._metrics, self._last, self._first = metrics, opened, True
+        self._metrics, self._last = metrics, opened
+        self._first = True
 
     def tick(self, token: Token) -> None:
         now = time.monotonic()
@@ -250,6 +269,6 @@ class _Clock:
 
 
 def served_name(model: str) -> str:
-    """What requests call a base model: its Hub id or built-in name; of a folder or file its last part, no path."""
+    """A base model's name in requests: its Hub id or built-in name, or the last part of its path."""
     path = Path(model).expanduser()
     return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else model

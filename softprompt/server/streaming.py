@@ -1,4 +1,4 @@
-"""The tokens of answers as pieces of text, and several answers as one stream."""
+"""Turns an engine's tokens into pieces of text, and merges several answers into one stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.engine.base import Engine, Job, Token
 from softprompt.inference.detokenizer import Detokenizer
 
-MAX_WAITING_PIECES = 32  # pieces that may wait for a slow reader before its answers pause
+MAX_WAITING_PIECES = 32  # pieces buffered for a slow client before its answers pause
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ScoredToken:
     """A token of an answer with its log-probability.
 
     Attributes:
-        start: characters of the answer in front of it.
+        start: number of characters of the answer before it.
         likeliest: (token, log-probability), the likeliest first.
     """
 
@@ -32,14 +32,14 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """What is new of an answer.
+    """The new part of an answer.
 
     Attributes:
-        choice: the answer's number.
-        text: may be empty.
-        scored: the tokens whose text begins in what was given out so far, if they were asked for.
-        tokens: how many of the answer came since the last piece.
-        finish: "stop" or "length" with the last piece, else "".
+        choice: number of the answer.
+        text: new text, possibly empty.
+        scored: tokens whose text begins in the text so far, if log-probabilities are reported.
+        tokens: number of tokens since the last piece.
+        finish: "stop" or "length" for the last piece, else "".
     """
 
     choice: int
@@ -52,37 +52,38 @@ class TextPiece:
 async def stream_text(
     engine: Engine, job: Job, choice: int, tokenizer: Tokenizer, stops: Sequence[str], on_token: Callable[[Token], None]
 ) -> AsyncGenerator[TextPiece, None]:
-    """One answer as it comes; leaving the iterator ends its job.
+    """One answer as it is generated; closing the generator cancels its job.
 
     Args:
-        stops: strings that end it; they are not part of it.
-        on_token: is told of every token of the engine.
+        stops: strings that end the answer, without being part of it.
+        on_token: called with every token of the engine.
     """
-    transcript, waiting, told = Detokenizer(tokenizer, stops), deque[ScoredToken](), 0
+    detokenizer, waiting = Detokenizer(tokenizer, stops), deque[ScoredToken]()
+    reported = 0
     async with aclosing(engine.stream(job)) as tokens:
         async for token in tokens:
             on_token(token)
             ended = token.finish == "stop"
             if not ended:
-                start = len(transcript.text)
-                transcript.append(token.id)
+                start = len(detokenizer.text)
+                detokenizer.append(token.id)
                 if token.logprob is not None:
                     waiting.append(_scored(token, start, token.logprob, tokenizer))
-            finish = "stop" if ended or transcript.stopped else token.finish
-            text = transcript.take(end=bool(finish))
-            scored = _due(waiting, transcript, finish)
+            finish = "stop" if ended or detokenizer.stopped else token.finish
+            text = detokenizer.take(end=bool(finish))
+            scored = _due(waiting, detokenizer, finish)
             if text or finish:
-                told, new = len(transcript.ids), len(transcript.ids) - told
+                reported, new = len(detokenizer.ids), len(detokenizer.ids) - reported
                 yield TextPiece(choice, text, scored, new, finish)
             if finish:
                 return
 
 
-def _due(waiting: deque[ScoredToken], transcript: Detokenizer, finish: str) -> tuple[ScoredToken, ...]:
-    """Tokens whose text begins in front of what is still held back, or of the stop string that cut it."""
+def _due(waiting: deque[ScoredToken], detokenizer: Detokenizer, finish: str) -> tuple[ScoredToken, ...]:
+    """Tokens whose text begins before the text still held back, or before the stop string that ended it."""
     due = []
-    whole = bool(finish) and not transcript.stopped
-    while waiting and (whole or waiting[0].start < transcript.shown):
+    whole = bool(finish) and not detokenizer.stopped
+    while waiting and (whole or waiting[0].start < detokenizer.shown):
         due.append(waiting.popleft())
     return tuple(due)
 
@@ -93,19 +94,19 @@ def _scored(token: Token, start: int, logprob: float, tokenizer: Tokenizer) -> S
 
 
 async def merge_streams(streams: Sequence[AsyncGenerator[TextPiece, None]]) -> AsyncGenerator[TextPiece, None]:
-    """The pieces of all streams as they come. The first error ends all; so does leaving the iterator."""
+    """Pieces of all streams as they come. The first error ends all of them, and so does closing the generator."""
     queue: asyncio.Queue[TextPiece | BaseException | None] = asyncio.Queue(MAX_WAITING_PIECES)
     tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
     try:
         left = len(tasks)
         while left:
-            found = await queue.get()
-            if isinstance(found, BaseException):
-                raise found
-            if found is None:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
                 left -= 1
             else:
-                yield found
+                yield item
     finally:
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""The server on its socket: where it may listen, and how it ends."""
+"""Runs the application with uvicorn: the listening socket, and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from softprompt.server.service import Service
 log = structlog.get_logger("softprompt.server")
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-MAX_CONNECTIONS = 4096  # open at a time
-CLOSE_S = 2  # for what is cut off to say so
+MAX_CONNECTIONS = 4096  # open at the same time
+CLOSE_S = 2  # seconds for cancelled requests to send their error
 
 
 def check_address(host: str, keys: ApiKeys) -> None:
-    """Raises ConfigError for an address that others reach while there is no key."""
+    """Raises ConfigError for an address that other machines can reach, unless there is an API key."""
     if not is_loopback(host) and not keys:
         raise ConfigError(
-            "other machines would reach this address, and no API key is asked for",
+            "other machines could reach this address without an API key",
             where="--host",
             got=host,
             hint="set SOFTPROMPT_API_KEYS or --api-keys FILE, or listen on 127.0.0.1",
@@ -36,7 +36,7 @@ def check_address(host: str, keys: ApiKeys) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Whether only this machine can reach the address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -44,15 +44,15 @@ def is_loopback(host: str) -> bool:
 
 
 def default_hosts(host: str) -> frozenset[str]:
-    """Names in the Host header: on this machine its own, so that no web page talks to it by a name that resolves here.
+    """Accepted names in the Host header: on loopback the machine's own, against DNS rebinding by web pages.
 
-    Elsewhere any, for only keys open it.
+    On other addresses any name is accepted, since those require an API key.
     """
     return LOCAL_NAMES | {host} if is_loopback(host) else frozenset()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError if the address cannot be had."""
+    """A listening socket. Raises ConfigError if the address is not available."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
@@ -83,41 +83,45 @@ async def serve(service: Service, app: ASGIApp, listening: socket.socket) -> Non
     server = DrainingServer(config, service)
     await server.serve(sockets=[listening])
     log.info("stopped")
-    if service.engine.failure and not server.told:  # Ctrl-C also ends an engine's own processes
+    if service.engine.failure and not server.signaled:  # Ctrl-C also ends an engine's own processes
         raise EngineError("the engine has failed", got=service.engine.failure)
 
 
 class DrainingServer(uvicorn.Server):
-    """Told to stop, it takes no new requests (503), lets the others end, and then goes; told twice, it goes at once."""
+    """A uvicorn server that drains: after a signal it refuses new requests (503) until the running ones have ended.
+
+    A second signal ends it at once.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._service, self._until, self.told = service, float("inf"), False
+        self._service, self._until = service, float("inf")
+        self.signaled = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT."""
-        self.told = True
-        if self._service.quota.draining:
+        """Begin to drain on SIGTERM or SIGINT; end on the second signal."""
+        self.signaled = True
+        if self._service.rate_limit.draining:
             self.should_exit = True
             self.force_exit = sig == signal.SIGINT
-        self._service.quota.draining = True
+        self._service.rate_limit.draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
-        quota = self._service.quota
+        """Check ten times a second whether draining has ended."""
+        rate_limit = self._service.rate_limit
         if self._service.engine.failure:
-            quota.draining = True
-        if quota.draining:
+            rate_limit.draining = True
+        if rate_limit.draining:
             if self._until == float("inf"):
-                log.info("draining", requests=quota.requests)
+                log.info("draining", requests=rate_limit.requests)
                 self._until = time.monotonic() + self._service.limits.drain_s
-            if not quota.requests or time.monotonic() > self._until:
+            if not rate_limit.requests or time.monotonic() > self._until:
                 self.should_exit = True
         return await super().on_tick(counter)
 
 
 async def run_server(service: Service, app: ASGIApp, listening: socket.socket) -> None:
-    """Start the service, serve, stop it. Raises ProblemError for a pinned soft prompt, EngineError."""
+    """Start the service, serve, and stop it. Raises EngineError, and ApiError if a pinned soft prompt fails to load."""
     try:
         await service.start()
         await serve(service, app, listening)

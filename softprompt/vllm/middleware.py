@@ -70,7 +70,7 @@ class SoftPrompts:
         return self._shelf
 
     async def _changed(self, scope: Scope, path: str, body: bytes) -> bytes:
-        """The body as vLLM gets it. Raises ProblemError."""
+        """The body as vLLM gets it. Raises ApiError."""
         try:
             found = json.loads(body)  # as vLLM does: what this cannot read, vLLM cannot
         except RecursionError as error:
@@ -109,7 +109,7 @@ class PromptFolder:
         return cls(Path(folder), load_tokenizer(config.model_config.tokenizer), tuple(served))
 
     def find(self, model: str) -> PublishedPrompt | None:
-        """What a request means that names this model; None: not a soft prompt. Raises ProblemError."""
+        """What a request means that names this model; None: not a soft prompt. Raises ApiError."""
         if model in self.served:
             return None
         name = next((model[len(base) + 1 :] for base in self.served if model.startswith(f"{base}:")), model)
@@ -134,7 +134,7 @@ def remove_field(body: Any, field: str) -> bool:
 
 
 def read_chat(body: dict[str, Any], prompt: PublishedPrompt, shelf: PromptFolder) -> dict[str, Any]:
-    """A chat request behind a soft prompt, for vLLM. Raises ProblemError."""
+    """A chat request behind a soft prompt, for vLLM. Raises ApiError."""
     request = parse_request(ChatRequest, body)
     messages = [turn.message for turn in request.messages]
     try:
@@ -153,7 +153,7 @@ def read_chat(body: dict[str, Any], prompt: PublishedPrompt, shelf: PromptFolder
 
 
 def read_completion(body: dict[str, Any], prompt: PublishedPrompt, shelf: PromptFolder) -> dict[str, Any]:
-    """A completion request behind a soft prompt, for vLLM. Raises ProblemError."""
+    """A completion request behind a soft prompt, for vLLM. Raises ApiError."""
     request = parse_request(CompletionRequest, body)
     texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if not all(isinstance(text, str) and text for text in texts) or not texts:
@@ -178,7 +178,7 @@ def _whole(ids: list[int], prompt: PublishedPrompt, repetition_penalty: float | 
 
 
 async def _body(request: Request) -> bytes:
-    """Raises ProblemError 413."""
+    """Raises ApiError 413."""
     body = bytearray()
     async for part in request.stream():
         body += part

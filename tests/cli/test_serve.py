@@ -80,7 +80,7 @@ def test_the_cards_name_the_base_model(shelf: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--host", "0.0.0.0"), "no API key is asked for"),
+        (("--host", "0.0.0.0"), "without an API key"),
         (("--limit", "n=3"), "unknown limit"),
         (("--rate", "often"), "not a rate"),
         (("--prompt", "UP=x"), "not a soft prompt's name"),

@@ -139,7 +139,7 @@ def test_any_mix_of_knobs_is_answered_or_refused(
 @given(steps=st.lists(st.tuples(st.sampled_from(["PUT", "DELETE", "use"]), st.sampled_from(["review", "talk"]))))
 def test_any_order_of_loading_and_using(steps: list[tuple[str, str]], fuzzed: Live) -> None:
     """What was unloaded is refused, all else is answered."""
-    closed = {name for name in TEMPLATES if fuzzed.service.library.is_closed(name)}
+    closed = {name for name in TEMPLATES if fuzzed.service.prompt_cache.is_closed(name)}
     for action, name in steps:
         if action == "use":
             reply = fuzzed.ask("POST", "/v1/completions", {"model": name, "prompt": "A", "max_tokens": 1})

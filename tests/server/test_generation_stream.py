@@ -52,8 +52,8 @@ def test_who_leaves_ends_the_job(stream: bool, server: Live) -> None:
     for connection in running:
         connection.close()
     until(lambda: server.engine.running == 0, 1)
-    until(lambda: server.service.quota.jobs == 0 and server.service.quota.requests == 0, 1)
-    assert server.service.library.users("review") == 0
+    until(lambda: server.service.rate_limit.jobs == 0 and server.service.rate_limit.requests == 0, 1)
+    assert server.service.prompt_cache.users("review") == 0
     server.engine.pace = 0.0
     assert server.ask("POST", "/v1/completions", {"model": "review", "prompt": "A", "max_tokens": 2}).status == 200
 
@@ -134,7 +134,7 @@ def test_a_full_queue(prompts: Path) -> None:
     with live(prompts, limits=Limits(jobs=2, drain_s=1), slots=1) as server:
         server.engine.pace = 0.02
         held = [open_request(server, stream=True) for _ in range(2)]
-        until(lambda: server.service.quota.jobs == 2)
+        until(lambda: server.service.rate_limit.jobs == 2)
         reply = server.ask("POST", "/v1/completions", {"model": "review", "prompt": "A"})
         assert (reply.status, reply.code, reply.headers["retry-after"]) == (429, "queue_full", "1")
         for connection in held:
@@ -144,7 +144,7 @@ def test_a_full_queue(prompts: Path) -> None:
     with live(prompts, limits=Limits(key_requests=1, drain_s=1)) as server:
         server.engine.pace = 0.02
         held = [open_request(server, stream=False)]
-        until(lambda: server.service.quota.requests == 1)
+        until(lambda: server.service.rate_limit.requests == 1)
         reply = server.ask("POST", "/v1/completions", {"model": "review", "prompt": "A", "stream": True})
         assert (reply.status, reply.code, reply.headers["retry-after"]) == (429, "concurrency_exceeded", "1")
         held[0].close()

@@ -90,7 +90,7 @@ def test_many_at_a_time(server: Live) -> None:
         ]
     assert together == alone * 4
     assert len(set(alone)) == len(alone)
-    assert server.service.library.evictions > 0, "seven prompts in four places"
+    assert server.service.prompt_cache.evictions > 0, "seven prompts in four places"
 
 
 def test_an_async_stream(server: Live) -> None:

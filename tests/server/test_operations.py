@@ -145,7 +145,7 @@ def test_draining(prompts: Path) -> None:
         server.engine.pace = 0.03
         running = open_request(server, stream=True, max_tokens=120)  # longer than LAST_S
         until(lambda: server.engine.running == 1)
-        server.service.quota.draining = True
+        server.service.rate_limit.draining = True
         for method, path in (("GET", "/readyz"), ("GET", "/v1/models"), ("POST", "/v1/completions")):
             reply = server.ask(method, path, ASKED if method == "POST" else None)
             assert reply.status == 503 and int(reply.headers["retry-after"]) > 0
@@ -197,7 +197,7 @@ def test_faults_are_logged_without_text(server: Live, monkeypatch: pytest.Monkey
     assert (reply.status, reply.code) == (500, "internal_error")
     assert "mine" in reply.json["error"]["message"] and SECRET not in reply.raw.decode()
     assert [line["event"] for line in lines] == ["fault", "request"]
-    assert lines[0]["error"] == "KeyError" and "model_routes.py" in lines[0]["traceback"]
+    assert lines[0]["error"] == "KeyError" and "routes/models.py" in lines[0]["traceback"]
     assert SECRET not in json.dumps(lines)
 
 
@@ -231,8 +231,8 @@ def test_check(prompts: Path) -> None:
         engine = OracleEngine(tiny_lm("llama", bos=True))
         service = Service(engine.lm, engine, Catalogue(engine.lm.geometry, prompts, {}), name=BASE, places=2)
         found = {model: fault async for model, fault in self_check(service)}
-        await service.library.settle()
-        service.library.check_integrity()
+        await service.prompt_cache.settle()
+        service.prompt_cache.check_integrity()
         assert {job.prompt and job.prompt.partition("#")[0] for job in engine.seen} == {None, *TEMPLATES}
         return found
 

@@ -27,7 +27,7 @@ class Shelf:
     def __init__(self, places: int, pinned: tuple[str, ...] = ()) -> None:
         self.engine, self.reads, self.broken = FakeEngine(), Counter[str](), set[str]()
         self.slow = 0.0
-        self.library = PromptCache(self.engine, self.read, frozenset(pinned), places)
+        self.prompt_cache = PromptCache(self.engine, self.read, frozenset(pinned), places)
 
     async def read(self, name: str) -> Any:
         self.reads[name] += 1
@@ -37,8 +37,8 @@ class Shelf:
         return SimpleNamespace(prefix=name, digest=f"{name}{self.reads[name]}")
 
     async def used(self, name: str) -> str:
-        async with self.library.hold(name) as held:
-            return held.frame.digest
+        async with self.prompt_cache.hold(name) as held:
+            return held.reader.digest
 
 
 class FakeEngine(OracleEngine):
@@ -69,8 +69,8 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 async def settled(shelf: Shelf) -> list[str]:
     """Names of what the engine holds, once nothing moves."""
-    await shelf.library.settle()
-    shelf.library.check_integrity()
+    await shelf.prompt_cache.settle()
+    shelf.prompt_cache.check_integrity()
     return sorted(key.partition("#")[0] for key in shelf.engine.held)
 
 
@@ -80,8 +80,8 @@ def test_loaded_on_first_use_and_the_least_recently_used_gives_way() -> None:
         for name in ("a", "b", "a", "c"):
             await shelf.used(name)
         assert await settled(shelf) == ["a", "c"]
-        library = shelf.library
-        assert (library.hits, library.misses, library.evictions, len(library)) == (1, 3, 1, 2)
+        cache = shelf.prompt_cache
+        assert (cache.hits, cache.misses, cache.evictions, len(cache)) == (1, 3, 1, 2)
         assert shelf.reads == {"a": 1, "b": 1, "c": 1}
 
     run(work)
@@ -104,9 +104,9 @@ def test_what_is_in_use_or_pinned_stays() -> None:
 
     async def work() -> None:
         shelf = Shelf(places=2, pinned=("p",))
-        await shelf.library.load("p")
+        await shelf.prompt_cache.load("p")
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(shelf.library.hold("a"))
+            await stack.enter_async_context(shelf.prompt_cache.hold("a"))
             waiting = asyncio.create_task(shelf.used("b"))
             await asyncio.sleep(0.02)
             assert not waiting.done()
@@ -136,11 +136,11 @@ def test_a_new_version_for_new_requests() -> None:
 
     async def work() -> None:
         shelf = Shelf(places=3)
-        async with shelf.library.hold("a") as old:
-            await shelf.library.load("a")
+        async with shelf.prompt_cache.hold("a") as old:
+            await shelf.prompt_cache.load("a")
             assert await shelf.used("a") == "a2"
-            assert (old.frame.digest, len(shelf.engine.held)) == ("a1", 2)
-            shelf.library.check_integrity()
+            assert (old.reader.digest, len(shelf.engine.held)) == ("a1", 2)
+            shelf.prompt_cache.check_integrity()
         assert await settled(shelf) == ["a"]
         assert await shelf.used("a") == "a2"
 
@@ -152,14 +152,14 @@ def test_a_new_version_where_there_is_no_place_beside_the_old_one() -> None:
 
     async def work() -> None:
         shelf = Shelf(places=1, pinned=("p",))
-        await shelf.library.load("p")
-        async with shelf.library.hold("p"):
-            loading = asyncio.create_task(shelf.library.load("p"))
+        await shelf.prompt_cache.load("p")
+        async with shelf.prompt_cache.hold("p"):
+            loading = asyncio.create_task(shelf.prompt_cache.load("p"))
             await asyncio.sleep(0.02)
             assert not loading.done()
         await loading
         assert await shelf.used("p") == "p2"
-        assert await settled(shelf) == ["p"] and shelf.library.evictions == 0
+        assert await settled(shelf) == ["p"] and shelf.prompt_cache.evictions == 0
 
     run(work)
 
@@ -167,14 +167,14 @@ def test_a_new_version_where_there_is_no_place_beside_the_old_one() -> None:
 def test_unloaded_is_refused_until_it_is_loaded() -> None:
     async def work() -> None:
         shelf = Shelf(places=2)
-        async with shelf.library.hold("a"):
-            shelf.library.unload("a")
+        async with shelf.prompt_cache.hold("a"):
+            shelf.prompt_cache.unload("a")
             with pytest.raises(ApiError, match="no soft prompt 'a'"):
                 await shelf.used("a")
-            assert shelf.library.users("a") is None and shelf.library.is_closed("a")
+            assert shelf.prompt_cache.users("a") is None and shelf.prompt_cache.is_closed("a")
             assert len(shelf.engine.held) == 1, "the holder goes on"
         assert await settled(shelf) == []
-        await shelf.library.load("a")
+        await shelf.prompt_cache.load("a")
         assert await shelf.used("a") == "a2"
         assert await settled(shelf) == ["a"]
 
@@ -187,7 +187,7 @@ def test_unloaded_while_it_loads() -> None:
         shelf.slow = 0.02
         waiting = asyncio.create_task(shelf.used("a"))
         await asyncio.sleep(0.01)
-        shelf.library.unload("a")
+        shelf.prompt_cache.unload("a")
         with pytest.raises(ApiError):
             await waiting
         assert await settled(shelf) == []
@@ -239,13 +239,13 @@ def test_the_books_add_up_whatever_happens(seed: int, places: int) -> None:
         if action == "fault":
             shelf.broken ^= {name}
         elif action == "unload":
-            shelf.library.unload(name)
+            shelf.prompt_cache.unload(name)
         else:
-            await {"use": held, "load": lambda shelf, name: shelf.library.load(name)}[action](shelf, name)
+            await {"use": held, "load": lambda shelf, name: shelf.prompt_cache.load(name)}[action](shelf, name)
 
     async def held(shelf: Shelf, name: str) -> None:
-        async with shelf.library.hold(name) as found:
-            assert found.frame.digest.startswith(name)
+        async with shelf.prompt_cache.hold(name) as found:
+            assert found.reader.digest.startswith(name)
             await asyncio.sleep(draw.random() / 1000)
             assert found.key in shelf.engine.held, "it is there as long as it is held"
 
@@ -259,7 +259,7 @@ def test_the_books_add_up_whatever_happens(seed: int, places: int) -> None:
             tasks.add(asyncio.create_task(quietly(one(shelf))))
             for _ in range(draw.randrange(4)):
                 await asyncio.sleep(0)
-            shelf.library.check_integrity()
+            shelf.prompt_cache.check_integrity()
         await asyncio.gather(*tasks)
         assert len(await settled(shelf)) <= places
 

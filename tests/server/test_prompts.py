@@ -97,7 +97,7 @@ def test_a_pinned_one_comes_from_anywhere_and_stays(tmp_path: Path) -> None:
         assert prompt(server, "GET", "mine").json["state"] == "loaded"
         assert len({said(server, name) for name in ("p0", "p1", "mine", "p2", "p3", "mine")}) == 5
         assert prompt(server, "GET", "mine").json | {"pinned": True} == prompt(server, "GET", "mine").json
-        assert server.service.library.evictions == 3
+        assert server.service.prompt_cache.evictions == 3
         server.idle()
 
 

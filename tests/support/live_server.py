@@ -98,12 +98,12 @@ class Live:
 
         async def wait() -> None:
             async with asyncio.timeout(10):
-                while self.engine.running or self.engine.waiting or self.service.quota.requests:
+                while self.engine.running or self.engine.waiting or self.service.rate_limit.requests:
                     await asyncio.sleep(0.01)
-            await self.service.library.settle()
-            assert self.service.quota.jobs == 0
-            assert all(self.service.library.users(name) in (None, 0) for name in TEMPLATES)
-            self.service.library.check_integrity()
+            await self.service.prompt_cache.settle()
+            assert self.service.rate_limit.jobs == 0
+            assert all(self.service.prompt_cache.users(name) in (None, 0) for name in TEMPLATES)
+            self.service.prompt_cache.check_integrity()
 
         self.on_loop(wait())
 
@@ -159,7 +159,7 @@ def live(
         name=BASE,
         places=places,
         pinned=names,
-        quota=RateLimit(limits or Limits(drain_s=1), rate),
+        rate_limit=RateLimit(limits or Limits(drain_s=1), rate),
     )
     app = create_app(service, ApiKeys([USER], [ADMIN]) if keys is None else keys, hosts=hosts, log_content=log_content)
     listening, loops = listen("127.0.0.1", 0), list[asyncio.AbstractEventLoop]()
@@ -179,6 +179,6 @@ def live(
     try:
         yield Live(port, service, engine, app, loops[0])
     finally:
-        service.quota.draining = True
+        service.rate_limit.draining = True
         thread.join(30)
         assert not thread.is_alive()

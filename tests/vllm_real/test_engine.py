@@ -213,7 +213,7 @@ def test_the_server(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Runner, tm
             found = [reply.raise_for_status().text for reply in await asyncio.gather(*sent)]
             refused = await client.post("/v1/completions", json=bodies[-1] | {"echo": True})
             assert refused.status_code == 400
-        await service.library.settle()
+        await service.prompt_cache.settle()
         return found
 
     ours, wanted = runner.run(replies(engine)), runner.run(replies(OracleEngine(lm)))

@@ -1,4 +1,4 @@
-"""/v1/chat/completions and /v1/completions."""
+"""Routes /v1/chat/completions and /v1/completions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from softprompt.server.streaming import TextPiece
 
 
 def add_generation(app: FastAPI, service: Service, log_content: bool) -> None:
-    """Add the two routes; with `log_content` texts and answers go to the log."""
+    """Add the two routes; `log_content` logs texts and answers."""
 
     @app.post(
         "/v1/chat/completions",
@@ -33,7 +33,7 @@ def add_generation(app: FastAPI, service: Service, log_content: bool) -> None:
     )
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
-        return await _Answering(service, request, log_content).reply(ChatRequest, chat_request)
+        return await _GenerationCall(service, request, log_content).reply(ChatRequest, chat_request)
 
     @app.post(
         "/v1/completions",
@@ -42,48 +42,53 @@ def add_generation(app: FastAPI, service: Service, log_content: bool) -> None:
     )
     async def complete(request: Request) -> Response:
         """Continue a text."""
-        return await _Answering(service, request, log_content).reply(CompletionRequest, completion_request)
+        return await _GenerationCall(service, request, log_content).reply(CompletionRequest, completion_request)
 
 
-class _Answering:
-    """One HTTP request on its way to its answer; `facts` go to its line in the log."""
+class _GenerationCall:
+    """One HTTP request and its response."""
 
     def __init__(self, service: Service, request: Request, log_content: bool) -> None:
-        self._service, self._request, self._log_content = service, request, log_content
-        self._begun: float = request.state.opened
-        self._facts: dict[str, Any] = request.state.facts
+        self._service, self._request = service, request
+        self._log_content = log_content
+        self._opened: float = request.state.opened
+        self._log_fields: dict[str, Any] = request.state.log_fields
 
     async def reply(
-        self, kind: type[RequestType], ask_of: Callable[[RequestType, Limits], GenerationRequest]
+        self, kind: type[RequestType], convert: Callable[[RequestType, Limits], GenerationRequest]
     ) -> Response:
-        """The whole answer, or the beginning of a stream. Raises ProblemError."""
+        """The complete answer, or a stream. Raises ApiError."""
         limits, receive = self._service.limits, self._request.receive
         deadline = asyncio.get_running_loop().time() + limits.deadline_s
         body = await read_object(self._request, limits)
-        asked = parse_request(kind, body)
-        ask = replace(ask_of(asked, limits), tenant=self._request.state.caller.id)
+        fields = parse_request(kind, body)
+        generation = replace(convert(fields, limits), tenant=self._request.state.caller.id)
         if self._log_content:
-            self._facts["content"] = body
+            self._log_fields["content"] = body
         chat = kind is ChatRequest
-        if asked.stream:
-            return await EventStream.begin(receive, self._events(ask, chat, asked.include_usage), deadline)
-        return JSONResponse(await cancel_on_disconnect(receive, deadline, self._whole(ask, chat)))
+        if fields.stream:
+            return await EventStream.begin(receive, self._events(generation, chat, fields.include_usage), deadline)
+        return JSONResponse(await cancel_on_disconnect(receive, deadline, self._whole(generation, chat)))
 
-    async def _whole(self, ask: GenerationRequest, chat: bool) -> dict[str, Any]:
-        with self._service.quota.request(self._request.state.caller):
-            async with self._service.working(ask) as work, aclosing(self._pieces(ask, work)) as pieces:
+    async def _whole(self, generation: GenerationRequest, chat: bool) -> dict[str, Any]:
+        with self._service.rate_limit.request(self._request.state.caller):
+            async with self._service.working(generation) as work, aclosing(self._pieces(generation, work)) as pieces:
                 answers, tokens = [FullResponse() for _ in work.jobs], 0
                 async for piece in pieces:
                     answers[piece.choice].add(piece)
                     tokens += piece.tokens
-        return ResponseBuilder(work, ask.model, chat=chat, logprobs=ask.logprobs is not None).whole(answers, tokens)
+        return ResponseBuilder(work, generation.model, chat=chat, logprobs=generation.logprobs is not None).whole(
+            answers, tokens
+        )
 
-    async def _events(self, ask: GenerationRequest, chat: bool, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
-        with self._service.quota.request(self._request.state.caller):
-            async with self._service.working(ask) as work, aclosing(self._pieces(ask, work)) as pieces:
-                replies = ResponseBuilder(work, ask.model, chat=chat, logprobs=ask.logprobs is not None)
+    async def _events(
+        self, generation: GenerationRequest, chat: bool, usage: bool
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        with self._service.rate_limit.request(self._request.state.caller):
+            async with self._service.working(generation) as work, aclosing(self._pieces(generation, work)) as pieces:
+                replies = ResponseBuilder(work, generation.model, chat=chat, logprobs=generation.logprobs is not None)
                 opening, tokens = replies.opening(), 0
-                async for piece in pieces:  # the opening waits for it: what fails before has a status of its own
+                async for piece in pieces:  # errors before the first piece are responses with their own status
                     while opening:
                         yield opening.pop(0)
                     tokens += piece.tokens
@@ -91,11 +96,12 @@ class _Answering:
             if usage:
                 yield replies.closing(tokens)
 
-    async def _pieces(self, ask: GenerationRequest, work: PreparedRequest) -> AsyncGenerator[TextPiece, None]:
-        """The pieces of the answers, noted for the log."""
-        finished, texts, tokens = list[str](), [""] * len(work.jobs), 0
+    async def _pieces(self, generation: GenerationRequest, work: PreparedRequest) -> AsyncGenerator[TextPiece, None]:
+        """Pieces of the answers; token counts go to the access log."""
+        finished, tokens = list[str](), 0
+        texts = [""] * len(work.jobs)
         try:
-            async with aclosing(self._service.answers(work, self._begun)) as pieces:
+            async with aclosing(self._service.answers(work, self._opened)) as pieces:
                 async for piece in pieces:
                     tokens += piece.tokens
                     finished += [piece.finish] if piece.finish else []
@@ -103,5 +109,5 @@ class _Answering:
                         texts[piece.choice] += piece.text
                     yield piece
         finally:
-            self._facts |= {"model": ask.model, "prompt_tokens": work.prompt_tokens, "tokens": tokens}
-            self._facts |= {"finished": finished} | ({"answers": texts} if self._log_content else {})
+            self._log_fields |= {"model": generation.model, "prompt_tokens": work.prompt_tokens, "tokens": tokens}
+            self._log_fields |= {"finished": finished} | ({"answers": texts} if self._log_content else {})

@@ -1,4 +1,4 @@
-"""/v1/models: the base model and the soft prompts that requests can name."""
+"""Routes /v1/models: the base model and the soft prompts that requests can name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from softprompt.server.service import Service
 
 
 class ModelInfo(TypedDict):
-    """A model of OpenAI's list; `parent` and `root` as vLLM has them for adapters."""
+    """A model as OpenAI lists it, with vLLM's `parent` and `root` for adapters."""
 
     id: str
     object: Literal["model"]
@@ -26,7 +26,7 @@ class ModelInfo(TypedDict):
 
 
 class ModelList(TypedDict):
-    """All of them."""
+    """The list of models."""
 
     object: Literal["list"]
     data: list[ModelInfo]
@@ -42,12 +42,12 @@ def add_models(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models/{model:path}", responses=responses(ModelInfo))
     async def model(model: str) -> JSONResponse:
-        """One of them, by any name that requests may use."""
+        """One model, by any name that requests may use."""
         rows = {row["id"]: row for row in await _models(service)}
-        found = rows.get(model) or rows.get(model.removeprefix(f"{service.name}:"))
-        if found is None:
+        row = rows.get(model) or rows.get(model.removeprefix(f"{service.name}:"))
+        if row is None:
             raise unknown_model(model, rows)
-        return JSONResponse(found)
+        return JSONResponse(row)
 
 
 async def _models(service: Service) -> list[ModelInfo]:

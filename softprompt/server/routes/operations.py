@@ -1,4 +1,4 @@
-"""What operators and their machines ask: is it alive, is it ready, what is it busy with, which version."""
+"""Routes for operators: liveness, readiness, version and metrics."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from softprompt.server.service import Service
 
 
 class HealthStatus(TypedDict):
-    """All is well."""
+    """The response of a healthy server."""
 
     status: Literal["ok"]
 
 
 class VersionInfo(TypedDict):
-    """Of softprompt."""
+    """The version of softprompt."""
 
     version: str
 
@@ -32,13 +32,13 @@ def add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/livez", responses=responses(HealthStatus))
     async def livez() -> JSONResponse:
-        """The process answers."""
+        """Liveness: the process responds."""
         return JSONResponse({"status": "ok"})
 
     @app.get("/health", responses=responses(HealthStatus))
     @app.get("/readyz", responses=responses(HealthStatus))
     async def readyz() -> JSONResponse:
-        """Requests are taken: the engine works and the server is not stopping."""
+        """Readiness: the engine works and the server is not stopping."""
         if service.unready:
             raise ApiError(503, f"Not ready: {service.unready}.", "not_ready", retry_after_s=5)
         return JSONResponse({"status": "ok"})

@@ -1,4 +1,4 @@
-"""/v1/soft_prompts: what is on disk and what is loaded, for the admin. By name only: no paths, URLs or tensors."""
+"""Routes /v1/soft_prompts for the admin: soft prompts on disk and their state. Requests hold names, never paths."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ PromptState = Literal["loaded", "on_disk", "unloaded", "unusable"]
 class SoftPromptInfo(TypedDict):
     """A soft prompt.
 
-    `form` is "embedding", "kv", or "router", which chooses one of several soft prompts for each text. `state`:
-    "unloaded" was so by hand and is refused until it is put back; "unusable" has a `fault`. `in_use` counts requests
-    that hold it.
+    `form` is "embedding", "kv", or "router", which chooses one of several soft prompts for each text. Of `state`,
+    "unloaded" means refused until PUT, and "unusable" comes with a `fault`. `in_use` counts the requests that hold it.
     """
 
     id: str
@@ -42,7 +41,7 @@ class SoftPromptInfo(TypedDict):
 
 
 class SoftPromptList(TypedDict):
-    """All of them."""
+    """The list of soft prompts."""
 
     object: Literal["list"]
     data: list[SoftPromptInfo]
@@ -53,18 +52,18 @@ def add_prompts(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/soft_prompts", responses=responses(SoftPromptList))
     async def prompts() -> JSONResponse:
-        """Every soft prompt, also those that cannot be served."""
+        """All soft prompts, including those that cannot be served."""
         entries = await run_sync(service.catalogue.entries)
         return JSONResponse({"object": "list", "data": [_row(service, entry) for entry in entries]})
 
     @app.get("/v1/soft_prompts/{name}", responses=responses(SoftPromptInfo))
     async def prompt(name: str) -> JSONResponse:
-        """One of them."""
+        """One soft prompt."""
         return JSONResponse(_row(service, await service.entry(name)))
 
     @app.put("/v1/soft_prompts/{name}", responses=responses(SoftPromptInfo))
     async def load(name: str, request: Request) -> JSONResponse:
-        """Read it from disk now: the first time, again after it was trained anew, or after it was unloaded."""
+        """Read it from disk now: for the first time, after it was trained again, or after it was unloaded."""
         if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
             raise invalid("This takes no body: soft prompts come from the server's own folder.")
         entry = await service.entry(name)
@@ -74,16 +73,16 @@ def add_prompts(app: FastAPI, service: Service) -> None:
 
     @app.delete("/v1/soft_prompts/{name}", responses=responses(SoftPromptInfo))
     async def unload(name: str) -> JSONResponse:
-        """Refuse it from now on; requests that hold it end in peace, and its files stay."""
+        """Refuse new requests for it. Requests that hold it finish, and its files stay."""
         entry = await service.entry(name)
-        service.library.unload(name)
+        service.prompt_cache.unload(name)
         return JSONResponse(_row(service, entry))
 
 
 def _row(service: Service, entry: CatalogueEntry) -> SoftPromptInfo:
-    library = service.library
-    users = library.users(entry.name)
-    closed: PromptState = "unloaded" if library.is_closed(entry.name) else "unusable" if entry.fault else "on_disk"
+    cache = service.prompt_cache
+    users = cache.users(entry.name)
+    closed: PromptState = "unloaded" if cache.is_closed(entry.name) else "unusable" if entry.fault else "on_disk"
     return {
         "id": entry.name,
         "object": "soft_prompt",
@@ -94,6 +93,6 @@ def _row(service: Service, entry: CatalogueEntry) -> SoftPromptInfo:
         "sha256": entry.sha256,
         "state": closed if users is None else "loaded",
         "fault": entry.fault,
-        "pinned": entry.name in library.pinned,
+        "pinned": entry.name in cache.pinned,
         "in_use": users or 0,
     }
