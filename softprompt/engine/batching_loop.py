@@ -22,14 +22,22 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import (
     BackgroundThreadStatus,
-    ContinuousBatchingManager,
     ContinuousBatchProcessor,
 )
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState
 
 from softprompt.engine.base import EngineStats, Job, Token
-from softprompt.engine.paged_cache import NAME, AttentionStep, RowChunk, plan_attention, virtual_spans
+from softprompt.engine.cache_eviction import register_lru_scheduler
+from softprompt.engine.paged_cache import (
+    NAME,
+    AttentionStep,
+    RowChunk,
+    plan_attention,
+    register_paged_attention,
+    virtual_spans,
+)
 from softprompt.engine.sampler import Sampler
+from softprompt.engine.transformers_compat import OpenManager
 from softprompt.engine.virtual_tokens import LoadedPrompt, only_text_ids
 from softprompt.errors import EngineError, first_line
 from softprompt.inference.sampling import argmax_ids
@@ -95,7 +103,7 @@ class _Nobody:
 
 
 @final
-class BatchingLoop(ContinuousBatchingManager):
+class BatchingLoop(OpenManager):
     """The manager and its thread.
 
     Args:
@@ -113,6 +121,8 @@ class BatchingLoop(ContinuousBatchingManager):
         config: ContinuousBatchingConfig,
         report: Callable[[RowUpdates], None],
     ) -> None:
+        register_paged_attention()
+        register_lru_scheduler()
         super().__init__(model, GenerationConfig(do_sample=False, eos_token_id=-1), config)  # type: ignore[arg-type]
         self.output_router = _Nobody()  # type: ignore[assignment]
         self.ended, self._report, self._lm = "", report, lm
@@ -129,7 +139,7 @@ class BatchingLoop(ContinuousBatchingManager):
 
     def prepare(self) -> None:
         """Make the cache, so that what is wrong with it is raised here and not in the thread."""
-        self.batch_processor = processor = self._create_batch_processor()
+        processor = self.create_processor()
         # The manager reads no more keys in a step than the cache holds, which rows that share a prefix exceed.
         io: Any = processor.inputs_and_outputs
         most = processor.scheduler.max_requests_per_batch * self._lm.geometry.max_positions
@@ -137,9 +147,7 @@ class BatchingLoop(ContinuousBatchingManager):
         io.read_index_storage = io.read_index_storage.new_zeros(len(processor.cache.cache_allocators), most)
 
     def start(self) -> None:
-        # The manager's thread would keep a process alive that ends without `close`.
-        self._generation_thread = threading.Thread(target=self._run_generation_loop, daemon=True, name="engine")
-        self._generation_thread.start()
+        self.start_thread()
 
     def submit(self, row: BatchRow) -> None:
         """Take a row. Raises EngineError when the loop has ended."""
@@ -153,9 +161,8 @@ class BatchingLoop(ContinuousBatchingManager):
     def close(self) -> None:
         """End the thread, and with it all rows."""
         self.background_thread_status.request_stop(BackgroundThreadStatus.HARD_STOP, 0)
-        self._wake_up_loop.set()
-        if self._generation_thread is not None:
-            self._generation_thread.join()
+        self.wake()
+        self.join_thread()
         self.batch_processor = None  # and with it the cache
 
     @contextmanager
@@ -172,11 +179,11 @@ class BatchingLoop(ContinuousBatchingManager):
             if self.ended:
                 raise EngineError(self.ended, where=row.job.id)
             self._orders.append((row, come))
-        self._wake_up_loop.set()
+        self.wake()
 
-    def _run_generation_loop(self) -> None:
+    def run_loop(self) -> None:
         try:
-            super()._run_generation_loop()
+            super().run_loop()
         finally:
             error = self.background_thread_status.fatal_error
             with self._ordering:
@@ -186,13 +193,13 @@ class BatchingLoop(ContinuousBatchingManager):
             self._orders.clear()
             self._report(RowUpdates([(row, EngineError(self.ended)) for row in rows], rows, EngineStats(0, 0, 0.0)))
 
-    def _generation_loop_body(self, batch_processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
-        self._obey(batch_processor)
-        self._tell(batch_processor)  # the body may wait
-        going = super()._generation_loop_body(batch_processor, bootstrapping)
+    def run_iteration(self, processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
+        self._obey(processor)
+        self._tell(processor)  # the body may wait
+        going = super().run_iteration(processor, bootstrapping)
         for row in [row for row, word in self._said if isinstance(word, EngineError) or word.finish]:
-            self._end(batch_processor, row)
-        self._tell(batch_processor)
+            self._end(processor, row)
+        self._tell(processor)
         return going
 
     def _obey(self, processor: ContinuousBatchProcessor) -> None:
@@ -229,7 +236,7 @@ class BatchingLoop(ContinuousBatchingManager):
             self._report(news)
 
     @torch.inference_mode()
-    def _generation_step(self) -> None:
+    def run_step(self) -> None:
         assert self.batch_processor is not None
         io: Any = self.batch_processor.inputs_and_outputs
         rows = [self._rows[request.state.request_id] for request in io.requests_in_batch]

@@ -11,16 +11,17 @@ from math import ceil
 from typing import final
 
 from transformers.generation.continuous_batching.cache_allocators import CacheAllocator
-from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+
+from softprompt.engine.transformers_compat import OpenScheduler, register_scheduler
 
 NAME = "softprompt_fifo"  # of the scheduler
 
 
 @final
-class LruScheduler(FIFOScheduler):
+class LruScheduler(OpenScheduler):
     """First in, first out, as Transformers' own; see above for what differs."""
 
-    def _try_to_meet_safety_margin(self) -> bool:
+    def keep_safety_margin(self) -> bool:
         cache = self.cache
         cache.pool.try_to_free_sectors()
         for allocator in cache.cache_allocators.values():
@@ -28,7 +29,12 @@ class LruScheduler(FIFOScheduler):
             missing = wanted - cache.compute_free_capacity(relative=False)
             if missing > 0:
                 _evict(allocator, ceil(missing / allocator.bytes_per_block))
-        return super()._try_to_meet_safety_margin()
+        return super().keep_safety_margin()
+
+
+def register_lru_scheduler() -> None:
+    """Make the scheduler known to Transformers; called when an engine is made."""
+    register_scheduler(NAME, LruScheduler)
 
 
 def _evict(allocator: CacheAllocator, count: int) -> None:
@@ -39,6 +45,3 @@ def _evict(allocator: CacheAllocator, count: int) -> None:
         del ledger.cached_blocks[block]
         del ledger.hash_to_block[ledger.block_to_hash.pop(block)]
     allocator.pool.free_blocks(allocator.index, blocks)
-
-
-SCHEDULER_MAPPING[NAME] = LruScheduler

@@ -8,6 +8,8 @@ from collections.abc import Collection
 from transformers.generation.continuous_batching.cache_allocators import CacheAllocator
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
 
+from softprompt.engine.transformers_compat import free_blocks
+
 
 def check_blocks(processor: ContinuousBatchProcessor, keys: Collection[str]) -> None:
     """Raises AssertionError unless the blocks are those of the rows `keys`, cached or free."""
@@ -33,7 +35,7 @@ def _blocks(allocator: CacheAllocator) -> set[int]:
     assert ledger.shared_ref_counts == {block: n for block, n in used.items() if n > 1}, "wrong reference counts"
     assert ledger.hash_to_block == {value: block for block, value in ledger.block_to_hash.items()}, "hashes differ"
     assert set(ledger.cached_blocks) <= set(ledger.block_to_hash), "a cached block cannot be found"
-    free = [block for tree in pool._free_blocks[allocator.index].trees.values() for block in tree]
+    free = free_blocks(allocator)
     assert len(free) == pool.count_free_blocks(allocator.index)
     everything = [*used, *ledger.cached_blocks, *free]
     assert len(everything) == len(set(everything)), "a block is in two places"

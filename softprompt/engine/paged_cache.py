@@ -279,8 +279,10 @@ def no_mask(*_: Any, **__: Any) -> None:
     """A step has its own masks."""
 
 
-AttentionInterface.register(NAME, paged_attention)
-AttentionMaskInterface.register(NAME, no_mask)
+def register_paged_attention() -> None:
+    """Make the attention known to Transformers; called when an engine is made."""
+    AttentionInterface.register(NAME, paged_attention)
+    AttentionMaskInterface.register(NAME, no_mask)
 
 
 def _causal(queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:

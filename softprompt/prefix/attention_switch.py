@@ -28,7 +28,7 @@ _ATTRIBUTE = "softprompt_attention"  # of the model and its attention modules: t
 _making = threading.Lock()
 
 
-def register() -> None:
+def register_prefix_attention() -> None:
     """Make the implementation's name known to Transformers; called when a model gets a switch."""
     AttentionInterface.register(IMPLEMENTATION, _dispatch)
     AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)  # additive: right for every attention of other threads
@@ -58,7 +58,7 @@ class AttentionSwitch:
         """The switch of this model, made on first use."""
         with _making:
             if _ATTRIBUTE not in vars(model):
-                register()
+                register_prefix_attention()
                 switch = AttentionSwitch()
                 for module in (model, *model.modules()):
                     if module is model or hasattr(module, "layer_idx"):
