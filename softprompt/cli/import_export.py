@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -76,7 +76,7 @@ def import_command(
 def export_command(
     name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of vLLM's files also one that is there.")],
-    to: Annotated[Literal["peft", "vllm"], typer.Option("--to", help="Format.")] = "peft",
+    to: Annotated[str, typer.Option("--to", help="Format: peft, vllm, or another registered one.")] = "peft",
     model: Model = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="vllm: replace another version.")] = False,
     dtype: Dtype = "auto",
@@ -100,17 +100,21 @@ def export_command(
 
     from softprompt.cli.base_model import load_base
     from softprompt.formatting.formatted_prompt import layout_ids
-    from softprompt.interchange import peft
+    from softprompt.interchange.registry import writable
     from softprompt.prompts import store
 
+    writers = writable()
+    if to not in writers:
+        raise typer.BadParameter(f"{to!r} is not one of {', '.join((*writers, 'vllm'))}.", param_hint="--to")
     prompt, card = store.load(store.locate(name))
     lead = torch.zeros(0, card.geometry.hidden)
     if card.layout.bos or card.layout.lead:
         lm = load_base(model, [name], dtype, device, trust_remote_code)
         prompt, card = store.load(store.locate(name), lm.geometry)
         lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
-    peft.write(out, prompt, card, lead)
-    done = f"{card.name} is now a PEFT adapter in {out}; its README.md says how to feed it"
+    writers[to](out, prompt, card, lead)
+    kind = "a PEFT adapter" if to == "peft" else f"in format {to}"
+    done = f"{card.name} is now {kind} in {out}; its README.md says how to feed it"
     Console(soft_wrap=True).print(Text(escaped(done)))
 
 

@@ -1,4 +1,4 @@
-"""What every reader of a foreign file gives back.
+"""The result of reading a foreign file, and checks that all formats share.
 
 Shapes: P virtual tokens, H embedding width.
 """
@@ -39,11 +39,11 @@ SAFE_HINT = "if you trust the file, convert it to safetensors in an environment 
 
 @dataclass(frozen=True)
 class ImportedLayout:
-    """How softprompt itself framed a prompt that it exported; foreign tools write none.
+    """The template of a prompt that softprompt itself exported; foreign tools write none.
 
     Attributes:
         template: how records become rows.
-        bos: whether the text behind the virtual tokens begins with BOS.
+        bos: whether the text after the virtual tokens begins with BOS.
         labels: the classes of a classification prompt.
     """
 
@@ -57,23 +57,23 @@ class ImportedPrompt:
     """One soft prompt in a foreign file.
 
     Attributes:
-        prompt: not yet checked against a base model, see `prompt.check_fits`.
-        facts: what the card says under `method`: name and imported_from at least; never a path.
-        task: its name within the file; empty if the file holds only one.
-        made_for: the base model that the file names, for display; empty if it names none.
-        frame: of a prompt that softprompt exported, else None.
+        prompt: not yet checked against a base model, see `forms.check_fits`.
+        method: the card's field of that name: name and imported_from at least; never a path.
+        task: name within the file; empty if the file holds only one prompt.
+        made_for: the base model named in the file, for display; may be empty.
+        layout: of a prompt that softprompt exported, else None.
     """
 
     prompt: SoftPrompt
-    facts: dict[str, Any]
+    method: dict[str, Any]
     task: str = ""
     made_for: str = ""
-    frame: ImportedLayout | None = None
+    layout: ImportedLayout | None = None
 
 
 @contextmanager
 def zip_archive(file: Path | IO[bytes], where: object) -> Iterator[zipfile.ZipFile]:
-    """A zip to read members of, never to unpack to disk; whatever a damaged one raises becomes a StoreError."""
+    """Open a zip to read its members in memory. Raises StoreError for a damaged one."""
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
@@ -82,17 +82,17 @@ def zip_archive(file: Path | IO[bytes], where: object) -> Iterator[zipfile.ZipFi
 
 
 def embedding_prompt(tensor: object, where: object) -> EmbeddingPrompt:
-    """An embedding prompt of a tensor [P, H]; float64 becomes float32. StoreError for anything else."""
+    """An embedding prompt from a tensor [P, H]; float64 becomes float32. Raises StoreError for anything else."""
     if not isinstance(tensor, Tensor) or tensor.ndim != 2 or not tensor.is_floating_point():
         raise StoreError("no table of virtual tokens", where=where, expected="[P, H], floats", got=shown_path(tensor))
     return EmbeddingPrompt(usable(tensor))
 
 
 def usable(tensor: Tensor) -> Tensor:
-    """In a dtype that soft prompts have, sharing no memory with the file."""
+    """A copy in a dtype that soft prompts may have, which shares no memory with the file."""
     return tensor.to(tensor.dtype if tensor.dtype in DTYPES else torch.float32).contiguous().clone()
 
 
 def shown_path(value: object) -> str:
-    """A foreign value in a message: type and shape, never its contents."""
+    """A foreign value for error messages: its type and shape, never its contents."""
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

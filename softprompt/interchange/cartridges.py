@@ -1,4 +1,4 @@
-"""Cartridges: keys and values of virtual tokens per layer, in a `torch.save` file of `nn.ParameterList`s.
+"""Reads Cartridges: keys and values of virtual tokens per layer, in a `torch.save` file of `nn.ParameterList`s.
 
 Eyuboglu et al.: Cartridges. 2025. https://arxiv.org/abs/2506.06266
 Format: https://github.com/HazyResearch/cartridges (cache.py, `TrainableCache.save`): `trainable_keys` and
@@ -19,33 +19,38 @@ from torch import Tensor
 
 from softprompt.errors import StoreError
 from softprompt.interchange.base import ImportedPrompt, shown_path, usable
+from softprompt.interchange.foreign_file import ForeignFile
+from softprompt.interchange.registry import Format, register_format
 from softprompt.interchange.safe_pickle import parameters
-from softprompt.prompts.forms import KVPrompt
+from softprompt.models.geometry import Geometry
+from softprompt.prompts.kv_prompt import KVPrompt
 
-FORMAT = "cartridges"
-FROZEN = ("frozen", "fixed")
+_NAME = "cartridges"
+_FROZEN = ("frozen", "fixed")  # prefixes of the tensors that are not trained, newest first
 
 
-def holds(saved: object) -> bool:
-    """Whether a `torch.save` file's content is a cartridge."""
+def _matches(file: ForeignFile) -> bool:
+    saved = file.torch_object
     return isinstance(saved, dict) and {"trainable_keys", "trainable_values"} <= saved.keys()
 
 
-def read(saved: Mapping[str, Any], where: object) -> list[ImportedPrompt]:
+def read(file: ForeignFile, geometry: Geometry) -> list[ImportedPrompt]:
     """The one prompt of the file; frozen tokens first."""
+    saved, where = file.torch_object, file.path
+    assert isinstance(saved, dict), "see _matches"
     _check_order(saved, where)
     keys, n_frozen = _whole(saved, "keys", where)
     values, _ = _whole(saved, "values", where)
     if len(keys) != len(values) or not keys:
         raise StoreError("keys and values of different layers", where=where, got=f"{len(keys)} and {len(values)}")
-    facts = {"name": "cartridge", "imported_from": FORMAT, "frozen_tokens": n_frozen}
-    return [ImportedPrompt(KVPrompt(tuple(zip(keys, values, strict=True))), facts)]
+    method = {"name": "cartridge", "imported_from": _NAME, "frozen_tokens": n_frozen}
+    return [ImportedPrompt(KVPrompt(tuple(zip(keys, values, strict=True))), method)]
 
 
 def _whole(saved: Mapping[str, Any], part: str, where: object) -> tuple[list[Tensor], int]:
     """Per layer [K, P, D], and how many of the P are frozen."""
     trained = parameters(saved[f"trainable_{part}"], f"{where}: trainable_{part}")
-    name = next((f"{kind}_{part}" for kind in FROZEN if saved.get(f"{kind}_{part}") is not None), None)
+    name = next((f"{kind}_{part}" for kind in _FROZEN if saved.get(f"{kind}_{part}") is not None), None)
     still = [] if name is None else parameters(saved[name], f"{where}: {name}")
     if still and len(still) != len(trained):
         got = f"{len(still)} and {len(trained)}"
@@ -69,3 +74,8 @@ def _check_order(saved: Mapping[str, Any], where: object) -> None:
     first = isinstance(ranges, list) and len(ranges) == 1 and isinstance(ranges[0], tuple) and ranges[0][:1] == (0,)
     if ranges and not first:
         raise StoreError("a cartridge with frozen tokens amid trained ones is not read", where=where)
+
+
+register_format(
+    Format(_NAME, _matches, read, torch_keys="trainable_keys and trainable_values (Cartridges)"),
+)

@@ -1,4 +1,4 @@
-"""A foreign prompt as an artifact of one's own: checked against the base model, in a frame, with a card."""
+"""The card of an imported prompt, checked against the base model."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.card import Card, Layout
 from softprompt.prompts.forms import check_fits
 
-PLAIN = Template("text", "{text}")
+_PLAIN = Template("text", "{text}")
 
 
 def import_card(
-    lm: FrozenLM, found: ImportedPrompt, name: str, *, template: Template | None = None, bos: bool | None = None
+    lm: FrozenLM, imported: ImportedPrompt, name: str, *, template: Template | None = None, bos: bool | None = None
 ) -> Card:
-    """The card to save a foreign prompt with.
+    """The card of a foreign prompt.
 
-    Foreign tools put the virtual tokens first and then the text as the tokenizer makes it, so a BOS that the
-    tokenizer adds stands behind the virtual tokens.
+    Foreign tools put the virtual tokens first and then the tokenized text, so a BOS that the tokenizer adds comes after
+    the virtual tokens.
 
     Args:
-        template: how records become text; None takes the frame of softprompt's own export, or the bare text.
-        bos: whether the text begins with BOS; None takes that frame, or what the tokenizer does.
+        template: how records become text; None takes the template of softprompt's own export, or the bare text.
+        bos: whether the text begins with BOS; None takes the value of that export, or follows the tokenizer.
 
     Raises GeometryError if the prompt does not fit the base model.
     """
-    check_fits(found.prompt, lm.geometry)
-    chosen = template or (found.frame.template if found.frame else PLAIN)
+    check_fits(imported.prompt, lm.geometry)
+    chosen = template or (imported.layout.template if imported.layout else _PLAIN)
     if bos is None:
-        bos = found.frame.bos if found.frame else True
+        bos = imported.layout.bos if imported.layout else True
     return Card.draft(
         name,
-        found.prompt,
+        imported.prompt,
         lm.geometry,
         layout=Layout(follow_bos=bos and bool(bos_ids(lm.tokenizer)), follow=head(chosen, lm.tokenizer)),
         template=chosen.to_dict(),
-        labels=found.frame.labels if found.frame else (),
-        method=found.facts,
+        labels=imported.layout.labels if imported.layout else (),
+        method=imported.method,
     )

@@ -1,4 +1,4 @@
-"""NeMo prompt tables: one embedding prompt per task, in a `.nemo` tar (or gzipped tar) or a bare checkpoint.
+"""Reads NeMo prompt tables: one embedding prompt per task, in a `.nemo` tar (or gzipped tar) or a bare checkpoint.
 
 Format: https://github.com/NVIDIA/NeMo (megatron_gpt_prompt_learning_model.py, `state_dict`): `model_weights.ckpt` is
 a `torch.save` file with `{"prompt_table": {"prompt_table.TASK.prompt_embeddings.weight": [P, H]}}`, in older ones a
@@ -19,11 +19,17 @@ from typing import Protocol
 from softprompt.errors import StoreError
 from softprompt.interchange import safe_pickle
 from softprompt.interchange.base import ImportedPrompt, embedding_prompt
+from softprompt.interchange.foreign_file import ForeignFile
+from softprompt.interchange.registry import Format, register_format
+from softprompt.models.geometry import Geometry
 
-FORMAT, WEIGHTS = "nemo", "model_weights.ckpt"
-MAX_TAR_BYTES = 8 * 2**30
-MAX_WEIGHTS_BYTES = 2 * 2**30
-GZIP_MAGIC = b"\x1f\x8b"
+MAX_TAR_BYTES = 8 * 2**30  # of an archive when unpacked
+MAX_WEIGHTS_BYTES = 2 * 2**30  # of the checkpoint in it
+_NAME = "nemo"
+_WEIGHTS = "model_weights.ckpt"  # the member of the archive with the prompt table
+_GZIP_MAGIC = b"\x1f\x8b"
+_TAR_MAGIC = b"ustar"
+_TAR_OFFSET = 257  # of the magic in the first header block
 _KEY = re.compile(r"(?:prompt_table\.)+([^.]+)\.prompt_embeddings\.weight")
 
 
@@ -32,10 +38,11 @@ class _Readable(Protocol):
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that gives at most so many bytes, whatever a compressed file swells to."""
+    """A stream that raises OSError after `limit` bytes, so that a compressed file cannot swell without bound."""
 
     def __init__(self, stream: _Readable, limit: int) -> None:
-        self.stream, self.left = stream, limit
+        self.stream = stream
+        self.left = limit
 
     def readable(self) -> bool:
         return True
@@ -47,49 +54,62 @@ class _Bounded(io.RawIOBase):
         return self.stream.read(size)
 
 
-def holds(saved: object) -> bool:
-    """Whether a `torch.save` file's content is a prompt table."""
-    return isinstance(saved, dict) and any(str(key).startswith(("prompt_table", "prompt_encoder")) for key in saved)
+def _matches(file: ForeignFile) -> bool:
+    saved = file.torch_object
+    has_table = isinstance(saved, dict) and any(str(k).startswith(("prompt_table", "prompt_encoder")) for k in saved)
+    return has_table or _is_tar(file)
 
 
-def read_tar(path: Path) -> list[ImportedPrompt]:
-    """The prompts of a `.nemo` file. Members are read in memory, in order, and never by the path that they name."""
+def read(file: ForeignFile, geometry: Geometry) -> list[ImportedPrompt]:
+    """The prompts of a `.nemo` file or checkpoint, one for each task."""
+    return _read_tar(file.path) if _is_tar(file) else _read_checkpoint(file.torch_object, file.path)
+
+
+def _is_tar(file: ForeignFile) -> bool:
+    at_offset = file.head[_TAR_OFFSET : _TAR_OFFSET + len(_TAR_MAGIC)]
+    return file.head.startswith(_GZIP_MAGIC) or at_offset == _TAR_MAGIC
+
+
+def _read_tar(path: Path) -> list[ImportedPrompt]:
+    """Members are read in memory, in order, and never by the path that they name."""
     try:
         with path.open("rb") as plain:
-            zipped = plain.read(2) == GZIP_MAGIC
+            zipped = plain.read(2) == _GZIP_MAGIC
             plain.seek(0)
             stream = gzip.GzipFile(fileobj=plain) if zipped else plain
             with tarfile.open(fileobj=_Bounded(stream, MAX_TAR_BYTES), mode="r|") as archive:
                 weights = _weights(archive, path)
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise StoreError("damaged .nemo file", where=path, got=str(error)[:120]) from error
-    where = f"{path}/{WEIGHTS}"
-    return read(safe_pickle.read_torch_file(io.BytesIO(weights), where), where)
+    where = f"{path}/{_WEIGHTS}"
+    return _read_checkpoint(safe_pickle.read_torch_file(io.BytesIO(weights), where), where)
 
 
-def read(saved: object, where: object) -> list[ImportedPrompt]:
-    """The prompts of a checkpoint, by task."""
-    assert isinstance(saved, dict), "see holds"
+def _read_checkpoint(saved: object, where: object) -> list[ImportedPrompt]:
+    assert isinstance(saved, dict), "see _matches"
     table = saved.get("prompt_table", saved)
-    found = []
+    prompts: list[ImportedPrompt] = []
     for key, tensor in table.items() if isinstance(table, dict) else ():
         if match := _KEY.fullmatch(str(key)):
             prompt = embedding_prompt(tensor, f"{where}: {key}"[:200])
-            facts = {"name": "prompt_tuning", "imported_from": FORMAT, "task": match[1]}
-            found.append(ImportedPrompt(prompt, facts, task=match[1]))
-    if not found:
+            method = {"name": "prompt_tuning", "imported_from": _NAME, "task": match[1]}
+            prompts.append(ImportedPrompt(prompt, method, task=match[1]))
+    if not prompts:
         hint = "in NeMo, finish P-tuning: its last step writes the encoder's output into the prompt table"
         raise StoreError("the prompt table is empty", where=where, hint=hint)
-    return found
+    return prompts
 
 
 def _weights(archive: tarfile.TarFile, path: Path) -> bytes:
     for member in archive:
-        if member.name.removeprefix("./") == WEIGHTS and member.isreg():
+        if member.name.removeprefix("./") == _WEIGHTS and member.isreg():
             if member.size > MAX_WEIGHTS_BYTES:
                 limit = f"<= {MAX_WEIGHTS_BYTES:,} bytes"
-                raise StoreError(f"{WEIGHTS} is too large", where=path, expected=limit, got=f"{member.size:,} bytes")
+                raise StoreError(f"{_WEIGHTS} is too large", where=path, expected=limit, got=f"{member.size:,} bytes")
             file = archive.extractfile(member)
             assert file is not None, "a regular file has content"
             return file.read()
-    raise StoreError(f"no {WEIGHTS} in the archive", where=path, expected="a .nemo file of prompt learning")
+    raise StoreError(f"no {_WEIGHTS} in the archive", where=path, expected="a .nemo file of prompt learning")
+
+
+register_format(Format(_NAME, _matches, read, torch_keys="prompt_table (NeMo)"))

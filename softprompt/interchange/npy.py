@@ -1,4 +1,4 @@
-"""A NumPy `.npy` stream as a tensor: header checked before anything is allocated, never a pickled object.
+"""Reads a NumPy `.npy` stream as a tensor: header checked before anything is allocated, never a pickled object.
 
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from softprompt.errors import StoreError
 
-MAX_BYTES = 2**30
-MAGIC = b"\x93NUMPY"
+MAX_BYTES = 2**30  # of an array
+MAGIC = b"\x93NUMPY"  # the first bytes of a file
 
 
 def read_npy(stream: IO[bytes], where: object) -> Tensor:

@@ -1,8 +1,8 @@
-"""PEFT adapters of the prompt-learning types: a folder of `adapter_config.json` and `adapter_model.safetensors`.
+"""Reads and writes PEFT adapters of the prompt-learning types: `adapter_config.json`, `adapter_model.safetensors`.
 
 Layout, as in PEFT 0.21 (`peft_model.py`, `get_prompt` and `get_prompt_embedding_to_save`), https://github.com/huggingface/peft:
 
-    PROMPT_TUNING, P_TUNING, CPT   prompt_embeddings [P, H], what stands in front of the text's embeddings (for
+    PROMPT_TUNING, P_TUNING, CPT   prompt_embeddings [P, H], the embeddings before those of the text (for
                                    P_TUNING the encoder's output, for CPT tokens plus their projected change)
     MULTITASK_PROMPT_TUNING        and prefix_task_cols [T, P, r], prefix_task_rows [T, r, H]; the prompt of task t is
                                    prompt_embeddings ⊙ (cols[t] @ rows[t])
@@ -31,49 +31,60 @@ from softprompt.errors import GeometryError, StoreError
 from softprompt.files import read_json, read_tensors, write_folder, write_json
 from softprompt.interchange import safe_pickle
 from softprompt.interchange.base import ImportedLayout, ImportedPrompt, embedding_prompt, shown_path, usable
+from softprompt.interchange.foreign_file import ForeignFile
+from softprompt.interchange.registry import Format, register_format
 from softprompt.models.geometry import Geometry, LayerShape
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from softprompt.prompts.model_card import public_name
 
-FORMAT = "peft"
-CONFIG, TENSORS, PICKLE, FRAME = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "frame.json"
-EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING", "CPT")
-KV_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
-MULTITASK = "MULTITASK_PROMPT_TUNING"
-TYPES = (*EMBEDDING_TYPES, MULTITASK, *KV_TYPES)
+_NAME = "peft"
+_CONFIG = "adapter_config.json"
+_TENSORS = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_FRAME = "frame.json"  # softprompt's own: template, BOS and labels
+_EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING", "CPT")
+_KV_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
+_MULTITASK = "MULTITASK_PROMPT_TUNING"
+_TYPES = (*_EMBEDDING_TYPES, _MULTITASK, *_KV_TYPES)
 _MULTITASK_TENSORS = ("prefix_task_cols", "prefix_task_rows")
 
 
-def read(folder: Path, geometry: Geometry) -> list[ImportedPrompt]:
+def _matches(file: ForeignFile) -> bool:
+    return (file.path / _CONFIG).exists()
+
+
+def read(file: ForeignFile, geometry: Geometry) -> list[ImportedPrompt]:
     """The prompts of an adapter: one, or one per task of a multitask adapter.
 
     Args:
-        geometry: of the base model, which says how a flat prefix is cut into layers and heads.
+        file: the adapter's folder.
+        geometry: of the base model, by which a flat prefix is cut into layers and heads.
 
     Raises:
         StoreError: no adapter of a prompt-learning type for causal language models, or damaged.
         GeometryError: a prefix that does not fit the base model.
     """
+    folder = file.path
     config = _config(folder)
     kind = config["peft_type"]
     tensors = _tensors(folder, kind)
     table = tensors["prompt_embeddings"]
     n_tokens = config.get("num_virtual_tokens")
     if table.ndim != 2 or (n_tokens is not None and table.shape[0] != n_tokens):
-        expected = f"[{n_tokens}, …], as {CONFIG} says"
+        expected = f"[{n_tokens}, …], as {_CONFIG} says"
         raise StoreError("prompt_embeddings has another shape", where=folder, expected=expected, got=shown_path(table))
-    facts: dict[str, Any] = {"name": kind.lower(), "imported_from": FORMAT}
-    about = {"made_for": str(config.get("base_model_name_or_path") or ""), "frame": _frame(folder)}
-    if kind == MULTITASK:
+    method: dict[str, Any] = {"name": kind.lower(), "imported_from": _NAME}
+    about = {"made_for": str(config.get("base_model_name_or_path") or ""), "layout": _frame(folder)}
+    if kind == _MULTITASK:
         tasks = enumerate(_multitask(tensors, folder))
-        return [ImportedPrompt(prompt, facts | {"task": str(t)}, task=str(t), **about) for t, prompt in tasks]
-    if kind in KV_TYPES:
+        return [ImportedPrompt(prompt, method | {"task": str(t)}, task=str(t), **about) for t, prompt in tasks]
+    if kind in _KV_TYPES:
         if kind == "CARTRIDGE" and isinstance(config.get("num_frozen_tokens"), int):
-            facts["frozen_tokens"] = config["num_frozen_tokens"]
-        return [ImportedPrompt(from_flat(table, geometry, folder), facts, **about)]
-    return [ImportedPrompt(embedding_prompt(table, folder), facts, **about)]
+            method["frozen_tokens"] = config["num_frozen_tokens"]
+        return [ImportedPrompt(from_flat(table, geometry, folder), method, **about)]
+    return [ImportedPrompt(embedding_prompt(table, folder), method, **about)]
 
 
 def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None:
@@ -110,9 +121,9 @@ def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None
     frame = {"template": card.template, "bos": card.layout.follow_bos, "labels": list(card.labels)}
 
     def fill(scratch: Path) -> None:
-        save_file({"prompt_embeddings": table.cpu().contiguous()}, scratch / TENSORS, metadata={"format": "pt"})
-        write_json(scratch / CONFIG, config)
-        write_json(scratch / FRAME, frame)
+        save_file({"prompt_embeddings": table.cpu().contiguous()}, scratch / _TENSORS, metadata={"format": "pt"})
+        write_json(scratch / _CONFIG, config)
+        write_json(scratch / _FRAME, frame)
         (scratch / "README.md").write_text(_readme(card, config, len(lead_NH)), encoding="utf-8")
 
     write_folder(folder, fill)
@@ -154,12 +165,12 @@ def _uniform(geometry: Geometry) -> LayerShape:
 
 def _config(folder: Path) -> dict[str, Any]:
     """adapter_config.json, of a type that is a soft prompt for a causal language model."""
-    path = folder / CONFIG
+    path = folder / _CONFIG
     config = read_json(path)
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind not in TYPES:
+    if kind not in _TYPES:
         raise StoreError(
-            "this adapter is no soft prompt", where=path, expected=f"peft_type {', '.join(TYPES)}", got=kind
+            "this adapter is no soft prompt", where=path, expected=f"peft_type {', '.join(_TYPES)}", got=kind
         )
     task = config.get("task_type")
     if task not in ("CAUSAL_LM", None) or config.get("num_transformer_submodules") not in (1, None):
@@ -169,14 +180,14 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _tensors(folder: Path, kind: str) -> dict[str, Tensor]:
     """The tensors of the adapter, no more and no fewer than its type has."""
-    if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
-        path = folder / PICKLE
+    if not (folder / _TENSORS).exists() and (folder / _PICKLE).exists():
+        path = folder / _PICKLE
         with path.open("rb") as file:
             tensors: Any = safe_pickle.read_torch_file(file, path)
     else:
-        path = folder / TENSORS
+        path = folder / _TENSORS
         tensors = read_tensors(path)
-    wanted = {"prompt_embeddings", *(_MULTITASK_TENSORS if kind == MULTITASK else ())}
+    wanted = {"prompt_embeddings", *(_MULTITASK_TENSORS if kind == _MULTITASK else ())}
     if not isinstance(tensors, dict) or tensors.keys() != wanted:
         got = ", ".join(map(str, list(tensors)[:6])) if isinstance(tensors, dict) else shown_path(tensors)
         raise StoreError(f"other tensors than those of {kind}", where=path, expected=", ".join(sorted(wanted)), got=got)
@@ -201,7 +212,7 @@ def _multitask(tensors: Mapping[str, Tensor], where: object) -> list[EmbeddingPr
 
 def _frame(folder: Path) -> ImportedLayout | None:
     """The frame that softprompt wrote beside its own exports."""
-    path = folder / FRAME
+    path = folder / _FRAME
     if not path.exists():
         return None
     data = read_json(path)
@@ -248,3 +259,6 @@ def _readme(card: Card, config: Mapping[str, Any], n_lead: int) -> str:
         f"`softprompt import FOLDER --model MODEL --name {card.name}` reads it back.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+register_format(Format(_NAME, _matches, read, write, marker=_CONFIG))

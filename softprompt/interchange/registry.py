@@ -1,99 +1,138 @@
-"""Soft prompts of other tools: which format a path is, what is in it, and PEFT adapters out of ours.
+"""The registry of foreign formats.
 
-    detect(path)                    peft, google-prompt-tuning, nemo, cartridges or koboldai; by content, not by name
-    read(path, geometry)            every prompt in it
-    adopt(lm, found, name)          the card to save one with
-    peft.write(folder, prompt, …)   a PEFT adapter
+    detect(path)                      the name of the format, by content
+    read_foreign(path, geometry)      every soft prompt in it
+    import_card(lm, prompt, name)     the card to save one with
+    writable()                        the formats that can also be written
 
-Foreign files are data: nothing is unpickled, unpacked to disk, downloaded or run, and every size is checked before
-anything is allocated. What a file cannot say without running code is refused, with the reason.
+A format is one module of this package, which calls `register_format` when it is imported; all of them are imported
+when the registry is first used. A format of another package is registered in the same way.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt.errors import StoreError
-from softprompt.interchange import cartridges, google, kobold, nemo, npy, peft, safe_pickle
-from softprompt.interchange.base import ImportedPrompt, zip_archive
-from softprompt.models.geometry import Geometry
+from torch import Tensor
 
-FORMATS = (peft.FORMAT, google.FORMAT, nemo.FORMAT, cartridges.FORMAT, kobold.FORMAT)
-_TORCH, _TAR = "torch", "tar"
-_TAR_MAGIC, _TAR_AT = b"ustar", 257
+import softprompt.interchange
+from softprompt.errors import StoreError
+from softprompt.interchange.base import ImportedPrompt
+from softprompt.interchange.foreign_file import ForeignFile
+from softprompt.interchange.safe_pickle import read_torch_file
+from softprompt.models.geometry import Geometry
+from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.card import Card
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format in which another tool keeps soft prompts.
+
+    Attributes:
+        name: as shown by `softprompt import`, stored in cards, and given to `softprompt export --to`.
+        matches: whether a file or folder has this format, by its content.
+        read: every soft prompt in it, not yet checked against the base model, whose geometry is given.
+        write: make a folder of this format from a prompt, its card, and the embeddings [N, H] of the tokens before its
+            virtual tokens; None for a format that is only read.
+        marker: the file by which a folder of this format is recognized; "" for a format of single files.
+        torch_keys: the contents by which a `torch.save` file is recognized, for error messages.
+    """
+
+    name: str
+    matches: Callable[[ForeignFile], bool]
+    read: Callable[[ForeignFile, Geometry], list[ImportedPrompt]]
+    write: Callable[[Path, SoftPrompt, Card, Tensor], None] | None = None
+    marker: str = ""
+    torch_keys: str = ""
+
+
+_FORMATS: dict[str, Format] = {}
+
+
+def register_format(new: Format) -> Format:
+    """Make a format known. Raises ValueError if another one has its name."""
+    if _FORMATS.setdefault(new.name, new) is not new:
+        raise ValueError(f"a format named {new.name!r} is registered already")
+    return new
+
+
+def unregister_format(name: str) -> None:
+    """Forget a format."""
+    del _FORMATS[name]
+
+
+def formats() -> dict[str, Format]:
+    """All registered formats by name."""
+    _import_own_modules()
+    return _FORMATS
+
+
+def writable() -> dict[str, Callable[[Path, SoftPrompt, Card, Tensor], None]]:
+    """The writers of the formats that have one, by name."""
+    return {name: known.write for name, known in formats().items() if known.write is not None}
 
 
 def detect(path: Path) -> str:
-    """One of `FORMATS`. A `torch.save` file is read for it. Raises StoreError, with a hint, for anything else."""
-    kind = _kind(path)
-    if kind == _TAR:
-        return nemo.FORMAT
-    return _torch_format(_torch(path), path) if kind == _TORCH else kind
+    """The name of the format of a file or folder. Raises StoreError, with a hint, if no format matches."""
+    return _format_of(ForeignFile(path)).name
 
 
 def read_foreign(path: Path, geometry: Geometry) -> list[ImportedPrompt]:
-    """Every soft prompt in a foreign file or folder, not yet checked against the base model but for PEFT prefixes.
+    """Every soft prompt in a foreign file or folder, not yet checked against the base model except for PEFT prefixes.
 
     Raises:
-        StoreError: no known format, damaged, or code in a pickle.
+        StoreError: no known format, a damaged file, or a pickle that runs code.
         GeometryError: a PEFT prefix of another base model.
     """
-    kind = _kind(path)
-    if kind == peft.FORMAT:
-        return peft.read(path, geometry)
-    if kind == google.FORMAT:
-        return google.read(path)
-    if kind == kobold.FORMAT:
-        return kobold.read(path)
-    if kind == _TAR:
-        return nemo.read_tar(path)
-    saved = _torch(path)
-    return {cartridges.FORMAT: cartridges.read, nemo.FORMAT: nemo.read}[_torch_format(saved, path)](saved, path)
+    file = ForeignFile(path)
+    return _format_of(file).read(file, geometry)
 
 
-def _kind(path: Path) -> str:
-    """The container: a format, or a torch file or tar that has to be looked into."""
-    if path.is_dir():
-        return _folder(path)
-    if not path.is_file():
-        raise StoreError("no such file or folder", where=path)
-    with path.open("rb") as file:
-        start = file.read(_TAR_AT + len(_TAR_MAGIC))
-    if start.startswith(npy.MAGIC):
-        return google.FORMAT
-    if start.startswith(nemo.GZIP_MAGIC) or start[_TAR_AT:] == _TAR_MAGIC:
-        return _TAR
-    if start.startswith(b"PK"):
-        return kobold.FORMAT if kobold.TENSOR in _names(path) else _TORCH
-    if start.startswith(b"\x80") and start[1:2] in b"\x02\x03\x04\x05":
-        what = "this is a bare pickle, which can only be read by running it"
-        raise StoreError(what, where=path, hint="save it anew with torch.save of PyTorch 1.6 or later, or safetensors")
-    hint = "give the folder that holds it" if (path.parent / peft.CONFIG).exists() else None
-    raise StoreError("unknown format", where=path, expected=f"one of {', '.join(FORMATS)}", hint=hint)
+@functools.cache
+def _import_own_modules() -> None:
+    for module in pkgutil.iter_modules(softprompt.interchange.__path__):
+        importlib.import_module(f"{softprompt.interchange.__name__}.{module.name}")
 
 
-def _folder(path: Path) -> str:
-    if (path / peft.CONFIG).exists():
-        return peft.FORMAT
+def _format_of(file: ForeignFile) -> Format:
+    if not file.path.is_dir() and not file.path.is_file():
+        raise StoreError("no such file or folder", where=file.path)
+    for known in formats().values():
+        if known.matches(file):
+            return known
+    raise _unknown_folder(file.path) if file.path.is_dir() else _unknown_file(file)
+
+
+def _unknown_folder(path: Path) -> StoreError:
     if (path / "card.json").exists():
-        raise StoreError("this is a softprompt artifact already", where=path, hint=f"softprompt show {path}/")
-    hint = "for other formats give the file itself"
-    raise StoreError(f"no {peft.CONFIG} in this folder", where=path, expected="a PEFT adapter", hint=hint)
+        return StoreError("this is a softprompt artifact already", where=path, hint=f"softprompt show {path}/")
+    markers = {known.marker: f"a {known.name} folder" for known in formats().values() if known.marker}
+    return StoreError(
+        f"no {' or '.join(markers)} in this folder",
+        where=path,
+        expected=" or ".join(markers.values()),
+        hint="for other formats give the file itself",
+    )
 
 
-def _names(path: Path) -> list[str]:
-    with zip_archive(path, path) as archive:
-        return archive.namelist()
-
-
-def _torch(path: Path) -> object:
-    with path.open("rb") as file:
-        return safe_pickle.read_torch_file(file, path)
-
-
-def _torch_format(saved: object, path: Path) -> str:
-    for reader in (cartridges, nemo):
-        if reader.holds(saved):
-            return reader.FORMAT
-    expected = "trainable_keys and trainable_values (Cartridges), or prompt_table (NeMo)"
-    raise StoreError("a torch.save file that holds no soft prompt of a known format", where=path, expected=expected)
+def _unknown_file(file: ForeignFile) -> StoreError:
+    path = file.path
+    if file.is_zip:
+        with path.open("rb") as stream:
+            read_torch_file(stream, path)  # raises unless it is a torch.save file
+        expected = ", or ".join(known.torch_keys for known in formats().values() if known.torch_keys)
+        return StoreError(
+            "a torch.save file that holds no soft prompt of a known format", where=path, expected=expected
+        )
+    if file.head.startswith(b"\x80") and file.head[1:2] in b"\x02\x03\x04\x05":
+        what = "this is a bare pickle, which can only be read by running it"
+        return StoreError(what, where=path, hint="save it anew with torch.save of PyTorch 1.6 or later, or safetensors")
+    in_folder = any(known.marker and (path.parent / known.marker).exists() for known in formats().values())
+    hint = "give the folder that holds it" if in_folder else None
+    return StoreError("unknown format", where=path, expected=f"one of {', '.join(formats())}", hint=hint)

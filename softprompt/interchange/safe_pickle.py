@@ -1,9 +1,9 @@
-"""Tensors out of a `torch.save` file without unpickling it.
+"""Reads the tensors of a `torch.save` file without unpickling it.
 
 Such a file is a zip of `data.pkl` (a pickle: a program for a stack machine) and the raw bytes of each storage.
 Unpickling runs what the program names; this module reads the program (`pickletools.genops`) and carries out only the
 few instructions that tensors, lists and dicts need. Names of classes and functions are compared with a list and
-never looked up; nothing is imported or called. Whatever else occurs is refused with the name of what was found.
+never looked up; nothing is imported or called. Anything else is refused by its name.
 
 Format: https://docs.pytorch.org/docs/stable/notes/serialization.html#serialized-file-format-for-torch-save
 Instructions: https://docs.python.org/3/library/pickletools.html
@@ -27,7 +27,7 @@ from softprompt.interchange.base import SAFE_HINT, zip_archive
 MAX_PICKLE_BYTES = 4 * 2**20
 MAX_STORAGE_BYTES = 8 * 2**30
 
-DTYPES = {
+STORAGE_DTYPES = {
     "torch.FloatStorage": torch.float32,
     "torch.HalfStorage": torch.float16,
     "torch.BFloat16Storage": torch.bfloat16,
@@ -40,9 +40,11 @@ DTYPES = {
     "torch.BoolStorage": torch.bool,
 }
 PARAMETER_LIST = "torch.nn.modules.container.ParameterList"
-TENSOR, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-DICT, SETS = "collections.OrderedDict", ("__builtin__.set", "builtins.set")
-NAMES = {*DTYPES, PARAMETER_LIST, TENSOR, PARAMETER, DICT, *SETS}
+TENSOR = "torch._utils._rebuild_tensor_v2"
+PARAMETER = "torch._utils._rebuild_parameter"
+DICT = "collections.OrderedDict"
+SETS = ("__builtin__.set", "builtins.set")
+NAMES = {*STORAGE_DTYPES, PARAMETER_LIST, TENSOR, PARAMETER, DICT, *SETS}
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
@@ -53,14 +55,14 @@ _MALFORMED = (IndexError, KeyError, ValueError, TypeError, AttributeError, Overf
 
 @dataclass(frozen=True)
 class PickleName:
-    """A class or function that the file names: a text, nothing more."""
+    """The name of a class or function in the file, as plain text."""
 
     full: str
 
 
 @dataclass(eq=False)
 class OpaqueObject:
-    """What stands for an object of a class that is not made: the name of the class, and the state it would get."""
+    """A placeholder for an object that is not constructed: the name of its class, and its state."""
 
     kind: str
     state: dict[Any, Any] = field(default_factory=dict)
@@ -68,7 +70,7 @@ class OpaqueObject:
 
 @dataclass(frozen=True)
 class Storage:
-    """The raw numbers that tensors look at, still in the zip."""
+    """The raw numbers of one or more tensors, still in the zip."""
 
     dtype: torch.dtype
     key: str
@@ -76,11 +78,11 @@ class Storage:
 
 
 def read_torch_file(file: IO[bytes], where: object) -> Any:
-    """The saved object, made of dict, list, tuple, str, numbers, Tensor and `Inert`. Tensors are on the CPU.
+    """The saved object, made of dict, list, tuple, str, numbers, Tensor and `OpaqueObject`. Tensors are on the CPU.
 
     Args:
         file: a seekable binary file.
-        where: what messages call it.
+        where: the name of the file in messages.
 
     Raises StoreError for a pickle that does more than describe tensors, and for a damaged file.
     """
@@ -99,10 +101,11 @@ def parameters(value: object, where: object) -> list[Tensor]:
 
 
 class _Archive:
-    """The zip: where the pickle is, and the storages, each checked before it is read."""
+    """The zip with the pickle and the storages, each checked before it is read."""
 
     def __init__(self, archive: zipfile.ZipFile, where: object) -> None:
-        self.archive, self.where = archive, where
+        self.archive = archive
+        self.where = where
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise StoreError("not a torch.save file: it has no data.pkl", where=where)
@@ -244,7 +247,7 @@ class _Machine:
         self.stack.append(self._stand_in(function.full, arguments))
 
     def _stand_in(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        """What the named function would give."""
+        """The result that the named function would return."""
         if name == TENSOR:
             return self._tensor(*arguments)
         if name == PARAMETER and isinstance(arguments[0], Tensor):
@@ -262,7 +265,7 @@ class _Machine:
         self.stack.append(OpaqueObject(kind.full))
 
     def _build(self, _: Any) -> None:
-        """Gives an object its state: kept for an inert one, dropped for the `_metadata` of a state dict."""
+        """Gives an object its state: kept for an OpaqueObject, dropped for the `_metadata` of a state dict."""
         state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, OpaqueObject) and isinstance(state, dict):
             made.state = state
@@ -274,7 +277,7 @@ class _Machine:
         plain = isinstance(key, str) and key.isdecimal() and isinstance(numel, int) and numel >= 0
         if kind != "storage" or not isinstance(storage, PickleName) or not plain:
             raise ValueError("a reference that is no storage")
-        self.stack.append(Storage(DTYPES[storage.full], key, numel))
+        self.stack.append(Storage(STORAGE_DTYPES[storage.full], key, numel))
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
         """A view of a storage, after checking that it stays inside and repeats nothing (which could be endless)."""

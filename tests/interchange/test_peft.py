@@ -128,7 +128,7 @@ def test_a_pickled_adapter_is_read_without_unpickling(tmp_path: Path) -> None:
 def test_what_the_adapter_says_of_its_base_is_shown_and_not_kept(tmp_path: Path) -> None:
     (found,) = read_foreign(adapter(tmp_path / "a", config={"base_model_name_or_path": "/home/someone/model"}), BASE)
     assert found.made_for == "/home/someone/model"
-    assert "/home" not in json.dumps(found.facts)
+    assert "/home" not in json.dumps(found.method)
 
 
 def test_an_adapter_in_half_precision_keeps_its_bits(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_the_type_of_the_adapter(form: str, method: dict[str, Any], kind: str, t
     assert config.peft_type == kind
     assert config.inference_mode is True
     (found,) = read_foreign(folder, BASE)
-    assert found.facts.get("frozen_tokens") == (1 if kind == "CARTRIDGE" else None)
+    assert found.method.get("frozen_tokens") == (1 if kind == "CARTRIDGE" else None)
 
 
 def test_no_path_of_this_machine_is_written(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from softprompt.errors import StoreError
 from softprompt.interchange import nemo
 from softprompt.interchange import npy as npy_module
 from softprompt.interchange.base import ImportedPrompt
-from softprompt.interchange.registry import FORMATS, detect, read_foreign
+from softprompt.interchange.registry import detect, formats, read_foreign
 from softprompt.models.geometry import LayerShape
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from tests.support.artifacts import geometry
@@ -64,7 +64,7 @@ class TestGoogle:
         found = the_one(path)
         assert torch.equal(table(found), TABLE.to(wanted))
         assert table(found).dtype == wanted
-        assert found.facts == {"name": "prompt_tuning", "imported_from": "google-prompt-tuning"}
+        assert found.method == {"name": "prompt_tuning", "imported_from": "google-prompt-tuning"}
 
     @pytest.mark.parametrize(
         "array",
@@ -117,7 +117,7 @@ class TestKobold:
         found = the_one(path)
         assert table(found).dtype == dtype
         assert torch.equal(table(found), wanted)
-        assert found.facts == {"name": "prompt_tuning", "imported_from": "koboldai"}
+        assert found.method == {"name": "prompt_tuning", "imported_from": "koboldai"}
 
     def test_a_bomb(self, tmp_path: Path) -> None:
         path = self.file(tmp_path / "x.zip", np.zeros((2, 6), dtype=np.float32))
@@ -187,7 +187,7 @@ class TestNemo:
         assert [one.task for one in found] == ["intent", "slot-filling"]
         for i, one in enumerate(found):
             assert torch.equal(table(one), TABLE + i)
-            assert one.facts == {"name": "prompt_tuning", "imported_from": "nemo", "task": one.task}
+            assert one.method == {"name": "prompt_tuning", "imported_from": "nemo", "task": one.task}
 
     def test_bare_checkpoints_new_and_old(self, tmp_path: Path) -> None:
         flat = {f"prompt_table.{key}": value for key, value in nested("intent")["prompt_table"].items()}
@@ -268,7 +268,7 @@ class TestCartridges:
         path = torch_file(tmp_path / "cache-step10.pt", saved)
         assert detect(path) == "cartridges"
         found = the_one(path)
-        assert found.facts == {
+        assert found.method == {
             "name": "cartridge",
             "imported_from": "cartridges",
             "frozen_tokens": 2 if frozen else 0,
@@ -287,7 +287,7 @@ class TestCartridges:
         saved = cartridge(None)
         whole = saved.pop("whole")
         found = the_one(torch_file(tmp_path / "x.pt", saved | {f"{name}_keys": empty, f"{name}_values": empty}))
-        assert found.facts["frozen_tokens"] == 0
+        assert found.method["frozen_tokens"] == 0
         assert isinstance(found.prompt, KVPrompt)
         assert found.prompt.n_tokens == 5
         assert torch.equal(found.prompt.tensors()["layers.2.v"], whole[5][0])
@@ -325,7 +325,7 @@ class TestDetection:
     def test_by_content_not_by_name(self, tmp_path: Path) -> None:
         saved = cartridge(None)
         assert detect(torch_file(tmp_path / "prompt.npy", saved)) == "cartridges"
-        assert set(FORMATS) == {"peft", "google-prompt-tuning", "nemo", "cartridges", "koboldai"}
+        assert set(formats()) == {"peft", "google-prompt-tuning", "nemo", "cartridges", "koboldai"}
 
     def test_what_is_none_of_them(self, tmp_path: Path) -> None:
         assert "no such file" in refused(tmp_path / "none").what

@@ -23,7 +23,7 @@ from softprompt.errors import StoreError
 from softprompt.interchange import safe_pickle
 from softprompt.interchange.safe_pickle import PARAMETER_LIST, OpaqueObject, parameters
 
-DTYPES = [*safe_pickle.DTYPES.values()]
+DTYPES = [*safe_pickle.STORAGE_DTYPES.values()]
 
 
 def saved(value: object, **options: Any) -> bytes:

@@ -94,7 +94,7 @@ def test_out_and_in_again(form: str, tmp_path: Path) -> None:
     again = import_card(lm, found, "tone")
     assert contents(found.prompt) == contents(prompt)
     assert (again.template, again.labels, again.layout) == (card.template, card.labels, card.layout)
-    assert again.method == {"name": found.facts["name"], "imported_from": "peft"}
+    assert again.method == {"name": found.method["name"], "imported_from": "peft"}
 
 
 def test_a_baked_lead_is_imported_as_virtual_tokens(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_in_and_out_again(kind: str, tmp_path: Path) -> None:
     assert card.layout == Layout(follow_bos=True, follow="Row:")
     (again,) = imported(lm, exported(lm, found.prompt, card, tmp_path / "two"))
     assert prompt_digest(again.prompt) == prompt_digest(found.prompt)
-    assert again.facts == found.facts
+    assert again.method == found.method
     assert import_card(lm, again, "tone").layout == card.layout
 
 
