@@ -1,22 +1,22 @@
-"""A soft prompt fitted so that rows behind it get what they get behind the texts that it stands for.
+"""Fits a soft prompt so that attention outputs match those after the full text (attention matching).
 
-    rows = heard(lm, readings)                    # once for all sizes and forms
-    prompt = matched(lm, prompt, rows, follow=follow)
+    targets = collect_targets(lm, inputs)                    # once for all sizes and forms
+    prompt = fit_to_attention(lm, prompt, targets, follow=follow)
 
-What the rows ask in every layer behind the whole text, and what attention gives them, is kept. A prompt is then fitted
-by gradient, layer beside layer, without running the rows again:
+The queries of the rows in every layer after the full text, and the attention outputs, are recorded. A prompt is then
+fitted by gradient in all layers at once, without running the rows again:
 
     min Σ_layers √ mean_t w_t ‖Vᵀ (o_t − ô_t)‖²
 
-with o_t what attention gives token t behind the text, ô_t what it would give behind the prompt, V the directions that
-the answers' likelihood depends on most, and w_t how much it depends on token t: the top of a layer's empirical Fisher
-matrix, V Vᵀ ≈ mean_t g_t g_tᵀ with g_t the gradient of the answers' log-likelihood by o_t, and w_t ~ ‖g_t‖². So the sum
-is about the divergence that the difference causes, to second order, each layer for itself.
+with o_t the attention output of token t after the text, ô_t its output after the prompt, V the directions that the
+likelihood of the answers depends on most, and w_t how much it depends on token t: the top of a layer's empirical Fisher
+matrix, V Vᵀ ≈ mean_t g_t g_tᵀ with g_t the gradient of the answers' log-likelihood by o_t, and w_t ~ ‖g_t‖². So to
+second order the sum is about the divergence that the difference causes, for each layer alone.
 
-A step costs what the virtual tokens cost: a fifth of a training step for an embedding prompt, a tenth for a KV prompt,
-and teaches every layer (docs/log.md). Matching attention is from Zweiger et al. 2026: Fast KV Compaction via Attention
-Matching, https://arxiv.org/abs/2602.16284, which solves for values alone; the Fisher weights are Martens 2014: New
-Insights and Perspectives on the Natural Gradient Method, https://arxiv.org/abs/1412.1193.
+The cost of a step is that of the virtual tokens: a fifth of a training step for an embedding prompt, a tenth for a KV
+prompt, and every layer is fitted (docs/log.md). Attention matching is from Zweiger et al. 2026: Fast KV Compaction via
+Attention Matching, https://arxiv.org/abs/2602.16284, which solves for values alone; the Fisher weights are from Martens
+2014: New Insights and Perspectives on the Natural Gradient Method, https://arxiv.org/abs/1412.1193.
 
 Shapes: T tokens of rows, K key/value heads, R heads that share one, D head size, F directions, P virtual tokens.
 """
@@ -43,141 +43,151 @@ from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.base import SoftPrompt
 
-FIT_STEPS, RATE, WARMUP, TOKENS = 200, 5e-2, 0.1, 128  # TOKENS of the rows in a step
-WHOLE = Budget(FIT_STEPS, None)
-DIRECTIONS, ROUNDS = 96, 4  # of the Fisher matrix that are kept; rounds of their search
-WEIGHTS = (0.05, 4.0)  # the least and the most that a token counts
-NUMBERS = 2**28  # of all that is kept: 1 GB
+FIT_STEPS = 200
+_LEARNING_RATE = 5e-2
+_WARMUP = 0.1  # share of the steps
+_BATCH_TOKENS = 128  # tokens of the rows in a step
+_FULL_FIT = Budget(FIT_STEPS, None)
+_DIRECTIONS = 96  # eigenvectors of the Fisher matrix that are kept
+_ITERATIONS = 4  # of the search for them
+_WEIGHT_RANGE = (0.05, 4.0)  # least and greatest weight of a token
+_MAX_NUMBERS = 2**28  # recorded float32 numbers: 1 GB
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionTargets:
-    """What rows asked behind their texts, and got.
+    """Queries of rows after their texts, and the attention outputs to match.
 
     Attributes:
-        readings: of each reading the position that its rows begin at, and its queries by layer.
+        traces: for each text the position at which its rows begin, and the trace of every layer.
         directions: by layer [K, R, D', F].
     """
 
-    readings: tuple[tuple[int, tuple[LayerTrace | None, ...]], ...]
+    traces: tuple[tuple[int, tuple[LayerTrace | None, ...]], ...]
     directions: tuple[Tensor | None, ...]
 
 
-def collect_targets(lm: FrozenLM, readings: Sequence[SelectionInput]) -> AttentionTargets:
-    """What the rows of these readings ask and get: of each reading as many as fit in its share of memory.
+def collect_targets(lm: FrozenLM, inputs: Sequence[SelectionInput]) -> AttentionTargets:
+    """Run the rows of every text, as many as fit in the text's share of memory, and record their attention.
 
     Raises:
-        DataError: a row that does not fit in the model's context behind its text.
-        UnsupportedModelError: a model whose attention cannot be listened to.
+        DataError: a row that does not fit in the model's context after its text.
+        UnsupportedModelError: a model whose attention cannot be recorded.
     """
-    found = []
-    for reading in readings:
-        rows = _first(lm, reading.rows, NUMBERS // len(readings))
-        prefix = prepare_prefixes(lm, [Prefix(lead=reading.ids, follow=reading.follow)])
+    traces: list[tuple[int, tuple[LayerTrace | None, ...]]] = []
+    for text in inputs:
+        rows = _rows_that_fit(lm, text.rows, _MAX_NUMBERS // len(inputs))
+        prefix = prepare_prefixes(lm, [Prefix(lead=text.ids, follow=text.follow)])
 
         def score(states_TH: Tensor, numbers: Sequence[int], rows: Sequence[Example] = rows) -> Tensor:
             where, targets = learned_places([rows[i] for i in numbers])
             return cross_entropies(states_TH[where.to(lm.device)], targets.to(lm.device), lm.logits).sum()
 
-        found.append((prefix.lengths[0], tuple(record_attention(lm, prefix, [Row(row.ids) for row in rows], score))))
-    gradients = ([queries.gradient for _, layers in found if (queries := layers[i])] for i in range(len(found[0][1])))
-    return AttentionTargets(tuple(found), tuple(_directions(torch.cat(own, 2)) if own else None for own in gradients))
+        layers = tuple(record_attention(lm, prefix, [Row(row.ids) for row in rows], score))
+        traces.append((prefix.lengths[0], layers))
+    directions: list[Tensor | None] = []
+    for of_layer in zip(*(layers for _, layers in traces), strict=True):
+        gradients = [trace.gradient for trace in of_layer if trace]
+        directions.append(_top_directions(torch.cat(gradients, 2)) if gradients else None)
+    return AttentionTargets(tuple(traces), tuple(directions))
 
 
 def fit_to_attention(
     lm: FrozenLM,
     prompt: SoftPrompt,
-    rows: AttentionTargets,
+    targets: AttentionTargets,
     lead: tuple[int, ...] = (),
     follow: tuple[int, ...] = (),
-    budget: Budget = WHOLE,
+    budget: Budget = _FULL_FIT,
     progress: Callable[[float], None] = lambda done: None,
 ) -> SoftPrompt:
-    """The prompt, fitted; in float32.
+    """The prompt fitted to the targets, in float32.
 
     Args:
-        rows: what it is fitted on.
-        lead, follow: the ids between which it stands.
-        horizon: how long it is fitted.
-        progress: is told how far it is.
+        targets: queries and outputs to match.
+        lead, follow: the ids before and after the prompt.
+        budget: steps or time of the fit.
+        progress: called with the fraction completed.
 
     Raises UnsupportedModelError for a model whose queries cannot be moved.
     """
     tensors = {name: tensor.float().requires_grad_() for name, tensor in prompt.freeze().tensors().items()}
     begin = len(lead) + prompt.n_tokens + len(follow)
     with torch.no_grad():
-        layers = [_Layer.of(lm, i, rows, begin) for i in range(len(rows.directions))]
+        layers = [_Layer.of(lm, i, targets, begin) for i in range(len(targets.directions))]
     tokens = next(len(layer.weights) for layer in layers if layer is not None)
     optimizer = torch.optim.Adam(tensors.values())
     draw = torch.Generator().manual_seed(0)
-    drawn_T = torch.zeros(TOKENS, dtype=torch.long, device=lm.device)
+    drawn_T = torch.zeros(_BATCH_TOKENS, dtype=torch.long, device=lm.device)
     live = Prefix(prompt.replace_tensors(tensors), lead, follow)
     layout = lay_out_prefixes(lm, [live])
 
     def differentiate() -> None:
-        found = zip(layers, run_prefixes(lm, [live], layout).layers, strict=True)
-        pairs = [(layer, kv) for layer, kv in found if layer and kv]
+        matched = zip(layers, run_prefixes(lm, [live], layout).layers, strict=True)
+        pairs = [(layer, kv) for layer, kv in matched if layer and kv]
         losses = [layer.loss(keys[0].float(), values[0].float(), drawn_T) for layer, (keys, values) in pairs]
         grads = torch.autograd.grad(torch.stack(losses).sum(), list(tensors.values()))
         for tensor, grad in zip(tensors.values(), grads, strict=True):
             tensor.grad = grad
 
-    opened, step = time.monotonic(), 0
+    started = time.monotonic()
+    step = 0
     with torch.enable_grad():
-        again = capturable(lm, differentiate)
-        while (done := budget.progress(step, time.monotonic() - opened)) < 1:
-            optimizer.param_groups[0]["lr"] = RATE * rate("cosine", WARMUP, done)
-            drawn_T.copy_(torch.randint(tokens, (TOKENS,), generator=draw))
-            again()
+        compute_gradients = capturable(lm, differentiate)
+        while (done := budget.progress(step, time.monotonic() - started)) < 1:
+            optimizer.param_groups[0]["lr"] = _LEARNING_RATE * rate("cosine", _WARMUP, done)
+            drawn_T.copy_(torch.randint(tokens, (_BATCH_TOKENS,), generator=draw))
+            compute_gradients()
             optimizer.step()
             step += 1
-            progress(budget.progress(step, time.monotonic() - opened))
+            progress(budget.progress(step, time.monotonic() - started))
     return prompt.replace_tensors(tensors).freeze()
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """The queries [T] of all readings, moved to where the prompt has them; `weights` [T] of the tokens."""
+    """The trace [T] of all texts, moved to the rows' positions after the prompt, and `weights` [T] of the tokens."""
 
-    queries: LayerTrace
+    trace: LayerTrace
     weights: Tensor
     directions: Tensor
 
     @staticmethod
-    def of(lm: FrozenLM, number: int, rows: AttentionTargets, begin: int) -> _Layer | None:
-        directions = rows.directions[number]
-        parts = [own.moved(lm, number, begin - length) for length, of in rows.readings if (own := of[number])]
+    def of(lm: FrozenLM, number: int, targets: AttentionTargets, begin: int) -> _Layer | None:
+        directions = targets.directions[number]
         if directions is None:
             return None
-        queries = LayerTrace.joined(parts)
-        size_T = queries.gradient.square().sum((0, 1, 3))
-        return _Layer(queries, (size_T / size_T.mean().clamp_min(1e-30)).clamp(*WEIGHTS), directions)
+        of_texts = ((length, layers[number]) for length, layers in targets.traces)
+        trace = LayerTrace.joined([part.moved(lm, number, begin - length) for length, part in of_texts if part])
+        size_T = trace.gradient.square().sum((0, 1, 3))
+        return _Layer(trace, (size_T / size_T.mean().clamp_min(1e-30)).clamp(*_WEIGHT_RANGE), directions)
 
     def loss(self, keys_KSD: Tensor, values_KSD: Tensor, tokens: Tensor) -> Tensor:
-        """By how much these tokens miss what they got."""
-        queries = self.queries.of(tokens)
-        missing_KRTD = queries.attend_to(keys_KSD, values_KSD) - queries.output
-        felt_TF = torch.einsum("krtd,krdf->tf", missing_KRTD, self.directions)
-        return ((felt_TF.square().sum(1) * self.weights[tokens]).mean() + 1e-12).sqrt()
+        """The weighted distance of these tokens' attention outputs from their targets."""
+        trace = self.trace.of(tokens)
+        difference_KRTD = trace.attend_to(keys_KSD, values_KSD) - trace.output
+        projected_TF = torch.einsum("krtd,krdf->tf", difference_KRTD, self.directions)
+        return ((projected_TF.square().sum(1) * self.weights[tokens]).mean() + 1e-12).sqrt()
 
 
-def _directions(gradient_KRTD: Tensor) -> Tensor:
-    """V [K, R, D', F]: the top eigenvectors of the mean of g gᵀ over tokens, each as long as its eigenvalue's root."""
+def _top_directions(gradient_KRTD: Tensor) -> Tensor:
+    """V [K, R, D', F]: the top eigenvectors of the mean of g gᵀ over tokens, each scaled by its eigenvalue's root."""
     shape = gradient_KRTD.shape
     rows_TX = gradient_KRTD.movedim(2, 0).flatten(1)
     draw = torch.Generator().manual_seed(0)
-    basis_XF = torch.randn(rows_TX.shape[1], min(DIRECTIONS, *rows_TX.shape), generator=draw).to(rows_TX)
-    for _ in range(ROUNDS):  # subspace iteration
+    basis_XF = torch.randn(rows_TX.shape[1], min(_DIRECTIONS, *rows_TX.shape), generator=draw).to(rows_TX)
+    for _ in range(_ITERATIONS):  # subspace iteration
         basis_XF = torch.linalg.qr(rows_TX.T @ (rows_TX @ basis_XF)).Q
     _, sizes_F, turns_FF = torch.linalg.svd(rows_TX @ basis_XF, full_matrices=False)
     return (basis_XF @ turns_FF.T * sizes_F / len(rows_TX) ** 0.5).view(*shape[:2], shape[3], -1)
 
 
-def _first(lm: FrozenLM, rows: Sequence[Example], numbers: int) -> list[Example]:
-    """As many of the rows, one at least, as can be kept in so many numbers."""
+def _rows_that_fit(lm: FrozenLM, rows: Sequence[Example], numbers: int) -> list[Example]:
+    """The first rows whose traces take at most so many numbers, but one at least."""
     shapes = [shape for shape in lm.geometry.layers if shape is not None]
     per_token = sum(lm.geometry.n_heads * (shape.key_dim + 3 * shape.value_dim + 1) for shape in shapes)
-    room, kept = numbers // per_token, list[Example]()
+    room = numbers // per_token
+    kept: list[Example] = []
     for row in rows:
         if kept and len(row.ids) > room:
             break

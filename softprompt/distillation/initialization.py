@@ -18,6 +18,8 @@ from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Budget
 from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.embedding_prompt import EmbeddingPrompt
+from softprompt.prompts.kv_prompt import KVPrompt
 
 ASKING = 768  # tokens of answers about a piece that are asked what they look at
 MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one
@@ -37,7 +39,7 @@ def compacted_starts(
     sizes = [size for size in prepared.sizes if len(text) > size]
     if prepared.settings.method.init != "attended" or not sizes:
         return {}
-    form = "kv" if prepared.settings.method.name in KV_METHODS else "embedding"
+    form = (KVPrompt if prepared.settings.method.name in KV_METHODS else EmbeddingPrompt).form
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, form))
     looking = _readings(prepared, lm, splits, ASKING)
     judges = examples(splits.validation or splits.train[:ASKING_ROWS], prepared, lm)

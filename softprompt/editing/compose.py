@@ -1,12 +1,12 @@
-"""New soft prompts from saved ones: joined, averaged, weighted, resized.
+"""Makes new soft prompts from saved ones by concatenation, weighted sums, averages and resizing.
 
     concatenate([a, b], lm)      a's virtual tokens, then b's
     combine([a, b], [0.7, 0.3])  0.7·a + 0.3·b, token by token
     average([a, b, c])           their mean
     resize(a, 16, lm)            16 virtual tokens
 
-`lm` is needed for KV prompts only: their keys stand at positions, and are turned to new ones (`attach.moved`). Results
-are in float32. Nothing here trains: a result is a good start, or good enough, and `softprompt eval` tells which.
+`lm` is needed for KV prompts only: their keys are rotated to new positions (`prefix.rope`). Results are in float32.
+Nothing is trained: evaluate a result before use, or train from it.
 
 Shapes: P virtual tokens, H embedding width, K key/value heads, D head size.
 """
@@ -39,14 +39,13 @@ Named = Mapping[str, tuple[SoftPrompt, Card]]
 
 
 def concatenate(prompts: Sequence[SoftPrompt], lm: FrozenLM | None = None) -> SoftPrompt:
-    """The virtual tokens of all, one prompt's behind the other's. Lengths add up.
+    """The virtual tokens of all prompts, one prompt after the other. Lengths add up.
 
-    The keys of a KV prompt are moved behind those of the ones before it. All tokens stay, its first too, which has
-    learned to be the first. Leaving that out helps a little where the prompts are harvested from a text's two halves
-    (KL to the text 0.143 -> 0.118 and 0.214 -> 0.194; without moving the keys 0.230 and 0.389; SmolLM2-135M), and
-    can hurt where they are trained (loss of a task behind another task's prompt 0.036 -> 0.142; the other way round
-    0.091 -> 0.038). The joined prompts have not seen each other: a text's second half, harvested alone, is not what
-    it is behind its first half.
+    The keys of a KV prompt are moved to the positions after the prompts before it. All tokens are kept, also a later
+    prompt's first, which was trained as an attention sink. Dropping it helps a little if the prompts are computed from
+    the two halves of a text (KL to the text 0.143 -> 0.118 and 0.214 -> 0.194; without moving the keys 0.230 and 0.389;
+    SmolLM2-135M), and can hurt if they are trained (loss of a task after another task's prompt 0.036 -> 0.142; in the
+    other order 0.091 -> 0.038). The prompts do not attend to each other, unlike the two halves of one text.
 
     Raises:
         PromptError: different forms, or layers.
@@ -63,7 +62,7 @@ def concatenate(prompts: Sequence[SoftPrompt], lm: FrozenLM | None = None) -> So
 
 
 def combine(prompts: Sequence[SoftPrompt], weights: Sequence[float]) -> SoftPrompt:
-    """Σ weights[i]·prompts[i], token by token; for KV prompts of keys and of values.
+    """The weighted sum Σ weights[i]·prompts[i], token by token; for KV prompts of keys and of values.
 
     Raises PromptError for different forms, lengths or layers.
     """
@@ -85,15 +84,15 @@ def average(prompts: Sequence[SoftPrompt]) -> SoftPrompt:
 
 
 def resize(prompt: SoftPrompt, n_tokens: int, lm: FrozenLM | None = None) -> SoftPrompt:
-    """With fewer or more virtual tokens.
+    """The prompt with fewer or more virtual tokens.
 
-    Fewer: the first, on which attention dumps what belongs nowhere, and the last ones are kept. More: the tokens from
-    the first on once more. No tokens are mixed: the mean of two neighbours is none that was ever trained.
+    Fewer: the first token (the attention sink) and the last ones are kept. More: the tokens are repeated from the first
+    on. Tokens are never interpolated, since the mean of two trained tokens was not trained.
 
-    Measured on SmolLM2-135M, help desk, validation loss. A KV prompt of 32 tokens 0.024; the first and the last 15 of
-    them 0.034, 16 evenly spaced 0.64, the first 16 1.9; all once more 0.026. One of 96 tokens 0.012; half of them so
-    0.88, evenly spaced 0.25. 24 embeddings 2.45; made 36 so 2.52, by interpolation 3.27. So a cut prompt is a start
-    to train on; `pruning` finds by trial which tokens can go.
+    Measured on SmolLM2-135M, help desk, validation loss. A KV prompt of 32 tokens 0.024; its first and last 15 tokens
+    0.034, 16 evenly spaced 0.64, the first 16 1.9; all repeated 0.026. A KV prompt of 96 tokens 0.012; half of them
+    selected in this way 0.88, evenly spaced 0.25. 24 embeddings 2.45; repeated to 36 2.52, interpolated 3.27. So a
+    shortened prompt is a start for training; `prune` measures which tokens can be dropped.
 
     Raises:
         PromptError: no virtual token left.
@@ -119,19 +118,20 @@ def select(prompt: SoftPrompt, tokens: Sequence[int], lm: FrozenLM | None = None
 def compose(
     expression: str, sources: Named, name: str, *, lm: FrozenLM | None = None, template_of: str | None = None
 ) -> tuple[SoftPrompt, Card]:
-    """The soft prompt that an expression of saved ones stands for, and its card.
+    """Evaluate an expression of saved soft prompts; returns the new prompt and its card.
 
     Args:
         expression: see `expression.py`.
-        sources: every soft prompt named in it.
+        sources: prompt and card of every name in the expression.
         name: of the result.
-        lm: the base model, for KV prompts whose tokens move.
-        template_of: whose template, layout and labels the result gets; not needed where all agree.
+        lm: the base model, for KV prompts whose tokens change their positions.
+        template_of: name of the prompt whose template, layout and labels the result gets, if they differ.
 
     Raises:
         ConfigError: the expression is malformed, or templates differ and `template_of` does not choose.
         WrongBaseError: different base models.
-        PromptError: forms or lengths that do not go together; a result that does not fit the base model.
+        PromptError: forms or lengths that do not match.
+        GeometryError: a result that does not fit the base model.
     """
     tree = parse_expression(expression)
     cards = {used: sources[used][1] for used in prompt_names(tree)}
@@ -152,13 +152,13 @@ def compose(
         template=frame.template,
         labels=frame.labels,
         method={"name": "compose", "expression": expression},
-        data={"inputs": inputs, "trained_on": [place for card in cards.values() for place in card.trained_on]},
+        data={"inputs": inputs, "trained_on": [rows for card in cards.values() for rows in card.trained_on]},
         license=licenses.pop() if len(licenses) == 1 else None,
     )
 
 
 def check_sources(cards: Mapping[str, Card], template_of: str | None = None) -> None:
-    """Raise unless these soft prompts can be composed: one base model, one form, one frame. See `compose`."""
+    """Raise unless these soft prompts have one base model, one form and one template. See `compose`."""
     first, *others = cards
     for other in others:
         if reason := cards[first].geometry.differs(cards[other].geometry):

@@ -1,6 +1,6 @@
-"""The little language of `softprompt compose`: text to a tree. Knows names and numbers, no tensors.
+"""Parses the expressions of `softprompt compose` into trees of names and numbers; no tensors are involved.
 
-    a | b                    one behind the other
+    a | b                    one after the other
     0.7*a + 0.3*b - c        weighted sum, token by token
     average(a, b, c)         mean, token by token
     resize(a, 16)            another length
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 from softprompt.errors import ConfigError
 
-HINT = 'for example "0.7*a + 0.3*b", "a | b", "average(a, b)" or "resize(a, 16)", with spaces around + - |'
-DEEPEST = 50  # parentheses in parentheses
+_HINT = 'for example "0.7*a + 0.3*b", "a | b", "average(a, b)" or "resize(a, 16)", with spaces around + - |'
+_MAX_DEPTH = 50  # of nested parentheses
 _TOKEN = re.compile(r"\s*(?:([A-Za-z0-9._~/-]+)|([|+*(),])|(\S))")
 
 
@@ -45,7 +45,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Concatenation:
-    """One behind the other."""
+    """Virtual tokens of all parts, one part after the other."""
 
     parts: tuple[Expression, ...]
 
@@ -59,7 +59,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Resized:
-    """With another number of virtual tokens."""
+    """A part with another number of virtual tokens."""
 
     part: Expression
     n_tokens: int
@@ -69,17 +69,17 @@ Expression = PromptName | Sum | Concatenation | Average | Resized
 
 
 def parse_expression(text: str) -> Expression:
-    """The tree of an expression. Raises ConfigError saying where it goes wrong."""
+    """Parse an expression into a tree. Raises ConfigError with the position of a mistake."""
     return _Parser(text).whole()
 
 
 def prompt_names(expression: Expression) -> list[str]:
-    """Every soft prompt in it, once, in order."""
+    """The names of all soft prompts in the expression, each once, in order."""
     return list(dict.fromkeys(part.name for part in _walk(expression) if isinstance(part, PromptName)))
 
 
 def moves_tokens(expression: Expression) -> bool:
-    """Whether virtual tokens change their positions, for which KV prompts need the base model."""
+    """Whether virtual tokens change their positions; KV prompts then need the base model."""
     return any(isinstance(part, Concatenation | Resized) for part in _walk(expression))
 
 
@@ -102,15 +102,15 @@ class _Parser:
                 raise self._error(f"{match[3]!r} has no meaning here", match.end())
 
     def whole(self) -> Expression:
-        found = self._all()
+        tree = self._all()
         if self._next() is not None:
             raise self._unexpected("an operator")
-        return found
+        return tree
 
     def _all(self) -> Expression:
         self.depth += 1
-        if self.depth > DEEPEST:
-            raise ConfigError("too many parentheses in parentheses", where="expression", expected=f"<= {DEEPEST}")
+        if self.depth > _MAX_DEPTH:
+            raise ConfigError("too many parentheses in parentheses", where="expression", expected=f"<= {_MAX_DEPTH}")
         parts = [self._sum()]
         while self._take("|"):
             parts.append(self._sum())
@@ -136,9 +136,9 @@ class _Parser:
 
     def _operand(self) -> Expression:
         if self._take("("):
-            found = self._all()
+            part = self._all()
             self._expect(")")
-            return found
+            return part
         word = self._next()
         if word is None or word in "|+-*(),":
             raise self._unexpected("the name of a soft prompt")
@@ -200,4 +200,4 @@ class _Parser:
         return self._error(f"{self._next()!r} stands where {wanted} should be", self.tokens[self.at][1])
 
     def _error(self, what: str, end: int) -> ConfigError:
-        return ConfigError(what, where=f"expression, character {max(end, 1)}", got=self.text, hint=HINT)
+        return ConfigError(what, where=f"expression, character {max(end, 1)}", got=self.text, hint=_HINT)

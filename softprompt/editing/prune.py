@@ -1,11 +1,11 @@
-"""Which virtual tokens a soft prompt can do without.
+"""Measures the importance of each virtual token, and prunes the least important ones.
 
 Ma et al.: XPrompt: Exploring the Extreme of Prompt Tuning. EMNLP 2022. https://arxiv.org/abs/2210.04457
-prunes the negative tokens of a trained prompt and trains what is left again, from where it began ("rewind"). Here a
-token's score is measured, not estimated: the loss of the rows without it, minus the loss with it. What is scored is
-what would be saved: of a KV prompt the gap is closed, so what stood behind it moves one place to the left.
+prunes the negative tokens of a trained prompt and retrains the others from their initial values ("rewind"). Here a
+token's score is measured, not estimated: the loss of the rows without the token, minus the loss with it. Each shortened
+prompt is scored as it would be saved: in a KV prompt the later tokens move one position to the left.
 
-All candidates are one bank of prefixes, each row run behind every candidate in the same passes.
+All shortened prompts are prefixes of one batch, and every row is run after each of them.
 
 Shapes: P virtual tokens, V vocabulary, H embedding width.
 """
@@ -33,17 +33,17 @@ from softprompt.prefix.packing import by_tokens
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts.base import SoftPrompt
 
-TOKENS = 8192  # row and prefix tokens run at once
-CANDIDATE_TOKENS = 4096  # virtual tokens of the candidates in one bank
+_BATCH_TOKENS = 8192  # row and prefix tokens in one pass
+_PREFIX_TOKENS = 4096  # virtual tokens of all prefixes prepared together
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each virtual token.
+    """The importance of each virtual token.
 
     Attributes:
         loss: mean -log p per learned token with the whole prompt.
-        rises: [P] by how much the loss is higher without each token; negative: better without it.
+        rises: [P] increase of the loss without each token; negative if the prompt is better without it.
     """
 
     loss: float
@@ -52,11 +52,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A soft prompt's most useful tokens.
+    """A soft prompt reduced to its most important tokens.
 
     Attributes:
-        kept: their numbers, in order.
-        loss: of the pruned prompt on the same rows; scores of single tokens do not add up to it.
+        kept: numbers of the kept tokens, in order.
+        loss: of the pruned prompt on the same rows; the scores of single tokens do not add up to it.
     """
 
     prompt: SoftPrompt
@@ -65,10 +65,10 @@ class PruneResult:
 
 
 def score(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -> Scores:
-    """Leave each virtual token out in turn.
+    """Score every virtual token by the loss without it.
 
     Raises:
-        PromptError: nothing to leave out: no soft prompt, or one token.
+        PromptError: no soft prompt, or only one virtual token.
         DataError: the rows cannot be used, or do not fit in the context.
         UnsupportedModelError: a KV prompt of a model whose keys cannot be moved.
     """
@@ -87,7 +87,7 @@ def score(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -
 def prune(
     lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], scores: Scores, keep: int
 ) -> PruneResult:
-    """Keep the `keep` tokens with the greatest scores. Raises PromptError if there are not so many."""
+    """Keep the `keep` tokens with the greatest scores. Raises PromptError if the prompt has fewer."""
     prompt = _prompt_of(formatted)
     if not 1 <= keep <= prompt.n_tokens:
         raise PromptError("so many virtual tokens cannot be kept", expected=f"1 to {prompt.n_tokens}", got=keep)
@@ -111,12 +111,13 @@ def nearest_tokens(lm: FrozenLM, prompt: SoftPrompt) -> list[str]:
 def _losses(
     lm: FrozenLM, formatted: FormattedPrompt, trials: Sequence[SoftPrompt], records: Sequence[Record]
 ) -> list[float]:
-    """Mean -log p per learned token of the rows behind each candidate in the subject's frame."""
+    """Mean -log p per learned token of the rows, for each prompt in the layout of `formatted`."""
     examples = tokenize(records, formatted.template, lm.tokenizer, max_length=sys.maxsize)
     prefixes = [replace(formatted, prompt=trial).prefix(lm) for trial in trials]
     longest = max(trial.n_tokens for trial in trials) + len(prefixes[0].lead) + len(prefixes[0].follow)
     check_context(lm, [(row.where, len(row.ids), longest) for row in examples], "leave the row out")
-    sums, group = list[Tensor](), max(1, CANDIDATE_TOKENS // longest)
+    group = max(1, _PREFIX_TOKENS // longest)
+    sums: list[Tensor] = []
     for start in range(0, len(prefixes), group):
         part = prefixes[start : start + group]
         sums.append(_sums(lm, part, examples, longest))
@@ -124,11 +125,11 @@ def _losses(
 
 
 def _sums(lm: FrozenLM, prefixes: Sequence[Prefix], examples: Sequence[Example], around: int) -> Tensor:
-    """Sum of -log p over all rows behind each prefix, float64."""
+    """Sum of -log p over all rows after each prefix, float64."""
     shared = prepare_prefixes(lm, prefixes)
-    pairs = [(owner, example) for owner in range(len(prefixes)) for example in examples]
+    pairs = [(prefix_id, example) for prefix_id in range(len(prefixes)) for example in examples]
     sums = torch.zeros(len(prefixes), dtype=torch.float64)
-    for part in by_tokens([len(example.ids) + around for _, example in pairs], TOKENS):
+    for part in by_tokens([len(example.ids) + around for _, example in pairs], _BATCH_TOKENS):
         prefix_ids, rows = [pairs[i][0] for i in part], [pairs[i][1] for i in part]
         values = token_losses(lm, shared, rows, prefix_ids).double().cpu()
         counts = torch.tensor([learned_tokens([row]) for row in rows])

@@ -1,16 +1,15 @@
-"""How much alike soft prompts are: which saved one is a good start for a new task.
+"""Measures the similarity of soft prompts, to choose a saved one as the start for a new task.
 
 Vu et al.: SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer. ACL 2022. https://arxiv.org/abs/2110.07904
-uses a prompt that was trained briefly on a task as that task's embedding, and the prompts of other tasks near it as
-starts. Its two measures, for embedding prompts e [P, H]:
+takes a prompt that was trained briefly on a task as the embedding of the task, and starts from the nearest prompts of
+other tasks. Its two measures, for embedding prompts e [P, H]:
 
     average tokens     cos(mean_i e1_i, mean_j e2_j)
     per token          mean_ij cos(e1_i, e2_j)
 
 For KV prompts the same on values: in each layer a token's vector is its values of all heads, and the measure is the
-mean over the layers. Values alone, since they are what a token adds to the text; keys are turned by their positions,
-so equal tokens at different places have different keys. The paper has embedding prompts only: for KV prompts
-this is our choice.
+mean over the layers. Keys are left out, since equal tokens at different positions have different keys. The paper has
+embedding prompts only; the measure for KV prompts is this project's.
 
 Shapes: P virtual tokens, H embedding width, K key/value heads, D value size.
 """
@@ -29,14 +28,14 @@ from softprompt.prompts.base import SoftPrompt
 
 @dataclass(frozen=True)
 class Similarity:
-    """Both measures, in -1…1."""
+    """Both measures, each in -1…1."""
 
     average: float
     per_token: float
 
 
 def similarity(one: SoftPrompt, other: SoftPrompt) -> Similarity:
-    """How much alike two prompts of the same base model are; lengths may differ.
+    """Both measures for two prompts of the same base model; lengths may differ.
 
     Raises PromptError for different forms, layers or widths.
     """
@@ -59,11 +58,11 @@ def similarity(one: SoftPrompt, other: SoftPrompt) -> Similarity:
 
 
 def rank_by_similarity(prompt: SoftPrompt, trials: Mapping[str, SoftPrompt]) -> list[tuple[str, Similarity]]:
-    """The candidates by `average`, the most similar first; of equal ones the first given."""
-    found = [(name, similarity(prompt, trial)) for name, trial in trials.items()]
-    return sorted(found, key=lambda pair: -pair[1].average)
+    """Names and similarities sorted by `average`, most similar first; ties keep their order."""
+    ranked = [(name, similarity(prompt, other)) for name, other in trials.items()]
+    return sorted(ranked, key=lambda pair: -pair[1].average)
 
 
 def _vectors(prompt: SoftPrompt) -> list[Tensor]:
-    """[P, width] of the embedding layer, or of every layer's values."""
+    """[P, width] of every layer that is compared."""
     return [vectors.detach().float().cpu() for vectors in prompt.similarity_vectors()]

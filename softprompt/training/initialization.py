@@ -22,6 +22,8 @@ from softprompt.methods.registry import KV_METHODS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Budget
 from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.embedding_prompt import EmbeddingPrompt
+from softprompt.prompts.kv_prompt import KVPrompt
 from softprompt.training.auto import SHORT_RUN
 from softprompt.training.demonstrations import demonstrations
 from softprompt.training.prepare import PreparedTask, PreparedTraining
@@ -78,7 +80,7 @@ def _attended(prepared: PreparedTraining, lm: FrozenLM) -> SoftPrompt:
         found = demonstrations(task, lm, None, room, prepared.config.train.seed)
         ids, shown = list(found.ids), set(found.spans)
     asking = [row for row in task.train if row.where not in shown] or task.train
-    form = "kv" if config.name in KV_METHODS else "embedding"
+    form = (KVPrompt if config.name in KV_METHODS else EmbeddingPrompt).form
     (_, behind), between = (layout_ids(lm, layout_for(lm, task.template, kind)) for kind in ("kv", form))
     opening = bos_ids(lm.tokenizer)
     reading = SelectionInput((*opening, *ids), behind, asking[:ASKING], len(opening))

@@ -65,15 +65,15 @@ def test_the_loss_is_what_the_first_layer_lacks(family: str) -> None:
     layer = attention_matching._Layer.of(lm, 0, behind_text, 12 + len(FOLLOW))
     kv = require_causal(prepare_prefixes(lm, [Prefix(prompt, follow=FOLLOW)])).layers[0]
     assert layer is not None and kv is not None
-    wanted, now = (rows.readings[0][1][0] for rows in (behind_text, behind_prompt))
+    wanted, now = (rows.traces[0][1][0] for rows in (behind_text, behind_prompt))
     assert wanted is not None and now is not None
     missing = now.output - wanted.output
     if family == "gpt2":  # its rows know where they stand, in the first layer too
-        missing = layer.queries.attend_to(kv[0][0], kv[1][0]) - layer.queries.output
-    gradient = layer.queries.gradient.movedim(2, 0).flatten(1)
+        missing = layer.trace.attend_to(kv[0][0], kv[1][0]) - layer.trace.output
+    gradient = layer.trace.gradient.movedim(2, 0).flatten(1)
     fisher = gradient.T @ gradient / len(gradient)
     size = gradient.square().sum(1)
-    weights = (size / size.mean()).clamp(*attention_matching.WEIGHTS)
+    weights = (size / size.mean()).clamp(*attention_matching._WEIGHT_RANGE)
     off = missing.movedim(2, 0).flatten(1)
     felt = (((off @ fisher) * off).sum(1) * weights).mean().sqrt()
     found = layer.loss(kv[0][0], kv[1][0], torch.arange(len(off)))
@@ -97,11 +97,11 @@ def test_two_texts_are_fitted_together() -> None:
     readings = [SelectionInput(TEXT, FOLLOW, rows(20)), SelectionInput(tuple(text_ids(20, 9)), FOLLOW, rows(20, 50))]
     before = select_by_attention(lm, readings, 12)
     both = collect_targets(lm, readings)
-    assert [begin for begin, _ in both.readings] == [42, 22]
+    assert [begin for begin, _ in both.traces] == [42, 22]
     after = fit_to_attention(lm, before, both, follow=FOLLOW)
     layer = attention_matching._Layer.of(lm, 0, both, 14)
     assert layer is not None and len(layer.weights) == 2 * 20 * 6
-    for rows_of in (both, *(AttentionTargets((part,), both.directions) for part in both.readings)):
+    for rows_of in (both, *(AttentionTargets((part,), both.directions) for part in both.traces)):
         assert losses(lm, after, rows_of)[0] < 0.9 * losses(lm, before, rows_of)[0]
 
 
@@ -109,7 +109,7 @@ def test_the_score_is_the_likelihood_of_what_is_learned() -> None:
     """Its gradient by the last layer's outputs, through a change of all of them in one direction."""
     lm, reading = tiny_lm("llama"), SelectionInput(TEXT, FOLLOW, rows(3))
     (last,) = [part for name, part in lm.hf_model.named_modules() if name.endswith("1.self_attn.o_proj")]
-    found = collect_targets(lm, [reading]).readings[0][1][1]
+    found = collect_targets(lm, [reading]).traces[0][1][1]
     assert found is not None
     change = torch.randn(found.output.shape[0] * found.output.shape[1] * found.output.shape[3]) * 1e-2
     layout, values = prepare_prefixes(lm, [Prefix(lead=TEXT, follow=FOLLOW)]), []
@@ -127,16 +127,16 @@ def test_only_so_many_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, readings = tiny_lm("llama"), [SelectionInput(TEXT, FOLLOW, rows(5)), SelectionInput(TEXT, FOLLOW, rows(5))]
     per_token = 2 * 4 * (8 + 3 * 8 + 1)  # two layers of four heads of eight numbers
     for room, kept in ((0, 1), (2 * 13 * per_token, 2), (2 * 18 * per_token, 3), (10**9, 5)):
-        monkeypatch.setattr(attention_matching, "NUMBERS", room)
-        first = [layers[0] for _, layers in collect_targets(lm, readings).readings]
+        monkeypatch.setattr(attention_matching, "_MAX_NUMBERS", room)
+        first = [layers[0] for _, layers in collect_targets(lm, readings).traces]
         assert [layer and len(layer.positions) for layer in first] == [6 * kept] * 2
 
 
 def test_the_directions_are_the_top_of_the_fisher_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_matching, "DIRECTIONS", 3)
+    monkeypatch.setattr(attention_matching, "_DIRECTIONS", 3)
     gradient = torch.randn(2, 1, 50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 3, 1, 0.1])
     gradient[0] *= 0.5
-    found = attention_matching._directions(gradient).flatten(0, 2)
+    found = attention_matching._top_directions(gradient).flatten(0, 2)
     rows = gradient.movedim(2, 0).flatten(1)
     sizes, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
     wanted = (vectors[:, -3:] * sizes[-3:]) @ vectors[:, -3:].T

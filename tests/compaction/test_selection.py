@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from softprompt.compaction.selection import (
     SelectionInput,
-    _places,
-    _worth,
+    _attention_to_text,
+    _best_runs,
     select_by_attention,
     select_ids_by_attention,
 )
@@ -111,7 +111,7 @@ def test_it_is_a_plain_prompt() -> None:
 def test_an_embedding_prompt_keeps_the_runs_that_get_most_attention() -> None:
     lm, lead, text = tiny_lm("llama"), tuple(text_ids(2, 5)), tuple(text_ids(30, 1))
     reading = SelectionInput((*lead, *text), FOLLOW, rows(3), opening=2)
-    worth = _worth(lm, reading)
+    worth = _attention_to_text(lm, reading)
     assert worth.shape == (30,) and worth.min() > 0
     single, fours = select_ids_by_attention(lm, [reading], 8, (1, 4))
     assert single == tuple(text[i] for i in sorted(worth.topk(8).indices.tolist()))
@@ -130,4 +130,4 @@ def test_an_embedding_prompt_keeps_the_runs_that_get_most_attention() -> None:
 )
 def test_runs_are_whole_and_never_overlap(run: int, wanted: list[int]) -> None:
     worth = torch.tensor([4.0, 0, 2, 5, 0, 3, 0, 0, 4, 9])
-    assert _places(worth, 4, run) == wanted
+    assert _best_runs(worth, 4, run) == wanted

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.compaction.selection import nearest
+from softprompt.compaction.selection import lowest_loss
 from softprompt.data.records import Message
 from softprompt.data.targets import end_id
 from softprompt.data.template import VIRTUAL
@@ -173,7 +173,7 @@ def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) ->
     own = tuple(lm.encode(TEXT))
     starts = [own[:8], own, tuple(reversed(own))]
     between = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
-    assert nearest(lm, starts, between, initialization.examples(parts.validation, prepared, lm)) == own
+    assert lowest_loss(lm, starts, between, initialization.examples(parts.validation, prepared, lm)) == own
 
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])

@@ -47,8 +47,8 @@ def brute_loss(lm: FrozenLM, formatted: FormattedPrompt, prompt: SoftPrompt) -> 
 @pytest.mark.parametrize("form", ["embedding", "kv"])
 def test_scores(form: str, family: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if small:
-        monkeypatch.setattr("softprompt.editing.prune.TOKENS", 60)
-        monkeypatch.setattr("softprompt.editing.prune.CANDIDATE_TOKENS", 20)
+        monkeypatch.setattr("softprompt.editing.prune._BATCH_TOKENS", 60)
+        monkeypatch.setattr("softprompt.editing.prune._PREFIX_TOKENS", 20)
     lm = tiny_lm(family)
     formatted = plain.formatted(lm, form, TEMPLATE)
     prompt = formatted.prompt

@@ -151,7 +151,7 @@ def test_it_acts_like_the_plain_prompt_that_it_stands_for() -> None:
     answers = generate(lm, both, [Request("hello", name) for name in both], Sampling(8))
     assert answers[0].ids == answers[1].ids and answers[0].ids
     rows = records({"text": "Fine", "label": "good"}, {"text": "Bad", "label": "poor"})
-    assert evaluate(lm, mine, rows).loss == evaluate(lm, plain, rows).loss
+    assert evaluate(lm, mine, rows) == evaluate(lm, plain, rows)
     assert_close(logits(lm, mine.prefix(lm)), logits(lm, plain.prefix(lm)), rtol=0, atol=0)
     assert_close(logits(lm, Prefix(prompt), [5, 6, 7]), wanted, rtol=1e-4, atol=1e-4)
 

@@ -12,7 +12,13 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.compaction.attention_matching import collect_targets, fit_to_attention
-from softprompt.compaction.selection import RUNS, SelectionInput, nearest, select_by_attention, select_ids_by_attention
+from softprompt.compaction.selection import (
+    RUN_LENGTHS,
+    SelectionInput,
+    lowest_loss,
+    select_by_attention,
+    select_ids_by_attention,
+)
 from softprompt.data.records import Record
 from softprompt.data.spans import target_ids
 from softprompt.data.splits import Splits
@@ -240,7 +246,7 @@ def test_init_attended_starts_from_what_rows_look_at(base: Path, tmp_path: Path)
 
 
 def test_init_attended_of_an_embedding_prompt(base: Path, tmp_path: Path) -> None:
-    """The nearest run of the text's own tokens, between what stands around an embedding prompt."""
+    """The best run of the text's own tokens, between what stands around an embedding prompt."""
     lm, text = run.load_model(str(base)), "A text of some length, which says a lot."
     given = {"method__init": "attended", "method__init_text": text, "method__n_tokens": 8}
     config = settings(base, tmp_path, **given, method__name="prompt-tuning")
@@ -250,8 +256,8 @@ def test_init_attended_of_an_embedding_prompt(base: Path, tmp_path: Path) -> Non
     assert between[0] == tuple(bos_ids(lm.tokenizer))
     _, behind = layout_ids(lm, layout_for(lm, task.template, "kv"))
     reading = SelectionInput((*bos_ids(lm.tokenizer), *lm.encode(text)), behind, task.train[: initialization.ASKING], 1)
-    runs = [tuple(lm.encode(text)[:8]), *select_ids_by_attention(lm, [reading], 8, RUNS)]
-    near = EmbeddingPrompt(lm.embed(torch.tensor(nearest(lm, runs, between, reading.rows))).float())
+    runs = [tuple(lm.encode(text)[:8]), *select_ids_by_attention(lm, [reading], 8, RUN_LENGTHS)]
+    near = EmbeddingPrompt(lm.embed(torch.tensor(lowest_loss(lm, runs, between, reading.rows))).float())
     assert_close(prompt.tensors(), fit_to_attention(lm, near, collect_targets(lm, [reading]), *between).tensors())
     assert not torch.equal(prompt.tensors()["embeddings"], near.embeddings)
 
