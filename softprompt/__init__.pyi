@@ -20,8 +20,8 @@ from softprompt.models.frozen_lm import FrozenLM as FrozenLM
 from softprompt.models.geometry import Geometry as Geometry
 from softprompt.models.loading import load_model as load_model
 from softprompt.prompts.card import Card as Card
-from softprompt.prompts.forms import EmbeddingPrompt as EmbeddingPrompt
-from softprompt.prompts.forms import KVPrompt as KVPrompt
+from softprompt.prompts.embedding_prompt import EmbeddingPrompt as EmbeddingPrompt
+from softprompt.prompts.kv_prompt import KVPrompt as KVPrompt
 from softprompt.prompts.store import load as load
 from softprompt.prompts.store import save as save
 from softprompt.training.config import Config as Config

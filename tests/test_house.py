@@ -31,12 +31,13 @@ def module_of(path: Path) -> str:
 
 
 def names_of(target: ast.expr) -> list[str]:
-    """The names that a target binds; attributes and items count as one each."""
+    """The names that a target binds; attributes and items count as one each, `_` and its like as none."""
     if isinstance(target, ast.Tuple | ast.List):
         return [name for part in target.elts for name in names_of(part)]
     if isinstance(target, ast.Starred):
         return names_of(target.value)
-    return [ast.unparse(target)]
+    name = ast.unparse(target)
+    return [] if isinstance(target, ast.Name) and name.startswith("_") and not name.strip("_") else [name]
 
 
 def top_level(path: Path) -> Iterator[str]:
