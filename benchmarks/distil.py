@@ -29,7 +29,7 @@ from softprompt.data.records import Message, Record
 from softprompt.data.spans import target_ids
 from softprompt.data.targets import end_id
 from softprompt.distillation.build import cached_dataset
-from softprompt.distillation.composed_fidelity import load_or_generate, measure_composed
+from softprompt.distillation.composed_fidelity import load_source, measure_composed
 from softprompt.distillation.config import DistillConfig
 from softprompt.distillation.dataset import DistillationExample
 from softprompt.distillation.fidelity import Fidelity, fidelity
@@ -115,7 +115,7 @@ def composed(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterat
         sources = [f"t{name}.{size}" if "," in options.sizes else f"t{name}" for name in names]
         loaded = {source: store.load(source, lm.geometry) for source in sources}
         store.save("both", *compose(" | ".join(sources), loaded, "both", lm=lm), overwrite=True)
-        for kept in measure_composed(lm, "both", {source: load_or_generate(source) for source in sources}):
+        for kept in measure_composed(lm, "both", {source: load_source(source) for source in sources}):
             lost = {"lost": kept.lost, "lost_by_texts": kept.lost_by_texts}
             yield {"text": kept.source, "method": size, "seconds": seconds[names[0]], **lost, **measured(kept.report)}
 

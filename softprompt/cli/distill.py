@@ -121,7 +121,7 @@ def _run(
     try:
         report = _progress(console, as_json)
         with terminable():
-            found = distill(prepared, lm, overwrite=overwrite, resume=resume, own=own, report=report)
+            found = distill(prepared, lm, overwrite=overwrite, resume=resume, extra_metrics=own, report=report)
     except Terminated:
         return _stopped(signal.SIGTERM.name)
     except KeyboardInterrupt:

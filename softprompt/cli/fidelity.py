@@ -36,14 +36,14 @@ def fidelity_command(
     runs of the distillations (in .runs beside the prompts), and their texts and rows unchanged.
     """
     from softprompt.cli.base_model import load_base
-    from softprompt.distillation.composed_fidelity import composed_sources, load_or_generate, measure_composed
+    from softprompt.distillation.composed_fidelity import composed_sources, load_source, measure_composed
     from softprompt.evaluation.custom_metrics import load_custom_metrics
     from softprompt.prompts import store
 
     own = load_custom_metrics(metric or [])
     card = store.load_card(store.locate(name))
     names = composed_sources(name, card, parse_names(on) if on else ())
-    sources = {source: load_or_generate(source, trust_remote_code=trust_remote_code) for source in names}
+    sources = {source: load_source(source, trust_remote_code=trust_remote_code) for source in names}
     dtype = dtype or next(iter(sources.values())).settings.dtype
     lm = load_base(model, [name, *names], dtype, device, trust_remote_code)
     found = measure_composed(lm, name, sources, own)
@@ -71,9 +71,9 @@ def _show(found: list[ComposedFidelity], console: Console) -> None:
 
 def _verdict(one: ComposedFidelity) -> Text:
     """Whether the soft prompt in question holds less of the text than the one of this text alone."""
-    from softprompt.distillation.composed_fidelity import WORSE
+    from softprompt.distillation.composed_fidelity import NOTABLE_LOSS
 
     by_texts = "" if one.lost_by_texts is None else f"; all texts together lose {max(0.0, one.lost_by_texts):.1%}"
-    if one.lost > WORSE:
+    if one.lost > NOTABLE_LOSS:
         return Text(escaped(f"degrades    {one.name} lacks {one.lost:.1%} that {one.source} has{by_texts}"), "yellow")
-    return Text(escaped(f"holds       {one.name} is within {WORSE:.0%} of {one.source}{by_texts}"), "green")
+    return Text(escaped(f"holds       {one.name} is within {NOTABLE_LOSS:.0%} of {one.source}{by_texts}"), "green")

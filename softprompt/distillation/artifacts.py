@@ -1,4 +1,4 @@
-"""What a distillation leaves on disk: a soft prompt of each size with card, model card and pictures."""
+"""Writes the artifacts of a distillation: a soft prompt of each size with card, model card and plots."""
 
 from __future__ import annotations
 
@@ -21,65 +21,39 @@ from softprompt.training.artifacts import CURVE, curves
 from softprompt.training.loop import Result
 from softprompt.training.plots import fidelity_by_size, learning_curve
 
-PICTURE = "fidelity.png"
+FIDELITY_PLOT = "fidelity.png"
 
 
-def save_all(
-    prepared: PreparedDistillation, lm: FrozenLM, results: Mapping[str, Result], measured: Fidelity, *, overwrite: bool
+def save_prompts(
+    prepared: PreparedDistillation, lm: FrozenLM, results: Mapping[str, Result], report: Fidelity, *, overwrite: bool
 ) -> tuple[tuple[Path, Card], ...]:
-    """Write the prompt of every size, and fidelity.json beside the run's metrics.
+    """Write the soft prompt of every size, and fidelity.json beside the run's metrics.
 
-    Raises StoreError if a name is taken (without `overwrite`) or the disk refuses.
+    Raises StoreError if a name is taken (without `overwrite`) or the disk cannot be written.
     """
     saved = []
-    points = [(int(size), measured.recovered(size)) for size in results]
+    points = [(int(size), report.recovered(size)) for size in results]
     for size, result in results.items():
         folder = prepared.folder_of(int(size))
-        card = _card(prepared, lm, folder.name, result, measured, size)
+        card = _card(prepared, lm, folder.name, result, report, size)
         trial = size if len(results) > 1 else ""
 
-        def extras(scratch: Path, name: str = card.name, trial: str = trial) -> None:
+        def plots(scratch: Path, name: str = card.name, trial: str = trial) -> None:
             learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", trial))
-            fidelity_by_size(scratch / PICTURE, prepared.folder.name, points)
+            fidelity_by_size(scratch / FIDELITY_PLOT, prepared.folder.name, points)
 
         readme = model_card(card, bytes_on_disk=size_of(result.prompt), curve=CURVE)
-        card = store.save(folder, result.prompt, card, readme=readme, extras=extras, overwrite=overwrite)
+        card = store.save(folder, result.prompt, card, readme=readme, extras=plots, overwrite=overwrite)
         saved.append((folder, card))
     with writing(prepared.run):
-        write_json(prepared.run / "fidelity.json", measured.to_dict())
-        fidelity_by_size(prepared.run / PICTURE, prepared.folder.name, points)
+        write_json(prepared.run / "fidelity.json", report.to_dict())
+        fidelity_by_size(prepared.run / FIDELITY_PLOT, prepared.folder.name, points)
     return tuple(saved)
 
 
-def _card(
-    prepared: PreparedDistillation, lm: FrozenLM, name: str, result: Result, measured: Fidelity, size: str
-) -> Card:
+def _card(prepared: PreparedDistillation, lm: FrozenLM, name: str, result: Result, report: Fidelity, size: str) -> Card:
     prompt: SoftPrompt = result.prompt
-    settings, own = prepared.settings, measured.soft[size]
-    facts: dict[str, Any] = {
-        "text_sha256": prepared.sha256,
-        "text_characters": len(prepared.text),
-        "text_tokens": measured.tokens,
-        "chunks": len(prepared.chunks),
-        "inputs": settings.study.inputs,
-        "study": settings.study.model_dump(mode="json"),
-    }
-    if prepared.rows:
-        facts |= {"train_sha256": prepared.rows_sha256, "train_rows": len(prepared.rows)}
-    if settings.keep_text:
-        facts["text"] = prepared.text
-    metrics = {
-        "steps": result.step,
-        "seconds": round(result.seconds, 1),
-        "stopped": result.stopped,
-        "recovered": measured.recovered(size),
-        "divergence": own.divergence,
-        "divergence_without_text": measured.no_text.divergence,
-        "agreement": own.agreement,
-        "held_out": measured.rows,
-        "full_text": asdict(measured.full_text),
-        "scores": own.scores,
-    }
+    settings = prepared.settings
     return Card.draft(
         name,
         prompt,
@@ -88,6 +62,41 @@ def _card(
         template=prepared.template.to_dict(),
         method=settings.method.model_dump(mode="json") | {"n_tokens": prompt.n_tokens},
         recipe=settings.train.model_dump(mode="json"),
-        data=facts,
-        metrics=metrics,
+        data=_data(prepared, report),
+        metrics=_metrics(result, report, size),
     )
+
+
+def _data(prepared: PreparedDistillation, report: Fidelity) -> dict[str, Any]:
+    """The card's section about the text and the queries."""
+    settings = prepared.settings
+    data: dict[str, Any] = {
+        "text_sha256": prepared.sha256,
+        "text_characters": len(prepared.text),
+        "text_tokens": report.tokens,
+        "chunks": len(prepared.chunks),
+        "queries": settings.study.inputs,
+        "study": settings.study.model_dump(mode="json"),
+    }
+    if prepared.rows:
+        data |= {"train_sha256": prepared.rows_sha256, "train_rows": len(prepared.rows)}
+    if settings.keep_text:
+        data["text"] = prepared.text
+    return data
+
+
+def _metrics(result: Result, report: Fidelity, size: str) -> dict[str, Any]:
+    """The card's section about training and fidelity."""
+    student = report.soft[size]
+    return {
+        "steps": result.step,
+        "seconds": round(result.seconds, 1),
+        "stopped": result.stopped,
+        "recovered": report.recovered(size),
+        "divergence": student.divergence,
+        "divergence_without_text": report.no_text.divergence,
+        "agreement": student.agreement,
+        "held_out": report.rows,
+        "full_text": asdict(report.full_text),
+        "scores": student.scores,
+    }

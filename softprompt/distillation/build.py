@@ -1,4 +1,4 @@
-"""The training set of a distillation: queries and the teacher's answers to them, from self-study or the user's rows."""
+"""Builds the dataset of a distillation: queries from self-study or the user's rows, answered by the teacher."""
 
 from __future__ import annotations
 
@@ -7,102 +7,109 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from softprompt.distillation.config import study_0_1
 from softprompt.distillation.dataset import (
-    BATCH,
+    ANSWER_BATCH,
     DistillationExample,
     DistillationSplits,
     add_teacher_answers,
     examples_from_queries,
     examples_from_rows,
 )
-from softprompt.distillation.prepare import PreparedDistillation, longest_input
+from softprompt.distillation.prepare import PreparedDistillation, max_query_tokens
 from softprompt.distillation.queries import Query
 from softprompt.distillation.self_study import generate_queries
 from softprompt.distillation.study_cache import StudyCache
 from softprompt.distillation.teacher import Teacher
 from softprompt.formatting.context import check_context
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.kv import Prefix
 from softprompt.training.events import Event
 
-DOCUMENT_DETAILS, TEXT_DETAILS = 0.75, 0.25
+DOCUMENT_CLOZE_SHARE = 0.75  # documents are read for their details
+TEXT_CLOZE_SHARE = 0.25  # texts are instructions to follow
 
-HINT = "a shorter text, or --document, which reads it in pieces"
+_TOO_LONG_HINT = "a shorter text, or --document, which is read in chunks"
 
 
 def build_dataset(
     prepared: PreparedDistillation, teacher: Teacher, report: Callable[[Event], None]
 ) -> DistillationSplits:
-    """Inputs, the teacher's answers and lessons, in three parts; taken from the notebook as far as it goes."""
-    settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
-    _check_room(prepared, teacher)
+    """Generate queries, answer them with the teacher and split them; cached parts are not generated again."""
+    study, seed = prepared.settings.study, prepared.settings.train.seed
+    _check_fits(prepared, teacher)
     study_cache = StudyCache.opened(prepared.study_cache, _identity(prepared, teacher))
-
-    batches = study_cache.inputs()
+    batches = study_cache.queries()
     if not prepared.rows:
         for batch in generate_queries(teacher, study, cloze_share(prepared), batches, seed=seed):
-            study_cache.add_inputs(len(batches), batch)
+            study_cache.add_queries(len(batches), batch)
             batches.append(batch)
             progress(report, "study")(sum(map(len, batches)) / study.inputs)
-    bare = _bare(prepared, teacher.lm, batches)
-    done = add_teacher_answers(bare, teacher, study, study_cache, seed, progress(report, "answers"))
-    return DistillationSplits.split(done, study.held_out, settings.train.eval_rows, seed)
-
-
-def progress(report: Callable[[Event], None], kind: Literal["study", "answers", "fit"]) -> Callable[[float], None]:
-    """What reports how far a phase before training is."""
-    return lambda done: report(Event(kind, 0, {"progress": done}))
+    return _answered_splits(prepared, teacher, study_cache, batches, progress(report, "answers"))
 
 
 def cached_dataset(prepared: PreparedDistillation, teacher: Teacher) -> DistillationSplits:
-    """Those of a finished run, from its notebook. Raises StoreError if they are not there."""
-    settings, study, seed = prepared.settings, prepared.settings.study, prepared.settings.train.seed
-    study_cache = StudyCache.kept(prepared.study_cache, _identity(prepared, teacher))
-    bare = _bare(prepared, teacher.lm, study_cache.inputs())
-    done = add_teacher_answers(bare, teacher, study, study_cache, seed, lambda done: None)
-    return DistillationSplits.split(done, study.held_out, settings.train.eval_rows, seed)
+    """The dataset of a finished run, from its study cache. Raises StoreError if the cache is missing."""
+    study_cache = StudyCache.existing(prepared.study_cache, _identity(prepared, teacher))
+    return _answered_splits(prepared, teacher, study_cache, study_cache.queries(), lambda share: None)
+
+
+def progress(report: Callable[[Event], None], kind: Literal["study", "answers", "fit"]) -> Callable[[float], None]:
+    """Build a function that reports the completed fraction of a phase before training."""
+    return lambda share: report(Event(kind, 0, {"progress": share}))
 
 
 def cloze_share(prepared: PreparedDistillation) -> float:
-    """Share of self-study that is about details: a document is asked for facts, a text is followed."""
-    wanted = prepared.settings.study.details
-    if wanted is not None:
-        return wanted
-    return DOCUMENT_DETAILS if prepared.settings.document else TEXT_DETAILS
+    """The share of self-study that is about details: as set, or larger for a document than for a text."""
+    share = prepared.settings.study.details
+    if share is not None:
+        return share
+    return DOCUMENT_CLOZE_SHARE if prepared.settings.document else TEXT_CLOZE_SHARE
 
 
-def _bare(
+def _answered_splits(
+    prepared: PreparedDistillation,
+    teacher: Teacher,
+    study_cache: StudyCache,
+    batches: Sequence[Sequence[Query]],
+    report: Callable[[float], None],
+) -> DistillationSplits:
+    """Answer the queries, or the user's rows, and split them."""
+    settings = prepared.settings
+    study, seed = settings.study, settings.train.seed
+    unanswered = _unanswered(prepared, teacher.lm, batches)
+    examples = add_teacher_answers(unanswered, teacher, study, study_cache, seed, report)
+    return DistillationSplits.split(examples, study.held_out, settings.train.eval_rows, seed)
+
+
+def _unanswered(
     prepared: PreparedDistillation, lm: FrozenLM, batches: Sequence[Sequence[Query]]
 ) -> list[DistillationExample]:
-    """The user's rows, or these inputs, as exercises without answers."""
+    """The user's rows, or these queries, as examples without the teacher's answers."""
     if prepared.rows:
         return examples_from_rows(prepared.rows, prepared.chunks, prepared.template)
-    return examples_from_queries([one for batch in batches for one in batch], prepared.template, lm.tokenizer)
+    return examples_from_queries([query for batch in batches for query in batch], prepared.template, lm.tokenizer)
 
 
-def _check_room(prepared: PreparedDistillation, teacher: Teacher) -> None:
-    """DataError if the text, an input and an answer do not fit in the model's context."""
-    study = prepared.settings.study
-    around = longest_input(prepared.settings) + study.answer_tokens + 64
-    sizes = [len(_ids(teacher.prefix(i))) for i in range(len(teacher.chunks))]
-    check_context(teacher.lm, [(prepared.where, size, around) for size in sizes], HINT)
-
-
-def _ids(prefix: Prefix) -> tuple[int, ...]:
-    return (*prefix.lead, *prefix.follow)
+def _check_fits(prepared: PreparedDistillation, teacher: Teacher) -> None:
+    """Raise DataError if the text, a query and an answer do not fit in the model's context."""
+    reserved = max_query_tokens(prepared.settings) + prepared.settings.study.answer_tokens + 64
+    prefixes = [teacher.prefix(chunk) for chunk in range(len(teacher.chunks))]
+    sizes = [len(prefix.lead) + len(prefix.follow) for prefix in prefixes]
+    check_context(teacher.lm, [(prepared.where, size, reserved) for size in sizes], _TOO_LONG_HINT)
 
 
 def _identity(prepared: PreparedDistillation, teacher: Teacher) -> str:
-    """A digest of all that inputs and lessons depend on."""
-    facts: Mapping[str, object] = {
+    """A digest of everything that queries and answers depend on, the same as in softprompt 0.1."""
+    study = study_0_1(prepared.settings.study.model_dump(mode="json"))
+    inputs: Mapping[str, object] = {
         "chunks": teacher.chunks,
         "template": prepared.template.to_dict(),
         "rows": prepared.rows_sha256,
         "base": teacher.lm.geometry.fingerprint,
         "dtype": str(teacher.lm.dtype),
-        "study": prepared.settings.study.model_dump(mode="json", exclude={"hard", "held_out", "details"}),
+        "study": {name: value for name, value in study.items() if name not in ("hard", "held_out", "details")},
         "details": None if prepared.rows else cloze_share(prepared),
         "seed": prepared.settings.train.seed,
-        "batch": BATCH,
+        "batch": ANSWER_BATCH,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -1,66 +1,66 @@
-"""A long text in pieces that a teacher can read: whole paragraphs, each piece under the heading it belongs to."""
+"""Splits a long text into chunks that fit the teacher's context: whole paragraphs, each chunk under its heading."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
 
-SENTENCE = re.compile(r"(?<=[.!?…])\s+")
-LONGEST_HEADING = 80  # characters
-Count = Callable[[str], int]
+SENTENCE_END = re.compile(r"(?<=[.!?…])\s+")
+MAX_HEADING_CHARACTERS = 80
+TokenCounter = Callable[[str], int]
 
 
-def chunks(text: str, most: int, count: Count) -> list[str]:
-    """The text in pieces of at most `most` tokens, in order; one piece if it fits.
+def split_chunks(text: str, max_tokens: int, count: TokenCounter) -> list[str]:
+    """Split a text into chunks of at most `max_tokens` tokens, in order; a text that fits is one chunk.
 
-    A piece begins with the heading that its first paragraph stands under. Paragraphs are kept whole where they fit,
-    longer ones are cut between sentences, and sentences between words.
+    A chunk begins with the heading of its first paragraph. Paragraphs are kept whole where they fit. Longer ones are
+    split between sentences, and longer sentences between words.
 
     Args:
-        count: tokens of a text.
+        count: returns the number of tokens of a text.
     """
-    if count(text) <= most:
+    if count(text) <= max_tokens:
         return [text]
-    found: list[str] = []
+    chunks: list[str] = []
     heading, current = "", ""
-    for part, is_heading in _parts(text, most // 2, count):
-        joined = f"{current}\n\n{part}" if current else part
-        if current and count(joined) > most:
-            found.append(current)
-            joined = part if is_heading or not heading else f"{heading}\n\n{part}"
-        current = joined
-        heading = part if is_heading else heading
-    return [*found, current]
+    for block, is_heading in _blocks(text, max_tokens // 2, count):
+        merged = f"{current}\n\n{block}" if current else block
+        if current and count(merged) > max_tokens:
+            chunks.append(current)
+            merged = block if is_heading or not heading else f"{heading}\n\n{block}"
+        current = merged
+        heading = block if is_heading else heading
+    return [*chunks, current]
 
 
-def _parts(text: str, most: int, count: Count) -> Iterator[tuple[str, bool]]:
-    """Paragraphs, or pieces of long ones, of at most `most` tokens; and whether each is a heading."""
+def _blocks(text: str, max_tokens: int, count: TokenCounter) -> Iterator[tuple[str, bool]]:
+    """Paragraphs, or parts of long ones, of at most `max_tokens` tokens; and whether each is a heading."""
     for paragraph in filter(None, (part.strip() for part in re.split(r"\n\s*\n", text))):
-        if count(paragraph) <= most:
+        if count(paragraph) <= max_tokens:
             yield paragraph, _is_heading(paragraph)
             continue
-        for piece in _packed(SENTENCE.split(paragraph), " ", most, count):
-            if count(piece) <= most:
-                yield piece, False
+        for part in _merge(SENTENCE_END.split(paragraph), " ", max_tokens, count):
+            if count(part) <= max_tokens:
+                yield part, False
             else:
-                yield from ((words, False) for words in _packed(piece.split(), " ", most, count))
+                yield from ((words, False) for words in _merge(part.split(), " ", max_tokens, count))
 
 
-def _packed(pieces: list[str], between: str, most: int, count: Count) -> Iterator[str]:
-    """Neighbours joined while they fit."""
+def _merge(parts: list[str], separator: str, max_tokens: int, count: TokenCounter) -> Iterator[str]:
+    """Join neighbors while the result fits in `max_tokens` tokens."""
     current = ""
-    for piece in pieces:
-        joined = f"{current}{between}{piece}" if current else piece
-        if current and count(joined) > most:
+    for part in parts:
+        merged = f"{current}{separator}{part}" if current else part
+        if current and count(merged) > max_tokens:
             yield current
-            joined = piece
-        current = joined
+            merged = part
+        current = merged
     if current:
         yield current
 
 
 def _is_heading(paragraph: str) -> bool:
-    """A Markdown heading, or a short line that no sentence ends."""
-    if "\n" in paragraph or len(paragraph) > LONGEST_HEADING:
+    """Whether a paragraph is a Markdown heading, or a short line without a sentence's end."""
+    if "\n" in paragraph or len(paragraph) > MAX_HEADING_CHARACTERS:
         return False
     return paragraph.startswith("#") or paragraph[-1] not in ".!?,;:…\"')"

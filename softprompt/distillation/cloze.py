@@ -1,9 +1,8 @@
-"""Inputs about details of a text whose answers stand in it, so that nobody need write these: questions about words of a
-sentence, sentences with a gap, and passages to go on with.
+"""Queries about a text's details whose answers stand in the text: questions, cloze sentences and continuations.
 
-Questions: words of a sentence are picked as the answer, and the model, which reads the sentence alone, writes what they
-answer (Alberti et al.: Synthetic QA Corpora Generation with Roundtrip Consistency. 2019.
-https://arxiv.org/abs/1906.05416).
+Questions: a span of a sentence is picked as the answer, and the model reads the sentence alone and writes the question
+(Alberti et al.: Synthetic QA Corpora Generation with Roundtrip Consistency. 2019. https://arxiv.org/abs/1906.05416).
+Cloze: a sentence with a gap (Taylor: "Cloze procedure": a new tool for measuring readability. 1953).
 """
 
 from __future__ import annotations
@@ -13,121 +12,127 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from softprompt.distillation.chunking import SENTENCE
+from softprompt.distillation.chunking import SENTENCE_END
+from softprompt.distillation.queries import QueryDraft
 from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
 
-T = TypeVar("T")
-Detail = tuple[str, str, str]  # kind, input, answer
-EXAMPLES = (  # sentence, answer, question
+Item = TypeVar("Item")
+QUESTION_EXAMPLES = (  # sentence, answer, question
     ("Copper is mined in the north, while the south lives on fishing.", "fishing", "What does the south live on?"),
     ("The bridge was opened in 1932 by the mayor, Anna Lund.", "1932", "When was the bridge opened?"),
     ("The bridge was opened in 1932 by the mayor, Anna Lund.", "Anna Lund", "Who opened the bridge?"),
 )
-ASKED = "Text: {}\nAnswer: {}\nQuestion:"
-GAP, GO_ON = "Fill in the gap: {}", "Go on: {}"
-WORD = re.compile(r"[^\W_](?:[\w'’.,-]*\w)?")
-SHORT, MOST_WORDS = 3, 4  # letters of words that no answer is made of; words of an answer
-LONGEST = 96  # tokens of an input that is made of a sentence
-OPENING, FEWEST = (3, 12), 6  # words of a passage to go on with; of a sentence to ask about
+QUESTION_PROMPT = "Text: {}\nAnswer: {}\nQuestion:"
+CLOZE_PROMPT = "Fill in the gap: {}"
+CONTINUATION_PROMPT = "Go on: {}"
+MAX_SHORT_WORD = 3  # letters; shorter words are no answers unless they are names or numbers
+MAX_ANSWER_WORDS = 4
+MAX_CLOZE_TOKENS = 96  # of a query that is made of a sentence
+MIN_SENTENCE_WORDS = 6  # of a sentence for a question or cloze
+OPENING_WORDS = (3, 12)  # fewest and most words of a sentence to continue
+_WORD = re.compile(r"[^\W_](?:[\w'’.,-]*\w)?")
 
 
 def cloze_queries(
-    lm: FrozenLM, text: str, count: int, sampling: Sampling, answer_tokens: int, draw: random.Random
-) -> list[Detail]:
-    """`count` inputs at most, a third of each kind.
+    lm: FrozenLM, text: str, count: int, sampling: Sampling, answer_tokens: int, rng: random.Random
+) -> list[QueryDraft]:
+    """Generate at most `count` queries about a text's details, a third of each kind.
 
     Args:
-        sampling: of the questions.
-        answer_tokens: of the longest answer.
+        sampling: for generating the questions.
+        answer_tokens: length of the longest answer.
     """
-    sentences = [one for one in sentences_of(text) if len(one.split()) >= FEWEST and answers_in(one)]
-    asked, gaps = (drawn(sentences, count // 3, draw) for _ in range(2))
-    found = questions(lm, [(one, draw.choice(answers_in(one))[0]) for one in asked], sampling)
-    found += [gap(one, *draw.choice(answers_in(one))) for one in gaps]
-    found += continuations(text, count - 2 * (count // 3), lambda more: _cut(lm, more, answer_tokens), draw)
-    return [one for one in found if len(lm.encode(one[1])) <= LONGEST]
+    sentences = [s for s in split_sentences(text) if len(s.split()) >= MIN_SENTENCE_WORDS and answer_spans(s)]
+    for_questions, for_cloze = (sample_evenly(sentences, count // 3, rng) for _ in range(2))
+    queries = detail_questions(lm, [(s, rng.choice(answer_spans(s))[0]) for s in for_questions], sampling)
+    queries += [cloze(s, *rng.choice(answer_spans(s))) for s in for_cloze]
+    queries += continuations(text, count - 2 * (count // 3), lambda rest: _truncate(lm, rest, answer_tokens), rng)
+    return [query for query in queries if len(lm.encode(query.text)) <= MAX_CLOZE_TOKENS]
 
 
-def questions(lm: FrozenLM, picked: Sequence[tuple[str, str]], sampling: Sampling) -> list[Detail]:
-    """A question of the model's for each sentence and the answer in it."""
-    rows = [lm.encode(ASKED.format(sentence, answer)) for sentence, answer in picked]
-    most = lm.geometry.max_positions - sampling.max_new_tokens
-    fitting = [i for i, row in enumerate(rows) if len(row) <= most]
+def detail_questions(lm: FrozenLM, pairs: Sequence[tuple[str, str]], sampling: Sampling) -> list[QueryDraft]:
+    """Generate a question for each pair of a sentence and an answer in it."""
+    rows = [lm.encode(QUESTION_PROMPT.format(sentence, answer)) for sentence, answer in pairs]
+    room = lm.geometry.max_positions - sampling.max_new_tokens
+    fitting = [i for i, row in enumerate(rows) if len(row) <= room]
     if not fitting:
         return []
-    rows, picked = [rows[i] for i in fitting], [picked[i] for i in fitting]
-    shown = prepare_prefixes(lm, [Prefix(lead=_examples(lm, most - max(map(len, rows))))])
-    found = decode_batch(
-        lm, shown, rows, [0] * len(rows), sampling, end_ids=[()] * len(rows), stops=[("\n",)] * len(rows)
+    rows = [rows[i] for i in fitting]
+    answers = [pairs[i][1] for i in fitting]
+    prefix_kv = prepare_prefixes(lm, [Prefix(lead=_few_shot_ids(lm, room - max(map(len, rows))))])
+    questions = decode_batch(
+        lm, prefix_kv, rows, [0] * len(rows), sampling, end_ids=[()] * len(rows), stops=[("\n",)] * len(rows)
     )
-    return [("detail", one.text.strip(), answer) for one, (_, answer) in zip(found, picked, strict=True)]
+    return [
+        QueryDraft("detail", question.text.strip(), answer) for question, answer in zip(questions, answers, strict=True)
+    ]
 
 
-def _examples(lm: FrozenLM, room: int) -> tuple[int, ...]:
-    """As many worked examples as have room, in tokens."""
+def _few_shot_ids(lm: FrozenLM, room: int) -> tuple[int, ...]:
+    """Token ids of as many worked examples as fit in `room` tokens."""
     ids: tuple[int, ...] = ()
-    for sentence, answer, question in EXAMPLES:
-        more = lm.encode(f"{ASKED.format(sentence, answer)} {question}\n\n")
-        if len(ids) + len(more) <= room:
-            ids = (*ids, *more)
+    for sentence, answer, question in QUESTION_EXAMPLES:
+        example_ids = lm.encode(f"{QUESTION_PROMPT.format(sentence, answer)} {question}\n\n")
+        if len(ids) + len(example_ids) <= room:
+            ids = (*ids, *example_ids)
     return ids
 
 
-def gap(sentence: str, answer: str, start: int) -> Detail:
-    """A sentence without the answer that starts at that character."""
-    return "gap", GAP.format(f"{sentence[:start]}___{sentence[start + len(answer) :]}"), answer
+def cloze(sentence: str, answer: str, start: int) -> QueryDraft:
+    """Replace the answer, which starts at that character of the sentence, by a gap."""
+    gapped = f"{sentence[:start]}___{sentence[start + len(answer) :]}"
+    return QueryDraft("cloze", CLOZE_PROMPT.format(gapped), answer)
 
 
-def continuations(text: str, count: int, cut: Callable[[str], str], draw: random.Random) -> list[Detail]:
-    """Openings of sentences, and how the text goes on.
+def continuations(text: str, count: int, truncate: Callable[[str], str], rng: random.Random) -> list[QueryDraft]:
+    """Draw openings of sentences, each with the text that follows as its answer.
 
     Args:
-        cut: to the longest answer.
+        truncate: cuts a text to the longest answer.
     """
-    sentences = sentences_of(text)
-    found: list[Detail] = []
-    for place in drawn(range(len(sentences)), count, draw):
+    sentences = split_sentences(text)
+    queries: list[QueryDraft] = []
+    for place in sample_evenly(range(len(sentences)), count, rng):
         words = " ".join(sentences[place : place + 4]).split()
-        size = draw.randint(*OPENING)
-        if rest := cut(" ".join(words[size:])):
-            found.append(("continuation", GO_ON.format(" ".join(words[:size])), rest))
-    return found
+        size = rng.randint(*OPENING_WORDS)
+        if rest := truncate(" ".join(words[size:])):
+            queries.append(QueryDraft("continuation", CONTINUATION_PROMPT.format(" ".join(words[:size])), rest))
+    return queries
 
 
-def answers_in(sentence: str) -> list[tuple[str, int]]:
-    """Runs of up to four neighbouring words that say something (names, numbers, words that are not short), and where
-    they start."""
+def answer_spans(sentence: str) -> list[tuple[str, int]]:
+    """Find runs of up to four neighboring content words (names, numbers, words that are not short) and their starts."""
     runs: list[list[re.Match[str]]] = []
-    for word in WORD.finditer(sentence):
+    for word in _WORD.finditer(sentence):
         text = word.group()
-        if len(text) <= SHORT and not (text[0].isupper() and word.start()) and not any(map(str.isdigit, text)):
+        if len(text) <= MAX_SHORT_WORD and not (text[0].isupper() and word.start()) and not any(map(str.isdigit, text)):
             continue
         last = runs[-1] if runs else []
-        if last and len(last) < MOST_WORDS and sentence[last[-1].end() : word.start()] == " ":
+        if last and len(last) < MAX_ANSWER_WORDS and sentence[last[-1].end() : word.start()] == " ":
             last.append(word)
         else:
             runs.append([word])
     return [(sentence[run[0].start() : run[-1].end()], run[0].start()) for run in runs]
 
 
-def sentences_of(text: str) -> list[str]:
-    """Its sentences, line breaks in them as spaces; a paragraph ends one too."""
+def split_sentences(text: str) -> list[str]:
+    """Split a text at sentences and paragraphs, and join the lines of each."""
     paragraphs = re.split(r"\n\s*\n", text)
-    return [one for part in paragraphs for one in SENTENCE.split(" ".join(part.split())) if one]
+    return [sentence for part in paragraphs for sentence in SENTENCE_END.split(" ".join(part.split())) if sentence]
 
 
-def drawn(every: Sequence[T], count: int, draw: random.Random) -> list[T]:
-    """`count` of these, every one before any of them again."""
-    found: list[T] = []
-    while every and len(found) < count:
-        found += draw.sample(every, min(len(every), count - len(found)))
-    return found
+def sample_evenly(items: Sequence[Item], count: int, rng: random.Random) -> list[Item]:
+    """Draw `count` items; none is drawn again before all have been drawn."""
+    drawn: list[Item] = []
+    while items and len(drawn) < count:
+        drawn += rng.sample(items, min(len(items), count - len(drawn)))
+    return drawn
 
 
-def _cut(lm: FrozenLM, text: str, most: int) -> str:
-    """Its first tokens, one less than `most`: the end of an answer is one too."""
-    return str(lm.tokenizer.decode(lm.encode(text)[: most - 1])).strip()
+def _truncate(lm: FrozenLM, text: str, max_tokens: int) -> str:
+    """The first `max_tokens` - 1 tokens of a text: the end token of an answer counts, too."""
+    return str(lm.tokenizer.decode(lm.encode(text)[: max_tokens - 1])).strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -143,3 +144,8 @@ class DistillConfig(BaseModel):
                 if section == "train" and part.get("minutes") is not None and "steps" not in part:
                     filled[section]["steps"] = None
         return filled
+
+
+def study_0_1(study: Mapping[str, Any]) -> dict[str, Any]:
+    """The study section as softprompt 0.1 spelled it: digests and cards of 0.1 cover it."""
+    return dict(study)

@@ -1,4 +1,4 @@
-"""What a text is distilled on: inputs with the teacher's answers and what it says at each of their tokens."""
+"""The dataset of a distillation: queries with the teacher's answers and soft labels."""
 
 from __future__ import annotations
 
@@ -14,45 +14,47 @@ from softprompt.data.template import Template
 from softprompt.data.tokenize import Example
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.distillation.config import StudyConfig
-from softprompt.distillation.queries import Query, finder, query_record, said
-from softprompt.distillation.study_cache import StudyCache
+from softprompt.distillation.queries import Query, nearest_chunk, query_record, record_words
+from softprompt.distillation.study_cache import StudyCache, TeacherAnswer
 from softprompt.distillation.teacher import Teacher
 from softprompt.formatting.context import end_ids
 from softprompt.formatting.text_prompt import as_turns
 from softprompt.inference.sampling import Sampling
 
-BATCH = 64  # inputs answered at once, and kept at once
+ANSWER_BATCH = 64  # queries answered at once, and cached at once
 
 
 @dataclass(frozen=True)
 class DistillationExample:
-    """An input with its answer.
+    """A query with its answer.
 
     Attributes:
-        chunk: number of the piece of text that the teacher reads.
-        answer: token ids, with the end token if it came to an end.
+        chunk: number of the chunk of text that the teacher reads.
+        record: the query.
+        answer: token ids, including the end token if the answer ended by itself.
+        soft_labels: the teacher's token probabilities for the answer.
     """
 
     chunk: int
     record: Record
     answer: tuple[int, ...] = ()
-    lesson: SoftLabels | None = None
+    soft_labels: SoftLabels | None = None
 
     def example(self, template: Template, tokenizer: Tokenizer) -> Example:
-        """As a row behind a prefix: the answer is learned."""
-        body = prompt_ids(self.record, template, tokenizer)
-        mask = [False] * len(body) + [True] * len(self.answer)
-        return Example((*body, *self.answer), tuple(mask), self.record.where, lesson=self.lesson)
+        """The query and its answer as token ids after a prefix; the loss covers the answer."""
+        query_ids = prompt_ids(self.record, template, tokenizer)
+        mask = [False] * len(query_ids) + [True] * len(self.answer)
+        return Example((*query_ids, *self.answer), tuple(mask), self.record.where, lesson=self.soft_labels)
 
 
 @dataclass(frozen=True)
 class DistillationSplits:
-    """All of them, each in one part.
+    """The examples of a distillation, each in one split.
 
     Attributes:
-        train: are learned.
-        validation: choose the best prompt.
-        held_out: are for the fidelity report alone.
+        train: for training.
+        validation: for choosing the best prompt.
+        held_out: for the fidelity report alone.
     """
 
     train: list[DistillationExample]
@@ -60,85 +62,95 @@ class DistillationSplits:
     held_out: list[DistillationExample]
 
     @staticmethod
-    def split(splits: Sequence[DistillationExample], held_out: int, validation: int, seed: int) -> DistillationSplits:
-        """Drawn by seed; no part takes more than a quarter from training."""
-        quarter = len(splits) // 4
-        order = permutation(len(splits), seed).tolist()
-        first, second = min(held_out, quarter), min(validation, quarter)
-        parts = order[:first], order[first : first + second], order[first + second :]
-        held, judged, learned = ([splits[i] for i in sorted(part)] for part in parts)
-        return DistillationSplits(learned, judged, held)
+    def split(examples: Sequence[DistillationExample], held_out: int, validation: int, seed: int) -> DistillationSplits:
+        """Split examples at random; held-out and validation examples are at most a quarter of all each."""
+        quarter = len(examples) // 4
+        order = permutation(len(examples), seed).tolist()
+        n_held_out = min(held_out, quarter)
+        n_training_from = n_held_out + min(validation, quarter)
+
+        def sorted_part(numbers: Sequence[int]) -> list[DistillationExample]:
+            return [examples[i] for i in sorted(numbers)]
+
+        return DistillationSplits(
+            train=sorted_part(order[n_training_from:]),
+            validation=sorted_part(order[n_held_out:n_training_from]),
+            held_out=sorted_part(order[:n_held_out]),
+        )
 
 
 def examples_from_queries(
-    inputs: Sequence[Query], template: Template, tokenizer: Tokenizer
+    queries: Sequence[Query], template: Template, tokenizer: Tokenizer
 ) -> list[DistillationExample]:
-    """Self-written inputs as exercises, those of a piece together; without answers but where the text has them."""
+    """Turn generated queries into examples, sorted by chunk; answers that stand in the text are filled in."""
 
-    def answer(text: str) -> tuple[int, ...]:
+    def answer_ids(text: str) -> tuple[int, ...]:
         return (*target_ids(text, template, tokenizer), end_id(template, tokenizer)) if text else ()
 
-    ordered = enumerate(sorted(inputs, key=lambda one: one.chunk))
     return [
-        DistillationExample(one.chunk, query_record(one.text, template, f"{one.kind}:{i}"), answer(one.answer))
-        for i, one in ordered
+        DistillationExample(
+            query.chunk, query_record(query.text, template, f"{query.kind}:{i}"), answer_ids(query.answer)
+        )
+        for i, query in enumerate(sorted(queries, key=lambda query: query.chunk))
     ]
 
 
 def examples_from_rows(rows: Sequence[Record], chunks: Sequence[str], template: Template) -> list[DistillationExample]:
-    """The user's rows as exercises without answers, each for the piece that shares most words with it."""
-    nearest = finder(chunks)
-    found = [DistillationExample(nearest(said(row)), as_turns(row, template)) for row in rows]
-    return sorted(found, key=lambda example: example.chunk)
+    """Turn the user's rows into examples without answers, each about its nearest chunk, sorted by chunk."""
+    nearest = nearest_chunk(chunks)
+    examples = [DistillationExample(nearest(record_words(row)), as_turns(row, template)) for row in rows]
+    return sorted(examples, key=lambda example: example.chunk)
 
 
 def add_teacher_answers(
-    splits: Sequence[DistillationExample],
+    examples: Sequence[DistillationExample],
     teacher: Teacher,
     study: StudyConfig,
     study_cache: StudyCache,
     seed: int,
     report: Callable[[float], None],
 ) -> list[DistillationExample]:
-    """The exercises with answers and lessons: from the notebook, or from the teacher and then kept there.
+    """Fill in answers and soft labels from the cache, or from the teacher (and cache them).
 
     Args:
-        exercises: those of a piece together.
-        report: is told of the share that is done.
+        examples: sorted by chunk.
+        report: called with the fraction completed.
     """
     done: list[DistillationExample] = []
-    for number, batch in enumerate(_batches(splits)):
-        found = study_cache.lessons(number, study.temperature)
-        if found is None:
-            found = _taught(batch, teacher, study, seed + number)
-            study_cache.add_lessons(number, found)
-        for example, (answer, lesson) in zip(batch, found, strict=True):
-            done.append(replace(example, answer=answer, lesson=replace(lesson, hard=study.hard)))
-        report(len(done) / len(splits))
+    for number, batch in enumerate(_batches(examples)):
+        answers = study_cache.answers(number, study.temperature)
+        if answers is None:
+            answers = _teacher_answers(batch, teacher, study, seed + number)
+            study_cache.add_answers(number, answers)
+        for example, (answer, soft_labels) in zip(batch, answers, strict=True):
+            done.append(replace(example, answer=answer, soft_labels=replace(soft_labels, hard=study.hard)))
+        report(len(done) / len(examples))
     return done
 
 
-def _taught(
+def _teacher_answers(
     batch: Sequence[DistillationExample], teacher: Teacher, study: StudyConfig, seed: int
-) -> list[tuple[tuple[int, ...], SoftLabels]]:
-    """Answers of the teacher to exercises of one piece that have none, and its lessons on all."""
-    chunk, template, tokenizer = batch[0].chunk, teacher.template, teacher.lm.tokenizer
-    asking = [example for example in batch if not example.answer]
-    rows = [prompt_ids(example.record, template, tokenizer) for example in asking]
-    sampling = Sampling(study.answer_tokens, study.answer_temperature, seed=seed * BATCH)
-    ends, how = end_ids(teacher.lm, template), (study.top_k, study.temperature)
-    written = iter(teacher.answers(chunk, rows, sampling, ends, *how) if rows else [])
-    known = [example for example in batch if example.answer]
-    examples = [example.example(template, tokenizer) for example in known]
-    heard = iter(teacher.lessons(chunk, examples, *how) if known else [])
-    return [(example.answer, next(heard)) if example.answer else next(written) for example in batch]
+) -> list[TeacherAnswer]:
+    """The teacher's answers to examples of one chunk that have none yet, and its soft labels for all."""
+    chunk = batch[0].chunk
+    template, tokenizer = teacher.template, teacher.lm.tokenizer
+    unanswered = [example for example in batch if not example.answer]
+    rows = [prompt_ids(example.record, template, tokenizer) for example in unanswered]
+    sampling = Sampling(study.answer_tokens, study.answer_temperature, seed=seed * ANSWER_BATCH)
+    label_options = (study.top_k, study.temperature)
+    generated = iter(
+        teacher.answers(chunk, rows, sampling, end_ids(teacher.lm, template), *label_options) if rows else []
+    )
+    answered = [example.example(template, tokenizer) for example in batch if example.answer]
+    labels = iter(teacher.soft_labels(chunk, answered, *label_options) if answered else [])
+    return [(example.answer, next(labels)) if example.answer else next(generated) for example in batch]
 
 
-def _batches(splits: Sequence[DistillationExample]) -> list[list[DistillationExample]]:
-    """At most `BATCH` each, of one piece each."""
-    found: list[list[DistillationExample]] = []
-    for example in splits:
-        if not found or len(found[-1]) == BATCH or found[-1][0].chunk != example.chunk:
-            found.append([])
-        found[-1].append(example)
-    return found
+def _batches(examples: Sequence[DistillationExample]) -> list[list[DistillationExample]]:
+    """Batches of at most `ANSWER_BATCH` examples, each of one chunk."""
+    batches: list[list[DistillationExample]] = []
+    for example in examples:
+        if not batches or len(batches[-1]) == ANSWER_BATCH or batches[-1][0].chunk != example.chunk:
+            batches.append([])
+        batches[-1].append(example)
+    return batches

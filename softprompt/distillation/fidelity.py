@@ -1,4 +1,4 @@
-"""How much of a text a soft prompt holds: teacher (full text), student and no text at all, on held-out inputs.
+"""Fidelity of a soft prompt to its text: teacher (full text), student and no text at all on held-out queries.
 
 Shapes: N answer tokens, H width.
 """
@@ -31,22 +31,22 @@ from softprompt.prefix.kv import Prefix, PrefixKV
 from softprompt.prefix.packing import by_tokens
 from softprompt.prefix.prepare import prepare_prefixes
 
-TOKENS = 4096  # text tokens run at once
-TIMES = 3  # a prefill is timed
+_BATCH_TOKENS = 4096  # tokens of rows in one forward pass
+_PREFILL_REPEATS = 3  # timed runs, of which the median counts
 
 
 @dataclass(frozen=True)
 class FidelityScores:
-    """One way to answer.
+    """Scores of one prompt (a soft prompt, the full text, or none).
 
     Attributes:
-        divergence: KL(teacher ‖ it) of the next token, nats per token of the teacher's answers.
+        divergence: KL(teacher ‖ student) of the next token, nats per token of the teacher's answers.
         agreement: share of these tokens at which its likeliest next token is the teacher's.
         log_likelihood: of the teacher's answers, nats per token.
-        scores: exact match, F1 and so on of its greedy answers, where the rows have answers; the user's metrics.
-        prefix_tokens: in front of every row.
-        prefill_seconds: to compute them once, the median of three.
-        kv_bytes: that their keys and values take in a request's cache, in the model's dtype.
+        scores: exact match, F1 and so on of its greedy answers, where the rows have references; custom metrics.
+        prefix_tokens: tokens before every row.
+        prefill_seconds: time to compute their keys and values once, the median of three runs.
+        kv_bytes: size of their keys and values in a request's cache, in the model's dtype.
     """
 
     divergence: float
@@ -60,12 +60,12 @@ class FidelityScores:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Soft prompts beside the text that they stand for, on inputs that were not trained on.
+    """Soft prompts compared with their text on queries that they were not trained on.
 
     Attributes:
-        soft: by name.
-        tokens: of the whole text.
-        rows: held-out inputs.
+        soft: scores of soft prompts, by name.
+        tokens: length of the whole text.
+        rows: number of held-out queries.
     """
 
     no_text: FidelityScores
@@ -75,60 +75,60 @@ class Fidelity:
     rows: int
 
     def recovered(self, name: str) -> float:
-        """Share of the divergence between no text and full text that is gone."""
+        """The share of the divergence between no text and full text that this soft prompt removes."""
         return 1 - self.soft[name].divergence / self.no_text.divergence if self.no_text.divergence else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        soft = {name: asdict(one) | {"recovered": self.recovered(name)} for name, one in self.soft.items()}
-        both = {"no_text": asdict(self.no_text), "full_text": asdict(self.full_text)}
-        return {"rows": self.rows, "text_tokens": self.tokens, **both, "soft": soft}
+        soft = {name: asdict(scores) | {"recovered": self.recovered(name)} for name, scores in self.soft.items()}
+        baselines = {"no_text": asdict(self.no_text), "full_text": asdict(self.full_text)}
+        return {"rows": self.rows, "text_tokens": self.tokens, **baselines, "soft": soft}
 
 
 @torch.no_grad()
 def fidelity(
     teacher: Teacher,
-    splits: Sequence[DistillationExample],
+    examples: Sequence[DistillationExample],
     students: Mapping[str, FormattedPrompt],
     tokens: int,
-    own: Mapping[str, Metric] | None = None,
+    extra_metrics: Mapping[str, Metric] | None = None,
 ) -> Fidelity:
-    """Measure all on the same held-out exercises.
+    """Score teacher, students and no text on the same held-out examples.
 
     Args:
-        students: soft prompts in their frames.
-        tokens: of the whole text.
-        own: further metrics of the greedy answers.
+        students: soft prompts by name.
+        tokens: length of the whole text.
+        extra_metrics: custom metrics of the greedy answers.
     """
     lm = teacher.lm
-    chunks = {example.chunk: teacher.formatted(example.chunk) for example in splits}
-    full = [chunks[example.chunk] for example in splits]
-    alone = no_prompt(lm, teacher.template)
-    taught, _ = _states(lm, full, splits)
+    by_chunk = {example.chunk: teacher.formatted(example.chunk) for example in examples}
+    full_text = [by_chunk[example.chunk] for example in examples]
+    baseline = no_prompt(lm, teacher.template)
+    teacher_NH, _ = _answer_states(lm, full_text, examples)
 
-    def measured(formatted_prompts: Sequence[FormattedPrompt]) -> FidelityScores:
-        scores = _scores(lm, formatted_prompts, splits, own or {})
-        return _measured(lm, formatted_prompts, splits, taught, scores)
+    def scored(prompts: Sequence[FormattedPrompt]) -> FidelityScores:
+        scores = _answer_scores(lm, prompts, examples, extra_metrics or {})
+        return _fidelity_scores(lm, prompts, examples, teacher_NH, scores)
 
-    soft = {name: measured([one] * len(splits)) for name, one in students.items()}
-    return Fidelity(measured([alone] * len(splits)), measured(full), soft, tokens, len(splits))
+    soft = {name: scored([student] * len(examples)) for name, student in students.items()}
+    return Fidelity(scored([baseline] * len(examples)), scored(full_text), soft, tokens, len(examples))
 
 
-def _measured(
+def _fidelity_scores(
     lm: FrozenLM,
-    formatted_prompts: Sequence[FormattedPrompt],
-    splits: Sequence[DistillationExample],
-    taught_NH: Tensor,
+    prompts: Sequence[FormattedPrompt],
+    examples: Sequence[DistillationExample],
+    teacher_NH: Tensor,
     scores: dict[str, float],
 ) -> FidelityScores:
-    """One way to answer, each exercise with its own subject, against the teacher's states and answers."""
-    states_NH, targets_N = _states(lm, formatted_prompts, splits)
-    pairs = zip(states_NH.split(CHUNK), taught_NH.split(CHUNK), strict=True)
-    agreed = [lm.logits(own).argmax(-1) == lm.logits(taught).argmax(-1) for own, taught in pairs]
-    distinct = {id(formatted): formatted for formatted in formatted_prompts}
-    prefix = max((formatted.prefix(lm) for formatted in distinct.values()), key=_length)
+    """Compare hidden states with the teacher's, given the prompt of each example."""
+    states_NH, targets_N = _answer_states(lm, prompts, examples)
+    pairs = zip(states_NH.split(CHUNK), teacher_NH.split(CHUNK), strict=True)
+    agreed = [lm.logits(student).argmax(-1) == lm.logits(teacher).argmax(-1) for student, teacher in pairs]
+    distinct = {id(prompt): prompt for prompt in prompts}
+    prefix = max((prompt.prefix(lm) for prompt in distinct.values()), key=_length)
     return FidelityScores(
-        divergence=divergences(states_NH, taught_NH, lm.logits).mean().item(),
+        divergence=divergences(states_NH, teacher_NH, lm.logits).mean().item(),
         agreement=torch.cat(agreed).float().mean().item(),
         log_likelihood=-cross_entropies(states_NH, targets_N, lm.logits).mean().item(),
         scores=scores,
@@ -138,59 +138,59 @@ def _measured(
     )
 
 
-def _states(
-    lm: FrozenLM, formatted_prompts: Sequence[FormattedPrompt], splits: Sequence[DistillationExample]
+def _answer_states(
+    lm: FrozenLM, prompts: Sequence[FormattedPrompt], examples: Sequence[DistillationExample]
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states [N, H] before each answer token behind each exercise's own subject, and the tokens [N]."""
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for prefixes, formatted, own in _by_subject(formatted_prompts, lm):
-        examples = {i: splits[i].example(formatted.template, lm.tokenizer) for i in own}
-        for part in by_tokens([len(examples[i].ids) for i in own], TOKENS):
-            numbers = [own[j] for j in part]
-            states, targets = supervised(lm, prefixes, [examples[i] for i in numbers], None)
-            sizes = [len(splits[i].answer) for i in numbers]
-            found |= dict(zip(numbers, zip(states.split(sizes), targets.split(sizes), strict=True), strict=True))
-    parts = [found[i] for i in range(len(splits))]
+    """The hidden states [N, H] before each answer token, each example after its prompt, and the tokens [N]."""
+    outputs: dict[int, tuple[Tensor, Tensor]] = {}
+    for prefixes, prompt, group in _by_prompt(prompts, lm):
+        rows = {i: examples[i].example(prompt.template, lm.tokenizer) for i in group}
+        for batch in by_tokens([len(rows[i].ids) for i in group], _BATCH_TOKENS):
+            numbers = [group[j] for j in batch]
+            states, targets = supervised(lm, prefixes, [rows[i] for i in numbers], None)
+            sizes = [len(examples[i].answer) for i in numbers]
+            outputs |= dict(zip(numbers, zip(states.split(sizes), targets.split(sizes), strict=True), strict=True))
+    parts = [outputs[i] for i in range(len(examples))]
     return torch.cat([states for states, _ in parts]), torch.cat([targets for _, targets in parts])
 
 
-def _scores(
+def _answer_scores(
     lm: FrozenLM,
-    formatted_prompts: Sequence[FormattedPrompt],
-    splits: Sequence[DistillationExample],
-    further: Mapping[str, Metric],
+    prompts: Sequence[FormattedPrompt],
+    examples: Sequence[DistillationExample],
+    extra_metrics: Mapping[str, Metric],
 ) -> dict[str, float]:
-    """Scores of greedy answers: those that need references where all rows have some, and the user's own."""
-    references = [example.record.references for example in splits]
-    compared = all(references)
-    if not compared and not further:
+    """Score greedy answers by custom metrics and, if all rows have references, by the standard ones."""
+    references = [example.record.references for example in examples]
+    has_references = all(references)
+    if not has_references and not extra_metrics:
         return {}
-    right = [len(lm.encode(text)) for texts in references for text in texts]
-    sampling = Sampling(2 * max(right or [len(example.answer) for example in splits]) + 8)
-    answers = [""] * len(splits)
-    for prefixes, formatted, own in _by_subject(formatted_prompts, lm):
-        rows, ends = (
-            [prompt_ids(splits[i].record, formatted.template, lm.tokenizer) for i in own],
-            end_ids(lm, formatted.template),
-        )
-        found = decode_batch(lm, prefixes, rows, [0] * len(own), sampling, end_ids=[ends] * len(own))
-        for i, answer in zip(own, found, strict=True):
-            answers[i] = answer.text
-    usual = generation_scores(answers, references) | {"f1": token_f1(answers, references)} if compared else {}
-    scores = usual | scores_of(further, answers, references)
+    reference_lengths = [len(lm.encode(text)) for texts in references for text in texts]
+    max_length = max(reference_lengths or [len(example.answer) for example in examples])
+    sampling = Sampling(2 * max_length + 8)
+    answers = [""] * len(examples)
+    for prefixes, prompt, group in _by_prompt(prompts, lm):
+        rows = [prompt_ids(examples[i].record, prompt.template, lm.tokenizer) for i in group]
+        ends = [end_ids(lm, prompt.template)] * len(group)
+        completions = decode_batch(lm, prefixes, rows, [0] * len(group), sampling, end_ids=ends)
+        for i, completion in zip(group, completions, strict=True):
+            answers[i] = completion.text
+    scores = scores_of(extra_metrics, answers, references)
+    if has_references:
+        scores = generation_scores(answers, references) | {"f1": token_f1(answers, references)} | scores
     return {name: score.value for name, score in scores.items()}
 
 
-def _by_subject(
-    formatted_prompts: Sequence[FormattedPrompt], lm: FrozenLM
+def _by_prompt(
+    prompts: Sequence[FormattedPrompt], lm: FrozenLM
 ) -> Iterator[tuple[PrefixKV, FormattedPrompt, list[int]]]:
-    """Each subject's prefix, run once, with the numbers of its exercises."""
+    """Each distinct prompt with its prefix, computed once, and the numbers of its examples."""
     groups: dict[int, list[int]] = {}
-    for i, formatted in enumerate(formatted_prompts):
-        groups.setdefault(id(formatted), []).append(i)
-    for own in groups.values():
-        formatted = formatted_prompts[own[0]]
-        yield prepare_prefixes(lm, [formatted.prefix(lm)]), formatted, own
+    for i, prompt in enumerate(prompts):
+        groups.setdefault(id(prompt), []).append(i)
+    for group in groups.values():
+        prompt = prompts[group[0]]
+        yield prepare_prefixes(lm, [prompt.prefix(lm)]), prompt, group
 
 
 def _length(prefix: Prefix) -> int:
@@ -199,7 +199,7 @@ def _length(prefix: Prefix) -> int:
 
 def _seconds(lm: FrozenLM, call: Callable[[], object]) -> float:
     times = []
-    for _ in range(TIMES):
+    for _ in range(_PREFILL_REPEATS):
         begin = time.perf_counter()
         call()
         wait_for(lm.device)

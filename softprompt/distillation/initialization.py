@@ -1,6 +1,6 @@
-"""Where a distillation begins: with what its rows look at most in the whole text, fitted to what they get from it.
+"""Initial prompts of a distillation: the text's most-attended tokens, fitted to the attention outputs of its rows.
 
-Shapes as in `attended` and `matching`.
+Shapes as in `selection` and `attention_matching`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.embedding_prompt import EmbeddingPrompt
 from softprompt.prompts.kv_prompt import KVPrompt
 
-ASKING = 768  # tokens of answers about a piece that are asked what they look at
-MATCHING = 1536  # and that prompts are fitted on, of all pieces together at least as many as of one
-ASKING_ROWS = 16  # where there are no validation rows
-STEPS_OF_FORM = {"kv": FIT_STEPS, "embedding": 800}  # 32 embeddings go on learning for longest
+SELECTION_TOKENS = 768  # tokens of answers about a chunk whose attention selects
+FIT_TOKENS = 1536  # tokens of answers that prompts are fitted on: of all chunks together, at least as for selection
+FALLBACK_VALIDATION_ROWS = 16  # training rows that choose an embedding prompt if there are no validation rows
+DEFAULT_FIT_STEPS = {"kv": FIT_STEPS, "embedding": 800}  # 32 embeddings keep improving for longest
 
 
 def compacted_starts(
@@ -32,58 +32,80 @@ def compacted_starts(
     lm: FrozenLM,
     text: tuple[int, ...],
     splits: DistillationSplits,
-    progress: Callable[[float], None] = lambda done: None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> dict[int, SoftPrompt]:
-    """By size the prompt that training starts from; none for a size that the settings start elsewhere, that takes in
-    the whole text, or where the model's keys cannot be moved."""
+    """Build the prompt that training starts from, by size.
+
+    A size is missing if the settings choose another start, if it holds the whole text, or if the model's keys cannot
+    be moved to other positions.
+
+    Args:
+        text: token ids of the whole text.
+        progress: called with the fraction of fitting completed.
+    """
     sizes = [size for size in prepared.sizes if len(text) > size]
     if prepared.settings.method.init != "attended" or not sizes:
         return {}
     form = (KVPrompt if prepared.settings.method.name in KV_METHODS else EmbeddingPrompt).form
-    lead, follow = layout_ids(lm, layout_for(lm, prepared.template, form))
-    looking = _readings(prepared, lm, splits, ASKING)
-    judges = examples(splits.validation or splits.train[:ASKING_ROWS], prepared, lm)
+    between = layout_ids(lm, layout_for(lm, prepared.template, form))
+    inputs = _selection_inputs(prepared, lm, splits, SELECTION_TOKENS)
+    validation = to_examples(splits.validation or splits.train[:FALLBACK_VALIDATION_ROWS], prepared, lm)
     try:
-        found = {size: selected_prompt(lm, form, looking, size, (lead, follow), judges) for size in sizes}
+        prompts = {size: selected_prompt(lm, form, inputs, size, between, validation) for size in sizes}
     except UnsupportedModelError:
         return {}
-    chosen = prepared.settings.fit_steps
-    steps = STEPS_OF_FORM[form] if chosen is None else chosen
+    steps = prepared.settings.fit_steps
+    steps = DEFAULT_FIT_STEPS[form] if steps is None else steps
     if not steps:
-        return found
+        return prompts
+    fit_inputs = _selection_inputs(prepared, lm, splits, max(SELECTION_TOKENS, FIT_TOKENS // len(inputs)))
+    return _fitted(lm, prompts, fit_inputs, between, steps, progress)
+
+
+def _fitted(
+    lm: FrozenLM,
+    prompts: dict[int, SoftPrompt],
+    inputs: Sequence[SelectionInput],
+    between: tuple[tuple[int, ...], tuple[int, ...]],
+    steps: int,
+    progress: Callable[[float], None],
+) -> dict[int, SoftPrompt]:
+    """Fit each prompt to the attention outputs after the text; unfitted if the model's attention cannot be recorded."""
+    fitted = dict(prompts)
     try:
-        rows = collect_targets(lm, _readings(prepared, lm, splits, max(ASKING, MATCHING // len(looking))))
-        for i, (size, prompt) in enumerate(found.items()):
+        targets = collect_targets(lm, inputs)
+        for i, (size, prompt) in enumerate(prompts.items()):
 
-            def told(done: float, before: int = i) -> None:
-                progress((before + done) / len(found))
+            def report(share: float, earlier: int = i) -> None:
+                progress((earlier + share) / len(prompts))
 
-            found[size] = fit_to_attention(lm, prompt, rows, lead, follow, Budget(steps, None), told)
-    except UnsupportedModelError:  # it starts unfitted then
+            fitted[size] = fit_to_attention(lm, prompt, targets, *between, Budget(steps, None), report)
+    except UnsupportedModelError:
         pass
-    return found
+    return fitted
 
 
-def examples(part: Sequence[DistillationExample], prepared: PreparedDistillation, lm: FrozenLM) -> list[Example]:
-    """Exercises as rows."""
+def to_examples(part: Sequence[DistillationExample], prepared: PreparedDistillation, lm: FrozenLM) -> list[Example]:
+    """Distillation examples as token ids with loss masks."""
     return [example.example(prepared.template, lm.tokenizer) for example in part]
 
 
-def _readings(
-    prepared: PreparedDistillation, lm: FrozenLM, splits: DistillationSplits, tokens: int
+def _selection_inputs(
+    prepared: PreparedDistillation, lm: FrozenLM, splits: DistillationSplits, answer_tokens: int
 ) -> list[SelectionInput]:
-    """All pieces, each with exercises about it of so many tokens of answers."""
+    """Every chunk with training examples about it that have `answer_tokens` tokens of answers together."""
     opening = opening_ids(lm, prepared.template)
     _, follow = layout_ids(lm, layout_for(lm, prepared.template, "kv"))
-    rows: dict[int, list[DistillationExample]] = {}
-    asking = dict[int, int]()
+    by_chunk: dict[int, list[DistillationExample]] = {}
+    token_counts = dict[int, int]()
     for example in splits.train:
-        if asking.get(example.chunk, 0) < tokens:
-            asking[example.chunk] = asking.get(example.chunk, 0) + len(example.answer)
-            rows.setdefault(example.chunk, []).append(example)
+        count = token_counts.get(example.chunk, 0)
+        if count < answer_tokens:
+            token_counts[example.chunk] = count + len(example.answer)
+            by_chunk.setdefault(example.chunk, []).append(example)
     return [
         SelectionInput(
-            (*opening, *lm.encode(prepared.chunks[chunk])), follow, examples(own, prepared, lm), len(opening)
+            (*opening, *lm.encode(prepared.chunks[chunk])), follow, to_examples(part, prepared, lm), len(opening)
         )
-        for chunk, own in sorted(rows.items())
+        for chunk, part in sorted(by_chunk.items())
     ]

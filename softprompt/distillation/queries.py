@@ -1,4 +1,4 @@
-"""What teacher and student are asked: a text of the model's own, or a row of the user's, as a template's record."""
+"""Queries that teacher and student answer: generated texts, or the user's rows, as records of a template."""
 
 from __future__ import annotations
 
@@ -7,19 +7,36 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from softprompt.data.records import Message, Record
 from softprompt.data.template import Template
 
 
-@dataclass(frozen=True)
-class Query:
-    """What is asked of teacher and student.
+class QueryDraft(NamedTuple):
+    """A query of a single text.
 
     Attributes:
-        chunk: number of the piece of text that it is about.
-        answer: what stands in the text; "" if the teacher writes it.
-        kind: "question", "use", …, "continuation", "detail", or "rows" for the user's own.
+        kind: see `Query`.
+        text: the user's message.
+        answer: its answer in the text; "" if the teacher answers it.
+    """
+
+    kind: str
+    text: str
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query about one chunk of a text, answered by teacher and student.
+
+    Attributes:
+        chunk: number of the chunk.
+        kind: "question", "use", "structure", "summary" or "creative" (answered by the teacher), "detail", "cloze" or
+            "continuation" (answered by the text), or "rows" for the user's own.
+        text: the user's message.
+        answer: its answer in the text; "" if the teacher answers it.
     """
 
     chunk: int
@@ -29,26 +46,29 @@ class Query:
 
 
 def query_record(text: str, template: Template, where: str = "") -> Record:
-    """A text as a row of the template: the user's turn, or its fields."""
+    """Turn a query's text into a record of the template: the user's turn, or the template's fields."""
     if template.kind == "chat" and not template.text:
         return Record({}, None, "messages", messages=(Message("user", text),), where=where)
     return Record(dict.fromkeys(template.names, text), None, "completion", where=where)
 
 
-def said(row: Record) -> str:
-    """All words of an input."""
+def record_words(row: Record) -> str:
+    """All words of a record's fields and messages."""
     return " ".join([*row.fields.values(), *(message.content for message in row.messages)])
 
 
-def finder(chunks: Sequence[str]) -> Callable[[str], int]:
-    """What tells the number of the piece that shares the rarest words with a text (inverse document frequency)."""
-    bags = [set(_words(chunk)) for chunk in chunks]
-    counts = Counter(word for bag in bags for word in bag)
-    rarity = {word: math.log(1 + len(bags) / count) for word, count in counts.items()}
+def nearest_chunk(chunks: Sequence[str]) -> Callable[[str], int]:
+    """Build a function from a text to the number of its nearest chunk.
+
+    Chunks are scored by the inverse document frequencies of the words that they share with the text.
+    """
+    chunk_words = [set(_words(chunk)) for chunk in chunks]
+    counts = Counter(word for words in chunk_words for word in words)
+    rarity = {word: math.log(1 + len(chunk_words) / count) for word, count in counts.items()}
 
     def nearest(text: str) -> int:
-        asked = set(_words(text))
-        return max(range(len(bags)), key=lambda i: sum(rarity[word] for word in asked & bags[i]))
+        words = set(_words(text))
+        return max(range(len(chunk_words)), key=lambda i: sum(rarity[word] for word in words & chunk_words[i]))
 
     return nearest
 

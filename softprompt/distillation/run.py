@@ -1,8 +1,8 @@
-"""Distillation of a text into virtual tokens: study, answers, training, fidelity report, artifacts.
+"""Distills a text into virtual tokens: queries, teacher answers, training, fidelity report, artifacts.
 
-    outcome = distil(settings)        # prompts/NAME, or NAME.8, NAME.16, … for several sizes
+    result = distill(prepare_distillation(settings))        # prompts/NAME, or NAME.8, NAME.16, … for several sizes
 
-The teacher is the frozen model with the text in front, the student the same model with the soft prompt; the loss is the
+The teacher is the frozen model after the full text, the student the same model after the soft prompt. The loss is the
 divergence of the student's next-token distribution from the teacher's on the teacher's answers (context distillation:
 Askell et al. 2021, https://arxiv.org/abs/2112.00861; Eyuboglu et al.: Cartridges, https://arxiv.org/abs/2506.06266).
 """
@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt.distillation.artifacts import save_all
+from softprompt.distillation.artifacts import save_prompts
 from softprompt.distillation.build import build_dataset, progress
+from softprompt.distillation.config import study_0_1
 from softprompt.distillation.dataset import DistillationSplits
 from softprompt.distillation.fidelity import Fidelity, fidelity
-from softprompt.distillation.initialization import compacted_starts, examples
+from softprompt.distillation.initialization import compacted_starts, to_examples
 from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.distillation.teacher import Teacher
 from softprompt.evaluation.custom_metrics import Metric
@@ -41,11 +42,11 @@ from softprompt.training.trial import Task, Trial
 
 @dataclass(frozen=True)
 class DistillationResult:
-    """What a distillation left.
+    """Outcome of a distillation.
 
     Attributes:
         results: of training, by size ("" for the only one).
-        saved: folder and card of every soft prompt; none if a signal ended the run (then `resume` goes on).
+        saved: folder and card of every soft prompt; none if a signal ended the run (then `resume` continues it).
         fidelity: None if a signal ended the run.
     """
 
@@ -55,7 +56,7 @@ class DistillationResult:
 
     @property
     def stopped(self) -> str:
-        """Why training ended."""
+        """The reason why training ended."""
         return next(iter(self.results.values())).stopped
 
 
@@ -66,22 +67,22 @@ def distill(
     overwrite: bool = False,
     resume: bool = False,
     trust_remote_code: bool = False,
-    own: Mapping[str, Metric] | None = None,
+    extra_metrics: Mapping[str, Metric] | None = None,
     report: Callable[[Event], None] = lambda event: None,
 ) -> DistillationResult:
-    """Distil and write the artifacts.
+    """Distill a text and write the artifacts.
 
-    What was studied is kept beside the run (`notebook`), so another size, method or rate on the same text begins with
-    training.
+    Queries and teacher answers are cached beside the run (`study_cache`), so another size, method or learning rate on
+    the same text starts with training.
 
     Args:
         lm: the base model, if it is loaded already.
-        own: further metrics of the fidelity report.
-        report: is told of every event: "study", "answers" and "fit" with their progress, then those of training.
+        extra_metrics: custom metrics of the fidelity report.
+        report: called with every event: "study", "answers" and "fit" with their progress, then those of training.
 
     Raises:
-        DataError: a text that does not fit, or inputs that do not.
-        what `load`, `train` and `store.save` raise.
+        DataError: the text or the queries do not fit in the context.
+        whatever `load_model`, `train` and `store.save` raise.
     """
     settings = prepared.settings
     if lm is None:
@@ -91,44 +92,44 @@ def distill(
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     splits = build_dataset(prepared, teacher, report)
     text = tuple(lm.encode(prepared.text))
-    # Stopped before its first checkpoint, a run goes on from the notebook alone; after it the checkpoint has it all.
+    # A run that was stopped before its first checkpoint resumes from the study cache alone.
     resume = resume and latest_step(prepared.run) is not None
-    opened = {} if resume else compacted_starts(prepared, lm, text, splits, progress(report, "fit"))
-    trials = {str(size): _candidate(prepared, lm, text, size, opened.get(size), splits) for size in prepared.sizes}
-    where = RunRecorder(prepared.run, prepared.folder.name, settings, settings.train.track)
-    with record_events(where, True, resume, report) as everywhere:
-        found = train(lm, list(trials.values()), prepared.run, resume=resume, report=everywhere)
-    results = dict(zip(trials, found, strict=True))
-    if any(result.interrupted for result in found):
+    starts = {} if resume else compacted_starts(prepared, lm, text, splits, progress(report, "fit"))
+    trials = {str(size): _trial(prepared, lm, text, size, starts.get(size), splits) for size in prepared.sizes}
+    recorder = RunRecorder(prepared.run, prepared.folder.name, settings, settings.train.track)
+    with record_events(recorder, True, resume, report) as record:
+        outcomes = train(lm, list(trials.values()), prepared.run, resume=resume, report=record)
+    results = dict(zip(trials, outcomes, strict=True))
+    if any(result.interrupted for result in outcomes):
         return DistillationResult(results)
     students = {size: student_prompt(prepared, lm, result.prompt) for size, result in results.items()}
-    measured = fidelity(teacher, splits.held_out, students, len(text), own)
-    saved = save_all(prepared, lm, results, measured, overwrite=overwrite)
+    scores = fidelity(teacher, splits.held_out, students, len(text), extra_metrics)
+    saved = save_prompts(prepared, lm, results, scores, overwrite=overwrite)
     for checkpoint in prepared.run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    return DistillationResult(results, saved, measured)
+    return DistillationResult(results, saved, scores)
 
 
 def student_prompt(prepared: PreparedDistillation, lm: FrozenLM, prompt: SoftPrompt) -> FormattedPrompt:
-    """A soft prompt in the frame that it was distilled in."""
+    """A soft prompt in the template and layout that it was distilled in."""
     return FormattedPrompt(prompt, prepared.template, layout_for(lm, prepared.template, prompt.form))
 
 
-def _candidate(
+def _trial(
     prepared: PreparedDistillation,
     lm: FrozenLM,
     text: tuple[int, ...],
     size: int,
-    opened: SoftPrompt | None,
+    start_from: SoftPrompt | None,
     splits: DistillationSplits,
 ) -> Trial:
-    """The method at its start: this prompt, or the first tokens of the text."""
+    """A trial of the method that starts from this prompt, or from the first tokens of the text."""
     settings = prepared.settings
     method, kv = settings.method, settings.method.name in KV_METHODS
     start = Start(
         n_tokens=size,
-        init="prompt" if opened else "text" if method.init == "attended" else method.init,
-        prompt=opened,
+        init="prompt" if start_from else "text" if method.init == "attended" else method.init,
+        prompt=start_from,
         text=tuple(lm.encode(method.init_text)) if method.init_text else text,
         lead=tuple(opening_ids(lm, prepared.template)) if kv else (),
         frozen_tokens=method.frozen_tokens if kv else 0,
@@ -140,8 +141,14 @@ def _candidate(
     (prompt,) = learner.freeze()
     check_fits(prompt, lm.geometry)
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, prompt.form))
-    facts = [prepared.sha256, prepared.template.to_dict(), settings.study.model_dump(mode="json"), method.model_dump()]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    parts = [examples(part, prepared, lm) for part in (splits.train, splits.validation)]
-    task = Task(parts[0], parts[1], lead, follow, digest)
+    parts = [to_examples(part, prepared, lm) for part in (splits.train, splits.validation)]
+    task = Task(parts[0], parts[1], lead, follow, _digest(prepared))
     return Trial(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")
+
+
+def _digest(prepared: PreparedDistillation) -> str:
+    """A digest of everything that a checkpoint depends on, the same as in softprompt 0.1."""
+    settings = prepared.settings
+    study = study_0_1(settings.study.model_dump(mode="json"))
+    inputs = [prepared.sha256, prepared.template.to_dict(), study, settings.method.model_dump()]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

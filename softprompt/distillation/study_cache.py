@@ -1,17 +1,17 @@
-"""What was studied, on disk as it comes: a run that was stopped goes on, and another on the same text starts here.
+"""On-disk cache of queries and teacher answers: interrupted runs resume, and later runs on the same text reuse it.
 
-    NOTEBOOK/notebook.json            what it belongs to
-    NOTEBOOK/inputs-00000.json        a batch of inputs
-    NOTEBOOK/lessons-00000.safetensors    the teacher's answers to a batch, and what it says at each token
+    NAME.study/notebook.json                 digest of everything that the rest depends on
+    NAME.study/inputs-00000.json             a batch of queries
+    NAME.study/lessons-00000.safetensors     the teacher's answers to a batch, and its soft labels for each token
 
-Each file appears whole or not at all.
+Files keep the names that softprompt 0.1 gave them. Each is written atomically.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,55 +23,57 @@ from softprompt.distillation.queries import Query
 from softprompt.errors import StoreError
 from softprompt.files import read_json, read_tensors, write_json, writing
 
-ABOUT = "notebook.json"
-Answered = tuple[tuple[int, ...], SoftLabels]  # token ids of an answer, and the lesson on them
+IDENTITY_FILE = "notebook.json"
+KINDS_0_1 = {"gap": "cloze"}  # kinds of queries in caches of softprompt 0.1, and their names now
+TeacherAnswer = tuple[tuple[int, ...], SoftLabels]  # token ids of an answer, and the soft labels of each
 
 
 class StudyCache:
-    """Inputs and lessons of one text and one teacher, in a folder that is there."""
+    """Queries and teacher answers of one text and one teacher, in an existing folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @staticmethod
     def opened(folder: Path, identity: str) -> StudyCache:
-        """One to write in: what an earlier run of the same identity wrote is kept, anything else removed.
+        """Open a cache for writing; files of an earlier run with the same identity are kept, others deleted.
 
         Args:
-            identity: a digest of all that inputs and lessons depend on.
+            identity: a digest of everything that queries and answers depend on.
         """
-        about = folder / ABOUT
+        path = folder / IDENTITY_FILE
         with writing(folder):
-            if not about.exists() or read_json(about) != {"identity": identity}:
+            if not path.exists() or read_json(path) != {"identity": identity}:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-                write_json(about, {"identity": identity})
+                write_json(path, {"identity": identity})
         return StudyCache(folder)
 
     @staticmethod
-    def kept(folder: Path, identity: str) -> StudyCache:
-        """One to read. Raises StoreError if there is none of this identity."""
-        about = folder / ABOUT
-        if not about.exists() or read_json(about) != {"identity": identity}:
-            what = "what was studied is not there, or is of another base model, dtype or text"
-            raise StoreError(what, where=folder, hint="the same --model and --dtype as in distil, or distil it again")
+    def existing(folder: Path, identity: str) -> StudyCache:
+        """Open a cache for reading. Raises StoreError if there is none of this identity."""
+        path = folder / IDENTITY_FILE
+        if not path.exists() or read_json(path) != {"identity": identity}:
+            message = "the study cache is missing, or of another base model, dtype or text"
+            hint = "use the same --model and --dtype as in distill, or distill it again"
+            raise StoreError(message, where=folder, hint=hint)
         return StudyCache(folder)
 
-    def inputs(self) -> list[list[Query]]:
-        """All batches of inputs so far."""
-        found = sorted(self.folder.glob("inputs-*.json"))
-        return [[Query(**line) for line in read_json(path)] for path in found]
+    def queries(self) -> list[list[Query]]:
+        """All batches of queries so far."""
+        paths = sorted(self.folder.glob("inputs-*.json"))
+        return [[_query(fields) for fields in read_json(path)] for path in paths]
 
-    def add_inputs(self, number: int, batch: Sequence[Query]) -> None:
-        """Keep a batch of inputs."""
+    def add_queries(self, number: int, batch: Sequence[Query]) -> None:
+        """Write a batch of queries."""
         with writing(self.folder):
             scratch = self.folder / "scratch"
-            write_json(scratch, [asdict(one) for one in batch])
+            write_json(scratch, [asdict(query) for query in batch])
             os.replace(scratch, self.folder / f"inputs-{number:05d}.json")
 
-    def lessons(self, number: int, temperature: float) -> list[Answered] | None:
-        """A batch of answers with their lessons; None if it is not there."""
-        path = self._lessons(number)
+    def answers(self, number: int, temperature: float) -> list[TeacherAnswer] | None:
+        """Read a batch of answers with their soft labels; None if it is missing."""
+        path = self._answers_path(number)
         if not path.exists():
             return None
         tensors = read_tensors(path)
@@ -80,18 +82,24 @@ class StudyCache:
         rows = zip(*parts, strict=True)
         return [(tuple(answer.tolist()), SoftLabels(ids, logprobs, temperature)) for answer, ids, logprobs in rows]
 
-    def add_lessons(self, number: int, batch: Sequence[Answered]) -> None:
-        """Keep a batch of answers with their lessons."""
+    def add_answers(self, number: int, batch: Sequence[TeacherAnswer]) -> None:
+        """Write a batch of answers with their soft labels."""
         tensors = {
             "sizes": torch.tensor([len(answer) for answer, _ in batch], dtype=torch.int32),
             "answers": torch.tensor([token for answer, _ in batch for token in answer], dtype=torch.int32),
-            "ids": torch.cat([lesson.ids for _, lesson in batch]),
-            "logprobs": torch.cat([lesson.logprobs for _, lesson in batch]),
+            "ids": torch.cat([labels.ids for _, labels in batch]),
+            "logprobs": torch.cat([labels.logprobs for _, labels in batch]),
         }
         with writing(self.folder):
             scratch = self.folder / "scratch"
             save_file(tensors, scratch)
-            os.replace(scratch, self._lessons(number))
+            os.replace(scratch, self._answers_path(number))
 
-    def _lessons(self, number: int) -> Path:
+    def _answers_path(self, number: int) -> Path:
         return self.folder / f"lessons-{number:05d}.safetensors"
+
+
+def _query(fields: Mapping[str, object]) -> Query:
+    """A query as it stands in the cache, its kind under today's name."""
+    query = Query(**fields)  # type: ignore[arg-type]
+    return Query(query.chunk, KINDS_0_1.get(query.kind, query.kind), query.text, query.answer)

@@ -1,4 +1,4 @@
-"""The teacher: the frozen model with the text in front. Its keys and values are computed once for all rows.
+"""The teacher: the frozen model after the full text, whose keys and values are computed once for all rows.
 
 Shapes: N learned tokens, K likeliest tokens, H width, V vocabulary.
 """
@@ -26,35 +26,36 @@ from softprompt.prefix.prepare import prepare_prefixes
 
 @dataclass(frozen=True)
 class Teacher:
-    """The base model reading a text, piece by piece.
+    """The base model, reading a text chunk by chunk.
 
     Attributes:
-        chunks: the pieces; one that holds the whole text, if it fits.
-        template: of the rows behind it; the text stands in a system turn of `VIRTUAL`, else in front of all.
+        chunks: the text in chunks; one if it fits in the context.
+        template: of the rows after the text. The text stands in a system turn of `VIRTUAL` if the template has one,
+            else before everything.
     """
 
     lm: FrozenLM
     chunks: tuple[str, ...]
     template: Template
-    _ready: dict[int, PrefixKV] = field(default_factory=dict, compare=False, repr=False)
+    _prefix_cache: dict[int, PrefixKV] = field(default_factory=dict, compare=False, repr=False)
 
     def formatted(self, chunk: int) -> FormattedPrompt:
-        """A piece of the text in its frame."""
-        around = layout_for(self.lm, self.template, "embedding")
-        whole = around.model_copy(update={"lead": around.lead + self.chunks[chunk]})
-        return FormattedPrompt(None, self.template, whole)
+        """A chunk of the text in the template's layout."""
+        layout = layout_for(self.lm, self.template, "embedding")
+        with_text = layout.model_copy(update={"lead": layout.lead + self.chunks[chunk]})
+        return FormattedPrompt(None, self.template, with_text)
 
     def prefix(self, chunk: int) -> Prefix:
-        """A piece of the text as it stands in front of rows."""
+        """A chunk of the text as the prefix of rows."""
         return self.formatted(chunk).prefix(self.lm)
 
     @torch.no_grad()
     def prefix_kv(self, chunk: int) -> PrefixKV:
-        """Its keys and values, computed once for all batches of rows about it; of one piece at a time."""
-        if chunk not in self._ready:
-            self._ready.clear()
-            self._ready[chunk] = prepare_prefixes(self.lm, [self.prefix(chunk)])
-        return self._ready[chunk]
+        """The keys and values of a chunk; those of the last chunk are kept for the next batch of rows about it."""
+        if chunk not in self._prefix_cache:
+            self._prefix_cache.clear()
+            self._prefix_cache[chunk] = prepare_prefixes(self.lm, [self.prefix(chunk)])
+        return self._prefix_cache[chunk]
 
     def answers(
         self,
@@ -65,31 +66,37 @@ class Teacher:
         k: int,
         temperature: float,
     ) -> list[tuple[tuple[int, ...], SoftLabels]]:
-        """What it answers to these rows of token ids, with the end token where it came to an end, and its lessons on
-        the answers: what it said when it chose their tokens."""
-        said: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
+        """Answer rows of token ids; soft labels come from the logits that the answers' tokens were sampled from.
 
-        def note(going: Sequence[int], logits_nV: Tensor) -> None:
-            for row, *one in zip(going, *top_soft_labels(logits_nV, k, temperature), strict=True):
-                said[row].append((one[0], one[1]))
+        An answer that ends by itself includes the end token.
+        """
+        labels: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
 
-        found = decode_batch(
+        def record(active: Sequence[int], logits_nV: Tensor) -> None:
+            ids_nK, logprobs_nK = top_soft_labels(logits_nV, k, temperature)
+            for row, ids_K, logprobs_K in zip(active, ids_nK, logprobs_nK, strict=True):
+                labels[row].append((ids_K, logprobs_K))
+
+        completions = decode_batch(
             self.lm,
             self.prefix_kv(chunk),
             rows,
             [0] * len(rows),
             sampling,
             end_ids=[end_ids] * len(rows),
-            on_logits=note,
+            on_logits=record,
         )
-        answers = [(*answer.ids, end_ids[0]) if answer.finish == "stop" else tuple(answer.ids) for answer in found]
-        stacked = [tuple(torch.stack(part) for part in zip(*row, strict=True)) for row in said]
-        lessons = [SoftLabels(ids, logprobs, temperature) for ids, logprobs in stacked]
-        return list(zip(answers, lessons, strict=True))
+        answers = [
+            (*completion.ids, end_ids[0]) if completion.finish == "stop" else tuple(completion.ids)
+            for completion in completions
+        ]
+        stacked = [tuple(torch.stack(part) for part in zip(*row, strict=True)) for row in labels]
+        soft_labels = [SoftLabels(ids, logprobs, temperature) for ids, logprobs in stacked]
+        return list(zip(answers, soft_labels, strict=True))
 
     @torch.no_grad()
-    def lessons(self, chunk: int, examples: Sequence[Example], k: int, temperature: float) -> list[SoftLabels]:
-        """What it says at each learned token of these rows: the K likeliest tokens."""
+    def soft_labels(self, chunk: int, examples: Sequence[Example], k: int, temperature: float) -> list[SoftLabels]:
+        """The K likeliest tokens at each learned token of these examples, and their log-probabilities."""
         states, _ = supervised(self.lm, self.prefix_kv(chunk), examples, None)
         parts = [top_soft_labels(self.lm.logits(part), k, temperature) for part in states.split(CHUNK)]
         ids_NK, logprobs_NK = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -99,7 +106,7 @@ class Teacher:
 
 
 def top_soft_labels(logits_NV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """The k likeliest tokens [N, K], int32, and their log-probabilities at this temperature, float32; on CPU."""
+    """The k likeliest tokens [N, K], int32, and their log-probabilities at this temperature, float32; on the CPU."""
     logprobs_NV = torch.log_softmax(logits_NV.float() / temperature, -1)
     top = logprobs_NV.topk(min(k, logprobs_NV.shape[1] - 1))
     return top.indices.int().cpu(), top.values.cpu()

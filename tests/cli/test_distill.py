@@ -54,7 +54,7 @@ def test_a_signal_while_the_teacher_answers(
     number: signal.Signals, code: int, base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was answered is kept, and how to go on is said."""
-    monkeypatch.setattr(dataset, "BATCH", 8)
+    monkeypatch.setattr(dataset, "ANSWER_BATCH", 8)
     args = ("distill", "--text", "policy.md", "--model", base, "--data", rows, "--name", "policy", *QUICK)
     args = (*args, "--n-tokens", 8)
     real, asked = Teacher.answers, list[int]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.distillation.chunking import chunks
+from softprompt.distillation.chunking import split_chunks
 
 
 def words(text: str) -> int:
@@ -20,7 +20,7 @@ PARAGRAPHS = st.lists(
 @given(PARAGRAPHS, st.integers(8, 60))
 def test_every_word_is_there_in_order_and_no_piece_is_too_long(paragraphs: list[list[str]], most: int) -> None:
     text = "\n\n".join(" ".join(p) + " end." for p in paragraphs)
-    found = chunks(text, most, words)
+    found = split_chunks(text, most, words)
     assert [word for piece in found for word in piece.split()] == text.split()
     assert all(words(piece) <= most for piece in found)
     assert words(text) > most or found == [text]
@@ -32,11 +32,11 @@ def test_a_piece_begins_with_its_heading() -> None:
         + "\n\n".join(f"Fee {i} is {i} pounds and no more." for i in range(6))
         + "\n\nCards\n\nA card is blue."
     )
-    found = chunks(text, 20, words)
+    found = split_chunks(text, 20, words)
     assert len(found) >= 3
     assert all(piece.startswith(("# Fees", "Cards")) for piece in found)
     assert "A card is blue." in found[-1] and "Cards" in found[-1]
 
 
 def test_a_text_that_fits_stays_as_it_is() -> None:
-    assert chunks("One.\n\n\nTwo.  Three.", 10, words) == ["One.\n\n\nTwo.  Three."]
+    assert split_chunks("One.\n\n\nTwo.  Three.", 10, words) == ["One.\n\n\nTwo.  Three."]

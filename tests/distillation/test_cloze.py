@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softprompt.distillation.cloze import (
-    LONGEST,
-    MOST_WORDS,
-    _examples,
-    answers_in,
+    MAX_ANSWER_WORDS,
+    MAX_CLOZE_TOKENS,
+    _few_shot_ids,
+    answer_spans,
+    cloze,
     cloze_queries,
     continuations,
-    drawn,
-    gap,
-    sentences_of,
+    sample_evenly,
+    split_sentences,
 )
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
@@ -38,20 +38,20 @@ def lm() -> FrozenLM:
 
 def test_words_that_may_be_asked_for() -> None:
     sentence = "The old bridge was opened in 1932 by the mayor, Anna Lund."
-    found = [answer for answer, _ in answers_in(sentence)]
+    found = [answer for answer, _ in answer_spans(sentence)]
     assert found == ["bridge", "opened", "1932", "mayor", "Anna Lund"]
-    assert answers_in("It is so.") == []
+    assert answer_spans("It is so.") == []
 
 
 @given(st.text(st.sampled_from("abC1 .,-'é"), max_size=60))
 def test_every_answer_stands_where_it_says(sentence: str) -> None:
-    for answer, start in answers_in(sentence):
+    for answer, start in answer_spans(sentence):
         assert answer and sentence[start : start + len(answer)] == answer
-        assert len(answer.split(" ")) <= MOST_WORDS
+        assert len(answer.split(" ")) <= MAX_ANSWER_WORDS
 
 
 def test_sentences() -> None:
-    assert sentences_of(TEXT)[:3] == [
+    assert split_sentences(TEXT)[:3] == [
         "# Bridges",
         "The old bridge was opened in 1932 by the mayor, Anna Lund.",
         "It carries 40,000 cars a day over the river.",
@@ -60,7 +60,7 @@ def test_sentences() -> None:
 
 def test_a_gap() -> None:
     sentence = "It is the bridge of the town."
-    assert gap(sentence, "bridge", 10) == ("gap", "Fill in the gap: It is the ___ of the town.", "bridge")
+    assert cloze(sentence, "bridge", 10) == ("cloze", "Fill in the gap: It is the ___ of the town.", "bridge")
 
 
 def test_a_passage_goes_on_as_the_text_does() -> None:
@@ -72,22 +72,27 @@ def test_a_passage_goes_on_as_the_text_does() -> None:
 
 
 def test_every_one_before_any_again() -> None:
-    found = drawn("abc", 7, random.Random(0))
+    found = sample_evenly("abc", 7, random.Random(0))
     assert sorted(found[:3]) == sorted(found[3:6]) == ["a", "b", "c"] and len(found) == 7
-    assert drawn("", 3, random.Random(0)) == []
+    assert sample_evenly("", 3, random.Random(0)) == []
 
 
 def test_details_of_a_text(lm: FrozenLM) -> None:
     found = cloze_queries(lm, TEXT, 12, Sampling(8, 1.0, seed=1), 10, random.Random(0))
-    assert 0 < len(_examples(lm, 150)) <= 150 and _examples(lm, 20) == (), "its context has no room for all examples"
+    assert 0 < len(_few_shot_ids(lm, 150)) <= 150 and _few_shot_ids(lm, 20) == (), (
+        "its context has no room for all examples"
+    )
     kinds = [kind for kind, _, _ in found]
     assert (
-        kinds.count("detail") >= 2 and kinds.count("gap") >= 2 and kinds.count("continuation") >= 2 and len(found) <= 12
+        kinds.count("detail") >= 2
+        and kinds.count("cloze") >= 2
+        and kinds.count("continuation") >= 2
+        and len(found) <= 12
     )
     whole = " ".join(TEXT.split())
     for kind, asked, answer in found:
         assert answer in whole and len(lm.encode(answer)) < 10 + (kind != "continuation") * 90
-        assert len(lm.encode(asked)) <= LONGEST
+        assert len(lm.encode(asked)) <= MAX_CLOZE_TOKENS
     again = cloze_queries(lm, TEXT, 12, Sampling(8, 1.0, seed=1), 10, random.Random(0))
     assert again == found
     assert cloze_queries(lm, "", 4, Sampling(8), 10, random.Random(0)) == []

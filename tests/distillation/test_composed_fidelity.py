@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from softprompt.distillation.composed_fidelity import TEXTS, composed_sources, load_or_generate, measure_composed
+from softprompt.distillation.composed_fidelity import ALL_TEXTS, composed_sources, load_source, measure_composed
 from softprompt.distillation.config import DistillConfig
 from softprompt.distillation.prepare import prepare_distillation
 from softprompt.distillation.run import distill
@@ -62,7 +62,7 @@ def joined(lm: FrozenLM, expression: str, name: str = "both") -> None:
 
 def test_its_own_report_again(lm: FrozenLM, base: Path, place: Path) -> None:
     first = distilled(lm, base, place, "pirate")
-    (kept,) = measure_composed(lm, "pirate", {"pirate": load_or_generate("pirate")})
+    (kept,) = measure_composed(lm, "pirate", {"pirate": load_source("pirate")})
     assert kept.report.recovered("pirate") == pytest.approx(first, abs=1e-6)
     assert kept.lost == 0 and kept.lost_by_texts is None
     assert kept.report.rows == 6
@@ -75,14 +75,14 @@ def test_joined_prompts_on_the_inputs_of_both(lm: FrozenLM, base: Path, place: P
     names = composed_sources("both", card)
     assert names == list(TEXTS_OF)
     polite = load_custom_metrics(["valid_json"])
-    found = measure_composed(lm, "both", {name: load_or_generate(name) for name in names}, polite)
+    found = measure_composed(lm, "both", {name: load_source(name) for name in names}, polite)
     for kept in found:
         assert kept.report.recovered(kept.source) == pytest.approx(alone[kept.source], abs=1e-6)
-        assert set(kept.report.soft) == {kept.source, "both", TEXTS}
+        assert set(kept.report.soft) == {kept.source, "both", ALL_TEXTS}
         assert kept.lost == kept.report.recovered(kept.source) - kept.report.recovered("both") != 0
-        assert kept.lost_by_texts == 1 - kept.report.recovered(TEXTS) > 0.01, "the other text changes the answers"
+        assert kept.lost_by_texts == 1 - kept.report.recovered(ALL_TEXTS) > 0.01, "the other text changes the answers"
         assert "valid_json" in kept.report.full_text.scores
-        both, text = kept.report.soft["both"], kept.report.soft[TEXTS]
+        both, text = kept.report.soft["both"], kept.report.soft[ALL_TEXTS]
         assert both.prefix_tokens > kept.report.soft[kept.source].prefix_tokens
         assert text.prefix_tokens > kept.report.full_text.prefix_tokens
 
@@ -91,14 +91,14 @@ def test_a_prompt_that_is_as_good_loses_nothing(lm: FrozenLM, base: Path, place:
     distilled(lm, base, place, "pirate")
     distilled(lm, base, place, "fees")
     joined(lm, "1.0*pirate + 0.0*fees")
-    first, second = measure_composed(lm, "both", {name: load_or_generate(name) for name in TEXTS_OF})
+    first, second = measure_composed(lm, "both", {name: load_source(name) for name in TEXTS_OF})
     assert first.lost == pytest.approx(0, abs=1e-5)
     assert second.lost > 0.05
 
 
 def test_a_size_of_several_finds_its_run(lm: FrozenLM, base: Path, place: Path) -> None:
     first = distilled(lm, base, place, "pirate", sizes="8,16")
-    (kept,) = measure_composed(lm, "pirate.8", {"pirate.8": load_or_generate("pirate.8")})
+    (kept,) = measure_composed(lm, "pirate.8", {"pirate.8": load_source("pirate.8")})
     assert kept.report.recovered("pirate.8") == pytest.approx(first, abs=1e-6)
 
 
@@ -115,21 +115,21 @@ def test_what_is_refused(lm: FrozenLM, base: Path, place: Path) -> None:
     assert composed_sources("both", card, ["fees"]) == ["fees"]
     (place / "fees.md").write_text("Fees are 6.", encoding="utf-8")
     with pytest.raises(DataError, match="not those that the soft prompt was distilled from"):
-        load_or_generate("fees")
-    prepared = load_or_generate("pirate")
+        load_source("fees")
+    prepared = load_source("pirate")
     gone = replace(prepared, study_cache=place / "nowhere")
-    with pytest.raises(StoreError, match="what was studied is not there"):
+    with pytest.raises(StoreError, match="the study cache is missing"):
         measure_composed(lm, "pirate", {"pirate": gone})
     folder = store.locate("pirate")
     (folder.parent / ".runs" / "pirate" / "config.yaml").unlink()
-    with pytest.raises(StoreError, match="its run is gone"):
-        load_or_generate("pirate")
+    with pytest.raises(StoreError, match="its run is missing"):
+        load_source("pirate")
 
 
 def test_another_split_is_noticed(lm: FrozenLM, base: Path, place: Path) -> None:
     """The name was used again, the old prompt of another size is still there: its held-out inputs are others."""
     distilled(lm, base, place, "pirate", sizes="8,16")
     distilled(lm, base, place, "pirate", sizes="4,16", study__held_out=5)
-    assert load_or_generate("pirate.4").settings.study.held_out == 5
-    with pytest.raises(StoreError, match="other inputs held out"):
-        load_or_generate("pirate.8")
+    assert load_source("pirate.4").settings.study.held_out == 5
+    with pytest.raises(StoreError, match="holds out other queries"):
+        load_source("pirate.8")

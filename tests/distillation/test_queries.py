@@ -6,8 +6,8 @@ import pytest
 
 from softprompt.data.records import Message
 from softprompt.data.template import Template
-from softprompt.distillation.queries import finder, query_record
-from softprompt.distillation.self_study import cleaned
+from softprompt.distillation.queries import nearest_chunk, query_record
+from softprompt.distillation.self_study import clean
 from softprompt.formatting.text_prompt import as_turns
 from tests.support.rows import one
 
@@ -23,7 +23,7 @@ from tests.support.rows import one
     ],
 )
 def test_what_the_model_wrote(written: str, wanted: str) -> None:
-    assert cleaned(written) == wanted
+    assert clean(written) == wanted
 
 
 def test_rows_as_turns() -> None:
@@ -44,6 +44,6 @@ def test_a_text_as_a_record() -> None:
 
 def test_the_nearest_piece_shares_the_rarest_words() -> None:
     pieces = ["The card has a fee of the bank.", "The transfer takes the whole day.", "The moon."]
-    nearest = finder(pieces)
+    nearest = nearest_chunk(pieces)
     assert nearest("the the the transfer?") == 1
     assert nearest("What is the fee?") == 0

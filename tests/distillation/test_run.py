@@ -139,7 +139,7 @@ def test_self_study_makes_inputs_of_its_own(base: Path, place: Path) -> None:
 
 
 def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
-    """The teacher writes no answer, and has a lesson on every token of the text's."""
+    """The teacher writes no answer, and has soft labels for every token of the text's."""
     text = "Ann Lee opened the old bank in 1932 by the sea."
     (place / "policy.md").write_text(text, encoding="utf-8")
     prepared = prepare_distillation(settings(base, place, data="null", study__inputs=12, study__details=1))
@@ -149,11 +149,11 @@ def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
         patch.setattr(Teacher, "answers", lambda *args: pytest.fail("the teacher was asked to answer"))
         parts = build.build_dataset(prepared, teacher, lambda event: None)
     found = [*parts.train, *parts.validation, *parts.held_out]
-    assert len(found) >= 6 and {one.record.where.partition(":")[0] for one in found} >= {"gap", "continuation"}
+    assert len(found) >= 6 and {one.record.where.partition(":")[0] for one in found} >= {"cloze", "continuation"}
     for one in found:
         assert str(lm.tokenizer.decode(list(one.answer), skip_special_tokens=True)) in text
         assert one.answer[-1] == end_id(prepared.template, lm.tokenizer)
-        assert one.lesson is not None and len(one.lesson.ids) == len(one.answer)
+        assert one.soft_labels is not None and len(one.soft_labels.ids) == len(one.answer)
 
 
 def test_a_document_has_more_details_than_a_text(base: Path, place: Path) -> None:
@@ -173,7 +173,7 @@ def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) ->
     own = tuple(lm.encode(TEXT))
     starts = [own[:8], own, tuple(reversed(own))]
     between = layout_ids(lm, layout_for(lm, prepared.template, "embedding"))
-    assert lowest_loss(lm, starts, between, initialization.examples(parts.validation, prepared, lm)) == own
+    assert lowest_loss(lm, starts, between, initialization.to_examples(parts.validation, prepared, lm)) == own
 
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
@@ -191,7 +191,7 @@ def test_training_starts_from_a_fitted_prompt(
     ids, told = tuple(lm.encode(prepared.text)), list[float]()
     fitted = initialization.compacted_starts(prepared, lm, ids, parts, told.append)
     form = "kv" if method == "prefix-tuning" else "embedding"
-    assert told == sorted(told) and told[-1] == 1 and len(told) == 2 * initialization.STEPS_OF_FORM[form]
+    assert told == sorted(told) and told[-1] == 1 and len(told) == 2 * initialization.DEFAULT_FIT_STEPS[form]
 
     def deaf(*args: object) -> None:
         raise UnsupportedModelError("not this model")
@@ -199,7 +199,7 @@ def test_training_starts_from_a_fitted_prompt(
     monkeypatch.setattr(initialization, "collect_targets", deaf)
     chosen = initialization.compacted_starts(prepared, lm, ids, parts)
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, form))
-    rows = initialization.examples(parts.held_out, prepared, lm)
+    rows = initialization.to_examples(parts.held_out, prepared, lm)
     for size in (4, 8):
         before, after = (
             token_losses(lm, prepare_prefixes(lm, [Prefix(found[size], lead, follow)]), rows).mean()
@@ -226,9 +226,9 @@ def test_the_start_is_fitted_for_as_long_as_asked(base: Path, place: Path) -> No
 
 
 def test_another_size_begins_with_training(base: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The notebook of the first run is read again."""
+    """The study cache of the first run is read again."""
     run(base, place)
-    monkeypatch.setattr(dataset, "_taught", lambda *args: pytest.fail("the teacher was asked again"))
+    monkeypatch.setattr(dataset, "_teacher_answers", lambda *args: pytest.fail("the teacher was asked again"))
     prepared = prepare_distillation(settings(base, place, method__n_tokens=8), overwrite=True)
     again = distill(prepared, load_model(str(base), dtype="float32"), overwrite=True)
     assert again.saved[0][1].n_tokens == 8
@@ -286,7 +286,7 @@ def test_a_run_that_was_stopped_before_training_goes_on(base: Path, place: Path,
     assert again.saved[0][1].sha256 == whole.saved[0][1].sha256
 
 
-def test_the_lessons_are_the_teachers(base: Path, place: Path) -> None:
+def test_the_soft_labels_are_the_teachers(base: Path, place: Path) -> None:
     """Teacher and student read the same row; a student with the text in front has no loss but the lumped rest's."""
     prepared, lm = prepare_distillation(settings(base, place)), load_model(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
@@ -304,18 +304,18 @@ def test_the_lessons_are_the_teachers(base: Path, place: Path) -> None:
     assert str(written).startswith(f"<|im_start|>system\n{TEXT}<|im_end|>\n<|im_start|>user\nq ")
 
 
-def test_lessons_heard_while_answering_are_those_of_the_whole_answer(base: Path, place: Path) -> None:
-    """What the teacher said when it chose each token is what it says when it reads the answer."""
+def test_soft_labels_of_generated_answers_are_those_of_the_whole_answer(base: Path, place: Path) -> None:
+    """Probabilities recorded while generating equal those of reading the answer."""
     changes = {"study__temperature": 1.5, "study__answer_tokens": 60, "study__answer_temperature": 2}
     prepared, lm = prepare_distillation(settings(base, place, **changes)), load_model(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     parts = build.build_dataset(prepared, teacher, lambda event: None)
     assert len({len(one.answer) for one in parts.train}) > 1, "answers end apart"
     examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
-    for example, lesson in zip(parts.train, teacher.lessons(0, examples, 20, 1.5), strict=True):
-        assert example.lesson is not None and len(example.lesson.ids) == len(example.answer)
-        assert_close(example.lesson.logprobs, lesson.logprobs, rtol=1e-4, atol=1e-4)
-        assert (example.lesson.ids == lesson.ids).float().mean() > 0.95, "near ties may change places"
+    for example, labels in zip(parts.train, teacher.soft_labels(0, examples, 20, 1.5), strict=True):
+        assert example.soft_labels is not None and len(example.soft_labels.ids) == len(example.answer)
+        assert_close(example.soft_labels.logprobs, labels.logprobs, rtol=1e-4, atol=1e-4)
+        assert (example.soft_labels.ids == labels.ids).float().mean() > 0.95, "near ties may change places"
 
 
 def test_a_document_is_read_in_pieces(base: Path, place: Path) -> None:
