@@ -261,7 +261,7 @@ def test_a_stopped_run_goes_on_to_the_same_prompt(
 
     first = distill(prepare_distillation(settings(base, place, method__name=method)), lm, report=stop)
     assert first.saved == () and first.stopped == "SIGINT"
-    with pytest.raises(StoreError, match=r"--resume to go on"):
+    with pytest.raises(StoreError, match=r"--resume to continue"):
         prepare_distillation(settings(base, place))
     monkeypatch.setattr(run_module, "compacted_starts", lambda *args: pytest.fail("it was fitted again"))
     again = run(base, place, resume=True, method__name=method)
