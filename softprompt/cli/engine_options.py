@@ -41,10 +41,9 @@ def engine_flags(settings: type[BaseModel]) -> dict[str, EngineFlag]:
     for name, field in settings.model_fields.items():
         is_switch, repeatable = field.annotation is bool, get_origin(field.annotation) in (tuple, list)
         for spelling in _spellings(settings, name):
-            yes, _, no = spelling.partition("/")
-            flags[yes] = EngineFlag(name, True if is_switch else None, repeatable)
-            if no:
-                flags[no] = EngineFlag(name, False, repeatable)
+            positive, *negative = spelling.split("/")
+            flags[positive] = EngineFlag(name, True if is_switch else None, repeatable)
+            flags |= {off: EngineFlag(name, False, repeatable) for off in negative}
     return flags
 
 
@@ -57,16 +56,16 @@ def parse_engine_options(engine: EngineSpec[Any], arguments: Iterable[str]) -> B
     flags, values, rest = engine_flags(engine.options), dict[str, Any](), list(arguments)
     while rest:
         argument = rest.pop(0)
-        name, equals, value = argument.partition("=")
+        name, *attached = argument.split("=", 1)
         flag = flags.get(name)
-        if flag is None or (flag.switch is not None and equals):
+        if flag is None or (flag.switch is not None and attached):
             raise _unknown(argument, engine)
         if flag.switch is not None:
             values[flag.field] = flag.switch
             continue
-        if not equals and not rest:
+        if not attached and not rest:
             raise ConfigError("this option needs a value", where=name)
-        value = value if equals else rest.pop(0)
+        value = attached[0] if attached else rest.pop(0)
         values[flag.field] = [*values.get(flag.field, ()), value] if flag.repeatable else value
     try:
         return engine.options.model_validate(values)

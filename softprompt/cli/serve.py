@@ -41,7 +41,7 @@ def serve_command(
         Path | None, typer.Option(help="Folder of soft prompts, loaded on first use. [$SOFTPROMPT_HOME]")
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH or NAME: loaded at the start, never gives way; repeatable.")
+        list[str] | None, typer.Option(help="NAME=PATH or NAME: loaded at the start, never evicted; repeatable.")
     ] = None,
     max_loaded: Annotated[int, typer.Option(help="Soft prompts in memory at a time.", min=1)] = 64,
     host: Annotated[str, typer.Option(help="Address to listen on; others than this machine need keys.")] = "127.0.0.1",
@@ -126,7 +126,7 @@ def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:
 
     paths = dict[str, Path]()
     for text in texts:
-        name, _, path = text.partition("=")
+        name, path = text.split("=", 1) if "=" in text else (text, "")
         if not store.NAME.fullmatch(name):
             expected = "NAME=PATH or NAME; a name is a-z 0-9 . _ -, not first a dot"
             raise ConfigError("not a soft prompt's name", where="--prompt", expected=expected, got=text)
@@ -138,7 +138,7 @@ def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def _check_places(places: int, pinned: int, folder: Path | None) -> None:
-    """Refuse a memory that the pinned prompts fill, so that the folder's would wait for ever."""
+    """Refuse a cache that the pinned prompts fill, so that the folder's would wait for ever."""
     if places < pinned + (folder is not None):
         expected = f"at least {pinned + (folder is not None)}: {pinned} given by --prompt, and one of the folder's"
         raise ConfigError("there is no place for the soft prompts", where="--max-loaded", expected=expected, got=places)
@@ -152,12 +152,12 @@ def _folders(pinned: dict[str, Path], folder: Path | None) -> list[str]:
     """Soft prompts whose cards name the base model when --model does not."""
     from softprompt.prompts import store
 
-    found = list(pinned.values())
-    if not found and folder is not None:
-        found = [path for path, card in store.list_cards(folder) if not isinstance(card, Exception)]
-    if not found:
+    paths = list(pinned.values())
+    if not paths and folder is not None:
+        paths = [path for path, card in store.list_cards(folder) if not isinstance(card, Exception)]
+    if not paths:
         raise ConfigError("there is no soft prompt whose card names a base model", hint="give --model")
-    return [str(path.resolve()) for path in found]
+    return [str(path.resolve()) for path in paths]
 
 
 async def _checked(service: Service) -> int:

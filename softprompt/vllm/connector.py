@@ -1,18 +1,18 @@
-"""The KV connector: vLLM's seam for keys and values that come from elsewhere, here from compiled prefixes.
+"""A vLLM KV connector that loads the keys and values of compiled prefixes into vLLM's cache.
 
     --kv-transfer-config '{"kv_connector": "SoftPromptConnector", "kv_role": "kv_consumer",
         "kv_connector_module_path": "softprompt.vllm.connector",
         "kv_connector_extra_config": {"soft_prompts": "/folder/of/compiled/prefixes"}}'
 
-A request of a soft prompt begins with as many placeholder ids as its prefix has tokens, and names the compiled prefix:
-kv_transfer_params={"soft_prompt": ID}. To the scheduler these tokens are computed elsewhere; the workers write their
-keys and values before the step that needs them, by the operation with which the model writes its own, so that layouts,
-quantisation and tensor parallelism are right. Then they are blocks like any other: in vLLM's prefix cache, under a salt
-that is the prefix's own, because the placeholders of all prefixes look alike.
+A request with a soft prompt begins with as many placeholder ids as its prefix has tokens, and names the compiled
+prefix: kv_transfer_params={"soft_prompt": ID}. The scheduler treats these tokens as computed elsewhere. The workers
+write their keys and values before the step that needs them, with the operation that writes the model's own, so layouts,
+quantization and tensor parallelism are right. Their blocks are then cached like any others. A salt of the prefix's own
+keeps prefixes apart in vLLM's prefix cache, since all have the same placeholders.
 
-An exception in here ends vLLM. So nothing raises: what is wrong with a request fails that request, and whoever lets
-requests in should have refused it before. Without SupportsHMA vLLM keeps all layers in one group of blocks; with
-several groups it could not fail a request by its blocks.
+An exception here would end vLLM, so invalid requests fail by themselves instead, and servers should refuse them first.
+Without SupportsHMA vLLM keeps all layers in one group of blocks; with several groups it could not fail a request by its
+blocks.
 
 Shapes: L layers of this process, T tokens of a prefix, K key/value heads of this process, D head size.
 """
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.softprompt")
 
 _REQUEST_PARAM, _FOLDER_OPTION = "soft_prompt", "soft_prompts"
-REFUSED_PREFIX = "refused"  # no id: a request with this name fails
-PREFIX_CACHE_BYTES = 2**30  # of prefixes in a worker's memory; the least recently used give way
+REFUSED_PREFIX = "refused"  # not an id; a request with this name fails
+PREFIX_CACHE_BYTES = 2**30  # of prefixes in a worker's memory; the least recently used are evicted
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.|(?:^|\.)h\.(\d+)\.")
 
 
 @dataclass
 class PrefixLoad:
-    """Tokens [start, end) of a prefix for the blocks of one request; `name` is REFUSED for a request that must fail."""
+    """Tokens [start, end) of a prefix for a request's blocks; `name` is REFUSED_PREFIX if the request must fail."""
 
     name: str
     start: int
@@ -63,13 +63,13 @@ class PrefixLoad:
 
 @dataclass
 class PrefixLoads(KVConnectorMetadata):
-    """What the workers do in a step."""
+    """The loads of one step, sent to the workers."""
 
     loads: list[PrefixLoad] = field(default_factory=list)
 
 
 class SoftPromptConnector(KVConnectorBase_V1):
-    """Both halves: the scheduler's, which says what to load, and each worker's, which loads it."""
+    """The connector's two roles: the scheduler's chooses what to load, and each worker's loads it."""
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
@@ -84,14 +84,14 @@ class SoftPromptConnector(KVConnectorBase_V1):
     # The scheduler's half.
 
     def on_new_request(self, request: Request) -> None:
-        """Give the request its prefix's part of the prefix cache, whatever salt it came with."""
+        """Set the request's cache salt to that of its prefix, keeping the salt it came with."""
         if not isinstance(request.kv_transfer_params, dict):
-            request.kv_transfer_params = None  # vLLM's scheduler expects no more than it can ask for a key
+            request.kv_transfer_params = None  # vLLM's scheduler expects a mapping
         name = self._name(request)
         if name is None:
             return
         length = self._length(name)
-        # For log-probabilities of the prompt vLLM computes every token itself: placeholders as if they were text.
+        # For prompt log-probabilities vLLM would compute the placeholders as if they were text.
         if length is None or length >= request.num_tokens or request.skip_reading_prefix_cache:
             request.skip_reading_prefix_cache = False
             if request.sampling_params is not None:
@@ -105,16 +105,16 @@ class SoftPromptConnector(KVConnectorBase_V1):
         request.update_block_hashes()
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
-        """How many tokens behind the cached ones are loaded; one of a request that is to fail."""
+        """Number of tokens to load after the cached ones; one for a request that must fail."""
         name = self._name(request)
         if name is None:
             return 0, False
-        # A request of one token cannot fail so, for vLLM computes the last one; only placeholders are as short.
+        # vLLM always computes the last token, so a request of one token loads nothing.
         length = min(1, request.num_tokens - 1) if name == REFUSED_PREFIX else self._length(name) or 0
         return max(0, length - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
-        """Remember what to load into the blocks that the request has got."""
+        """Record the load into the blocks that were allocated for the request."""
         name = self._name(request)
         if name is None or not num_external_tokens:
             return
@@ -127,7 +127,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
         return PrefixLoads(loads)
 
     def _name(self, request: Request) -> str | None:
-        """The prefix that a request names; None for one that names none."""
+        """The id of the request's prefix; None without one, REFUSED_PREFIX for an invalid one."""
         params = request.kv_transfer_params or {}
         if _REQUEST_PARAM not in params:
             return None
@@ -145,17 +145,17 @@ class SoftPromptConnector(KVConnectorBase_V1):
     # A worker's half.
 
     def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
-        """Find the attention layers of this process, by their numbers in the whole model."""
+        """Find the attention layers of this process and their indices in the whole model."""
         modules = self._vllm_config.compilation_config.static_forward_context
         self._layers = []
         for name in kv_caches:
             numbers = _LAYER.search(name)
             if numbers is None or not hasattr(getattr(modules[name], "impl", None), "do_kv_cache_update"):
-                raise GeometryError("a layer whose keys and values cannot be written", where=name)
+                raise GeometryError("keys and values of this layer cannot be written", where=name)
             self._layers.append((int(numbers[1] or numbers[2]), modules[name]))
 
     def start_load_kv(self, forward_context: object, **kwargs: Any) -> None:
-        """Write the keys and values of this step's loads."""
+        """Write the keys and values of this step's loads into the cache."""
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, PrefixLoads)
         for load in metadata.loads:
@@ -183,7 +183,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
             layer.impl.do_kv_cache_update(layer, keys_TKD, values_TKD, layer.kv_cache, slots)
 
     def _prefix(self, name: str) -> Tensor:
-        """[L, 2, T, K, D], in main memory: a load copies what it needs to the device, often a few tokens."""
+        """[L, 2, T, K, D] in main memory; a load copies only the tokens it needs to the device."""
         if name not in self._held:
             self._held[name] = self._read(name)
             held = sum(states.nbytes for states in self._held.values())
@@ -197,18 +197,18 @@ class SoftPromptConnector(KVConnectorBase_V1):
         model, parallel = self._vllm_config.model_config, self._vllm_config.parallel_config
         layer = self._layers[0][1]
         whole = (model.hf_text_config.num_hidden_layers, model.get_total_num_kv_heads(), layer.head_size)
-        found = prefix_file.prefix_shape(self._folder, name)
-        if found is None or (found[0], *found[2:]) != whole:
-            raise GeometryError("the prefix is not of this model", where=name, expected=whole, got=found)
-        # With more processes than heads, several have the same one.
+        shape = prefix_file.prefix_shape(self._folder, name)
+        if shape is None or (shape[0], *shape[2:]) != whole:
+            raise GeometryError("the prefix is not of this model", where=name, expected=whole, got=shape)
+        # With more processes than heads, several processes have the same head.
         first = get_tensor_model_parallel_rank() * whole[1] // parallel.tensor_parallel_size
         heads = slice(first, first + layer.num_kv_heads)
         return prefix_file.read_prefix(self._folder, name, [number for number, _ in self._layers], heads)
 
-    # What other connectors do, which send keys and values away.
+    # Methods of connectors that save keys and values.
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Everything is loaded before the step."""
+        """Nothing to wait for: loads end before the step."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Tensor, attn_metadata: object, **kwargs: Any) -> None:
         """Nothing is saved."""
@@ -218,7 +218,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
 
 
 def transfer_config(folder: Path) -> dict[str, Any]:
-    """vLLM's KVTransferConfig for compiled prefixes in a folder."""
+    """vLLM's KVTransferConfig that loads compiled prefixes from a folder."""
     return {
         "kv_connector": SoftPromptConnector.__name__,
         "kv_connector_module_path": __name__,
@@ -228,5 +228,5 @@ def transfer_config(folder: Path) -> dict[str, Any]:
 
 
 def request_params(name: str) -> dict[str, Any]:
-    """A request's kv_transfer_params."""
+    """The kv_transfer_params of a request with this prefix."""
     return {_REQUEST_PARAM: name}

@@ -1,4 +1,4 @@
-"""What vLLM says of itself after every step, added up."""
+"""Sums the statistics that vLLM reports after every step."""
 
 # pyright: reportMissingImports=false
 
@@ -13,44 +13,47 @@ from softprompt.engine.base import EngineStats
 
 
 class VllmCounters:
-    """The sum over vLLM's engines: there are several with data parallelism."""
+    """Statistics summed over vLLM's engines, of which data parallelism has several."""
 
     def __init__(self) -> None:
         self._engines: dict[int, EngineStats] = {}
         self._before = EngineStats(0, 0, 0.0)
 
     def of(self, config: object, engine: int = 0) -> StatLoggerBase:
-        """A logger, as vLLM asks for one for each of its engines."""
+        """A logger for one of vLLM's engines."""
         return _Logger(self, engine)
 
     def begin(self) -> None:
-        """Count tokens from here on."""
+        """Count tokens from now on."""
         self._before = self._sum()
 
     def stats(self) -> EngineStats:
-        """What they are busy with now."""
+        """The current load, and tokens since `begin`."""
         now, before = self._sum(), self._before
         cached, computed = now.cached_tokens - before.cached_tokens, now.computed_tokens - before.computed_tokens
         return replace(now, cached_tokens=cached, computed_tokens=computed)
 
-    def hear(self, engine: int, heard: Any) -> None:
-        """A step of one engine: vLLM's SchedulerStats."""
-        old, cache = self._engines.get(engine, EngineStats(0, 0, 0.0)), heard.prefix_cache_stats
+    def update(self, engine: int, step: Any) -> None:
+        """Add a step of one engine, given as vLLM's SchedulerStats."""
+        old, cache = self._engines.get(engine, EngineStats(0, 0, 0.0)), step.prefix_cache_stats
         queries, hits = (cache.queries, cache.hits) if cache is not None else (0, 0)
         self._engines[engine] = EngineStats(
-            heard.num_running_reqs,
-            heard.num_waiting_reqs + heard.num_skipped_waiting_reqs,
-            heard.kv_cache_usage,
+            step.num_running_reqs,
+            step.num_waiting_reqs + step.num_skipped_waiting_reqs,
+            step.kv_cache_usage,
             old.cached_tokens + hits,
             old.computed_tokens + queries - hits,
         )
 
     def _sum(self) -> EngineStats:
-        all_ = list(self._engines.values())
-        usage = max((one.kv_usage for one in all_), default=0.0)
-        running, waiting = sum(one.running for one in all_), sum(one.waiting for one in all_)
-        cached, computed = sum(one.cached_tokens for one in all_), sum(one.computed_tokens for one in all_)
-        return EngineStats(running, waiting, usage, cached, computed)
+        engines = list(self._engines.values())
+        return EngineStats(
+            running=sum(stats.running for stats in engines),
+            waiting=sum(stats.waiting for stats in engines),
+            kv_usage=max((stats.kv_usage for stats in engines), default=0.0),
+            cached_tokens=sum(stats.cached_tokens for stats in engines),
+            computed_tokens=sum(stats.computed_tokens for stats in engines),
+        )
 
 
 class _Logger(StatLoggerBase):
@@ -61,7 +64,7 @@ class _Logger(StatLoggerBase):
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
     ) -> None:
         if scheduler_stats is not None:
-            self._counters.hear(engine_idx, scheduler_stats)
+            self._counters.update(engine_idx, scheduler_stats)
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say."""
+        """Nothing to log."""

@@ -1,10 +1,10 @@
-"""The server's engine over vLLM: jobs in, tokens out, on whatever devices and machines vLLM runs.
+"""The serving engine over vLLM, on all devices and machines that vLLM supports.
 
-A soft prompt is compiled when it is loaded, by the base model as the library has it, and handed to vLLM's workers as a
-file in a folder that they all see. A job's ids are then a placeholder for every token of the prefix, and its text.
+Loading a soft prompt compiles it with softprompt's own copy of the base model, into a file in a folder that all of
+vLLM's workers can read. A job's ids are then one placeholder for each token of the prefix, followed by the text.
 
-vLLM's sampler takes the placeholders for text. Of what a job can ask for only the repetition penalty looks at texts,
-and whether a token is in it, not how often: for such a job the placeholder is the text's own first token.
+vLLM's sampler takes placeholders for text. This affects only the repetition penalty, which depends on the set of tokens
+in the text. With that penalty, the placeholder is the text's own first token, which does not change the set.
 """
 
 # pyright: reportMissingImports=false
@@ -44,12 +44,12 @@ _OWN_ARGUMENTS = ("model", "tokenizer", "dtype", "skip_tokenizer_init", "kv_tran
 
 @dataclass(eq=False)
 class VllmPrompt:
-    """A soft prompt as vLLM has it.
+    """A soft prompt loaded in vLLM.
 
     Attributes:
-        id: of its compiled prefix.
+        id: id of the compiled prefix.
         size: tokens of the prefix.
-        users: jobs that hold it.
+        users: number of jobs that hold it.
     """
 
     id: str = ""
@@ -59,15 +59,15 @@ class VllmPrompt:
 
 @final
 class VllmEngine:
-    """Runs jobs on one causal model; see `Engine` for what its methods promise.
+    """Runs jobs on one causal model with vLLM; `Engine` documents the methods.
 
-    Log-probabilities are the model's own: unlike what `Token` says, penalties are not in them.
+    Log-probabilities are the model's own, before penalties, unlike those of the other engines.
 
     Args:
-        lm: the same model, by which prefixes are compiled.
-        options: vLLM's engine arguments, by their names in Python.
+        lm: the same model, which compiles prefixes.
+        options: vLLM's engine arguments, by their Python names.
 
-    Raises ConfigError for an option that vLLM does not have, or that is not to be chosen.
+    Raises ConfigError for an argument that vLLM does not have, or that this engine sets itself.
     """
 
     def __init__(self, lm: FrozenLM, options: Mapping[str, Any] | None = None) -> None:
@@ -83,13 +83,14 @@ class VllmEngine:
         self._held: set[VllmPrompt] = set()
         self._jobs: set[str] = set()
         self._counters = VllmCounters()
-        self._keys, self._compiling, self._stopped = 0, 0, False
+        self._keys, self._compiling = 0, 0
+        self._stopped = False
 
     async def start(self) -> None:
-        """Start vLLM, which takes its time and the event loop, and compare what it says with `softprompt.prefix`.
+        """Start vLLM, which blocks the event loop meanwhile, and verify its log-probabilities with `softprompt.prefix`.
 
         Raises:
-            UnsupportedModelError: vLLM's log-probabilities are not the library's.
+            UnsupportedModelError: vLLM's log-probabilities differ.
             EngineError: vLLM did not start.
         """
         if self._llm is not None:
@@ -112,7 +113,7 @@ class VllmEngine:
         self._counters.begin()
 
     async def stop(self) -> None:
-        """End vLLM, and with it every job that still runs."""
+        """Stop vLLM, and with it all running jobs."""
         self._stopped = True
         if self._llm is not None:
             await asyncio.to_thread(self._llm.shutdown)
@@ -121,7 +122,7 @@ class VllmEngine:
 
     @property
     def failure(self) -> str:
-        """Why no job can be taken any more; "" while all is well."""
+        """Why no job is accepted any more; "" while the engine works."""
         if self._llm is None:
             return "the engine is not started"
         if self._stopped:
@@ -130,40 +131,40 @@ class VllmEngine:
 
     @property
     def context(self) -> int:
-        """Tokens that one job may have in all."""
+        """Maximum tokens of a job: prefix, text and answer."""
         longest = self._lm.geometry.max_positions
         return longest if self._llm is None else min(longest, self._llm.model_config.max_model_len)
 
     async def load(self, name: str, prefix: Prefix) -> None:
-        """Compile a soft prompt and make it known. One of this name is replaced: jobs that run keep the old one.
+        """Compile a soft prompt and load it under a name. Running jobs keep an older version of that name.
 
         Raises EngineError if it does not fit the model or the context, StoreError if it cannot be written.
         """
         self._check_running()
-        await asyncio.to_thread(check_prefix, self._lm, name, prefix, self._rooms)
+        await asyncio.to_thread(check_prefix, self._lm, name, prefix, self._capacities)
         self._compiling += 1
         try:
-            loaded = await asyncio.to_thread(self._compiled, prefix)
+            loaded = await asyncio.to_thread(self._compile, prefix)
         finally:
             self._compiling -= 1
         self._listed[name] = loaded
-        self._sweep()
+        self._remove_unused()
 
     async def unload(self, name: str) -> None:
-        """Forget a soft prompt; jobs that run keep it until they end. Raises EngineError for an unknown name."""
+        """Unload a soft prompt; running jobs keep it until they end. Raises EngineError for an unknown name."""
         self._find(name)
         del self._listed[name]
-        self._sweep()
+        self._remove_unused()
 
     def loaded(self) -> tuple[str, ...]:
-        """Names that jobs can give."""
+        """Names of the loaded soft prompts."""
         return tuple(self._listed)
 
     async def stream(self, job: Job) -> AsyncGenerator[Token, None]:
-        """Tokens as they come; the last has a finish. Leaving the iterator cancels the job.
+        """Tokens as they are generated; the last has a finish. Closing the generator cancels the job.
 
-        Raises, with the first token asked for:
-            EngineError: an unknown name, ids that are no tokens, no room in the context, a job that failed.
+        Raises, at the first token:
+            EngineError: unknown prompt, invalid ids, context too short, or the job failed.
         """
         llm = self._check_running()
         loaded = self._admit(job)
@@ -179,47 +180,53 @@ class VllmEngine:
                         yield token
         except EngineError:
             raise
-        except Exception as error:  # foreign code; what failed is this job, or `failure` tells
+        except Exception as error:  # of vLLM; either this job failed, or the engine did, and then `failure` is set
             raise EngineError("the job failed", where=job.id, got=first_line(error)) from error
         finally:
             self._jobs.discard(job.id)
             loaded.users -= 1
             if not loaded.users:
                 self._held.discard(loaded)
-                self._sweep()
+                self._remove_unused()
 
     def stats(self) -> EngineStats:
-        """What it is busy with now."""
+        """The current load."""
         stats = self._counters.stats()
-        # Of a job that is cancelled, and is the last, vLLM says no more.
+        # vLLM reports no statistics after the last job was cancelled.
         return stats if self._jobs else replace(stats, running=0, waiting=0, kv_usage=0.0)
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if names, users and files do not add up."""
+        """Raises AssertionError if names, user counts and files are inconsistent."""
         known = self._held | set(self._listed.values())
-        assert sum(loaded.users for loaded in known) == len(self._jobs), "someone holds a soft prompt for no job"
-        assert all(loaded.users for loaded in self._held), "a soft prompt is held for no one"
+        assert sum(loaded.users for loaded in known) == len(self._jobs), "a soft prompt is held without a job"
+        assert all(loaded.users for loaded in self._held), "a held soft prompt has no users"
         files, ids = {path.stem for path in self._files()}, {loaded.id for loaded in known if loaded.id}
         assert ids <= files, "a compiled prefix is missing"
         assert self._compiling or files == ids, "a compiled prefix is left over"
 
     @property
-    def _rooms(self) -> dict[str, int]:
+    def _capacities(self) -> dict[str, int]:
         return {"context": self.context}
 
     def _arguments(self) -> AsyncEngineArgs:
-        own = {"model": find_source(self._lm.name).path, "skip_tokenizer_init": True, "max_logprobs": -1}
-        own |= {"dtype": str(self._lm.dtype).removeprefix("torch."), "generation_config": "vllm"}
-        own |= {"kv_transfer_config": transfer_config(self._folder), "disable_log_stats": True}
-        return AsyncEngineArgs(**(own | self._options))
+        arguments: dict[str, Any] = {
+            "model": find_source(self._lm.name).path,
+            "dtype": str(self._lm.dtype).removeprefix("torch."),
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "kv_transfer_config": transfer_config(self._folder),
+            "max_logprobs": -1,
+            "disable_log_stats": True,
+        }
+        return AsyncEngineArgs(**(arguments | self._options))
 
     def _check_running(self) -> AsyncLLM:
         if self._llm is None or self.failure:
             raise EngineError(self.failure, where=self._lm.name)
         return self._llm
 
-    def _compiled(self, prefix: Prefix) -> VllmPrompt:
-        """With its file; a prefix of no tokens has none."""
+    def _compile(self, prefix: Prefix) -> VllmPrompt:
+        """Compile a prefix to its file; an empty prefix needs none."""
         if prefix.prompt is None and not prefix.lead + prefix.follow:
             return VllmPrompt()
         kv_L2TKD = compile_prefix(self._lm, prefix)
@@ -231,20 +238,20 @@ class VllmEngine:
         return self._listed[name]
 
     def _admit(self, job: Job) -> VllmPrompt:
-        """The soft prompt of a job, held for it."""
+        """Check a job and hold its soft prompt."""
         if job.id in self._jobs:
-            raise EngineError("a job of this id runs already", where=job.id)
+            raise EngineError("a job with this id is running already", where=job.id)
         check_job(self._lm, job)
         loaded = VllmPrompt() if job.prompt is None else self._find(job.prompt)
         before, new = loaded.size + len(job.ids), job.sampling.max_new_tokens
-        check_context_room(job.id, before, new, self._rooms, "shorten the text or ask for fewer new tokens")
+        check_context_room(job.id, before, new, self._capacities, "shorten the text or ask for fewer new tokens")
         loaded.users += 1
         self._held.add(loaded)
         self._jobs.add(job.id)
         return loaded
 
-    def _sweep(self) -> None:
-        """Remove the files that nobody has any more; later, if one is being made that may be there already."""
+    def _remove_unused(self) -> None:
+        """Remove files without users, unless a prefix is being compiled whose file may exist already."""
         known = {loaded.id for loaded in self._held | set(self._listed.values())}
         for path in () if self._compiling else self._files():
             if path.stem not in known:
@@ -255,7 +262,7 @@ class VllmEngine:
 
 
 def sampling_params(job: Job, prefix: str) -> SamplingParams:
-    """A job's wishes in vLLM's words; the ids of compiled prefixes are "" for none."""
+    """vLLM's sampling parameters of a job; `prefix` is the id of a compiled prefix or ""."""
     sampling, greedy = job.sampling, job.sampling.temperature < GREEDY
     return SamplingParams(
         max_tokens=sampling.max_new_tokens,
@@ -276,7 +283,7 @@ def sampling_params(job: Job, prefix: str) -> SamplingParams:
 
 
 def tokens_of(job: Job, output: CompletionOutput) -> list[Token]:
-    """What is new of an answer. Raises EngineError if it ended in any other way than by an end token or its length."""
+    """The new tokens of an output. Raises EngineError if vLLM ended the job without "stop" or "length"."""
     reason = output.finish_reason or ""
     if reason not in ("", "stop", "length"):
         raise EngineError("the job failed", where=job.id, got=f"vLLM ended it: {reason}")
@@ -286,7 +293,7 @@ def tokens_of(job: Job, output: CompletionOutput) -> list[Token]:
         if output.logprobs is None or job.logprobs is None:
             tokens.append(Token(token, finish))
             continue
-        found = output.logprobs[i]
-        best = sorted(found.items(), key=lambda pair: -pair[1].logprob)[: job.logprobs]
-        tokens.append(Token(token, finish, found[token].logprob, tuple((i, entry.logprob) for i, entry in best)))
+        logprobs = output.logprobs[i]
+        best = sorted(logprobs.items(), key=lambda pair: -pair[1].logprob)[: job.logprobs]
+        tokens.append(Token(token, finish, logprobs[token].logprob, tuple((i, entry.logprob) for i, entry in best)))
     return tokens

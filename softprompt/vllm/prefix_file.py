@@ -1,8 +1,8 @@
-"""A prefix as a foreign engine takes it: the keys and values of lead, virtual tokens and follow, computed once.
+"""Compiled prefixes: the keys and values of lead, virtual tokens and follow, computed once and stored in a file.
 
-Both forms become the same thing, so an engine with a key/value cache of its own needs to know no form, no layout and no
-embedding. A compiled prefix is named by its content: another prompt of the same name never meets cached blocks of the
-old one, and what was read once is right for ever.
+Prompts of all forms compile to the same thing, so an engine with a key/value cache of its own needs to know no form,
+layout or embedding. The file name is a digest of the content. So a new version of a prompt never matches cached blocks
+of the old one, and a file that was read once never changes.
 
 Shapes: L layers, T tokens of the prefix, K key/value heads, D head size. Keys are post-RoPE at positions 0…T-1.
 """
@@ -37,26 +37,26 @@ def compile_prefix(lm: FrozenLM, prefix: Prefix) -> Tensor:
 
     Raises:
         DataError: the prefix is longer than the context.
-        UnsupportedModelError: keys and values of the layers do not all look alike.
+        UnsupportedModelError: the layers' keys and values differ in shape.
     """
     layers = [kv for kv in compute_keys_values(lm, prefix) if kv is not None]
     shapes = {tuple(states.shape) for kv in layers for states in kv}
     if len(shapes) != 1 or len(layers) != len(lm.geometry.layers):
-        what = "keys and values of the layers do not all look alike"
+        what = "the layers' keys and values differ in shape"
         raise UnsupportedModelError(what, where=lm.name, got=sorted(shapes))
     stacked_L2KTD = torch.stack([torch.stack([keys[0], values[0]]) for keys, values in layers])
     return stacked_L2KTD.transpose(2, 3).contiguous().cpu()
 
 
 def prefix_digest(kv_L2TKD: Tensor) -> str:
-    """The id of a compiled prefix: 32 hex digits over shape, dtype and bytes."""
+    """The id of a compiled prefix: 32 hex digits of a hash of shape, dtype and bytes."""
     sha = hashlib.sha256(f"{tuple(kv_L2TKD.shape)} {kv_L2TKD.dtype}\n".encode())
     sha.update(kv_L2TKD.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:32]
 
 
 def write_prefix(folder: Path, kv_L2TKD: Tensor) -> str:
-    """Put it in the folder; returns its id. One that is there already stays as it is. Raises StoreError."""
+    """Write a compiled prefix unless it exists; returns its id. Raises StoreError."""
     name = prefix_digest(kv_L2TKD)
     target = prefix_path(folder, name)
     if not target.exists():
@@ -75,7 +75,7 @@ def prefix_path(folder: Path, name: str) -> Path:
 
 
 def prefix_shape(folder: Path, name: object) -> tuple[int, int, int, int] | None:
-    """(L, T, K, D) of a compiled prefix; None for what is no id, and for a file that is not there or damaged."""
+    """(L, T, K, D) of a compiled prefix; None for an invalid id, and for a missing or damaged file."""
     if not isinstance(name, str) or not PREFIX_ID.fullmatch(name):
         return None
     try:
@@ -87,9 +87,9 @@ def prefix_shape(folder: Path, name: object) -> tuple[int, int, int, int] | None
 
 
 def read_prefix(folder: Path, name: str, layers: Sequence[int], heads: slice) -> Tensor:
-    """[len(layers), 2, T, len(heads), D]: the part that one of several processes has of the model.
+    """[len(layers), 2, T, len(heads), D]: one process's part of a compiled prefix.
 
-    Raises StoreError for a file that is not there or damaged, or has no such layers.
+    Raises StoreError for a missing or damaged file, or one without these layers.
     """
     path = prefix_path(folder, name)
     try:

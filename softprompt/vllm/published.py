@@ -1,10 +1,10 @@
-"""Soft prompts for vLLM's own server: in a folder a NAME.json for each, beside the compiled prefixes that they name.
+"""A folder of published soft prompts for vLLM's own server: a NAME.json for each, and the compiled prefixes.
 
-    tone.json                                   what a request for tone needs
-    3f0c….safetensors                           its keys and values, by content
+    tone.json                                   template, end tokens and prefix id of the soft prompt tone
+    3f0c….safetensors                           its keys and values, named by content
 
-A new version of a soft prompt is a new file and another id in its JSON. The old file stays, since requests that run may
-need it; when no server runs, files that no JSON names can be deleted.
+A new version of a soft prompt is a new file and another id in its JSON. The old file stays, since running requests may
+need it. Files that no JSON names can be deleted while no server runs.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card, Layout
 from softprompt.vllm.prefix_file import PREFIX_ID, compile_prefix, prefix_path, write_prefix
 
-NO_LAYOUT = Layout()  # what stands around the virtual tokens is compiled with them
+NO_LAYOUT = Layout()  # text around the virtual tokens is part of the compiled prefix
 
 
 @dataclass(frozen=True)
 class PublishedPrompt:
-    """One soft prompt.
+    """A soft prompt in the folder.
 
     Attributes:
-        id: of its compiled prefix.
-        size: tokens of the prefix, text around the virtual tokens included.
-        template: how texts and conversations become the ids behind the prefix.
+        id: id of its compiled prefix.
+        size: tokens of the prefix, including text around the virtual tokens.
+        template: turns texts and conversations into the ids after the prefix.
         end_ids: tokens that end an answer.
-        base: the base model's name, for messages.
+        base: the base model's name, for error messages.
     """
 
     name: str
@@ -53,11 +53,13 @@ def publish(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path, *, overw
     """Compile a soft prompt into the folder, under its card's name.
 
     Raises:
-        StoreError: its name is none, another version of it is there already, or the folder cannot be written.
-        UnsupportedModelError: the base model keeps no keys and values that could be handed over.
+        StoreError: invalid name, another version exists already, or the folder cannot be written.
+        UnsupportedModelError: the base model has layers without keys and values.
     """
     if not store.NAME.fullmatch(card.name):
-        raise StoreError("the card holds no name", where=folder, expected=store.NAME.pattern, got=repr(card.name[:80]))
+        raise StoreError(
+            "the card holds no valid name", where=folder, expected=store.NAME.pattern, got=repr(card.name[:80])
+        )
     formatted = from_card(prompt, card)
     kv_L2TKD = compile_prefix(lm, formatted.prefix(lm))
     try:
@@ -66,44 +68,44 @@ def publish(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path, *, overw
         raise StoreError(f"cannot make the folder: {error.strerror}", where=folder) from error
     target = _json_path(folder, card.name)
     ends = tuple(end_ids(lm, formatted.template))
-    found = PublishedPrompt(
+    entry = PublishedPrompt(
         card.name, write_prefix(folder, kv_L2TKD), kv_L2TKD.shape[2], formatted.template, ends, lm.name
     )
-    if target.exists() and not overwrite and find_published(folder, card.name) != found:
-        raise StoreError("another version is there, and stays", where=target, hint="--overwrite puts this one there")
-    facts = asdict(found) | {"template": found.template.to_dict(), "end_ids": list(ends)}
+    if target.exists() and not overwrite and find_published(folder, card.name) != entry:
+        raise StoreError("another version exists, and is kept", where=target, hint="--overwrite replaces it")
+    content = asdict(entry) | {"template": entry.template.to_dict(), "end_ids": list(ends)}
     with writing(target), tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
         new = Path(scratch) / target.name
-        write_json(new, facts)
+        write_json(new, content)
         os.replace(new, target)
-    return found
+    return entry
 
 
 def find_published(folder: Path, name: str) -> PublishedPrompt | None:
-    """The soft prompt of this name; None if there is none. Raises StoreError for one that is damaged."""
+    """The soft prompt of this name; None if there is none. Raises StoreError if it is damaged."""
     if not store.NAME.fullmatch(name) or not _json_path(folder, name).is_file():
         return None
     path = _json_path(folder, name)
-    facts: Any = read_json(path)
+    content: Any = read_json(path)
     try:
-        found = PublishedPrompt(
-            facts["name"],
-            facts["id"],
-            facts["size"],
-            Template.from_dict(facts["template"]),
-            tuple(facts["end_ids"]),
-            facts["base"],
+        entry = PublishedPrompt(
+            content["name"],
+            content["id"],
+            content["size"],
+            Template.from_dict(content["template"]),
+            tuple(content["end_ids"]),
+            content["base"],
         )
-        wrong = found.name != name or not PREFIX_ID.fullmatch(found.id) or type(found.size) is not int or found.size < 1
+        wrong = entry.name != name or not PREFIX_ID.fullmatch(entry.id) or type(entry.size) is not int or entry.size < 1
     except (KeyError, TypeError, DataError) as error:
         raise StoreError("not a published soft prompt", where=path, got=repr(error)) from error
-    if wrong or not prefix_path(folder, found.id).is_file():
+    if wrong or not prefix_path(folder, entry.id).is_file():
         raise StoreError("not a published soft prompt, or its compiled prefix is gone", where=path)
-    return found
+    return entry
 
 
 def published_names(folder: Path) -> list[str]:
-    """Of all soft prompts in the folder, by name."""
+    """Names of all soft prompts in the folder, sorted."""
     return sorted(path.stem for path in folder.glob("*.json") if store.NAME.fullmatch(path.stem))
 
 

@@ -46,8 +46,8 @@ def parse_engine_arguments(texts: Sequence[str]) -> dict[str, Any]:
     """vLLM's engine arguments by name, from NAME=VALUE. A value is JSON, or else a text. Raises ConfigError."""
     arguments = dict[str, Any]()
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier() or name in arguments:
+        name, value = text.split("=", 1) if "=" in text else ("", text)
+        if not name.isidentifier() or name in arguments:
             expected = "NAME=VALUE, each name once, such as tensor_parallel_size=2"
             raise ConfigError("not an option of an engine", where="--engine-option", expected=expected, got=text)
         try:

@@ -63,7 +63,7 @@ def test_a_card_that_would_leave_the_folder(tmp_path: Path) -> None:
     lm = tiny_lm("llama", bos=True)
     card = save_prompt(tmp_path / "prompts" / "p", "kv", Template("text", "{text}"), 1)
     prompt, _ = store.load(tmp_path / "prompts" / "p", lm.geometry)
-    with pytest.raises(StoreError, match="holds no name"):
+    with pytest.raises(StoreError, match="holds no valid name"):
         publish(lm, prompt, card.model_copy(update={"name": "../p"}), tmp_path / "served")
     assert not (tmp_path / "served").exists()
 
