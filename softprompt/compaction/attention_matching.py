@@ -14,7 +14,7 @@ matrix, V Vᵀ ≈ mean_t g_t g_tᵀ with g_t the gradient of the answers' log-l
 second order the sum is about the divergence that the difference causes, for each layer alone.
 
 The cost of a step is that of the virtual tokens: a fifth of a training step for an embedding prompt, a tenth for a KV
-prompt, and every layer is fitted (docs/log.md). Attention matching is from Zweiger et al. 2026: Fast KV Compaction via
+prompt, and every layer is fitted (docs/log). Attention matching is from Zweiger et al. 2026: Fast KV Compaction via
 Attention Matching, https://arxiv.org/abs/2602.16284, which solves for values alone; the Fisher weights are from Martens
 2014: New Insights and Perspectives on the Natural Gradient Method, https://arxiv.org/abs/1412.1193.
 

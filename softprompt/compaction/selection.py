@@ -7,7 +7,7 @@ exactly as in the full text. (With learned positions keys are not moved.) Traini
 whole text, not only from its beginning.
 
 For an embedding prompt all heads share the same tokens, and these attend to each other, so runs of neighbors are
-selected. The best length of run depends on the text (docs/log.md): several are compared, and the first P tokens.
+selected. The best length of run depends on the text (docs/log): several are compared, and the first P tokens.
 
 Shapes: K key/value heads, T tokens of a text, P virtual tokens, D head size, S key slots of a prefix.
 """

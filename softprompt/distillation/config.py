@@ -15,7 +15,7 @@ OWN: dict[str, dict[str, Any]] = {
     "train": {"steps": 160, "batch_size": 4, "lr": 4e-3, "patience": None, "evals": 4, "eval_rows": 48},
 }
 
-DOCUMENT_LR = 1e-2  # details of a document are learned by training, not by the fit (docs/log.md)
+DOCUMENT_LR = 1e-2  # details of a document are learned by training, not by the fit (docs/log)
 
 
 class StudyConfig(BaseModel):

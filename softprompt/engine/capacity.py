@@ -12,7 +12,7 @@ from softprompt.engine.cache_eviction import NAME as SCHEDULER
 from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 
-# Tokens of a block. Rows share whole blocks, so small ones share more of a short soft prompt (docs/log.md).
+# Tokens of a block. Rows share whole blocks, so small ones share more of a short soft prompt (docs/log).
 BLOCK_TOKENS, CPU_BLOCK_TOKENS = 16, 4
 MEMORY_SHARE = 0.25  # of the free memory, for the cache
 ROW_TOKENS = 512  # of a row on a CPU, on average; elsewhere every row may fill the context

@@ -2,7 +2,7 @@
 
     config, choices = choose(config, Facts.of(rows, classes))
 
-What was chosen is filled into the settings, so the same run can be written down; docs/log.md has the measurements
+What was chosen is filled into the settings, so the same run can be written down; docs/log has the measurements
 behind each rule. Knows nothing of models or files.
 """
 

@@ -87,7 +87,7 @@ def _attended(prepared: PreparedTraining, lm: FrozenLM) -> SoftPrompt:
     prompt = selected_prompt(lm, form, [reading], config.n_tokens, between, asking[:ASKING])
     minutes = prepared.config.train.minutes
     if len(task.classes) > ASKING or (minutes is not None and minutes < SHORT_RUN):
-        return prompt  # rows speak only for the classes that they have; half a fit is worse than none (docs/log.md)
+        return prompt  # rows speak only for the classes that they have; half a fit is worse than none (docs/log)
     budget = Budget(FIT_STEPS, minutes * 60 * FITTING if minutes else None)
     try:
         return fit_to_attention(lm, prompt, collect_targets(lm, [reading]), *between, budget)
