@@ -51,13 +51,13 @@ def import_command(
     """
     from softprompt.cli.base_model import load_base
     from softprompt.interchange.import_card import import_card
-    from softprompt.interchange.registry import detect, read_foreign
+    from softprompt.interchange.registry import detect_format, read_foreign
     from softprompt.prompts import store
     from softprompt.prompts.forms import size_of
     from softprompt.prompts.model_card import model_card
 
     store.check_free(store.locate(name), overwrite)
-    kind = detect(path)
+    kind = detect_format(path)
     if model is None:
         raise ConfigError("which base model is this soft prompt for", where="--model", hint="--model OWNER/NAME")
     lm = load_base(model, [], dtype, device, trust_remote_code)

@@ -127,7 +127,7 @@ def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:
     paths = dict[str, Path]()
     for text in texts:
         name, path = text.split("=", 1) if "=" in text else (text, "")
-        if not store.NAME.fullmatch(name):
+        if not store.PROMPT_NAME.fullmatch(name):
             expected = "NAME=PATH or NAME; a name is a-z 0-9 . _ -, not first a dot"
             raise ConfigError("not a soft prompt's name", where="--prompt", expected=expected, got=text)
         if name in paths:

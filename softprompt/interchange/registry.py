@@ -1,6 +1,6 @@
 """The registry of foreign formats.
 
-    detect(path)                      the name of the format, by content
+    detect_format(path)                      the name of the format, by content
     read_foreign(path, geometry)      every soft prompt in it
     import_card(lm, prompt, name)     the card to save one with
     writable()                        the formats that can also be written
@@ -78,7 +78,7 @@ def writable() -> dict[str, Callable[[Path, SoftPrompt, Card, Tensor], None]]:
     return {name: known.write for name, known in formats().items() if known.write is not None}
 
 
-def detect(path: Path) -> str:
+def detect_format(path: Path) -> str:
     """The name of the format of a file or folder. Raises StoreError, with a hint, if no format matches."""
     return _format_of(ForeignFile(path)).name
 

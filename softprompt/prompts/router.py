@@ -20,7 +20,7 @@ from softprompt.errors import DataError, StoreError, WrongBaseError
 from softprompt.files import read_json, read_tensors, recover_folder, write_folder, write_json
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.geometry import Geometry
-from softprompt.prompts.store import NAME, ROUTER
+from softprompt.prompts.store import PROMPT_NAME, ROUTER
 
 ROUTER_TENSORS = "router.safetensors"
 _FORMAT_VERSION = 1  # of router.json
@@ -92,6 +92,6 @@ def load_router(folder: Path, geometry: Geometry | None = None) -> Router:
 
 def _problem(names: tuple[object, ...], shape: tuple[int, ...], base: Geometry) -> str | None:
     """The reason why a router cannot have these names and weights, if any. Names may not leave the prompts' folder."""
-    if not names or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
+    if not names or not all(isinstance(name, str) and PROMPT_NAME.fullmatch(name) for name in names):
         return f"these are not names of soft prompts: {names}"
     return None if shape == (len(names), base.hidden) else f"weights of shape {shape} for {len(names)} names"

@@ -21,7 +21,7 @@ from softprompt.prompts.base import Shape, SoftPrompt
 from softprompt.prompts.card import FORMAT_VERSION, Card
 from softprompt.prompts.forms import check_fits, form_class, prompt_digest
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of a soft prompt
+PROMPT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of a soft prompt
 CARD = "card.json"
 TENSORS = "prompt.safetensors"
 README = "README.md"
@@ -41,7 +41,7 @@ def locate(name: str) -> Path:
     """
     if ("/" in name or os.sep in name) and "\0" not in name:
         return Path(name)
-    if not NAME.fullmatch(name):
+    if not PROMPT_NAME.fullmatch(name):
         raise StoreError(f"{name!r} is not a usable name", expected="a-z 0-9 . _ -, at most 64, not first a dot")
     return home() / name
 

@@ -69,7 +69,7 @@ class Catalogue:
         return self.path(name) is not None or self.router(name) is not None
 
     def _inside(self, name: str, file: str) -> Path | None:
-        if self._folder is None or not store.NAME.fullmatch(name):
+        if self._folder is None or not store.PROMPT_NAME.fullmatch(name):
             return None
         path = self._folder / name
         return path if not path.is_symlink() and (path / file).is_file() else None
@@ -87,7 +87,7 @@ class Catalogue:
     def _scan(self) -> Iterator[CatalogueEntry]:
         names = set(self._pinned)
         if self._folder is not None and self._folder.is_dir():
-            names |= {item.name for item in os.scandir(self._folder) if store.NAME.fullmatch(item.name)}
+            names |= {item.name for item in os.scandir(self._folder) if store.PROMPT_NAME.fullmatch(item.name)}
         before, self._cards = self._cards, {}
         for name in sorted(names):
             if (path := self.path(name)) is not None:

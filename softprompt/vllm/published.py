@@ -56,9 +56,9 @@ def publish(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path, *, overw
         StoreError: invalid name, another version exists already, or the folder cannot be written.
         UnsupportedModelError: the base model has layers without keys and values.
     """
-    if not store.NAME.fullmatch(card.name):
+    if not store.PROMPT_NAME.fullmatch(card.name):
         raise StoreError(
-            "the card holds no valid name", where=folder, expected=store.NAME.pattern, got=repr(card.name[:80])
+            "the card holds no valid name", where=folder, expected=store.PROMPT_NAME.pattern, got=repr(card.name[:80])
         )
     formatted = from_card(prompt, card)
     kv_L2TKD = compile_prefix(lm, formatted.prefix(lm))
@@ -83,7 +83,7 @@ def publish(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path, *, overw
 
 def find_published(folder: Path, name: str) -> PublishedPrompt | None:
     """The soft prompt of this name; None if there is none. Raises StoreError if it is damaged."""
-    if not store.NAME.fullmatch(name) or not _json_path(folder, name).is_file():
+    if not store.PROMPT_NAME.fullmatch(name) or not _json_path(folder, name).is_file():
         return None
     path = _json_path(folder, name)
     content: Any = read_json(path)
@@ -106,7 +106,7 @@ def find_published(folder: Path, name: str) -> PublishedPrompt | None:
 
 def published_names(folder: Path) -> list[str]:
     """Names of all soft prompts in the folder, sorted."""
-    return sorted(path.stem for path in folder.glob("*.json") if store.NAME.fullmatch(path.stem))
+    return sorted(path.stem for path in folder.glob("*.json") if store.PROMPT_NAME.fullmatch(path.stem))
 
 
 def _json_path(folder: Path, name: str) -> Path:

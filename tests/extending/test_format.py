@@ -12,7 +12,7 @@ from torch import Tensor
 from softprompt.errors import StoreError
 from softprompt.interchange.base import ImportedPrompt, embedding_prompt
 from softprompt.interchange.foreign_file import ForeignFile
-from softprompt.interchange.registry import Format, detect, formats, register_format, unregister_format, writable
+from softprompt.interchange.registry import Format, detect_format, formats, register_format, unregister_format, writable
 from softprompt.models.geometry import Geometry
 from softprompt.prompts import store
 from softprompt.prompts.base import SoftPrompt
@@ -64,11 +64,11 @@ def numbers(tmp_path: Path) -> Path:
 
 
 def test_it_is_detected_by_its_content(numbers: Path, tmp_path: Path) -> None:
-    assert detect(numbers) == "numbers"
+    assert detect_format(numbers) == "numbers"
     assert set(writable()) == {"numbers", "peft"}
     (tmp_path / "other").write_bytes(b"no numbers\n")
     with pytest.raises(StoreError, match="unknown format") as caught:
-        detect(tmp_path / "other")
+        detect_format(tmp_path / "other")
     assert str(caught.value.expected).endswith(", numbers")
     with pytest.raises(ValueError, match="registered already"):
         register_format(Format("numbers", matches, read))

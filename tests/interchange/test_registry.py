@@ -20,7 +20,7 @@ from softprompt.errors import StoreError
 from softprompt.interchange import nemo
 from softprompt.interchange import npy as npy_module
 from softprompt.interchange.base import ImportedPrompt
-from softprompt.interchange.registry import detect, formats, read_foreign
+from softprompt.interchange.registry import detect_format, formats, read_foreign
 from softprompt.models.geometry import LayerShape
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from tests.support.artifacts import geometry
@@ -60,7 +60,7 @@ class TestGoogle:
     def test_arrays(self, dtype: str, wanted: torch.dtype, order: Any, tmp_path: Path) -> None:
         path = npy(tmp_path / "any.name", np.asarray(TABLE.numpy().astype(dtype), order=order))
         path = path.with_name("any.name.npy")
-        assert detect(path) == "google-prompt-tuning"
+        assert detect_format(path) == "google-prompt-tuning"
         found = the_one(path)
         assert torch.equal(table(found), TABLE.to(wanted))
         assert table(found).dtype == wanted
@@ -113,7 +113,7 @@ class TestKobold:
         wanted = TABLE.to(dtype)
         array = wanted.view(torch.int16).numpy().view("V2") if dtype == torch.bfloat16 else wanted.numpy()
         path = self.file(tmp_path / "x.zip", array, method)
-        assert detect(path) == "koboldai"
+        assert detect_format(path) == "koboldai"
         found = the_one(path)
         assert table(found).dtype == dtype
         assert torch.equal(table(found), wanted)
@@ -182,7 +182,7 @@ class TestNemo:
         config, data = b"virtual_prompt_style: prompt-tuning\n", self.weights(nested("intent", "slot-filling"))
         members = [(f"{dot}model_config.yaml", config), (f"{dot}model_weights.ckpt", data)]
         path = self.tar(tmp_path / "x.nemo", *members, mode=mode)
-        assert detect(path) == "nemo"
+        assert detect_format(path) == "nemo"
         found = read_foreign(path, BASE)
         assert [one.task for one in found] == ["intent", "slot-filling"]
         for i, one in enumerate(found):
@@ -194,7 +194,7 @@ class TestNemo:
         flat["frozen_model.weight"] = torch.ones(2)
         for value in (nested("intent"), flat):
             path = torch_file(tmp_path / "x.ckpt", value)
-            assert detect(path) == "nemo"
+            assert detect_format(path) == "nemo"
             found = the_one(path)
             assert found.task == "intent"
             assert torch.equal(table(found), TABLE)
@@ -266,7 +266,7 @@ class TestCartridges:
         saved = cartridge(frozen)
         whole = saved.pop("whole")
         path = torch_file(tmp_path / "cache-step10.pt", saved)
-        assert detect(path) == "cartridges"
+        assert detect_format(path) == "cartridges"
         found = the_one(path)
         assert found.method == {
             "name": "cartridge",
@@ -324,7 +324,7 @@ class TestCartridges:
 class TestDetection:
     def test_by_content_not_by_name(self, tmp_path: Path) -> None:
         saved = cartridge(None)
-        assert detect(torch_file(tmp_path / "prompt.npy", saved)) == "cartridges"
+        assert detect_format(torch_file(tmp_path / "prompt.npy", saved)) == "cartridges"
         assert set(formats()) == {"peft", "google-prompt-tuning", "nemo", "cartridges", "koboldai"}
 
     def test_what_is_none_of_them(self, tmp_path: Path) -> None:
