@@ -5,7 +5,13 @@ warn_renamed("method.init: attended", "method.init: selected")
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 REMOVED_IN = "0.3"  # old spellings of 0.1 work throughout 0.2
 
@@ -20,3 +26,26 @@ class RenamedWarning(FutureWarning):
 def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     """Warn that `old` is now called `new`."""
     warnings.warn(f"{old} is now {new}; softprompt {REMOVED_IN} drops the old name", RenamedWarning, stacklevel)
+
+
+def renamed_keywords(**names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Accept keyword arguments of a function under their old names too, with a warning.
+
+    @renamed_keywords(subjects="formatted_prompts")
+    def generate(lm, formatted_prompts, …)
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def accept_old(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{function.__name__}() got both {new!r} and its old name {old!r}")
+                warn_renamed(f"{function.__name__}({old}=)", f"{function.__name__}({new}=)")
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return accept_old
+
+    return decorate

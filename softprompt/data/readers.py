@@ -93,9 +93,9 @@ def _read_json(path: Path) -> Iterator[RawRow]:
         if text[position : position + 1] == ",":
             position = _skip(text, position + 1)
         elif text[position : position + 1] != "]":
-            raise DataError("the list of rows is broken behind this row", where=where, expected="',' or ']'")
+            raise DataError("the list of rows is broken after this row", where=where, expected="',' or ']'")
     if _skip(text, position + 1) != len(text):
-        raise DataError("there is text behind the list of rows", where=path)
+        raise DataError("there is text after the list of rows", where=path)
 
 
 def _skip(text: str, position: int) -> int:

@@ -1,4 +1,4 @@
-"""What a teacher says about a row: at each learned token the likeliest tokens and how likely they are.
+"""Soft labels: the likeliest next tokens of a teacher at each learned token of a row, with their probabilities.
 
 Shapes: N learned tokens, K likeliest tokens.
 """
@@ -20,7 +20,7 @@ class SoftLabels:
         ids: [N, K] the likeliest tokens, int32.
         logprobs: [N, K] their log-probabilities, in nats, at `temperature`.
         temperature: that the logits of teacher and student are divided by.
-        hard: weight of the row's own tokens (cross entropy) beside the teacher's.
+        hard: weight of the cross-entropy of the row's tokens, added to the divergence from the teacher.
     """
 
     ids: Tensor

@@ -102,7 +102,7 @@ class RowEncoder:
                 spans.append(Span(closing[cut:], False))
             rendered = after
         if not spans[0].ids:
-            raise DataError("the conversation has no text in front of the assistant's turn", where=record.where)
+            raise DataError("the conversation has no text before the assistant's turn", where=record.where)
         return spans
 
     def _unclosed(self, record: Record, turn: int, tail: str) -> DataError:

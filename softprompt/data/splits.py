@@ -78,16 +78,16 @@ def load_splits(path: str | Path, *, seed: int = 0, fraction: float = 0.1) -> Sp
     """
     place = Path(path)
     if place.is_dir():
-        found = _load_folder(place)
+        splits = _load_folder(place)
     elif place.exists() or not is_hub_name(str(path)) or place.suffix.lower() in SUFFIXES:
-        found = {"train": load_rows(place)}
+        splits = {"train": load_rows(place)}
     else:
-        found = _load_hub(str(path))
-    name, notes = _validation_name(found, path), list[str]()
-    if "train" not in found:
-        raise DataError("there are no training rows", where=path, expected="train", got=", ".join(found) or None)
-    train, test = found["train"], found.get("test", [])
-    validation = found[name] if name else []
+        splits = _load_hub(str(path))
+    name, notes = _validation_name(splits, path), list[str]()
+    if "train" not in splits:
+        raise DataError("there are no training rows", where=path, expected="train", got=", ".join(splits) or None)
+    train, test = splits["train"], splits.get("test", [])
+    validation = splits[name] if name else []
     if name and name != "validation":
         notes.append(f"{name!r} is the validation split")
     _check_agreement(train, [*validation, *test])
@@ -97,7 +97,7 @@ def load_splits(path: str | Path, *, seed: int = 0, fraction: float = 0.1) -> Sp
             f"no validation split: {_count(validation)} of {len(train) + len(validation)} training rows "
             f"were split off (seed {seed})"
         )
-    notes += _absent_notes(train, found.get(name or "", []), test) + _overlap_notes(train, validation, test)
+    notes += _absent_notes(train, splits.get(name or "", []), test) + _overlap_notes(train, validation, test)
     return Splits(train, validation, test, tuple(notes))
 
 
@@ -158,7 +158,7 @@ def data_digest(records: Iterable[Record]) -> str:
 
 
 def inputs_of(record: Record) -> tuple[object, ...]:
-    """What the model is asked: equal for two rows exactly if they ask the same.
+    """The input of a row: equal for two rows exactly if the model reads the same.
 
     Further fields do not count: most are row numbers and the like, which would hide that rows are the same.
     """
@@ -177,41 +177,41 @@ def _checked(rows: Iterable[tuple[str, object]], where: str, require_target: boo
 
 
 def _load_folder(folder: Path) -> dict[str, list[Record]]:
-    """The splits found in a folder, by the names of their files."""
-    found: dict[str, list[Record]] = {}
+    """The splits in a folder, by the names of their files."""
+    splits: dict[str, list[Record]] = {}
     for name in ("train", *VALIDATION_NAMES, "test"):
         files = [file for suffix in SUFFIXES if (file := folder / f"{name}{suffix}").is_file()]
         if len(files) > 1:
             got = ", ".join(file.name for file in files)
             raise DataError(f"there are several files for the split {name!r}", where=folder, got=got)
         if files:
-            found[name] = load_rows(files[0])
-    if "train" not in found:
+            splits[name] = load_rows(files[0])
+    if "train" not in splits:
         raise DataError(
             "the folder has no training file",
             where=folder,
             expected=f"train{', train'.join(SUFFIXES)}",
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "an empty folder",
         )
-    return found
+    return splits
 
 
 def _load_hub(name: str) -> dict[str, list[Record]]:
     """The splits of a Hub dataset; a test split without any labels is left out, it cannot be scored."""
-    found: dict[str, list[Record]] = {}
+    splits: dict[str, list[Record]] = {}
     for split, rows in read_hub(name).items():
         if split == "train" or split in VALIDATION_NAMES:
-            found[split] = _checked(rows, f"{name}/{split}")
+            splits[split] = _checked(rows, f"{name}/{split}")
         elif split == "test":
             records = _checked(rows, f"{name}/{split}", require_target=False)
             if scorable := [r for r in records if r.target is not None or not shape_of(r).has_answers]:
-                found[split] = scorable
-    return found
+                splits[split] = scorable
+    return splits
 
 
-def _validation_name(found: Iterable[str], path: str | Path) -> str | None:
+def _validation_name(splits: Iterable[str], path: str | Path) -> str | None:
     """The one name under which there are validation rows."""
-    names = [name for name in VALIDATION_NAMES if name in found]
+    names = [name for name in VALIDATION_NAMES if name in splits]
     if len(names) > 1:
         got = " and ".join(names)
         raise DataError("there is more than one validation split", where=path, expected="one of them", got=got)

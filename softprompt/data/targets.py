@@ -1,4 +1,4 @@
-"""How an answer stands behind what is read, and the token that ends it. Knows nothing about masks or files."""
+"""The text of an answer as it follows the prompt, and the token that ends it. Knows nothing about masks or files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def target_text(target: str, template: Template) -> str:
 
 
 def joined(target: str, template: Template) -> str:
-    """The target as it stands behind the body in one text: behind one space, unless there is whitespace."""
+    """The target as it follows the body in one text: after one space, unless there is whitespace."""
     apart = template.kind == "chat" or template.text[-1:].isspace() or target[:1].isspace()
     return target if apart else " " + target
 
@@ -24,7 +24,7 @@ def joined(target: str, template: Template) -> str:
 def end_id(template: Template, tokenizer: Tokenizer) -> int:
     """The token that ends an answer, which the model must learn.
 
-    Plain text: EOS. Chat: the control token that the chat template writes behind the assistant's words.
+    Plain text: EOS. Chat: the control token that the chat template writes after the assistant's words.
 
     Raises:
         DataError: there is no such token, so the model would never learn to stop.
@@ -38,7 +38,7 @@ def end_id(template: Template, tokenizer: Tokenizer) -> int:
             return ids[0]
         if eos is not None and eos in ids:
             return eos
-        got = f"the chat template writes {tail!r} behind the answer"
+        got = f"the chat template writes {tail!r} after the answer"
         hint = "mend the chat template (it must close the turn with a control token), or use --no-chat"
     else:
         if eos is not None:
@@ -46,7 +46,7 @@ def end_id(template: Template, tokenizer: Tokenizer) -> int:
         got, hint = "no eos_token", "set tokenizer.eos_token, or use --chat if the model has a chat template"
     raise DataError(
         "no token ends an answer: the model would never learn to stop",
-        expected="a control token behind the answer",
+        expected="a control token after the answer",
         got=got,
         hint=hint,
     )

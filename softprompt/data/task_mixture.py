@@ -35,9 +35,10 @@ class TaskMixture:
             raise DataError("there are no tasks to train on")
         if not temperature >= 1:
             raise DataError("the temperature must be at least 1", got=temperature)
-        self.tasks = [Batches(own, batch_size, seed) for own in lengths]
-        self.batch_size, self.seed, self.batch = batch_size, seed, 0
-        sizes = np.array([len(own) for own in lengths], dtype=float)
+        self.tasks = [Batches(task_lengths, batch_size, seed) for task_lengths in lengths]
+        self.batch_size, self.seed = batch_size, seed
+        self.batch = 0  # batches drawn so far
+        sizes = np.array([len(task_lengths) for task_lengths in lengths], dtype=float)
         weights = (sizes / sizes.max()) ** (1.0 / temperature)
         self.shares = weights / weights.sum()
 
@@ -61,8 +62,8 @@ class TaskMixture:
         """Go to where `state` was taken. Raises DataError if that was of other rows or settings."""
         if state.keys() != {"batch", "tasks"} or len(state["tasks"]) != len(self.tasks):
             raise DataError("not the state of this sampler", expected=f"{len(self.tasks)} tasks", got=sorted(state))
-        for task, own in zip(self.tasks, state["tasks"], strict=True):
-            task.restore(own)
+        for task, task_state in zip(self.tasks, state["tasks"], strict=True):
+            task.restore(task_state)
         self.batch = state["batch"]
 
     def _draw(self) -> list[int]:

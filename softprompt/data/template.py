@@ -5,7 +5,7 @@
 
 The head is the same for every row, so it is part of the prefix and computed once. Whitespace at its end is
 left to the body, because tokenizers merge a space with the word that follows. Head, body and target are
-tokenised apart and joined as ids; the BOS is in none of them. A system turn of `VIRTUAL` marks where virtual tokens
+tokenized apart and joined as ids; the BOS is in none of them. A system turn of `VIRTUAL` marks where virtual tokens
 stand for its words. An encoder–decoder reads head and body in its encoder and writes the target, as a text of its own,
 in its decoder. Knows nothing about masks or files.
 """
@@ -36,7 +36,9 @@ __all__ = [
     "bos_ids",
     "fill",
     "head",
+    "input_record",
     "turns",
+    "turns_record",
     "unused_fields",
 ]
 
@@ -81,7 +83,7 @@ class Template:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The fields it asks for, in order of first use."""
+        """The fields of the text, in order of first use."""
         return tuple(dict.fromkeys(name for _, name in _parse(self.text) if name is not None))
 
     def to_dict(self) -> dict[str, str]:
@@ -101,7 +103,8 @@ class Template:
         for name, value in values.items():
             if not isinstance(value, str):
                 raise DataError(f"template field {name!r} must be a string", got=type(value).__name__)
-        kind, text, system = values.get("kind"), str(values.get("text", "")), str(values.get("system", ""))
+        kind = values.get("kind")
+        text, system = str(values.get("text", "")), str(values.get("system", ""))
         if kind in ("text", "chat", "seq2seq"):
             return cls(kind, text, system)
         raise DataError("unknown kind of template", expected="text, chat or seq2seq", got=kind)
@@ -143,7 +146,7 @@ def unused_fields(template: Template, records: Sequence[Record]) -> list[str]:
 
 
 def head(template: Template, tokenizer: Tokenizer) -> str:
-    """The constant text in front of what varies per row; never the BOS, never whitespace at its end.
+    """The constant text before the varying text of a row; never the BOS, never whitespace at its end.
 
     For chat it is everything up to and into the user's turn. Rows of messages have none, or the system turn up to the
     end of the virtual tokens that stand in it.
@@ -177,7 +180,7 @@ def _up_to_virtual(template: Template, tokenizer: Tokenizer) -> str:
 
 
 def body(record: Record, template: Template, tokenizer: Tokenizer) -> str:
-    """The prompt of one row behind the head: `head + body` is the whole prompt.
+    """The prompt of one row after the head: `head + body` is the whole prompt.
 
     Rows of messages: every turn but the last assistant turn, up to where the assistant begins.
 
@@ -192,8 +195,8 @@ def body_after(opening: str, record: Record, template: Template, tokenizer: Toke
     """`body` with the head already known, for many rows."""
     check_fit(record, template)
     if record.is_conversation:
-        given = record.messages[:-1] if record.target is not None else record.messages
-        text = render_chat(with_system(template, given), tokenizer, add_generation_prompt=True)
+        turns_before = record.messages[:-1] if record.target is not None else record.messages
+        text = render_chat(with_system(template, turns_before), tokenizer, add_generation_prompt=True)
     else:
         text = fill(template, record)
         if template.kind == "chat":
@@ -223,11 +226,11 @@ def check_fit(record: Record, template: Template) -> None:
 
 def with_system(template: Template, messages: Sequence[Message]) -> tuple[Message, ...]:
     """The turns, opened by the template's system turn unless they bring one, which virtual tokens do not allow."""
-    own = bool(messages) and messages[0].role in ("system", "developer")
-    if own and template.system == VIRTUAL:
+    has_system = bool(messages) and messages[0].role in ("system", "developer")
+    if has_system and template.system == VIRTUAL:
         what = "the conversation brings a system turn, and the soft prompt stands in its place"
         raise DataError(what, got=messages[0].content[:60], hint="leave the system turn out")
-    if not template.system or own:
+    if not template.system or has_system:
         return tuple(messages)
     return (Message("system", template.system), *messages)
 
@@ -238,7 +241,7 @@ def turns(template: Template, user: str) -> tuple[Message, ...]:
 
 
 def _parse(text: str) -> list[tuple[str, str | None]]:
-    """The template as pairs of literal text and the field behind it (None at the end); never empty."""
+    """The template as pairs of literal text and the field after it (None at the end); never empty."""
     hint = "write a brace that is meant as a brace twice: {{ or }}"
     try:
         parts = list(string.Formatter().parse(text))
@@ -260,3 +263,13 @@ def _parse(text: str) -> list[tuple[str, str | None]]:
         merged.append((pending, name))
         pending = ""
     return [*merged, (pending, None)]
+
+
+def input_record(fields: Mapping[str, str], where: str = "") -> Record:
+    """A row without an answer, with these fields of a template."""
+    return Record(fields, None, "completion", where=where)
+
+
+def turns_record(messages: Sequence[Message], where: str = "") -> Record:
+    """A conversation without an answer."""
+    return Record({}, None, "messages", messages=tuple(messages), where=where)

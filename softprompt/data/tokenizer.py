@@ -85,14 +85,14 @@ def eos_id(tokenizer: Tokenizer) -> int | None:
 
 
 def bos_ids(tokenizer: Tokenizer) -> list[int]:
-    """`[bos]` when the tokenizer puts a BOS in front of every text, else `[]`."""
+    """`[bos]` when the tokenizer puts a BOS before every text, else `[]`."""
     bos = _special_id(tokenizer, "bos_token_id")
     starts = bos is not None and tokenizer.encode("x", add_special_tokens=True)[:1] == [bos]
     return [bos] if bos is not None and starts else []
 
 
 def closing_ids(tokenizer: Tokenizer) -> list[int]:
-    """The ids the tokenizer puts behind every text: `</s>` for T5, none for most causal models."""
+    """The ids the tokenizer puts after every text: `</s>` for T5, none for most causal models."""
     plain, whole = encode("x", tokenizer), tokenizer.encode("x", add_special_tokens=True)
     start = len(bos_ids(tokenizer))
     end = start + len(plain)
@@ -108,8 +108,8 @@ def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, add_genera
     """The conversation as the model's chat template writes it, without the BOS that `bos_ids` stands for.
 
     A BOS at the start is kept when the tokenizer does not add one by itself: some templates use the BOS
-    token as the opening of a turn. Models that may think before they answer (Qwen3) are asked not to: the rows hold
-    answers without thoughts, and the empty thought then belongs to what is given, not to what is learned.
+    token as the opening of a turn. `enable_thinking` is off for models that may think before they answer (Qwen3):
+    the rows hold answers without thoughts, and the empty thought then belongs to the given text, not to the learned.
 
     Raises:
         DataError: there is no chat template, or it refuses the conversation.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from softprompt.data.records import Message, Record
-from softprompt.data.template import Template
+from softprompt.data.template import Template, input_record, turns_record
 
 
 class QueryDraft(NamedTuple):
@@ -48,8 +48,8 @@ class Query:
 def query_record(text: str, template: Template, where: str = "") -> Record:
     """Turn a query's text into a record of the template: the user's turn, or the template's fields."""
     if template.kind == "chat" and not template.text:
-        return Record({}, None, "messages", messages=(Message("user", text),), where=where)
-    return Record(dict.fromkeys(template.names, text), None, "completion", where=where)
+        return turns_record([Message("user", text)], where)
+    return input_record(dict.fromkeys(template.names, text), where)
 
 
 def record_words(row: Record) -> str:

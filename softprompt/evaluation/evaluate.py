@@ -17,7 +17,7 @@ from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.spans import prompt_ids
 from softprompt.data.tokenize import tokenize
-from softprompt.deprecation import warn_renamed
+from softprompt.deprecation import renamed_keywords, warn_renamed
 from softprompt.errors import ConfigError, DataError
 from softprompt.evaluation import metrics
 from softprompt.evaluation.custom_metrics import Metric, scores_of
@@ -58,6 +58,7 @@ class Evaluation:
         return {"rows": self.rows, **values, "confidence_interval": intervals}
 
 
+@renamed_keywords(subject="formatted")
 def evaluate(
     lm: FrozenLM,
     formatted: FormattedPrompt,

@@ -20,17 +20,17 @@ def check_context(lm: FrozenLM, rows: Iterable[tuple[str, int, int]], hint: str)
     """Refuse rows that are too long before time is spent on any.
 
     Args:
-        rows: for each row where it is, its own tokens, and the tokens around it (prefix, answer).
+        rows: for each row where it is, the number of its tokens, and the number of tokens around it (prefix, answer).
 
     Raises DataError naming the longest row if it does not fit in the model's context.
     """
-    where, own, around = max(rows, key=lambda row: row[1] + row[2])
-    if own + around > lm.geometry.max_positions:
+    longest = max(rows, key=lambda row: row[1] + row[2])
+    if longest[1] + longest[2] > lm.geometry.max_positions:
         raise DataError(
             "the longest row does not fit in the model's context with the prompt and the answer around it",
-            where=where,
+            where=longest[0],
             expected=f"together <= {lm.geometry.max_positions} tokens",
-            got=f"{own} + {around}",
+            got=f"{longest[1]} + {longest[2]}",
             hint=hint,
         )
 

@@ -1,8 +1,8 @@
-"""How the constant text of a template is laid around the virtual tokens, as token ids.
+"""A soft prompt with its template and layout: the constant text around the virtual tokens, as token ids.
 
     [BOS] lead · virtual tokens · [BOS] follow · row
 
-The BOS stands in front; behind the virtual tokens only for prompts of tools that put these first (`interchange`).
+The BOS comes first; after the virtual tokens it comes only for prompts of tools that put these first (`interchange`).
 `follow` is the template's constant opening: it is part of the prefix, computed once, and the row holds only what
 varies. A text prompt is nothing but a template with a longer opening.
 """
@@ -21,12 +21,12 @@ from softprompt.prompts.forms import form_class
 
 @dataclass(frozen=True)
 class FormattedPrompt:
-    """Something to evaluate or talk to: a prompt (or none) in its frame.
+    """A soft prompt, a text prompt or none, with its template and layout: all that is needed to make token ids.
 
     Attributes:
         prompt: None for the base model or a text prompt.
         template: how records become rows.
-        layout: what stands around the virtual tokens.
+        layout: the text around the virtual tokens.
         stop: strings that end an answer, for a text prompt whose examples end so: it has not learned the end token.
     """
 
@@ -37,8 +37,8 @@ class FormattedPrompt:
 
     def prefix(self, lm: FrozenLM) -> Prefix:
         """The prefix as token ids and virtual tokens."""
-        lead, follow = layout_ids(lm, self.layout)
-        return Prefix(self.prompt, lead, follow)
+        lead_ids, follow_ids = layout_ids(lm, self.layout)
+        return Prefix(self.prompt, lead_ids, follow_ids)
 
 
 def layout_for(lm: FrozenLM, template: Template, form: str | None) -> Layout:
@@ -48,7 +48,7 @@ def layout_for(lm: FrozenLM, template: Template, form: str | None) -> Layout:
     after the virtual tokens. If these stand in the system turn, the opening of that turn is the lead of an embedding
     prompt and part of a KV prompt (`opening_ids`).
     """
-    lead, _, follow = head(template, lm.tokenizer).rpartition(VIRTUAL)
+    lead, follow = _around_virtual(lm, template)
     if form is not None and form_class(form).begins_the_sequence:
         return Layout(follow=follow)
     return Layout(bos=bool(bos_ids(lm.tokenizer)), lead=lead, follow=follow)
@@ -56,15 +56,22 @@ def layout_for(lm: FrozenLM, template: Template, form: str | None) -> Layout:
 
 def opening_ids(lm: FrozenLM, template: Template) -> list[int]:
     """The ids that a KV prompt begins with: BOS, and what opens the system turn that its virtual tokens stand in."""
-    lead, _, _ = head(template, lm.tokenizer).rpartition(VIRTUAL)
+    lead, _ = _around_virtual(lm, template)
     return [*bos_ids(lm.tokenizer), *lm.encode(lead)]
 
 
+def _around_virtual(lm: FrozenLM, template: Template) -> tuple[str, str]:
+    """The head's text before the virtual tokens (empty unless they stand in the system turn) and after them."""
+    parts = head(template, lm.tokenizer).rpartition(VIRTUAL)
+    return parts[0], parts[2]
+
+
 def layout_ids(lm: FrozenLM, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids in front of the virtual tokens and behind them."""
-    lead = (bos_ids(lm.tokenizer) if layout.bos else []) + (lm.encode(layout.lead) if layout.lead else [])
-    follow = (bos_ids(lm.tokenizer) if layout.follow_bos else []) + (lm.encode(layout.follow) if layout.follow else [])
-    return tuple(lead), tuple(follow)
+    """Token ids before the virtual tokens and after them: (lead_ids, follow_ids)."""
+    bos = bos_ids(lm.tokenizer)
+    lead_ids = (bos if layout.bos else []) + (lm.encode(layout.lead) if layout.lead else [])
+    follow_ids = (bos if layout.follow_bos else []) + (lm.encode(layout.follow) if layout.follow else [])
+    return tuple(lead_ids), tuple(follow_ids)
 
 
 def no_prompt(lm: FrozenLM, template: Template) -> FormattedPrompt:
@@ -75,5 +82,5 @@ def no_prompt(lm: FrozenLM, template: Template) -> FormattedPrompt:
 
 
 def from_card(prompt: SoftPrompt, card: Card) -> FormattedPrompt:
-    """A loaded soft prompt in the frame its card gives."""
+    """A loaded soft prompt with the template and layout of its card."""
     return FormattedPrompt(prompt, Template.from_dict(card.template), card.layout)

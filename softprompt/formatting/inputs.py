@@ -1,10 +1,10 @@
-"""Texts and conversations as the token ids that stand behind a subject's prefix.
+"""Texts and conversations as the token ids that follow the prefix of a formatted prompt.
 
-A text is read as `generation.answer` reads it. A conversation depends on what the soft prompt was trained on:
+How a conversation is read depends on the rows that the soft prompt was trained on:
 
     conversations         the model's chat template writes all its turns
     chat with a template  the same, and every user's turn goes through the template first
-    plain text            the last turn, the user's, is a text of its own; what was said before is not read
+    plain text            the last turn, the user's, is a text of its own; earlier turns are not read
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from softprompt.data.records import Message, Record
 from softprompt.data.spans import prompt_ids
-from softprompt.data.template import fill, head, with_system
+from softprompt.data.template import fill, head, input_record, turns_record, with_system
 from softprompt.data.tokenizer import Tokenizer, encode, render_chat
 from softprompt.errors import DataError
 from softprompt.formatting.formatted_prompt import FormattedPrompt
 
-ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant")
 
 
 def text_input_ids(text: str, formatted: FormattedPrompt, tokenizer: Tokenizer, where: str = "text") -> list[int]:
@@ -40,8 +40,7 @@ def chat_input_ids(messages: Sequence[Message], formatted: FormattedPrompt, toke
     _check_turns(messages)
     template = formatted.template
     if template.kind == "chat" and not template.text:
-        record = Record({}, None, "messages", messages=tuple(messages), where="messages")
-        return prompt_ids(record, template, tokenizer)
+        return prompt_ids(turns_record(messages, "messages"), template, tokenizer)
     if messages[0].role == "system" and messages[0].content == template.system:
         messages = messages[1:]
     if messages[0].role == "system":
@@ -56,7 +55,7 @@ def chat_input_ids(messages: Sequence[Message], formatted: FormattedPrompt, toke
 
 
 def _filled_ids(messages: Sequence[Message], formatted: FormattedPrompt, tokenizer: Tokenizer) -> list[int]:
-    """Every user's turn through the template, and all turns behind the opening that the prefix holds already."""
+    """Every user's turn through the template, and all turns after the opening, which is part of the prefix."""
     template, opening = formatted.template, head(formatted.template, tokenizer)
     turns = [_filled(message, formatted, f"messages[{i}]") for i, message in enumerate(messages)]
     text = render_chat(with_system(template, turns), tokenizer, add_generation_prompt=True)
@@ -73,11 +72,11 @@ def _filled(message: Message, formatted: FormattedPrompt, where: str) -> Message
 
 def _check_turns(messages: Sequence[Message]) -> None:
     for i, message in enumerate(messages):
-        if message.role not in ROLES or (message.role == "system" and i > 0):
+        if message.role not in _ROLES or (message.role == "system" and i > 0):
             raise DataError(
                 "a conversation has a system turn at most first, then turns of user and assistant",
                 where=f"messages[{i}]",
-                expected=", ".join(ROLES),
+                expected=", ".join(_ROLES),
                 got=repr(message.role[:20]),
             )
     if not messages or messages[-1].role != "user":
@@ -87,27 +86,27 @@ def _check_turns(messages: Sequence[Message]) -> None:
 
 
 def text_to_record(text: str, formatted: FormattedPrompt, where: str) -> Record:
-    """A text as a row of the subject's template: its one field, or the user's turn of a conversation.
+    """A text as a row of the prompt's template: its one field, or the user's turn of a conversation.
 
     For a template with several fields it must be a JSON object with these fields; DataError otherwise.
     """
     names = formatted.template.names
     if not names:
-        return Record({}, None, "messages", messages=(Message("user", text),), where=where)
+        return turns_record([Message("user", text)], where)
     fields = {names[0]: text} if len(names) == 1 else _fields(text, names, where)
-    return Record(fields, None, "label" if "text" in names else "completion", where=where)
+    return input_record(fields, where)
 
 
 def _fields(text: str, names: tuple[str, ...], where: str) -> dict[str, str]:
     try:
-        found = json.loads(text)
+        fields = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or any(not isinstance(found.get(name), str) for name in names):
+        fields = None
+    if not isinstance(fields, dict) or any(not isinstance(fields.get(name), str) for name in names):
         raise DataError(
             "this soft prompt's template has several fields, so a text must be a JSON object with them",
             where=where,
             expected=json.dumps(dict.fromkeys(names, "...")),
             got=repr(text[:60]),
         )
-    return {name: found[name] for name in names}
+    return {name: fields[name] for name in names}

@@ -1,4 +1,4 @@
-"""Text prompts: an instruction and few-shot examples in front of the same template."""
+"""Text prompts: an instruction and few-shot examples before the same template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ APART = "\n\n"  # between instruction, examples and row of a text prompt
 
 
 def text_prompt(lm: FrozenLM, template: Template, instruction: str, shots: Sequence[Record] = ()) -> FormattedPrompt:
-    """A text prompt: an instruction and worked examples in front of the same template.
+    """A text prompt: an instruction and worked examples before the same template.
 
     In chat the instruction is the system turn and the examples open the user's turn; a model whose chat template
     has no system turn (Gemma 2) gets the instruction there too.

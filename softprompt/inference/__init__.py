@@ -1,4 +1,4 @@
-"""Text generation behind soft prompts: sampling, decoding, chat.
+"""Text generation with soft prompts: sampling, decoding, chat.
 
 Knows neither methods nor training. Start reading at `generate`.
 """

@@ -1,4 +1,4 @@
-"""A conversation with one subject, on this machine and without a server."""
+"""A conversation with one soft prompt, a text prompt or the base model, without a server."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from softprompt.prefix.prepare import prepare_prefixes
 
 
 class ChatSession:
-    """What was said so far, and the prefix, which is run once."""
+    """The turns so far, and the keys and values of the prefix, which are computed once."""
 
     def __init__(self, lm: FrozenLM, formatted: FormattedPrompt, sampling: Sampling) -> None:
         self.said: list[Message] = []
-        self._lm, self._subject, self._sampling = lm, formatted, sampling
+        self._lm, self._sampling = lm, sampling
+        self._formatted = formatted
         self._ends = end_ids(lm, formatted.template)
         with torch.no_grad():
-            self._bank = prepare_prefixes(lm, [formatted.prefix(lm)])
+            self._prefix_kv = prepare_prefixes(lm, [formatted.prefix(lm)])
 
     def say(self, text: str, on_text: Callable[[str], None]) -> None:
-        """Stream the answer to a text. When it is interrupted, what was said of it is remembered.
+        """Stream the answer to a text. An interrupted answer is remembered as far as it came.
 
         Raises DataError for a text that does not fit the template or the context; it is not remembered then.
         """
         turns = [*self.said, Message("user", text)]
-        ids = chat_input_ids(turns, self._subject, self._lm.tokenizer)
-        around = self._bank.lengths[0] + self._sampling.max_new_tokens
+        ids = chat_input_ids(turns, self._formatted, self._lm.tokenizer)
+        around = self._prefix_kv.lengths[0] + self._sampling.max_new_tokens
         check_context(self._lm, [("the conversation", len(ids), around)], "/reset, or fewer --max-new-tokens")
         answer = list[str]()
 
-        def tell(_: int, new: str) -> None:
+        def keep(_: int, new: str) -> None:
             answer.append(new)
             on_text(new)
 
         try:
-            decode_batch(self._lm, self._bank, [ids], [0], self._sampling, end_ids=[self._ends], on_text=tell)
+            decode_batch(self._lm, self._prefix_kv, [ids], [0], self._sampling, end_ids=[self._ends], on_text=keep)
         finally:
             self.said = [*turns, Message("assistant", "".join(answer))]
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Forget all turns."""
         self.said = []

@@ -19,13 +19,19 @@ from softprompt.prefix.kv import PrefixKV
 from softprompt.prefix.prepare import copies_prefix, start_decoding
 from softprompt.prefix.seq2seq_decoding import Seq2SeqDecodingSession
 
-ROWS = 32  # decoded at once, where each has a copy of its prefix
-MOST_ROWS = 128  # where one prefix is there once for all
+BATCH_ROWS = 32  # decoded at once, where each has a copy of its prefix
+_MOST_ROWS = 128  # where all rows share one prefix
 
 
 @dataclass
 class Answer:
-    """What one row got: the text, its token ids, and why it ended ("stop", "length")."""
+    """The generated text of one row.
+
+    Attributes:
+        text: up to the end token or stop string.
+        ids: its token ids.
+        finish: reason of the end, "stop" or "length".
+    """
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
@@ -44,16 +50,16 @@ def decode_batch(
     on_text: Callable[[int, str], None] = lambda row, text: None,
     on_logits: Callable[[Sequence[int], Tensor], None] = lambda rows, logits: None,
 ) -> list[Answer]:
-    """Continue every row behind its own prefix; any number of rows, those of like length together.
+    """Generate an answer to every row after its prefix; rows of similar length share a batch.
 
     Args:
         rows: token ids, at least one each.
-        owners: the prefix of each row by its number in the bank.
+        prefix_ids: for each row the number of its prefix in `prefix_kv`.
         end_ids: for each row the tokens that end its answer; not part of it.
         stops: for each row strings that end its answer, besides those of `sampling`.
-        on_text: is told of new text as it comes, with the row's number.
-        on_logits: is told at every step of the rows that go on, and of the float32 logits [rows, V] that their next
-            tokens are chosen from.
+        on_text: called with the row's number and its new text, token by token.
+        on_logits: called at every step with the numbers of the unfinished rows and the float32 logits [rows, V] of
+            their next tokens.
 
     Raises:
         DataError: a row is empty or does not fit in the context with its new tokens.
@@ -68,27 +74,27 @@ def decode_batch(
     together = _together(lm, prefix_kv, max(map(len, rows), default=1) + sampling.max_new_tokens)
     for start in range(0, len(order), together):
         part = order[start : start + together]
-        growing = start_decoding(
+        session = start_decoding(
             lm, prefix_kv, [rows[i] for i in part], [prefix_ids[i] for i in part], sampling.max_new_tokens
         )
-        _decode(lm, growing, {i: writers[i] for i in part}, on_text, on_logits)
+        _decode(lm, session, {i: writers[i] for i in part}, on_text, on_logits)
     return [writer.answer for writer in writers]
 
 
-def _together(lm: FrozenLM, prefix_kv: PrefixKV, own: int) -> int:
-    """Rows decoded at once: behind one prefix as many as take no more memory than `ROWS` with a copy each.
+def _together(lm: FrozenLM, prefix_kv: PrefixKV, row_tokens: int) -> int:
+    """Rows decoded at once: after one shared prefix as many as take no more memory than `BATCH_ROWS` with a copy each.
 
     Args:
-        own: tokens of a row in the end.
+        row_tokens: tokens of a row with its answer.
     """
     if copies_prefix(lm, prefix_kv):
-        return ROWS
-    return min(MOST_ROWS, ROWS * (max(prefix_kv.lengths) + own) // own)
+        return BATCH_ROWS
+    return min(_MOST_ROWS, BATCH_ROWS * (max(prefix_kv.lengths) + row_tokens) // row_tokens)
 
 
 def _decode(
     lm: FrozenLM,
-    growing: DecodingSession | Seq2SeqDecodingSession,
+    session: DecodingSession | Seq2SeqDecodingSession,
     writers: dict[int, _Writer],
     on_text: Callable[[int, str], None],
     on_logits: Callable[[Sequence[int], Tensor], None],
@@ -96,7 +102,7 @@ def _decode(
     """Step until every row of the session is finished; `writers` by row number, in the session's order."""
     active = list(writers)
     while active:
-        logits = lm.logits(growing.hidden).float()
+        logits = lm.logits(session.hidden).float()
         on_logits(active, logits)
         tokens = [writers[row].choose(logits[i]) for i, row in enumerate(active)]
         for row, token in zip(active, tokens, strict=True):
@@ -105,17 +111,17 @@ def _decode(
                 on_text(row, new)
         going = _moved_up([i for i, row in enumerate(active) if not writers[row].answer.finish])
         if len(going) < len(active):
-            growing.keep(torch.tensor(going, dtype=torch.long, device=lm.device))
+            session.keep(torch.tensor(going, dtype=torch.long, device=lm.device))
         active = [active[i] for i in going]
         if active:
-            growing.step(torch.tensor([tokens[i] for i in going], device=lm.device))
+            session.step(torch.tensor([tokens[i] for i in going], device=lm.device))
 
 
 def _moved_up(going: list[int]) -> list[int]:
     """These rows, ascending, so that each keeps its place but the last ones, which take the empty places."""
     inside = {i for i in going if i < len(going)}
-    behind = [i for i in going if i >= len(going)]
-    return [i if i in inside else behind.pop() for i in range(len(going))]
+    outside = [i for i in going if i >= len(going)]
+    return [i if i in inside else outside.pop() for i in range(len(going))]
 
 
 class _Writer:
@@ -124,22 +130,22 @@ class _Writer:
     def __init__(self, lm: FrozenLM, sampling: Sampling, end_ids: set[int]) -> None:
         self.sampling, self.end_ids = sampling, end_ids
         self.generator = torch.Generator().manual_seed(sampling.seed)
-        self.transcript = Detokenizer(lm.tokenizer, sampling.stop)
-        self.answer = Answer(ids=self.transcript.ids)
+        self.detokenizer = Detokenizer(lm.tokenizer, sampling.stop)
+        self.answer = Answer(ids=self.detokenizer.ids)
 
     def choose(self, logits_V: Tensor) -> int:
         return sample_token(logits_V, self.sampling, self.generator)
 
     def append(self, token: int) -> str:
         """Take a token; returns the text that can be shown now."""
-        answer, transcript = self.answer, self.transcript
+        answer, detokenizer = self.answer, self.detokenizer
         if token in self.end_ids:
             answer.finish = "stop"
         else:
-            transcript.append(token)
-            answer.text = transcript.text
-            if transcript.stopped:
+            detokenizer.append(token)
+            answer.text = detokenizer.text
+            if detokenizer.stopped:
                 answer.finish = "stop"
             elif len(answer.ids) >= self.sampling.max_new_tokens:
                 answer.finish = "length"
-        return transcript.take(end=bool(answer.finish))
+        return detokenizer.take(end=bool(answer.finish))

@@ -18,37 +18,41 @@ class Detokenizer:
         ids: the tokens so far.
         text: their text, up to the first stop string.
         stopped: a stop string was found.
-        shown: how much of the text `take` gave out.
+        shown: length of the text that `take` has returned.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.ids: list[int] = []
-        self.text, self.stopped, self.shown = "", False, 0
+        self.text = ""
+        self.stopped = False
+        self.shown = 0
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._held = max(0, max(map(len, self._stop), default=0) - 1)
         self._sure = ""  # text of the tokens before `_next`, which no later token changes
-        self._start, self._next = 0, 0  # tokens between the two are decoded again, as context of those behind
+        self._start, self._next = 0, 0  # tokens between the two are decoded again, as context of later ones
 
     def append(self, token: int) -> None:
         """Take the next token."""
         self.ids.append(token)
         before, now = self._decoded(self._start, self._next), self._decoded(self._start, len(self.ids))
         if not now.startswith(before):  # a tokenizer that tidies spaces up
-            self._sure, self._start, self._next = "", 0, 0
+            self._sure = ""
+            self._start, self._next = 0, 0
             before, now = "", self._decoded(0, len(self.ids))
         searched = len(self._sure)
         self.text = self._sure + now[len(before) :]
         if len(now) > len(before) and not now.endswith(CUT):
-            self._sure, self._start, self._next = self.text, self._next, len(self.ids)
+            self._sure = self.text
+            self._start, self._next = self._next, len(self.ids)
         cuts = [at for stop in self._stop if (at := self.text.find(stop, max(0, searched - len(stop) + 1))) >= 0]
         if cuts:
             self.text, self.stopped = self.text[: min(cuts)], True
 
     def take(self, *, end: bool) -> str:
-        """Text that was not given out yet and can be now; with `end` all that is left."""
+        """Further text that no later token can change; with `end` all that is left."""
         stop = len(self.text)
         if not end:
-            whole = len(self.text.rstrip(CUT))  # behind it a character may be cut in half
+            whole = len(self.text.rstrip(CUT))  # after it a character may be cut in half
             stop = max(self.shown, whole - self._held)
         new, self.shown = self.text[self.shown : stop], max(self.shown, stop)
         return new

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from softprompt.data.spans import prompt_ids
+from softprompt.deprecation import renamed_keywords
 from softprompt.errors import ConfigError
 from softprompt.formatting.context import check_context, end_ids
 from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card
-from softprompt.formatting.inputs import text_to_record
+from softprompt.formatting.inputs import text_input_ids
 from softprompt.inference.decoding import Answer, decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
@@ -21,9 +21,12 @@ from softprompt.prompts import store
 
 @dataclass(frozen=True)
 class Request:
-    """One text for the subject called `name`; `where` names it in messages, e.g. "stdin:3".
+    """One text for one soft prompt.
 
-    For a template with several fields the text is a JSON object: '{"text": "…", "text2": "…"}'.
+    Attributes:
+        text: the input; for a template with several fields a JSON object with them: '{"text": "…", "text2": "…"}'.
+        name: of the soft prompt, as in the mapping that `generate` gets.
+        where: the text's place, for messages, e.g. "stdin:3".
     """
 
     text: str
@@ -32,10 +35,24 @@ class Request:
 
 
 def load_prompts(lm: FrozenLM, names: Sequence[str]) -> dict[str, FormattedPrompt]:
-    """Soft prompts by name or path, each in its card's frame. Raises StoreError, WrongBaseError."""
+    """Load saved soft prompts, each with the template and layout of its card.
+
+        prompts = load_prompts(lm, ["tone", "./downloads/legal"])
+
+    Args:
+        names: names in the prompts folder (`SOFTPROMPT_HOME`), or paths.
+
+    Returns:
+        The prompts by these names, in this order.
+
+    Raises:
+        StoreError: one is missing, damaged or altered.
+        WrongBaseError: one was made for another base model; the message names both.
+    """
     return {name: from_card(*store.load(store.locate(name), lm.geometry)) for name in names}
 
 
+@renamed_keywords(subjects="formatted_prompts")
 def generate(
     lm: FrozenLM,
     formatted_prompts: Mapping[str, FormattedPrompt],
@@ -44,34 +61,41 @@ def generate(
     *,
     on_text: Callable[[int, str], None] = lambda row, text: None,
 ) -> list[Answer]:
-    """One answer per request; different prompts share batches.
+    """Generate one answer per request; requests for different prompts share batches.
+
+        lm = softprompt.load_model("smollm2-135m")
+        prompts = softprompt.load_prompts(lm, ["helpdesk"])
+        requests = [softprompt.Request("Where is my parcel?", "helpdesk")]
+        print(softprompt.generate(lm, prompts, requests, softprompt.Sampling(max_new_tokens=32))[0].text)
 
     Args:
-        subjects: by the names that requests use.
-        on_text: is told of new text as it comes, with the request's number.
+        formatted_prompts: by the names that requests use, e.g. from `load_prompts`, `no_prompt` or `text_prompt`.
+        requests: any number; the answers are in their order and do not depend on each other.
+        sampling: of all requests; with `seed` s, request i draws from a generator with the seed s + i.
+        on_text: called with the request's number and its new text, token by token.
 
     Raises:
-        ConfigError: a request for none of the subjects.
-        DataError: a text that does not fit the template or the context.
+        ConfigError: a request names none of the prompts.
+        DataError: a text does not fit the template, or is too long for the context.
     """
-    names = list(formatted_prompts)
     for request in requests:
         if request.name not in formatted_prompts:
-            raise ConfigError("a request names an unknown soft prompt", expected=names, got=request.name)
+            raise ConfigError(
+                "a request names an unknown soft prompt", expected=list(formatted_prompts), got=request.name
+            )
     with torch.no_grad():
-        prefixes = prepare_prefixes(lm, [formatted_prompts[name].prefix(lm) for name in names])
+        prefix_kv = prepare_prefixes(lm, [formatted.prefix(lm) for formatted in formatted_prompts.values()])
+    numbers = {name: number for number, name in enumerate(formatted_prompts)}
+    prefix_ids = [numbers[request.name] for request in requests]
+    chosen = [formatted_prompts[request.name] for request in requests]
     wheres = [request.where or f"text {i + 1} for {request.name}" for i, request in enumerate(requests)]
-    records = [
-        text_to_record(r.text, formatted_prompts[r.name], where) for r, where in zip(requests, wheres, strict=True)
-    ]
     rows = [
-        prompt_ids(record, formatted_prompts[request.name].template, lm.tokenizer)
-        for record, request in zip(records, requests, strict=True)
+        text_input_ids(request.text, formatted, lm.tokenizer, where)
+        for request, formatted, where in zip(requests, chosen, wheres, strict=True)
     ]
-    ends = [end_ids(lm, formatted_prompts[request.name].template) for request in requests]
-    stops = [formatted_prompts[request.name].stop for request in requests]
-    prefix_ids = [names.index(request.name) for request in requests]
-    around = [prefixes.lengths[owner] + sampling.max_new_tokens for owner in prefix_ids]
+    around = [prefix_kv.lengths[number] + sampling.max_new_tokens for number in prefix_ids]
     lengths = zip(wheres, map(len, rows), around, strict=True)
     check_context(lm, lengths, "shorten the text, or ask for fewer new tokens")
-    return decode_batch(lm, prefixes, rows, prefix_ids, sampling, end_ids=ends, stops=stops, on_text=on_text)
+    ends = [end_ids(lm, formatted.template) for formatted in chosen]
+    stops = [formatted.stop for formatted in chosen]
+    return decode_batch(lm, prefix_kv, rows, prefix_ids, sampling, end_ids=ends, stops=stops, on_text=on_text)

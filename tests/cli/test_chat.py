@@ -93,7 +93,7 @@ def test_ctrl_c_stops_an_answer(trained: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", ["talk", "kind", "asked", "stern", "review"])
 def test_the_first_answer_is_that_of_generate(name: str) -> None:
     one = talk(name)
-    (wanted,) = generate(one._lm, {"it": one._subject}, [Request("Hi", "it")], one._sampling)
+    (wanted,) = generate(one._lm, {"it": one._formatted}, [Request("Hi", "it")], one._sampling)
     assert said(one, "Hi") == wanted.text
 
 
@@ -137,4 +137,4 @@ def test_the_prefix_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "start_decoding", lambda lm, kv, *rest: sessions.append(kv) or real(lm, kv, *rest))
     said(one, "Hi")
     said(one, "Ho")
-    assert sessions == [one._bank] * 2
+    assert sessions == [one._prefix_kv] * 2

@@ -207,7 +207,7 @@ def test_a_conversation_needs_something_in_front_of_the_answer() -> None:
 
     record = one({"messages": [{"role": "assistant", "content": "Yo"}]})
     for call in (example, prompt_ids):
-        with pytest.raises(DataError, match="no text in front"):
+        with pytest.raises(DataError, match="no text before"):
             call(record, Template("chat"), BytesTokenizer(bare))
 
 

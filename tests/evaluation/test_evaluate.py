@@ -95,7 +95,7 @@ def test_generation_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) ->
     alone = [answer_all(lm, of, [row], Sampling(6))[0] for row in rows]
     assert len({tuple(answer.ids) for answer in alone}) == 5
     for size in (2, 32):
-        monkeypatch.setattr(decoding, "ROWS", size)
+        monkeypatch.setattr(decoding, "BATCH_ROWS", size)
         assert answer_all(lm, of, rows, Sampling(6)) == alone
 
 

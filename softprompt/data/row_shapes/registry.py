@@ -56,10 +56,9 @@ def detect(row: RowFields, where: str) -> RowShape:
         DataError: no shape, or several.
     """
     matches = {shape.name: shape.match(row) for shape in _shapes}
-    complete, incomplete, fallback = (
-        [shape for shape in _shapes if matches[shape.name] == match]
-        for match in (Match.COMPLETE, Match.INCOMPLETE, Match.FALLBACK)
-    )
+    complete = [shape for shape in _shapes if matches[shape.name] == Match.COMPLETE]
+    incomplete = [shape for shape in _shapes if matches[shape.name] == Match.INCOMPLETE]
+    fallback = [shape for shape in _shapes if matches[shape.name] == Match.FALLBACK]
     rivals = _most_specific(complete or incomplete)
     rivals += [shape for shape in incomplete if shape not in rivals and rivals[0].kind == shape.kind]
     if len(rivals) > 1:
