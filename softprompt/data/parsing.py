@@ -11,7 +11,7 @@ from typing import cast
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.base import RowFields, RowShape, brief
 from softprompt.data.row_shapes.completions import PROMPT_COMPLETION
-from softprompt.data.row_shapes.registry import detect
+from softprompt.data.row_shapes.registry import detect_shape
 from softprompt.errors import DataError
 
 __all__ = ["parse_rows"]
@@ -34,7 +34,7 @@ def parse_rows(rows: Iterable[tuple[str, object]], *, require_target: bool = Tru
     for where, row in rows:
         try:
             fields = _object(row, where)
-            first = first or (detect(fields, where), fields)
+            first = first or (detect_shape(fields, where), fields)
             records.append(_parse(fields, where, *first, require_target))
             if records[-1].kind != records[0].kind:
                 before = records[0].kind

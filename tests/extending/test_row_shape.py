@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from softprompt.cli.main import app
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.base import RowFields, RowShape, Scoring
-from softprompt.data.row_shapes.registry import register, row_shapes, shape_of, unregister
+from softprompt.data.row_shapes.registry import register_shape, row_shapes, shape_of, unregister_shape
 from softprompt.data.splits import inputs_of, load_rows
 from softprompt.errors import DataError
 from tests.support.rows import one, records, write_jsonl
@@ -55,9 +55,9 @@ def shape() -> Iterator[RowShape]:
     """The shape, known while a test runs."""
     known = row_shapes()
     added = MultipleChoice()
-    register(added)
+    register_shape(added)
     yield added
-    unregister(added)
+    unregister_shape(added)
     assert row_shapes() == known
 
 
@@ -96,16 +96,16 @@ def test_more_fields_make_a_shape_more_specific() -> None:
         kind, description, example = "reasoned", "answers with reasons", "{}"
         source, target = ("prompt", "reason"), "completion"
 
-    register(added := Reasoned())
+    register_shape(added := Reasoned())
     try:
         row = one({"prompt": "2 + 2?", "reason": "Count.", "completion": "4"})
         assert (row.kind, row.fields, row.target) == ("reasoned", {"prompt": "2 + 2?", "reason": "Count."}, "4")
         assert added.default_text(row) == "{prompt}\n{reason}"
         assert one({"prompt": "2 + 2?", "completion": "4"}).kind == "completion"
         with pytest.raises(ValueError, match="registered already"):
-            register(Reasoned())
+            register_shape(Reasoned())
     finally:
-        unregister(added)
+        unregister_shape(added)
 
 
 def test_questions_are_the_same_if_their_choices_are(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
         source, target = ("question", "rationale"), "answer"
         example = '{"question": "2 + 2?", "rationale": "Two and two.", "answer": "4"}'
 
-    registry.register(Rationale())
+    registry.register_shape(Rationale())
 
 Such a shape is complete: strings are checked, `{question}\n{rationale}` is the default template, the answer is
 learned, and generated answers are compared with it. Methods are overridden where a shape differs.

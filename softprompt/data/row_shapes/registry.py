@@ -1,7 +1,7 @@
 """The known shapes of rows: add one, find that of a row or a record.
 
-register(MultipleChoice())
-shape = detect({"question": ..., "choices": [...], "answer": 1}, "f.jsonl:1")
+register_shape(MultipleChoice())
+shape = detect_shape({"question": ..., "choices": [...], "answer": 1}, "f.jsonl:1")
 shape_of(record).scoring        # "classification"
 """
 
@@ -15,12 +15,12 @@ from softprompt.data.row_shapes.labels import LABELS
 from softprompt.data.row_shapes.plain_text import PLAIN_TEXT
 from softprompt.errors import DataError
 
-__all__ = ["detect", "register", "row_shapes", "shape_of", "unregister"]
+__all__ = ["detect_shape", "register_shape", "row_shapes", "shape_of", "unregister_shape"]
 
 _shapes: list[RowShape] = [LABELS, PROMPT_COMPLETION, INPUT_TARGET, CONVERSATIONS, PLAIN_TEXT]
 
 
-def register(shape: RowShape) -> None:
+def register_shape(shape: RowShape) -> None:
     """Make a shape known; rows are matched with the shapes in the order of registration.
 
     Raises:
@@ -31,7 +31,7 @@ def register(shape: RowShape) -> None:
     _shapes.append(shape)
 
 
-def unregister(shape: RowShape) -> None:
+def unregister_shape(shape: RowShape) -> None:
     """Forget a shape. Raises ValueError if it is not registered."""
     _shapes.remove(shape)
 
@@ -46,7 +46,7 @@ def shape_of(record: Record) -> RowShape:
     return next(shape for shape in _shapes if shape.kind == record.kind)
 
 
-def detect(row: RowFields, where: str) -> RowShape:
+def detect_shape(row: RowFields, where: str) -> RowShape:
     """The shape of a file's first row, by the names of its fields.
 
     Complete shapes come before those whose target is missing, and shapes with more fields before those with a part
