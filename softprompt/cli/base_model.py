@@ -1,4 +1,4 @@
-"""Which base model a verb loads, and how."""
+"""Loads the base model of a verb."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def base_of(names: Sequence[str]) -> str:
 
 
 def load_base(model: str | None, names: Sequence[str], dtype: str, device: str, trust_remote_code: bool) -> FrozenLM:
-    """The base model with the options of the command line: `model`, or what the cards of `names` say.
+    """The base model with the options of the command line: `model`, or the base model of the cards of `names`.
 
-    A card may come from a stranger, so it never makes anything be downloaded, and never chooses whose code is run.
-    What was chosen, and why, goes to stderr.
+    A card is untrusted: it never causes a download, and never selects remote code.
+    The model, device and dtype go to stderr with the reason.
     """
     from_card = model is None
     if model is None:
         if trust_remote_code:
-            what = "--trust-remote-code needs --model: a soft prompt's card must not choose whose code is run"
+            what = "--trust-remote-code needs --model: a soft prompt's card must not select remote code"
             raise ConfigError(what, hint="--model OWNER/NAME")
         model = base_of(names)
         if not is_here(model):

@@ -16,7 +16,7 @@ from softprompt.errors import DataError
 if TYPE_CHECKING:
     from softprompt.inference.chat import ChatSession
 
-HELP = "/reset forgets what was said, /exit or Ctrl-D ends, Ctrl-C stops an answer"
+_HELP = "/reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 
 
 def chat_command(
@@ -30,7 +30,7 @@ def chat_command(
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Talk with a soft prompt. One that was trained on plain text answers each line by itself."""
+    """Chat with a soft prompt. If it was trained on plain text, each line is answered on its own."""
     from softprompt.cli.base_model import load_base
     from softprompt.inference.chat import ChatSession
     from softprompt.inference.generate import load_prompts
@@ -38,20 +38,20 @@ def chat_command(
 
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
     lm = load_base(model, [name], dtype, device, trust_remote_code)
-    talk = ChatSession(lm, load_prompts(lm, [name])[name], sampling)
+    session = ChatSession(lm, load_prompts(lm, [name])[name], sampling)
     console = Console(stderr=True)
-    console.print(HELP, style="dim")
+    console.print(_HELP, style="dim")
     while (line := _line()) is not None and line != "/exit":
         if line == "/reset":
-            talk.reset()
+            session.reset()
         elif line.startswith("/"):
-            console.print(HELP, style="dim")
+            console.print(_HELP, style="dim")
         elif line:
-            _answer(talk, line, console)
+            _answer(session, line, console)
 
 
 def _line() -> str | None:
-    """What the user says next; None at the end."""
+    """The next line typed; None at the end of the input."""
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -62,10 +62,10 @@ def _line() -> str | None:
             _write("\n")
 
 
-def _answer(talk: ChatSession, line: str, console: Console) -> None:
-    """Stream one answer; a text that does not fit is said, and the conversation goes on without it."""
+def _answer(session: ChatSession, line: str, console: Console) -> None:
+    """Stream one answer; a text that does not fit is reported, and the conversation continues without it."""
     try:
-        talk.say(line, on_text=lambda new: _write(escaped(new)))
+        session.say(line, on_text=lambda new: _write(escaped(new)))
     except KeyboardInterrupt:
         console.print(" (stopped)", style="dim", end="")
     except DataError as error:

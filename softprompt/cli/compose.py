@@ -36,7 +36,7 @@ def compose_command(
 
     Names may hold - and ., so operators need a space on both sides. Parentheses group.
 
-    The base model is loaded only to join or resize KV prompts, whose keys are turned to their new positions.
+    The base model is loaded only to join or resize KV prompts, whose keys are rotated to their new positions.
     """
     from softprompt.editing.compose import check_sources, compose
     from softprompt.editing.expression import moves_tokens, parse_expression, prompt_names
@@ -65,6 +65,6 @@ def compose_command(
     console.print(
         Text(escaped(f"saved       {folder}  ({card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB)"))
     )
-    distilled = all("text_sha256" in own.data for own in cards.values())
+    distilled = all("text_sha256" in card.data for card in cards.values())
     see = f"softprompt fidelity {name}" if distilled else f"softprompt eval {name} --data FILE"
-    console.print(Text(escaped(f"next        {see}   (nothing was trained: see what it is worth)")))
+    console.print(Text(escaped(f"next        {see}   (nothing was trained: measure it first)")))

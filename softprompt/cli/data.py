@@ -33,25 +33,25 @@ from softprompt.errors import DataError
 from softprompt.settings import unescaped
 from softprompt.training.config import Config
 
-__all__ = ["app"]
+__all__ = ["data_app"]
 
-app = typer.Typer(no_args_is_help=True, help="Check and preview training data.")
+data_app = typer.Typer(no_args_is_help=True, help="Check and preview training data.")
 
 DataPath = Annotated[str, typer.Argument(help="A data file, a folder with train.*, or a Hub dataset.")]
 TemplateText = Annotated[str | None, typer.Option("--template", help=r"A prompt such as 'Review: {text}\nSentiment:'.")]
 Chat = Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template or not.")]
-Model = Annotated[str | None, typer.Option("--model", help="A base model, to see its tokens.")]
+_Model = Annotated[str | None, typer.Option("--model", help="A base model, to see its tokens.")]
 
 UNLIMITED = sys.maxsize
 _LEARNED = "bold green"
 
 
-@app.command()
+@data_app.command()
 def check(
     path: DataPath,
     template: TemplateText = None,
     chat: Chat = None,
-    model: Model = None,
+    model: _Model = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check every row, and show what the data is: rows, labels, lengths, overlap, the end of an answer."""
@@ -75,12 +75,12 @@ def check(
         _print_report(report, Console())
 
 
-@app.command()
+@data_app.command()
 def preview(
     path: DataPath,
     template: TemplateText = None,
     chat: Chat = None,
-    model: Model = None,
+    model: _Model = None,
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
 ) -> None:
     """Show rows as the model sees them: the constant head, the body, and in «» what is learned."""

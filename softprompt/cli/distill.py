@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from softprompt.evaluation.custom_metrics import Metric
     from softprompt.training.events import Event
 
-PHASES = {"study": "writing inputs", "answers": "answers of the teacher", "fit": "fitting the start"}
+PHASES = {"study": "writing queries", "answers": "answers of the teacher", "fit": "fitting the start"}
 EVERY_S = 5.0
 DEGRADED = 0.9  # of the effect of the text; below it more tokens are proposed
 
@@ -117,7 +117,7 @@ def _run(
     pieces = f"in {len(prepared.chunks)} pieces" if len(prepared.chunks) > 1 else "as a whole"
     console.print(Text(f"text        {prepared.where}, {len(lm.encode(prepared.text))} tokens, read {pieces}"))
     source = f"{len(prepared.rows)} of {settings.data or settings.demonstrations}" if prepared.rows else "self-study"
-    console.print(Text(f"inputs      {source}"))
+    console.print(Text(f"queries     {source}"))
     try:
         report = _progress(console, as_json)
         with terminable():
@@ -138,7 +138,7 @@ def _run(
 
 def _stopped(reason: str) -> int:
     loud = Console(stderr=True, soft_wrap=True)
-    loud.print(Text(f"stopped by {reason}; saved.\ngo on with the same command and --resume", style="yellow"))
+    loud.print(Text(f"stopped by {reason}; saved.\ncontinue with the same command and --resume", style="yellow"))
     return 130 if reason == signal.SIGINT.name else 0
 
 
@@ -176,6 +176,6 @@ def _show(found: DistillationResult, measured: Fidelity, prepared: PreparedDisti
     if measured.recovered(best) < DEGRADED:
         size = 2 * int(best)
         hint = f"recovers {measured.recovered(best):.1%} of the text's effect: try --n-tokens {size}, more --steps"
-        console.print(Text(f"note        {hint}, or more --inputs", style="yellow"))
+        console.print(Text(f"note        {hint}, or more --queries", style="yellow"))
     name = prepared.folder_of(int(best)).name
     console.print(Text(f'next        softprompt generate {name} "your text"'))

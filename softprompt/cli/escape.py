@@ -1,14 +1,14 @@
-"""Foreign text on a terminal."""
+"""Untrusted text on a terminal."""
 
 from __future__ import annotations
 
 import unicodedata
 
-HARMLESS = "\n\t\u200c\u200d"  # the joiners are letters' company in Persian, Hindi and emoji
+HARMLESS = "\n\t\u200c\u200d"  # zero-width joiners are part of words in Persian and Hindi, and of emoji
 
 
 def escaped(text: str) -> str:
-    """Text that cannot steer the terminal: control characters, bidirectional ones too, are spelled out."""
+    """Text without terminal control: control characters, also bidirectional ones, are written as escapes."""
     return "".join(
         char if char in HARMLESS or unicodedata.category(char) not in ("Cc", "Cf") else repr(char)[1:-1]
         for char in text

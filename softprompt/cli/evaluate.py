@@ -15,8 +15,8 @@ from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson, Device, Dtype, Metrics, Model, TrustRemoteCode, parse_names
 from softprompt.settings import unescaped
 
-BASELINES = ("base", "text_prompt")
-SUBJECTS = (*BASELINES, "soft_prompt")
+_BASELINES = ("base", "text_prompt")
+_FORMATTED = (*_BASELINES, "soft_prompt")
 
 
 def eval_command(
@@ -58,12 +58,12 @@ def eval_command(
     routers = routers_of(parse_names(names))
     chosen = expanded(parse_names(names), routers)
     cards = {name: store.load_card(store.locate(name)) for name in chosen}
-    found = held_out_rows(data, shots, shots_data, *cards.values())
-    rows = found.rows[:limit]
+    held_out = held_out_rows(data, shots, shots_data, *cards.values())
+    rows = held_out.rows[:limit]
     if vote:
         check_vote(cards, rows)
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
-    for note in found.notes:
+    for note in held_out.notes:
         console.print(Text(f"note: {note}", style="yellow"))
     lm = load_base(model, chosen, dtype, device, trust_remote_code)
     instruction = None if text_prompt is None else unescaped(text_prompt)
@@ -73,7 +73,7 @@ def eval_command(
             chosen,
             rows,
             instruction=instruction,
-            shots=found.shots,
+            shots=held_out.shots,
             sampling=Sampling(max_new_tokens),
             extra_metrics=extra_metrics,
         )
@@ -86,12 +86,12 @@ def eval_command(
         results["vote"] = majority(list(comparison.soft_prompts.values()), rows).to_dict()
     if as_json:
         who = {"name": Path(chosen[0]).name} if len(chosen) == 1 else {"names": chosen}
-        typer.echo(json.dumps({**who, "data": data, **results, "notes": [*found.notes, *comparison.notes]}))
+        typer.echo(json.dumps({**who, "data": data, **results, "notes": [*held_out.notes, *comparison.notes]}))
         return
     print_comparison(_flat(results), Console(soft_wrap=True))
     for note in comparison.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    if not found.shots and shots and EMPTY_TEXT_PROMPT not in comparison.notes:
+    if not held_out.shots and shots and EMPTY_TEXT_PROMPT not in comparison.notes:
         console.print(Text("the text prompt has no examples: --shots-data FILE gives it some", style="dim"))
 
 
@@ -105,7 +105,7 @@ def _flat(results: dict[str, Any]) -> dict[str, dict[str, object]]:
 
 
 def print_comparison(results: dict[str, dict[str, object]], console: Console) -> None:
-    """A table: one row a subject, one column a metric, intervals behind the values."""
+    """A table: one row a subject, one column a metric, intervals after the values."""
     first = next(iter(results.values()))
     names = [key for key in first if key not in {"rows", "confidence_interval"}]
     table = Table(box=None, pad_edge=False)
@@ -116,8 +116,8 @@ def print_comparison(results: dict[str, dict[str, object]], console: Console) ->
         intervals = values["confidence_interval"]
         assert isinstance(intervals, dict)
         cells = [_cell(m, values[m], *intervals[m]) if m in values else "" for m in names]
-        label = formatted.replace("_", " ") if formatted in SUBJECTS else formatted
-        table.add_row(Text(escaped(label)), *cells, style="" if formatted in BASELINES else "bold")
+        label = formatted.replace("_", " ") if formatted in _FORMATTED else formatted
+        table.add_row(Text(escaped(label)), *cells, style="" if formatted in _BASELINES else "bold")
     console.print(table)
     console.print(Text(f"{first['rows']} rows; 95 % confidence intervals", style="dim"))
 

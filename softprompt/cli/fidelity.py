@@ -28,11 +28,11 @@ def fidelity_command(
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Measure a soft prompt on the held-out messages of the texts that it stands for.
+    """Measure a soft prompt on the held-out messages of the texts it was distilled from.
 
     softprompt compose "a | b" --name both && softprompt fidelity both
 
-    Beside it: no text, the soft prompt of that text alone, all texts one behind the other, the full text. It needs the
+    Beside it: no text, the soft prompt of that text alone, all texts joined, the full text. It needs the
     runs of the distillations (in .runs beside the prompts), and their texts and rows unchanged.
     """
     from softprompt.cli.base_model import load_base
@@ -46,34 +46,46 @@ def fidelity_command(
     sources = {source: load_source(source, trust_remote_code=trust_remote_code) for source in names}
     dtype = dtype or next(iter(sources.values())).settings.dtype
     lm = load_base(model, [name, *names], dtype, device, trust_remote_code)
-    found = measure_composed(lm, name, sources, own)
+    measured = measure_composed(lm, name, sources, own)
     if as_json:
-        facts = [
-            {"source": one.source, "lost": one.lost, "lost_by_texts": one.lost_by_texts, **one.report.to_dict()}
-            for one in found
+        reports = [
+            {
+                "source": composed.source,
+                "lost": composed.lost,
+                "lost_by_texts": composed.lost_by_texts,
+                **composed.report.to_dict(),
+            }
+            for composed in measured
         ]
-        typer.echo(json.dumps({"name": name, "on": facts}))
+        typer.echo(json.dumps({"name": name, "on": reports}))
         return
-    _show(found, Console(soft_wrap=True))
+    _show(measured, Console(soft_wrap=True))
 
 
-def _show(found: list[ComposedFidelity], console: Console) -> None:
+def _show(measured: list[ComposedFidelity], console: Console) -> None:
     """A table for each text, and whether composing cost something."""
     from softprompt.cli.fidelity_table import print_fidelity
 
-    for one in found:
-        console.print(Text(escaped(f"held-out messages of {one.source}"), style="bold"))
-        print_fidelity(one.report, {}, console)
-        if one.source != one.name:
-            console.print(_verdict(one))
+    for composed in measured:
+        console.print(Text(escaped(f"held-out messages of {composed.source}"), style="bold"))
+        print_fidelity(composed.report, {}, console)
+        if composed.source != composed.name:
+            console.print(_verdict(composed))
         console.print()
 
 
-def _verdict(one: ComposedFidelity) -> Text:
+def _verdict(composed: ComposedFidelity) -> Text:
     """Whether the soft prompt in question holds less of the text than the one of this text alone."""
     from softprompt.distillation.composed_fidelity import NOTABLE_LOSS
 
-    by_texts = "" if one.lost_by_texts is None else f"; all texts together lose {max(0.0, one.lost_by_texts):.1%}"
-    if one.lost > NOTABLE_LOSS:
-        return Text(escaped(f"degrades    {one.name} lacks {one.lost:.1%} that {one.source} has{by_texts}"), "yellow")
-    return Text(escaped(f"holds       {one.name} is within {NOTABLE_LOSS:.0%} of {one.source}{by_texts}"), "green")
+    by_texts = (
+        "" if composed.lost_by_texts is None else f"; all texts together lose {max(0.0, composed.lost_by_texts):.1%}"
+    )
+    if composed.lost > NOTABLE_LOSS:
+        return Text(
+            escaped(f"degrades    {composed.name} lacks {composed.lost:.1%} that {composed.source} has{by_texts}"),
+            "yellow",
+        )
+    return Text(
+        escaped(f"holds       {composed.name} is within {NOTABLE_LOSS:.0%} of {composed.source}{by_texts}"), "green"
+    )

@@ -20,28 +20,28 @@ UNSEEN = ("bleu", "valid_json")
 
 
 def print_fidelity(report: Fidelity, titles: Mapping[str, str], console: Console) -> None:
-    """No text, the soft prompts under these titles and the full text, a line each; what the numbers are of.
+    """Print a table: no text, the soft prompts under these titles, the full text; a line each.
 
-    The metrics that the user asked for have columns besides the usual ones.
+    Metrics given with --metric have columns of their own.
     """
     table = Table(box=None, pad_edge=False)
-    found = report.full_text.scores
-    scored = [name for name in USUAL if name in found] + [name for name in found if name not in (*USUAL, *UNSEEN)]
+    scores = report.full_text.scores
+    scored = [name for name in USUAL if name in scores] + [name for name in scores if name not in (*USUAL, *UNSEEN)]
     for column in (*COLUMNS, *map(_short, scored)):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     lines = [("no text", report.no_text, 0.0)]
-    lines += [(titles.get(name, name), one, report.recovered(name)) for name, one in report.soft.items()]
-    for title, one, share in (*lines, ("full text", report.full_text, 1.0)):
+    lines += [(titles.get(name, name), measured, report.recovered(name)) for name, measured in report.soft.items()]
+    for title, line, share in (*lines, ("full text", report.full_text, 1.0)):
         table.add_row(
             Text(escaped(title)),
-            str(one.prefix_tokens),
-            f"{one.divergence:.4f}",
+            str(line.prefix_tokens),
+            f"{line.divergence:.4f}",
             f"{share:.1%}",
-            f"{one.agreement:.1%}",
-            f"{one.log_likelihood:.3f}",
-            f"{one.prefill_seconds * 1000:.0f} ms",
-            f"{one.kv_bytes / 1024:,.0f} KiB",
-            *(f"{one.scores[name]:.3f}" for name in scored),
+            f"{line.agreement:.1%}",
+            f"{line.log_likelihood:.3f}",
+            f"{line.prefill_seconds * 1000:.0f} ms",
+            f"{line.kv_bytes / 1024:,.0f} KiB",
+            *(f"{line.scores[name]:.3f}" for name in scored),
         )
     console.print(table)
     note = f"on {report.rows} held-out messages; the text has {report.tokens} tokens; KL and log p in nats a token"

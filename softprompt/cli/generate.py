@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from softprompt.inference.generate import Request
     from softprompt.models.frozen_lm import FrozenLM
 
-SHOWN = 64  # answers printed at a time: a long input shows what is done, and an interruption keeps it
+_BATCH = 64  # answers printed at a time: progress on long inputs is visible, and an interruption keeps it
 
 
 def generate_command(
@@ -49,6 +49,7 @@ def generate_command(
     """Generate with soft prompts; different prompts share one batch.
 
     softprompt generate tone "Where is my parcel?"
+
     cat questions.txt | softprompt generate tone,legal -
 
     echo '{"prompt": "tone", "text": "Hi"}' | softprompt generate tone,legal - --jsonl
@@ -64,20 +65,20 @@ def generate_command(
     chosen = parse_names(names)
     routers = routers_of(chosen)
     rows = _texts(texts)
-    own = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
+    chosen_requests = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
     flat = expanded(chosen, routers)
     lm = load_base(model, flat, dtype, device, trust_remote_code)
-    formatted_prompts = _subjects(lm, flat, base)
-    asked = [*chosen, *(name for name in formatted_prompts if name not in flat)]
-    requests = own or [Request(text, name, where) for where, text in rows for name in asked]
+    formatted_prompts = _formatted_prompts(lm, flat, base)
+    columns = [*chosen, *(name for name in formatted_prompts if name not in flat)]
+    requests = chosen_requests or [Request(text, name, where) for where, text in rows for name in columns]
     requests = assign(lm, routers, formatted_prompts, requests)
     if len(requests) == 1 and not as_json:  # stream
         generate(lm, formatted_prompts, requests, sampling, on_text=lambda _, new: _write(new))
         _write("\n")
         return
     console = Console(soft_wrap=True)
-    for start in range(0, len(requests), SHOWN):
-        part, draw = requests[start : start + SHOWN], replace(sampling, seed=seed + start)
+    for start in range(0, len(requests), _BATCH):
+        part, draw = requests[start : start + _BATCH], replace(sampling, seed=seed + start)
         for request, result in zip(part, generate(lm, formatted_prompts, part, draw), strict=True):
             if as_json:
                 typer.echo(json.dumps(_line(request, result), ensure_ascii=False))
@@ -99,7 +100,7 @@ def _block(request: Request, result: Answer) -> Text:
     return Text.assemble((f"{request.name:<12} ", "bold"), (question, "dim"), "\n  ", said)
 
 
-def _subjects(lm: FrozenLM, names: list[str], base: bool) -> dict[str, FormattedPrompt]:
+def _formatted_prompts(lm: FrozenLM, names: list[str], base: bool) -> dict[str, FormattedPrompt]:
     from softprompt.formatting.formatted_prompt import no_prompt
     from softprompt.inference.generate import load_prompts
 

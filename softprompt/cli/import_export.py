@@ -30,7 +30,7 @@ def import_command(
     template: Annotated[str | None, typer.Option(help=r"Row to text, e.g. 'Review: {text}\nSentiment:'.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
     bos: Annotated[
-        bool | None, typer.Option("--bos/--no-bos", help="Whether the text behind the virtual tokens begins with BOS.")
+        bool | None, typer.Option("--bos/--no-bos", help="Whether the text after the virtual tokens begins with BOS.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only this task of a file with several.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace soft prompts of that name.")] = False,
@@ -62,15 +62,17 @@ def import_command(
         raise ConfigError("which base model is this soft prompt for", where="--model", hint="--model OWNER/NAME")
     lm = load_base(model, [], dtype, device, trust_remote_code)
     chosen = _template(lm, template, chat)
-    found = names_of(read_foreign(path, lm.geometry), name, task, path)
-    cards = {own: import_card(lm, one, Path(own).name, template=chosen, bos=bos) for own, one in found.items()}
-    for own in found:
-        store.check_free(store.locate(own), overwrite)
-    for own, one in found.items():
-        size = size_of(one.prompt)
-        readme = model_card(cards[own], bytes_on_disk=size, curve=None)
-        card = store.save(own, one.prompt, cards[own], readme=readme, overwrite=overwrite)
-        _report(own, kind, one, card, as_json)
+    prompts = _by_name(read_foreign(path, lm.geometry), name, task, path)
+    cards = {
+        key: import_card(lm, imported, Path(key).name, template=chosen, bos=bos) for key, imported in prompts.items()
+    }
+    for key in prompts:
+        store.check_free(store.locate(key), overwrite)
+    for key, imported in prompts.items():
+        size = size_of(imported.prompt)
+        readme = model_card(cards[key], bytes_on_disk=size, curve=None)
+        card = store.save(key, imported.prompt, cards[key], readme=readme, overwrite=overwrite)
+        _report(key, kind, imported, card, as_json)
 
 
 def export_command(
@@ -127,29 +129,31 @@ def _export_vllm(
 
     lm = load_base(model, [name], dtype, device, trust_remote_code)
     prompt, card = store.load(store.locate(name), lm.geometry)
-    found = publish(lm, prompt, card, out, overwrite=overwrite)
-    done = f"{card.name} is in {out}, {found.size} tokens of keys and values ({found.id[:8]}); see docs/server.md"
+    published = publish(lm, prompt, card, out, overwrite=overwrite)
+    done = (
+        f"{card.name} is in {out}, {published.size} tokens of keys and values ({published.id[:8]}); see docs/server.md"
+    )
     Console(soft_wrap=True).print(Text(escaped(done)))
 
 
-def names_of(found: list[ImportedPrompt], name: str, task: str | None, path: Path) -> dict[str, ImportedPrompt]:
+def _by_name(imported: list[ImportedPrompt], name: str, task: str | None, path: Path) -> dict[str, ImportedPrompt]:
     """The prompts to keep, by the names they get: NAME, or NAME.TASK if there are several.
 
     Raises:
         ConfigError: a task that the file does not have.
         StoreError: two tasks whose names become one.
     """
-    tasks = [one.task for one in found]
+    tasks = [prompt.task for prompt in imported]
     if task is not None:
-        picked = [one for one in found if one.task == task]
+        picked = [prompt for prompt in imported if prompt.task == task]
         if not picked:
             have = ", ".join(filter(None, tasks[:20])) or "a file with one prompt, without --task"
             raise ConfigError(f"no task {task!r} in the file", where=path, expected=have)
         return {name: picked[0]}
-    if len(found) == 1:
-        return {name: found[0]}
-    named = {f"{name}.{re.sub('[^a-z0-9._-]+', '-', one.task.lower())}": one for one in found}
-    if len(named) < len(found):
+    if len(imported) == 1:
+        return {name: imported[0]}
+    named = {f"{name}.{re.sub('[^a-z0-9._-]+', '-', prompt.task.lower())}": prompt for prompt in imported}
+    if len(named) < len(imported):
         raise StoreError("two tasks would get one name", where=path, got=", ".join(tasks), hint="--task picks one")
     return named
 
@@ -160,18 +164,18 @@ def _template(lm: FrozenLM, text: str | None, chat: bool) -> Template | None:
     from softprompt.data.tokenizer import has_chat_template
 
     if chat and not has_chat_template(lm.tokenizer):
-        raise DataError("chat was asked for, but the tokenizer has no chat template", hint="leave --chat out")
+        raise DataError("--chat needs a chat template, and the tokenizer has no chat template", hint="leave --chat out")
     if text is None and not chat:
         return None
     return Template("chat" if chat else "text", "{text}" if text is None else unescaped(text))
 
 
-def _report(name: str, kind: str, found: ImportedPrompt, card: Card, as_json: bool) -> None:
+def _report(name: str, kind: str, imported: ImportedPrompt, card: Card, as_json: bool) -> None:
     if as_json:
-        facts = {"name": name, "format": kind, "form": card.form, "n_tokens": card.n_tokens}
-        typer.echo(json.dumps(facts | {"method": card.method, "layout": card.layout.model_dump()}))
+        rows = {"name": name, "format": kind, "form": card.form, "n_tokens": card.n_tokens}
+        typer.echo(json.dumps(rows | {"method": card.method, "layout": card.layout.model_dump()}))
         return
-    made_for = f"\n  made for    {found.made_for[:100]}, as the file says" if found.made_for else ""
+    made_for = f"\n  made for    {imported.made_for[:100]}, as the file says" if imported.made_for else ""
     bos = "BOS, then " if card.layout.follow_bos else ""
     method = card.method["name"]
     text = (

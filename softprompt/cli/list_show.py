@@ -1,4 +1,4 @@
-"""`softprompt list` and `softprompt show`: what soft prompts are there, and what one is."""
+"""`softprompt list` and `softprompt show`: the saved soft prompts, and the card of one."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def list_command(as_json: AsJson = False) -> None:
     from softprompt.prompts import store
     from softprompt.prompts.card import Card
 
-    found = store.list_cards(store.home())
+    cards = store.list_cards(store.home())
     if as_json:
         rows = [
             (card.model_dump(mode="json") if isinstance(card, Card) else {"error": str(card)}) | {"name": path.name}
-            for path, card in found
+            for path, card in cards
         ]
         typer.echo(json.dumps(rows))
         return
     console = Console()
-    if not found:
+    if not cards:
         console.print(Text(f"no soft prompts in {store.home()}; softprompt train makes one"))
         return
     table = Table(box=None, pad_edge=False)
     for column in ("name", "form", "tokens", "base model", "method", "created"):
         align = "right" if column == "tokens" else "left"
-        whole = max(len(path.name) for path, _ in found) if column == "name" else None  # grep and loops read it
+        whole = max(len(path.name) for path, _ in cards) if column == "name" else None  # grep and loops read it
         table.add_column(column, justify=align, no_wrap=True, min_width=whole)
-    for path, card in found:
+    for path, card in cards:
         if isinstance(card, Card):
             method = str(card.method.get("name", ""))
             cells = (path.name, card.form, str(card.n_tokens), card.geometry.base, method, card.created[:16])
@@ -61,7 +61,7 @@ def show_command(
         typer.echo(json.dumps(card.model_dump(mode="json") | {"bytes": size}))
         return
     geometry = card.geometry
-    facts = {
+    rows = {
         "name": card.name,
         "form": f"{card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB, sha256 {card.sha256[:16]}…",
         "base model": f"{geometry.base} ({geometry.architecture}, fingerprint {geometry.fingerprint})",
@@ -77,6 +77,6 @@ def show_command(
         "files": str(folder),
     }
     console = Console(soft_wrap=True)
-    for key, value in facts.items():
+    for key, value in rows.items():
         if value:
             console.print(Text.assemble((f"{key:<12}", "bold"), escaped(value)))

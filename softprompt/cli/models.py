@@ -14,7 +14,7 @@ from softprompt.models.sources import BUILT_IN, cache_home
 
 
 def models_command(as_json: AsJson = False) -> None:
-    """List base models that are here: built in, converted from GGUF, or in the Hub's cache."""
+    """List the base models on this machine: built in, converted from GGUF, or in the Hub's cache."""
     rows = [
         {
             "name": name,

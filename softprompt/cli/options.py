@@ -72,7 +72,7 @@ class SettingOption:
 def setting_options(kind: type[BaseModel], *, defaults: bool = False) -> list[SettingOption]:
     """An option for each setting of `kind` that has a flag, those of sections last.
 
-    A flag of a section gives way to the same flag of the class itself.
+    If a section and the class itself have the same flag, it is that of the class.
 
     Args:
         defaults: whether to show the defaults; not where a recipe chooses values that are not given.

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, plain lines elsewhere, JSON lines if asked for."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere, JSON lines with --json."""
 
 from __future__ import annotations
 

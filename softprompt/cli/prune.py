@@ -1,4 +1,4 @@
-"""`softprompt prune`: what each virtual token is worth, and a soft prompt of the best ones."""
+"""`softprompt prune`: the importance of each virtual token, and a soft prompt of the best ones."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def prune_command(
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Leave each virtual token out in turn, keep those that are missed most, and save them.
+    """Leave out each virtual token in turn, keep those whose absence raises the loss most, and save them.
 
-    The result is a shorter soft prompt, and a start to train on, as XPrompt does.
+    The result is a shorter soft prompt, and an initialization to train further (XPrompt).
     """
     from softprompt.cli.base_model import load_base
     from softprompt.editing.prune import nearest_tokens, prune, score
@@ -77,7 +77,7 @@ def prune_command(
     out = Console(soft_wrap=True)
     out.print(Text(f"loss        {scores.loss:.4f} with all {prompt.n_tokens} tokens, {pruned.loss:.4f} with {keep}"))
     out.print(Text(escaped(f"saved       {folder}")))
-    out.print(Text(escaped(f"next        softprompt train … --init-from {name}            go on from it"), "dim"))
+    out.print(Text(escaped(f"next        softprompt train … --init-from {name}            train it further"), "dim"))
     kept = ",".join(map(str, pruned.kept))
     out.print(Text(f"            softprompt train … --method.kept {kept}    the same tokens from their start", "dim"))
 

@@ -1,4 +1,4 @@
-"""`softprompt similar`: which saved soft prompt is most like this one."""
+"""`softprompt similar`: the saved soft prompts by similarity to one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def similar_command(
     name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
     as_json: AsJson = False,
 ) -> None:
-    """Rank the saved soft prompts of the same base model and form by likeness (cosine, as in SPoT).
+    """Rank the saved soft prompts of the same base model and form by similarity (cosine, as in SPoT).
 
-    Train briefly on a new task, see which prompt that has become most like, and start from that one.
+    To initialize a new task: train briefly, find the most similar saved prompt, and start from it.
     """
     from softprompt.editing.similarity import rank_by_similarity
     from softprompt.prompts import store
@@ -48,8 +48,8 @@ def similar_command(
     table = Table(box=None, pad_edge=False)
     for column in ("name", "average token", "per token"):
         table.add_column(column, justify="left" if column == "name" else "right")
-    for other, likeness in ranked:
-        table.add_row(Text(escaped(other)), f"{likeness.average:.3f}", f"{likeness.per_token:.3f}")
+    for other, similarity in ranked:
+        table.add_row(Text(escaped(other)), f"{similarity.average:.3f}", f"{similarity.per_token:.3f}")
     console.print(table)
     best = ranked[0][0]
     console.print(Text(escaped(f"next  softprompt train … --method.init prompt --method.init-from {best}"), "dim"))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from softprompt.training.sweep import SweepResult
 
 
-HELP = {
+_HELP = {
     "name": "Name of the best soft prompt.",
     "data": "",
     "train.minutes": "Training time of all candidates together.",
@@ -30,7 +30,7 @@ HELP = {
 }
 
 
-@with_settings(Config, only=HELP, repeatable=["data"])
+@with_settings(Config, only=_HELP, repeatable=["data"])
 def sweep_command(
     context: typer.Context,
     flags: dict[str, Any],
@@ -49,7 +49,7 @@ def sweep_command(
 
     softprompt sweep cfg.yml "train.lr=1e-2,3e-2" "method.n_tokens=16,32" --name best
 
-    All candidates train in the same forward passes, each on its own batches behind its own prompt. Settings that they
+    All candidates train in the same forward passes, each on its own batches after its own prompt. Settings that they
     share are flags, as in train: --template '…', --train.batch_size 4.
     """
     from softprompt.models.loading import load_model

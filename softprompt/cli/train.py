@@ -127,7 +127,7 @@ def run_training(
 
 
 def _notes(prepared: PreparedTraining) -> Iterator[str]:
-    """What a user should know about the rows before they are learned."""
+    """Notes on the rows, before training."""
     from softprompt.data.template import unused_fields
 
     for task in prepared.tasks:
@@ -141,7 +141,7 @@ def _notes(prepared: PreparedTraining) -> Iterator[str]:
 
 
 def _plan(prepared: PreparedTraining) -> Iterator[str]:
-    """What was chosen, and what will be trained on what."""
+    """The chosen settings, the method and the data, one line each."""
     from softprompt.data.row_shapes.registry import shape_of
 
     for choice in prepared.choices:
@@ -155,12 +155,12 @@ def _plan(prepared: PreparedTraining) -> Iterator[str]:
 
 
 def _ended(outcome: FitResult, seen: float, *, first: bool, as_json: bool) -> int:
-    """Say what a run left, and how much of its rows it has seen; its exit code."""
+    """Print the results of a run and the share of rows it has seen; the exit code."""
     result = outcome.result
     if outcome.folder is None:
         loud = Console(stderr=True, quiet=not first, soft_wrap=True)  # even with --quiet
         stopped = f"stopped by {result.stopped} after step {result.step}; saved."
-        loud.print(Text(f"{stopped}\ngo on with the same command and --resume", style="yellow"))
+        loud.print(Text(f"{stopped}\ncontinue with the same command and --resume", style="yellow"))
         return 130 if result.stopped == signal.SIGINT.name else 0
     folders = [str(folder) for folder, _ in outcome.saved]
     if as_json:
@@ -179,12 +179,14 @@ def _ended(outcome: FitResult, seen: float, *, first: bool, as_json: bool) -> in
 
 
 def _stopped(run: Path, by: signal.Signals) -> int:
-    """Say what is left of a run that was stopped outside of its steps; the exit code, as shells have it."""
+    """Print how to continue a run that was stopped outside of its steps; the exit code, by the shells' convention."""
     from softprompt.training.checkpoint import latest_step
 
     saved = latest_step(run) is not None
     then = (
-        "go on with the same command and --resume" if saved else "nothing was saved yet; the same command starts anew"
+        "continue with the same command and --resume"
+        if saved
+        else "nothing was saved yet; the same command starts anew"
     )
     Console(stderr=True, soft_wrap=True).print(Text(f"stopped by {by.name}\n{then}", style="yellow"))
     return 128 + by

@@ -19,7 +19,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-ENTRY_POINTS = "softprompt.verbs"
+_ENTRY_POINTS = "softprompt.verbs"
 SECTIONS = ("Train and make", "Measure", "Use", "Look")  # in this order in --help; those of other packages follow
 
 
@@ -107,7 +107,7 @@ BUILT_IN_VERBS = (
     ),
     _builtin("list", "list_show", "list_command", "Look", "List the saved soft prompts."),
     _builtin("show", "list_show", "show_command", "Look", "Show a soft prompt's card, after checking its tensors."),
-    _builtin("data", "data", "app", "Look", "Check and preview training data."),
+    _builtin("data", "data", "data_app", "Look", "Check and preview training data."),
     _builtin("models", "models", "models_command", "Look", "List the base models on this machine."),
     _builtin("doctor", "doctor", "doctor_command", "Look", "Show versions, hardware, folders and optional extras."),
 )
@@ -124,7 +124,7 @@ def register(verb: Verb) -> None:
 
 def all_verbs() -> dict[str, Verb]:
     """Every verb by name, those of installed packages last."""
-    for entry in entry_points(group=ENTRY_POINTS):
+    for entry in entry_points(group=_ENTRY_POINTS):
         if entry.name in _names():
             continue
         try:

@@ -27,7 +27,7 @@ class StudyConfig(BaseModel):
         default=320,
         ge=8,
         description="messages to answer, the held-out ones with them",
-        json_schema_extra=flag("--inputs", help="Messages to distill on, held-out ones with them."),
+        json_schema_extra=flag("--queries", old=("--inputs",), help="Queries to distill on, with the held-out ones."),
     )
     held_out: int = Field(default=48, ge=4, description="of them for the fidelity report alone")
     input_tokens: int = Field(default=48, ge=4, description="longest message that the model writes itself")

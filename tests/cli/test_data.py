@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner, Result
 
-from softprompt.cli.data import app
+from softprompt.cli.data import data_app
 from softprompt.errors import DataError
 from tests.support.bytes_tokenizer import BytesTokenizer
 from tests.support.rows import labelled, write_jsonl
@@ -19,7 +19,7 @@ PROMPT = r"Review: {text}\nSentiment:"
 
 
 def run(*args: str | Path) -> Result:
-    result = CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(data_app, [str(arg) for arg in args], env={"COLUMNS": "200"})
     if isinstance(result.exception, DataError):
         raise result.exception
     return result

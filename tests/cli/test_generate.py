@@ -72,7 +72,7 @@ def test_lines_from_stdin(dash: list[str], trained: Path) -> None:
 def test_a_long_input_is_answered_part_by_part(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, and what is done is printed before a line that cannot be answered stops it, by name."""
     whole = answers("ok,no", *ASKED, "--temperature", "1.5")
-    monkeypatch.setattr(verb, "SHOWN", 2)
+    monkeypatch.setattr(verb, "_BATCH", 2)
     assert answers("ok,no", *ASKED, "--temperature", "1.5") == whole
     result = softprompt("generate", "ok", "-", *OPTIONS, "--json", stdin="\n".join([*ASKED[:2], "", "x" * 300]))
     assert [line["text"] for line in json_lines(result.stdout)] == list(ASKED[:2])
