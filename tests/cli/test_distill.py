@@ -16,7 +16,7 @@ from softprompt.prompts import store
 from tests.support.rows import write_jsonl
 from tests.support.shell import done, refused, softprompt
 
-SMALL = ("--inputs", 24, "--study.held-out", 6, "--study.input-tokens", 8, "--study.answer-tokens", 6)
+SMALL = ("--queries", 24, "--study.held-out", 6, "--study.input-tokens", 8, "--study.answer-tokens", 6)
 QUICK = (*SMALL, "--steps", 4, "--batch-size", 4, "--dtype", "float32")
 
 
