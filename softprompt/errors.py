@@ -48,7 +48,7 @@ class SoftpromptError(Exception):
         what: one sentence without a full stop.
         where: a path, `file:line`, field or layer.
         expected: what would have been right.
-        got: what was found.
+        got: the wrong value, or the rows or files that are there instead.
         hint: the next thing to type or to change.
     """
 
@@ -65,7 +65,7 @@ class SoftpromptError(Exception):
         super().__init__(self.render())
 
     def render(self) -> str:
-        """The message as printed: one line of what and where, then one line per further fact."""
+        """The message as printed: a line with the mistake and its place, then a line for each further attribute."""
         lines = [f"{self.where}: {self.what}" if self.where is not None else self.what]
         for name in ("expected", "got", "hint"):
             value = getattr(self, name)

@@ -94,8 +94,8 @@ def recover_folder(target: Path) -> None:
 
 def recover_all(folder: Path, holding: str) -> None:
     """`recover_folder` for every folder directly below `folder` that holds a file of this name."""
-    for found in folder.glob(f"{_aside(Path('*'))}/{holding}"):
-        old = found.parent
+    for file in folder.glob(f"{_aside(Path('*'))}/{holding}"):
+        old = file.parent
         recover_folder(old.with_name(old.name[1 : -len(".old")]))
 
 

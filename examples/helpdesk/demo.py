@@ -33,9 +33,9 @@ def main(minutes: float | None = None) -> int:
     if code or not folder.exists():
         return code
     lm = load_model(settings.model)
-    found = held_out_rows(str(settings.data), SHOTS, None)
+    held_out = held_out_rows(str(settings.data), SHOTS, None)
     with console.status("evaluating base model, text prompt and soft prompt on the test rows"):
-        comparison = compare(lm, NAME, found.rows, shots=found.shots, sampling=Sampling(ANSWER_TOKENS))
+        comparison = compare(lm, NAME, held_out.rows, shots=held_out.shots, sampling=Sampling(ANSWER_TOKENS))
     console.print()
     print_comparison(comparison.to_dict(), console)
     samples = Table(show_lines=True, expand=True)
@@ -43,7 +43,7 @@ def main(minutes: float | None = None) -> int:
         samples.add_column(column)
     for i in range(3):
         answers = [e.answers[i].strip() for e in (comparison.base, comparison.text_prompt, comparison.soft_prompt)]
-        samples.add_row(*(Text(cell) for cell in (found.rows[i].fields["prompt"], *answers)))
+        samples.add_row(*(Text(cell) for cell in (held_out.rows[i].fields["prompt"], *answers)))
     console.print(samples)
     size = (folder / store.TENSORS).stat().st_size
     console.print(Text(f"artifact       {folder} ({size / 1024:,.0f} KiB; the base model stays as it was)"))
