@@ -35,7 +35,7 @@ from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.chunked import cross_entropies
 from softprompt.objectives.cuda_graphs import capturable
-from softprompt.objectives.next_token import learned_places
+from softprompt.objectives.next_token import learned_positions
 from softprompt.objectives.schedule import Budget, rate
 from softprompt.prefix.attention_trace import LayerTrace, record_attention
 from softprompt.prefix.kv import Prefix, lay_out_prefixes, run_prefixes
@@ -80,7 +80,7 @@ def collect_targets(lm: FrozenLM, inputs: Sequence[SelectionInput]) -> Attention
         prefix = prepare_prefixes(lm, [Prefix(lead=text.ids, follow=text.follow)])
 
         def score(states_TH: Tensor, numbers: Sequence[int], rows: Sequence[Example] = rows) -> Tensor:
-            where, targets = learned_places([rows[i] for i in numbers])
+            where, targets = learned_positions([rows[i] for i in numbers])
             return cross_entropies(states_TH[where.to(lm.device)], targets.to(lm.device), lm.logits).sum()
 
         layers = tuple(record_attention(lm, prefix, [Row(row.ids) for row in rows], score))

@@ -1,13 +1,13 @@
-"""Metrics by name: the library's own, or a user's function of one answer.
+"""Metrics by name: built-in ones, and functions that the user wrote.
 
-    metrics_of(["f1", "rules.py:is_polite", "my_package.scores:overlap"])
+    load_custom_metrics(["f1", "rules.py:is_polite", "my_package.scores:overlap"])
 
-A user's function takes an answer and its references (none where a row has no answer) and returns a number:
+A user's function takes an answer and its references (an empty list if the row has none) and returns a number:
 
     def is_polite(answer: str, references: list[str]) -> float: ...
 
-It is Python that the user wrote and names on the command line, from a file or an installed module. No config file,
-card, data set or request can name one.
+It is Python code from a file or an installed module, named on the command line. No config file, card, data set or
+request can name one.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from softprompt.errors import ConfigError
 from softprompt.evaluation.metrics import Score, bleu, bootstrap, exact_match, rouge_l, token_f1, valid_json
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Score]  # answers, and the references of each
-OwnMetric = Callable[[str, list[str]], float]  # one answer, and its references
+RowMetric = Callable[[str, list[str]], float]  # one answer, and its references
 
-NAMED: dict[str, Metric] = {
+BUILT_IN: dict[str, Metric] = {
     "bleu": bleu,
     "exact_match": exact_match,
     "f1": token_f1,
     "rouge_l": rouge_l,
     "valid_json": lambda answers, references: valid_json(answers),
 }
-HINT = "FILE.py:function or package.module:function, a function of one answer and its references"
+_FORMAT = "FILE.py:function or package.module:function, a function of one answer and its references"
 
 
 def load_custom_metrics(names: Sequence[str]) -> dict[str, Metric]:
-    """Metrics by the names they are asked for with.
+    """The metrics with these names.
 
-    Raises ConfigError for a name that is none, and for a file, module or function that cannot be had.
+    Raises ConfigError for a name that is not a metric, and for a file, module or function that cannot be loaded.
     """
-    found: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     for name in names:
-        place, colon, function = name.rpartition(":")
-        if name in NAMED:
-            found[name] = NAMED[name]
-        elif colon and place and function:
-            found[name] = row_by_row(_function(place, function), name)
+        place, function = name.rpartition(":")[0], name.rpartition(":")[2]
+        if name in BUILT_IN:
+            metrics[name] = BUILT_IN[name]
+        elif place and function:
+            metrics[name] = row_by_row(_function(place, function), name)
         else:
-            known = ", ".join(NAMED)
-            raise ConfigError("no such metric", where="--metric", expected=f"{known}, or {HINT}", got=name)
-    return found
+            known = ", ".join(BUILT_IN)
+            raise ConfigError("no such metric", where="--metric", expected=f"{known}, or {_FORMAT}", got=name)
+    return metrics
 
 
-def row_by_row(function: OwnMetric, name: str) -> Metric:
-    """A metric that is the mean of a function's values, with the interval over resampled rows.
+def row_by_row(function: RowMetric, name: str) -> Metric:
+    """A metric that is the mean of a function's values over all rows, with the interval over resampled rows.
 
-    It raises ConfigError where the function fails or returns no finite number.
+    The metric raises ConfigError where the function fails or returns no finite number.
     """
 
     def value(answer: str, references: Sequence[str]) -> float:
@@ -70,7 +70,7 @@ def row_by_row(function: OwnMetric, name: str) -> Metric:
         return number
 
     def scored(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
-        values = [value(answer, right) for answer, right in zip(answers, references, strict=True)]
+        values = [value(answer, accepted) for answer, accepted in zip(answers, references, strict=True)]
         return bootstrap(len(values), lambda rows: sum(values[row] for row in rows) / len(values))
 
     return scored
@@ -83,22 +83,22 @@ def scores_of(
     return {name: metric(answers, references) for name, metric in metrics.items()}
 
 
-def _function(place: str, name: str) -> OwnMetric:
-    """The function of that name in a file or an installed module."""
+def _function(place: str, name: str) -> RowMetric:
+    """The function called `name` in a file or an installed module."""
     where = f"{place}:{name}"
     try:
-        module = _of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # importing runs the user's code, which may raise anything
         got = f"{type(error).__name__}: {error}"
-        raise ConfigError("the metric cannot be imported", where=where, expected=HINT, got=got) from error
-    found: OwnMetric | None = getattr(module, name, None)
-    if found is None or not callable(found):
-        functions = [other for other, one in vars(module).items() if callable(one) and other[:1] != "_"]
+        raise ConfigError("the metric cannot be imported", where=where, expected=_FORMAT, got=got) from error
+    function: RowMetric | None = getattr(module, name, None)
+    if function is None or not callable(function):
+        functions = [other for other, value in vars(module).items() if callable(value) and other[:1] != "_"]
         raise ConfigError("no such function", where=where, expected=f"one of {functions}", got=name)
-    return found
+    return function
 
 
-def _of_file(path: Path) -> ModuleType:
+def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -1,4 +1,4 @@
-"""Several soft prompts of one task as an ensemble: each answers, the majority decides.
+"""Ensembles of soft prompts of one task: each prompt answers, and the majority wins.
 
 Lester, Al-Rfou, Constant: The Power of Scale for Parameter-Efficient Prompt Tuning. EMNLP 2021, section 6 ("Prompt
 Ensembling"). https://arxiv.org/abs/2104.08691
@@ -20,11 +20,14 @@ from softprompt.prompts.card import Card
 
 
 def vote(evaluations: Sequence[Evaluation], records: Sequence[Record]) -> Evaluation:
-    """The ensemble's answers and their scores on the rows that `evaluations` are of.
+    """The ensemble's answers and their scores.
 
-    Labels: the one that most prompts find likeliest; a tie goes to the label, among those, with the greatest
-    log-likelihood summed over all prompts. Generated answers: the most frequent one, white space at both ends aside;
-    a tie goes to the first prompt that gave one of them.
+    Labels: the label with most votes; ties are decided by the log-likelihood summed over all prompts. Generated
+    answers: the most frequent answer, ignoring white space at both ends; a tie goes to the first prompt in order.
+
+    Args:
+        evaluations: of each soft prompt, on the same rows.
+        records: those rows.
 
     Raises ConfigError for rows of plain text, which have no answers, and for prompts of different classes.
     """
@@ -60,7 +63,7 @@ def check_vote(cards: Mapping[str, Card], records: Sequence[Record]) -> None:
 
 
 def _most_frequent(answers: Sequence[str]) -> str:
-    """The first of the most frequent ones."""
+    """The most frequent answer; the first one in case of a tie."""
     counts = Counter(answers)
     return max(counts, key=counts.__getitem__)  # a Counter keeps the order of first appearance
 
@@ -71,7 +74,7 @@ def _no_answers() -> ConfigError:
 
 def _other_classes(where: str, classes: Sequence[list[str]]) -> ConfigError:
     return ConfigError(
-        "these soft prompts choose among different classes, so they cannot vote together",
+        "these soft prompts have different classes, so they cannot vote together",
         where=where,
         got=" and ".join(dict.fromkeys(map(str, classes))),
     )

@@ -1,9 +1,9 @@
-"""Held-out rows: which rows to evaluate on, given what soft prompts were trained on."""
+"""Held-out rows: the rows to evaluate on, without those that the soft prompts were trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from softprompt.data.records import Record
@@ -14,12 +14,12 @@ from softprompt.prompts.card import Card
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """What to evaluate on.
+    """Rows for an evaluation.
 
     Attributes:
         rows: the rows to score.
         shots: worked examples for the text prompt.
-        notes: which rows these are, a sentence each.
+        notes: where the rows come from, a sentence each.
     """
 
     rows: list[Record]
@@ -28,57 +28,58 @@ class HeldOutRows:
 
 
 def held_out_rows(data: str, shots: int = 3, shots_data: str | None = None, *cards: Card) -> HeldOutRows:
-    """The rows to evaluate and the examples of the text prompt.
+    """Select the rows to evaluate and the examples of the text prompt.
 
-    A folder gives its test rows (validation if it has none) and examples from train; a file gives its rows, or those
-    that were held out if a soft prompt was trained on the rest.
+    From a folder: its test rows (validation rows if it has none), and examples from its training rows. From a file:
+    all rows, or only the held-out ones if a soft prompt was trained on the rest.
 
     Args:
         data: a file, a folder or a Hub dataset.
         shots: how many examples.
-        shots_data: where they come from, if not from the training rows of `data`.
-        cards: of the soft prompts that will be scored: what any of them was trained on is not scored unnoticed.
+        shots_data: file or folder of the examples, if not the training rows of `data`.
+        cards: of the soft prompts to be scored; rows that one of them was trained on are left out, or noted.
 
-    Raises DataError as `load_splits`, and if every row was trained on by one soft prompt or another.
+    Raises DataError as `load_splits`, and if every row is a training row of some soft prompt.
     """
-    if Path(data).is_file():
-        rows, source, notes = _of_file(load_rows(data), cards)
-    else:
-        rows, source, notes = _of_folder(data, cards)
+    selected = _from_file(load_rows(data), cards) if Path(data).is_file() else _from_folder(data, cards)
+    source = selected.shots
     if shots_data:
         source = load_rows(shots_data) if Path(shots_data).is_file() else load_splits(shots_data).train
-    return HeldOutRows(rows, pick_shots(source, shots), notes)
+    return replace(selected, shots=pick_shots(source, shots))
 
 
 def selection_rows(data: str, card: Card) -> HeldOutRows:
-    """The rows to choose something by: of a folder the validation rows, never its test rows; of a file as in
-    `evaluation_rows`."""
+    """Rows for choosing between variants: the validation rows of a folder, never its test rows.
+
+    From a file, the rows that `held_out_rows` gives.
+    """
     if Path(data).is_file():
         return held_out_rows(data, 0, None, card)
     return HeldOutRows(load_splits(data, seed=_seeds([card])[0]).validation, [], ("chosen by the validation rows",))
 
 
 def _seeds(cards: Sequence[Card]) -> list[int]:
-    """That the training rows were split with, sorted."""
+    """The seeds that the training rows were split with, sorted."""
     return sorted({place["seed"] for card in cards for place in card.trained_on}) or [0]
 
 
-def _of_folder(data: str, cards: Sequence[Card]) -> tuple[list[Record], list[Record], tuple[str, ...]]:
-    """(rows to score, rows for examples, notes) of a folder or Hub dataset, split as it was in training."""
+def _from_folder(data: str, cards: Sequence[Card]) -> HeldOutRows:
+    """Rows of a folder or Hub dataset, split as in training; `shots` are all training rows."""
     first, *others = [load_splits(data, seed=seed) for seed in _seeds(cards)]
     held_out = [splits.test or splits.validation for splits in (first, *others)]
     rows = _in_all(held_out[0], held_out)
     kind = "test" if first.test else "validation"
     which = f"the {kind} rows" if len(rows) == len(held_out[0]) else f"the {len(rows)} rows that all had for {kind}"
-    return rows, first.train, (*first.notes, f"scored on {which}")
+    return HeldOutRows(rows, first.train, (*first.notes, f"scored on {which}"))
 
 
-def _of_file(rows: list[Record], cards: Sequence[Card]) -> tuple[list[Record], list[Record], tuple[str, ...]]:
-    """(rows to score, rows for examples, notes) of one file."""
-    whole, held_out, source, notes = data_digest(rows), list[list[Record]](), list[Record](), list[str]()
+def _from_file(rows: list[Record], cards: Sequence[Card]) -> HeldOutRows:
+    """Rows of one file; `shots` are the training rows of the first soft prompt that was trained on the file."""
+    digest, notes = data_digest(rows), list[str]()
+    held_out, source = list[list[Record]](), list[Record]()
     for card in cards:
         for place in card.trained_on:
-            if place["sha256"] == whole:
+            if place["sha256"] == digest:
                 notes.append(f"{'the soft prompt' if len(cards) == 1 else card.name} was trained on these very rows")
                 continue
             try:
@@ -89,10 +90,10 @@ def _of_file(rows: list[Record], cards: Sequence[Card]) -> tuple[list[Record], l
                 held_out.append(spared)
                 source = source or rest
     if not held_out:
-        return rows, source, tuple(dict.fromkeys(notes))
+        return HeldOutRows(rows, source, tuple(dict.fromkeys(notes)))
     kept = _in_all(rows, held_out)
     note = f"scored on the {len(kept)} rows held out in training; the other {len(rows) - len(kept)} were trained on"
-    return kept, source, (*dict.fromkeys(notes), note)
+    return HeldOutRows(kept, source, (*dict.fromkeys(notes), note))
 
 
 def _in_all(rows: Sequence[Record], parts: Sequence[Sequence[Record]]) -> list[Record]:

@@ -1,8 +1,8 @@
-"""Labels ranked by log-likelihood behind each row's text, which is run once and shared by its labels.
+"""Ranks class labels by their log-likelihood after each row's text, which runs once for all labels.
 
-The labels are a tree of tokens: shared beginnings are run once, and a label's last token needs no run at all.
+The labels are a trie of tokens: shared beginnings run once, and the last token of a label does not run at all.
 
-Shapes: R rows, M inner nodes of the label tree, E edges, H width, V vocabulary.
+Shapes: R rows, M inner nodes of the label trie, E edges, H width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,68 +24,68 @@ from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row, by_tokens
 from softprompt.prefix.prepare import prepare_prefixes, start_decoding
 
-TOKENS = 8192  # text and label tokens run at once
-HEAD_POSITIONS = 256  # positions whose logits are held at once
+_TOKENS = 8192  # text and label tokens in one forward pass
+HEAD_POSITIONS = 256  # positions whose logits are in memory at once
 
 
 @torch.no_grad()
 def rank_labels(
     lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Log-likelihood [R, labels] of every label behind every row, and tokens [labels] of each label."""
-    tree = LabelTrie.of(lm, formatted, labels)
+    """Log-likelihood [R, labels] of every label after every row's text, and number of tokens [labels] of each label."""
+    trie = LabelTrie.of(lm, formatted, labels)
     bodies = [prompt_ids(record, formatted.template, lm.tokenizer) for record in records]
     prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
-    check_records(lm, records, bodies, prefixes.lengths[0] + max(tree.lengths) - 1)
+    check_records(lm, records, bodies, prefixes.lengths[0] + max(trie.lengths) - 1)
     totals = torch.zeros(len(records), len(labels))
-    states_of, sizes = (_levels, _copied) if lm.is_encoder_decoder else (_packed, _joined)
-    for part in by_tokens(sizes(bodies, prefixes, tree), TOKENS):
-        totals[part] = tree.totals(lm, states_of(lm, prefixes, [bodies[i] for i in part], tree)).cpu()
-    return totals, torch.tensor(tree.lengths, dtype=torch.float)
+    states_of, sizes = (_levels, _level_tokens) if lm.is_encoder_decoder else (_packed, _packed_tokens)
+    for part in by_tokens(sizes(bodies, prefixes, trie), _TOKENS):
+        totals[part] = trie.totals(lm, states_of(lm, prefixes, [bodies[i] for i in part], trie)).cpu()
+    return totals, torch.tensor(trie.lengths, dtype=torch.float)
 
 
-def _packed(lm: FrozenLM, prefixes: PrefixKV, bodies: Sequence[Sequence[int]], tree: LabelTrie) -> Tensor:
-    """Hidden states [R, M + 1, H] of the text's last token and the inner nodes: each text is one row with the tree."""
-    rows = [tree.row_for(body) for body in bodies]
+def _packed(lm: FrozenLM, prefixes: PrefixKV, bodies: Sequence[Sequence[int]], trie: LabelTrie) -> Tensor:
+    """Hidden states [R, M + 1, H] of the text's last token and the inner nodes: each text is one row with the trie."""
+    rows = [trie.row_for(body) for body in bodies]
     states = packed_hidden_states(lm, prefixes, rows)
     ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0)
-    nodes = torch.arange(-1, len(tree.tokens)) - len(tree.tokens)
+    nodes = torch.arange(-1, len(trie.tokens)) - len(trie.tokens)
     return states[(ends[:, None] + nodes).to(lm.device)]
 
 
-def _joined(bodies: Sequence[Sequence[int]], _: PrefixKV, tree: LabelTrie) -> list[int]:
-    """Tokens that each text takes in `_packed`."""
-    return [len(body) + len(tree.tokens) for body in bodies]
+def _packed_tokens(bodies: Sequence[Sequence[int]], _: PrefixKV, trie: LabelTrie) -> list[int]:
+    """Tokens that each text takes in a forward pass of `_packed`."""
+    return [len(body) + len(trie.tokens) for body in bodies]
 
 
-def _levels(lm: FrozenLM, prefixes: PrefixKV, bodies: Sequence[Sequence[int]], tree: LabelTrie) -> Tensor:
-    """The same for an encoder–decoder: each text is read once, and its answers grow as a tree, a level a step.
+def _levels(lm: FrozenLM, prefixes: PrefixKV, bodies: Sequence[Sequence[int]], trie: LabelTrie) -> Tensor:
+    """`_packed` for an encoder–decoder: each text is encoded once, and the decoder runs the trie level by level.
 
-    T5 tells tokens apart by their distance in the row, so branches cannot stand behind one another: a row with several
-    branches goes on as several.
+    T5 encodes positions as distances within the row, so branches cannot be packed into one row: a row with several
+    branches continues as several rows.
     """
     rows = len(bodies)
-    growing = start_decoding(lm, prefixes, bodies, [0] * rows, room=max(tree.lengths))
-    states = growing.hidden.new_empty(rows, len(tree.tokens) + 1, growing.hidden.shape[1])
-    states[:, 0] = growing.hidden
-    tokens, level = torch.tensor(tree.tokens, device=lm.device), [-1]
-    while nodes := [node for node, parent in enumerate(tree.parents) if parent in level]:
-        parents = torch.tensor([level.index(tree.parents[node]) for node in nodes], device=lm.device)
-        growing.keep((torch.arange(rows, device=lm.device)[:, None] * len(level) + parents).flatten())
-        new = growing.step(tokens[nodes].repeat(rows))
+    decoding = start_decoding(lm, prefixes, bodies, [0] * rows, room=max(trie.lengths))
+    states = decoding.hidden.new_empty(rows, len(trie.tokens) + 1, decoding.hidden.shape[1])
+    states[:, 0] = decoding.hidden
+    tokens, level = torch.tensor(trie.tokens, device=lm.device), [-1]
+    while nodes := [node for node, parent in enumerate(trie.parents) if parent in level]:
+        parents = torch.tensor([level.index(trie.parents[node]) for node in nodes], device=lm.device)
+        decoding.keep((torch.arange(rows, device=lm.device)[:, None] * len(level) + parents).flatten())
+        new = decoding.step(tokens[nodes].repeat(rows))
         states[:, [node + 1 for node in nodes]] = new.view(rows, len(nodes), -1)
         level = nodes
     return states
 
 
-def _copied(bodies: Sequence[Sequence[int]], prefixes: PrefixKV, tree: LabelTrie) -> list[int]:
-    """Encoder tokens that each text takes at most in `_levels`: a copy for each branch."""
-    return [(prefixes.lengths[0] + len(body)) * max(1, len(tree.tokens)) for body in bodies]
+def _level_tokens(bodies: Sequence[Sequence[int]], prefixes: PrefixKV, trie: LabelTrie) -> list[int]:
+    """Encoder tokens that each text takes at most in `_levels`, with a copy for each branch."""
+    return [(prefixes.lengths[0] + len(body)) * max(1, len(trie.tokens)) for body in bodies]
 
 
 @dataclass(frozen=True)
 class LabelTrie:
-    """All labels as one tree of tokens. Only inner nodes are run: a last token needs no successor.
+    """All labels as one trie of tokens. Only inner nodes run: the last token of a label has no successor to predict.
 
     Attributes:
         tokens: the token of each inner node but the root (the text's last token).
@@ -106,7 +106,7 @@ class LabelTrie:
 
     @staticmethod
     def of(lm: FrozenLM, formatted: FormattedPrompt, labels: Sequence[str]) -> LabelTrie:
-        """The tree of these labels. If one label begins another, the end token is part of all of them."""
+        """The trie of these labels. If one label is the beginning of another, all labels end with the end token."""
         texts = [target_ids(label, formatted.template, lm.tokenizer) for label in labels]
         begins = {tuple(ids[:n]) for ids in texts for n in range(1, len(ids))}
         if any(tuple(ids) in begins for ids in texts):
@@ -129,7 +129,7 @@ class LabelTrie:
         )
 
     def row_for(self, body: Sequence[int]) -> Row:
-        """The row of a text with the tree grown on its last token."""
+        """The row of a text followed by the trie, whose root is the text's last token."""
         stem = len(body)
         parents = [
             *range(-1, stem - 1),

@@ -1,4 +1,4 @@
-"""A routed mixture at work: its router gives each text one of its soft prompts; everything else sees ordinary ones."""
+"""Evaluation and inference with a router, which selects one of its soft prompts for each text."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from softprompt.prompts import router, store
 
 
 def routers_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Those of the names that are routers, with the names of the soft prompts that each one chooses from."""
-    found = {}
+    """The routers among these names, each with the names of its soft prompts."""
+    routers = {}
     for name in names:
         folder = store.locate(name)
         if (folder / store.ROUTER).is_file():
             experts = router.load_router(folder).names
-            near = "/" in name  # a router given by path has its soft prompts beside it
-            found[name] = tuple(str(folder.with_name(expert)) if near else expert for expert in experts)
-    return found
+            is_path = "/" in name  # then its soft prompts are in the same folder
+            routers[name] = tuple(str(folder.with_name(expert)) if is_path else expert for expert in experts)
+    return routers
 
 
 def expanded(names: Sequence[str], routers: Mapping[str, Sequence[str]]) -> list[str]:
-    """The names, each router's replaced by those of its soft prompts."""
-    flat = [own for name in names for own in routers.get(name, (name,))]
-    return list(dict.fromkeys(flat))
+    """The names, with each router replaced by its soft prompts."""
+    return list(dict.fromkeys(prompt for name in names for prompt in routers.get(name, (name,))))
 
 
 def assign(
@@ -42,20 +41,20 @@ def assign(
     formatted_prompts: Mapping[str, FormattedPrompt],
     requests: Sequence[Request],
 ) -> list[Request]:
-    """The requests, those for a router readdressed to the soft prompt that it chooses for their text.
+    """The requests, those for a router with the name of the soft prompt that it selects for their text.
 
     Raises WrongBaseError for a router of another base model, DataError for a text that the template does not fit.
     """
     loaded = {name: router.load_router(store.locate(name), lm.geometry) for name in routers}
-    found = []
+    assigned = []
     for request in requests:
         if request.name in routers:
             experts = routers[request.name]
             record = text_to_record(request.text, formatted_prompts[experts[0]], request.where)
             ids = prompt_ids(record, formatted_prompts[experts[0]].template, lm.tokenizer)
             request = replace(request, name=experts[loaded[request.name].choose(lm, ids)])
-        found.append(request)
-    return found
+        assigned.append(request)
+    return assigned
 
 
 def routed(
@@ -65,15 +64,20 @@ def routed(
     evaluations: Sequence[Evaluation],
     records: Sequence[Record],
 ) -> Evaluation:
-    """The scores of the answers that the router `name` chooses, out of those of all its soft prompts.
+    """The scores of the router `name`, given the answers of all its soft prompts.
+
+    Args:
+        template_of: one of the soft prompts, for its template.
+        evaluations: of each soft prompt of the router, on the same rows.
+        records: those rows.
 
     Raises ConfigError for rows of plain text, which have no answers.
     """
     if not all(evaluation.answers for evaluation in evaluations):
         raise ConfigError("plain text has no answers to route", hint="evaluate the soft prompts one by one")
-    own = router.load_router(store.locate(name), lm.geometry)
-    prefix_ids = [own.choose(lm, prompt_ids(record, template_of.template, lm.tokenizer)) for record in records]
-    answers = [evaluations[owner].answers[i] for i, owner in enumerate(prefix_ids)]
+    loaded = router.load_router(store.locate(name), lm.geometry)
+    expert_ids = [loaded.choose(lm, prompt_ids(record, template_of.template, lm.tokenizer)) for record in records]
+    answers = [evaluations[expert].answers[i] for i, expert in enumerate(expert_ids)]
     if shape_of(records[0]).has_classes:
         hits = [answer == record.target for answer, record in zip(answers, records, strict=True)]
         scores = {"accuracy": metrics.proportion(hits)}

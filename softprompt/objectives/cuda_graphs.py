@@ -1,13 +1,15 @@
-"""Training passes recorded once and replayed: on a GPU a pass of a small model is thousands of kernels of microseconds,
-and starting them one by one takes ten times as long as running them.
+"""CUDA graphs of training passes: each shape is captured once and then replayed.
 
-    passes = Replays(lm)
-    losses = passes.token_losses(prefixes, rows, owners)       # as objective.token_losses of a bank of the prefixes
+    graphs = GraphCache(lm)
+    losses = graphs.token_losses(prefixes, rows, prefix_ids)   # as next_token.token_losses of the prepared prefixes
+
+On a GPU, a forward pass of a small model is thousands of kernels of microseconds, and launching them one by one takes
+ten times as long as running them.
 
 A CUDA graph holds a forward pass and its backward pass for one shape. Rows are packed into bins whose number and length
-are rounded up, so that few shapes occur; what is added is looked at by nobody and learned by none. The first pass of a
-shape is an ordinary one, the second is recorded, further ones are replayed. All graphs share their memory, which is
-sound as long as the backward pass of one is done before the next one starts; `Replays` is for a training loop.
+are rounded up, so that few shapes occur; no token attends to the padding, and no loss is taken there. The first pass of
+a shape is an ordinary one, the second is captured, further ones are replayed. All graphs share their memory, which is
+sound as long as the backward pass of one is done before the next one starts: `GraphCache` is for a training loop.
 
 CUDA graphs and autograd: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,60 +29,59 @@ from torch.nn.functional import pad
 from softprompt.data.tokenize import Example
 from softprompt.errors import is_out_of_memory
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.chunked import SoftLabelBatch
 from softprompt.objectives.next_token import Batch, batch_losses, batch_of
 from softprompt.prefix.kv import Prefix, PrefixLayout, lay_out_prefixes, run_prefixes
 from softprompt.prefix.verify import verify
 
-MOST = 32  # graphs, about 10 MB each besides the memory that they share
-MET = 4096  # shapes that are remembered to have occurred once
-STEPS = 4  # sizes from one power of two to the next
+MAX_GRAPHS = 32  # about 10 MB each besides the memory that they share
+MAX_SEEN_SHAPES = 4096  # shapes that are known to have occurred once
+SIZES_PER_OCTAVE = 4  # sizes from one power of two to the next
 
 GraphWork = Callable[[], None]
-Recorder = Callable[[GraphWork], GraphWork]  # does or records some work, and returns what does it again
+Recorder = Callable[[GraphWork], GraphWork]  # runs or captures some work, and returns a function that repeats it
 
 
 class GraphCache:
-    """The recorded passes of one model.
+    """The captured training passes of one model, by shape.
 
     Args:
-        recorder: how work is recorded: as a CUDA graph.
+        recorder: captures work; as a CUDA graph if None.
     """
 
     def __init__(self, lm: FrozenLM, recorder: Recorder | None = None) -> None:
         verify(lm)
         self.lm = lm
         self._recorder = recorder or cuda_recorder()
-        self._met: set[Hashable] = set()
-        self._recorded: dict[Hashable, _Recorded] = {}  # the last used last
-        self._fronts: dict[Hashable, PrefixLayout] = {}
-        self.failed = ""  # why nothing is recorded any more
+        self._seen_shapes: set[Hashable] = set()
+        self._recorded: dict[Hashable, _Recorded] = {}  # the most recently used last
+        self._layouts: dict[Hashable, PrefixLayout] = {}
+        self.failed = ""  # why nothing is captured any more
 
     def token_losses(self, prefixes: Sequence[Prefix], rows: Sequence[Example], prefix_ids: Sequence[int]) -> Tensor:
-        """-log p of every learned token [N], as `objective.token_losses`, with gradient into the prompts."""
+        """Loss [N] of every learned token, as `next_token.token_losses`, with gradient into the prompts."""
         outline = tuple(_outline(prefix) for prefix in prefixes)
-        layout = self._fronts.get(outline) or lay_out_prefixes(self.lm, prefixes)
+        layout = self._layouts.get(outline) or lay_out_prefixes(self.lm, prefixes)
         batch = batch_of(self.lm, layout, rows, prefix_ids)
-        wanted, count = padded(batch), len(batch.targets)
-        key = (outline, *(tuple(part.shape) for part in input_parts(wanted)), wanted.taught and wanted.taught.is_hard)
+        padded, count = pad_batch(batch), len(batch.targets)
+        labels = padded.soft_labels
+        key = (outline, *(tuple(part.shape) for part in input_parts(padded)), labels and labels.is_hard)
         leaves = [tensor for prefix in prefixes for tensor in _tensors(prefix)]
-        found = self._recorded.pop(key, None)
-        if found is None and key in self._met and not self.failed:
-            if len(self._fronts) >= MOST:  # recorded passes keep their own
-                self._fronts.clear()
-            self._fronts[outline] = layout
-            found = self._record(prefixes, layout, wanted)
-        if found is None:
-            if len(self._met) < MET:
-                self._met.add(key)
-            return batch_losses(self.lm, run_prefixes(self.lm, prefixes, layout), wanted.to(self.lm.device))[:count]
-        self._recorded[key] = found
-        losses: Any = _Replayed.apply(found, wanted, *leaves)
-        return losses[:count]
+        recorded = self._recorded.pop(key, None)
+        if recorded is None and key in self._seen_shapes and not self.failed:
+            if len(self._layouts) >= MAX_GRAPHS:  # captured passes keep theirs
+                self._layouts.clear()
+            self._layouts[outline] = layout
+            recorded = self._record(prefixes, layout, padded)
+        if recorded is None:
+            if len(self._seen_shapes) < MAX_SEEN_SHAPES:
+                self._seen_shapes.add(key)
+            return batch_losses(self.lm, run_prefixes(self.lm, prefixes, layout), padded.to(self.lm.device))[:count]
+        self._recorded[key] = recorded
+        return cast(Tensor, _Replayed.apply(recorded, padded, *leaves))[:count]
 
     def _record(self, prefixes: Sequence[Prefix], layout: PrefixLayout, batch: Batch) -> _Recorded | None:
-        """None where the model cannot be recorded: it waits for the device in its forward pass, say."""
-        while len(self._recorded) >= MOST:
+        """Capture a pass; None if the model does not allow it (its forward pass synchronizes with the device, say)."""
+        while len(self._recorded) >= MAX_GRAPHS:
             self._recorded.pop(next(iter(self._recorded)))
         try:
             return _Recorded(self.lm, prefixes, layout, batch, self._recorder)
@@ -92,7 +93,7 @@ class GraphCache:
 
 
 class _Recorded:
-    """One pass with tensors of its own, which new numbers are copied into."""
+    """A captured pass with input tensors of its own, into which new values are copied."""
 
     def __init__(
         self, lm: FrozenLM, prefixes: Sequence[Prefix], layout: PrefixLayout, batch: Batch, recorder: Recorder
@@ -100,12 +101,13 @@ class _Recorded:
         self.leaves = [t.detach().clone().requires_grad_(t.requires_grad) for p in prefixes for t in _tensors(p)]
         self.batch = batch.to(lm.device)
         self.learned = [leaf for leaf in self.leaves if leaf.requires_grad]
-        self.losses = self.weights = torch.zeros(len(batch.targets), device=lm.device)
+        self.losses = torch.zeros(len(batch.targets), device=lm.device)
+        self.weights = torch.zeros_like(self.losses)
         self.grads: tuple[Tensor | None, ...] = ()
-        own = list(_with(lm, prefixes, self.leaves))
+        static_prefixes = list(_with_tensors(lm, prefixes, self.leaves))
 
         def forward() -> None:
-            self.losses = batch_losses(lm, run_prefixes(lm, own, layout), self.batch)
+            self.losses = batch_losses(lm, run_prefixes(lm, static_prefixes, layout), self.batch)
 
         def backward() -> None:
             self.grads = torch.autograd.grad(self.losses, self.learned, self.weights, allow_unused=True)
@@ -115,16 +117,16 @@ class _Recorded:
             self.backward = recorder(backward)
 
     def load(self, batch: Batch, leaves: Sequence[Tensor]) -> None:
-        """Take over the numbers of a pass of the same shape."""
-        for mine, given in zip(input_parts(self.batch), input_parts(batch), strict=True):
-            mine.copy_(given)
+        """Copy the values of a pass of the same shape into the captured tensors."""
+        for static, value in zip(input_parts(self.batch), input_parts(batch), strict=True):
+            static.copy_(value)
         with torch.no_grad():
-            for mine, given in zip(self.leaves, leaves, strict=True):
-                mine.copy_(given)
+            for static, value in zip(self.leaves, leaves, strict=True):
+                static.copy_(value)
 
 
 class _Replayed(torch.autograd.Function):
-    """The losses of a recorded pass, whose gradient is its backward pass."""
+    """The losses of a captured pass, whose gradient is the captured backward pass."""
 
     @staticmethod
     def forward(ctx: Any, recorded: _Recorded, batch: Batch, *leaves: Tensor) -> Tensor:
@@ -135,17 +137,17 @@ class _Replayed(torch.autograd.Function):
         return recorded.losses.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         recorded: _Recorded = ctx.recorded
         recorded.weights.copy_(grad_outputs[0])
         recorded.backward()
-        found = iter(recorded.grads)
-        grads = [next(found) if leaf.requires_grad else None for leaf in recorded.leaves]
+        learned_grads = iter(recorded.grads)
+        grads = [next(learned_grads) if leaf.requires_grad else None for leaf in recorded.leaves]
         return None, None, *(None if grad is None else grad.clone() for grad in grads)
 
 
 def cuda_recorder() -> Recorder:
-    """Records work as CUDA graphs that share their memory."""
+    """A recorder that captures work as CUDA graphs with a shared memory pool."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(work: GraphWork) -> GraphWork:
@@ -158,8 +160,10 @@ def cuda_recorder() -> Recorder:
 
 
 def capturable(lm: FrozenLM, work: GraphWork) -> GraphWork:
-    """Work on tensors that stay where they are, ready to be done many times: recorded on a GPU, after it was done once;
-    as it is elsewhere, and for a model that cannot be recorded."""
+    """Work on tensors that stay in place, as a function to call many times: on a GPU, a CUDA graph after a first run.
+
+    The work itself on other devices, and for a model that cannot be captured.
+    """
     if lm.device.type != "cuda":
         return work
     work()
@@ -171,41 +175,33 @@ def capturable(lm: FrozenLM, work: GraphWork) -> GraphWork:
         return work
 
 
-def padded(batch: Batch) -> Batch:
+def pad_batch(batch: Batch) -> Batch:
     """The batch with all its sizes rounded up."""
-    bins, count = batch.bins, rounded(len(batch.targets))
-    length = rounded(bins.ids.shape[1])
-    more, longer = (0, count - len(batch.targets)), bins.padded(rounded(len(bins.ids)), length)
+    bins, length = batch.bins, round_up(batch.bins.ids.shape[1])
+    extra = round_up(len(batch.targets)) - len(batch.targets)
+    longer = bins.padded(round_up(len(bins.ids)), length)
     where = batch.where // bins.ids.shape[1] * length + batch.where % bins.ids.shape[1]
-    taught = batch.taught
-    if taught is not None:
-        ids, logprobs, temperature, hard = taught.parts()
-        rest = count - len(ids)
-        taught = SoftLabelBatch(
-            torch.cat([ids, ids[-1:].expand(rest, -1)]),
-            torch.cat([logprobs, logprobs[-1:].expand(rest, -1)]),
-            torch.cat([temperature, temperature[-1:].expand(rest)]),
-            torch.cat([hard, hard[-1:].expand(rest)]),
-            taught.is_hard,
-        )
-    return Batch(replace(longer, flat=longer.flat[:0]), pad(where, more), pad(batch.targets, more), taught)
+    labels = batch.soft_labels
+    if labels is not None:
+        labels = labels.map(lambda tensor: torch.cat([tensor, tensor[-1:].expand(extra, *tensor.shape[1:])]))
+    return Batch(replace(longer, flat=longer.flat[:0]), pad(where, (0, extra)), pad(batch.targets, (0, extra)), labels)
 
 
-def rounded(size: int) -> int:
-    """The next of four sizes from one power of two to the next."""
-    step = max(1, 2 ** (max(size - 1, 1).bit_length() - 1) // STEPS)
+def round_up(size: int) -> int:
+    """The next of the sizes that occur: `SIZES_PER_OCTAVE` from one power of two to the next."""
+    step = max(1, 2 ** (max(size - 1, 1).bit_length() - 1) // SIZES_PER_OCTAVE)
     return -(-size // step) * step
 
 
 def input_parts(batch: Batch) -> Iterator[Tensor]:
     """All tensors of a batch."""
     yield from (*batch.bins.parts(), batch.where, batch.targets)
-    if batch.taught is not None:
-        yield from batch.taught.parts()
+    if batch.soft_labels is not None:
+        yield from batch.soft_labels.parts()
 
 
 def _outline(prefix: Prefix) -> Hashable:
-    """All of a prefix but the numbers of its prompt."""
+    """Everything of a prefix but the values of its tensors."""
     prompt = prefix.prompt
     shapes = () if prompt is None else tuple((n, tuple(t.shape), t.requires_grad) for n, t in prompt.tensors().items())
     return prefix.lead, prefix.follow, prefix.masked_span, prompt and prompt.form, shapes
@@ -215,7 +211,7 @@ def _tensors(prefix: Prefix) -> list[Tensor]:
     return [] if prefix.prompt is None else list(prefix.prompt.tensors().values())
 
 
-def _with(lm: FrozenLM, prefixes: Sequence[Prefix], leaves: Sequence[Tensor]) -> Iterator[Prefix]:
+def _with_tensors(lm: FrozenLM, prefixes: Sequence[Prefix], leaves: Sequence[Tensor]) -> Iterator[Prefix]:
     """The prefixes with these tensors in their prompts."""
     rest = iter(leaves)
     for prefix in prefixes:

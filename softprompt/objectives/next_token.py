@@ -1,6 +1,6 @@
-"""The next-token loss of tokenised rows behind prefixes: prefix once, rows packed, LM head at learned tokens only.
+"""Next-token loss of tokenized rows after prefixes: prefix once, rows packed, LM head at learned tokens only.
 
-Rows are laid out on the host first (`Batch`); from there on all is the device's work (`batch_losses`).
+Rows are laid out on the host first (`Batch`); `batch_losses` then runs on the device alone.
 
 Shapes: N learned tokens, H width.
 """
@@ -24,24 +24,24 @@ from softprompt.prefix.seq2seq import Seq2SeqPrefixKV, answer_hidden_states
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows for one pass of a causal model, and what they are judged by.
+    """Rows for one forward pass of a causal model, with their targets.
 
     Attributes:
         bins: the rows, packed.
-        where: [N] place in the flattened bins of the token before each learned one.
+        where: [N] index in the flattened bins of the token before each learned one.
         targets: [N] the learned ids.
-        taught: what the learned tokens are judged by instead of themselves.
+        soft_labels: a teacher's distributions at the learned tokens, or None to learn the ids themselves.
     """
 
     bins: Bins
     where: Tensor
     targets: Tensor
-    taught: SoftLabelBatch | None
+    soft_labels: SoftLabelBatch | None
 
     def to(self, device: torch.device) -> Batch:
-        """The same on this device."""
-        taught = None if self.taught is None else self.taught.to(device)
-        return Batch(self.bins.to(device), self.where.to(device), self.targets.to(device), taught)
+        """The batch on this device."""
+        soft_labels = None if self.soft_labels is None else self.soft_labels.to(device)
+        return Batch(self.bins.to(device), self.where.to(device), self.targets.to(device), soft_labels)
 
 
 def batch_of(
@@ -50,41 +50,42 @@ def batch_of(
     examples: Sequence[Example],
     prefix_ids: Sequence[int] | None = None,
 ) -> Batch:
-    """These rows for a pass behind prefixes that are ready, or only laid out; on the host.
+    """A batch of these rows on the host, to run after prefixes that are prepared or only laid out.
 
     Raises DataError for an empty row, or one that does not fit in the model's context.
     """
     bins = pack_rows(
         lm, prefix_kv, [Row(e.ids, 0 if prefix_ids is None else prefix_ids[i]) for i, e in enumerate(examples)]
     )
-    where, targets = learned_places(examples)
-    return Batch(bins, bins.flat[where], targets, _taught(examples))
+    where, targets = learned_positions(examples)
+    return Batch(bins, bins.flat[where], targets, _soft_labels(examples))
 
 
 def batch_losses(lm: FrozenLM, prefix_kv: CausalPrefixKV, batch: Batch) -> Tensor:
-    """`token_losses` of rows that are on the device; nothing is copied from the host or awaited from the device."""
-    states = _before(lm, prefix_kv, batch)
-    if batch.taught is None:
+    """`token_losses` of a batch on the device, without copies from the host or synchronization with the device."""
+    states = _predicting_states(lm, prefix_kv, batch)
+    if batch.soft_labels is None:
         return cross_entropies(states, batch.targets, lm.logits)
-    return soft_label_losses(states, batch.targets, batch.taught, lm.logits)
+    return soft_label_losses(states, batch.targets, batch.soft_labels, lm.logits)
 
 
 def token_losses(
     lm: FrozenLM, prefix_kv: PrefixKV, examples: Sequence[Example], prefix_ids: Sequence[int] | None = None
 ) -> Tensor:
-    """-log p of every learned token [N], example after example, in float32, with gradient into the bank; the
-    divergence from the teacher instead, where all examples have a lesson.
+    """Loss [N] of every learned token, example after example, in float32, with gradient into the prefixes.
+
+    The loss is -log p, or the divergence from the teacher if all examples have soft labels.
 
     Args:
-        owners: the prefix of each example by its number in the bank; the first for all if None.
+        prefix_ids: of each example the number of its prefix in `prefix_kv`; the first prefix for all if None.
     """
     if isinstance(prefix_kv, CausalPrefixKV):
         return batch_losses(lm, prefix_kv, batch_of(lm, prefix_kv, examples, prefix_ids).to(lm.device))
     states, targets = supervised(lm, prefix_kv, examples, prefix_ids)
-    taught = _taught(examples)
-    if taught is None:
+    soft_labels = _soft_labels(examples)
+    if soft_labels is None:
         return cross_entropies(states, targets, lm.logits)
-    return soft_label_losses(states, targets, taught.to(lm.device), lm.logits)
+    return soft_label_losses(states, targets, soft_labels.to(lm.device), lm.logits)
 
 
 def distilled_losses(
@@ -93,51 +94,52 @@ def distilled_losses(
     teachers: PrefixKV,
     examples: Sequence[Example],
     prefix_ids: Sequence[int],
-    taught_by: Sequence[int],
+    teacher_ids: Sequence[int],
     weight: float,
 ) -> Tensor:
-    """`token_losses` + weight · KL(teacher ‖ student) of the next token, at every learned token [N].
+    """-log p + weight · KL(teacher ‖ student) of the next token, at every learned token [N].
 
     Args:
         teachers: prefixes that are not trained.
-        taught_by: the teacher of each example by its number.
+        teacher_ids: of each example the number of its prefix in `teachers`.
     """
     states, targets = supervised(lm, prefix_kv, examples, prefix_ids)
     with torch.no_grad():
-        taught, _ = supervised(lm, teachers, examples, taught_by)
-    return cross_entropies(states, targets, lm.logits) + weight * divergences(states, taught, lm.logits)
+        teacher_states, _ = supervised(lm, teachers, examples, teacher_ids)
+    return cross_entropies(states, targets, lm.logits) + weight * divergences(states, teacher_states, lm.logits)
 
 
 def learned_tokens(examples: Sequence[Example]) -> int:
-    """How many tokens of these rows are learned."""
+    """The number of learned tokens of these rows."""
     return sum(sum(example.mask) for example in examples)
 
 
 def supervised(
     lm: FrozenLM, prefix_kv: PrefixKV, examples: Sequence[Example], prefix_ids: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states [N, H] at the tokens before each learned one, and the learned ids [N]."""
+    """Hidden states [N, H] at the token before each learned one, and the learned ids [N]."""
     if isinstance(prefix_kv, Seq2SeqPrefixKV):
-        return _answered(lm, prefix_kv, examples, prefix_ids)
+        return _supervised_seq2seq(lm, prefix_kv, examples, prefix_ids)
     batch = batch_of(lm, require_causal(prefix_kv), examples, prefix_ids).to(lm.device)
-    return _before(lm, require_causal(prefix_kv), batch), batch.targets
+    return _predicting_states(lm, require_causal(prefix_kv), batch), batch.targets
 
 
-def _before(lm: FrozenLM, prefix_kv: CausalPrefixKV, batch: Batch) -> Tensor:
-    """Hidden states [N, H] at the tokens before each learned one."""
+def _predicting_states(lm: FrozenLM, prefix_kv: CausalPrefixKV, batch: Batch) -> Tensor:
+    """Hidden states [N, H] at the token before each learned one."""
     return run_packed(lm, prefix_kv, batch.bins).flatten(0, 1)[batch.where]
 
 
-def _taught(examples: Sequence[Example]) -> SoftLabelBatch | None:
-    """The lessons of all rows, or of none."""
-    lessons = [example.lesson for example in examples if example.lesson is not None]
-    assert not lessons or len(lessons) == len(examples), "all rows have a lesson, or none has"
-    return SoftLabelBatch.of(lessons) if lessons else None
+def _soft_labels(examples: Sequence[Example]) -> SoftLabelBatch | None:
+    """The soft labels of all rows, or None if the rows have none."""
+    labels = [example.lesson for example in examples if example.lesson is not None]
+    assert not labels or len(labels) == len(examples), "all rows have soft labels, or none has"
+    return SoftLabelBatch.of(labels) if labels else None
 
 
-def learned_places(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Among the tokens of all examples the place [N] of the one before each learned one, and the learned ids [N]."""
-    where, targets, offset = list[int](), list[int](), 0
+def learned_positions(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Index [N] of the token before each learned one, among the tokens of all examples, and the learned ids [N]."""
+    where, targets = list[int](), list[int]()
+    offset = 0
     for example in examples:
         learned = [t for t, on in enumerate(example.mask) if on]
         where += [offset + t - 1 for t in learned]
@@ -146,10 +148,10 @@ def learned_places(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     return torch.tensor(where, dtype=torch.long), torch.tensor(targets, dtype=torch.long)
 
 
-def _answered(
+def _supervised_seq2seq(
     lm: FrozenLM, prefix_kv: Seq2SeqPrefixKV, examples: Sequence[Example], prefix_ids: Sequence[int] | None
 ) -> tuple[Tensor, Tensor]:
-    """The same for an encoder–decoder: what stands before the first learned token is read, the rest is written."""
+    """`supervised` of an encoder–decoder, which encodes a row up to its first learned token and decodes the rest."""
     kept = [i for i, example in enumerate(examples) if any(example.mask)]
     cuts = [examples[i].mask.index(True) for i in kept]
     texts = [examples[i].ids[:cut] for i, cut in zip(kept, cuts, strict=True)]

@@ -17,7 +17,7 @@ import softprompt.training.loop as train_module
 from softprompt.data.soft_labels import SoftLabels
 from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.cuda_graphs import GraphCache, GraphWork, Recorder, rounded
+from softprompt.objectives.cuda_graphs import GraphCache, GraphWork, Recorder, round_up
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
@@ -133,7 +133,7 @@ def test_running_out_of_memory_is_told() -> None:
 
 
 def test_the_least_used_passes_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("softprompt.objectives.cuda_graphs.MOST", 2)
+    monkeypatch.setattr("softprompt.objectives.cuda_graphs.MAX_GRAPHS", 2)
     lm = tiny_lm("llama")
     graphs, prefix = GraphCache(lm, recorder()), Prefix(random_prompt(lm, "kv", 3, 5, grad=True))
     for lengths in ([5, 5], [9, 9], [5, 5], [17, 17]):
@@ -168,5 +168,5 @@ def test_passes_are_replayed_on_gpus_only() -> None:
 
 @pytest.mark.parametrize("size", [*range(1, 70), 1000, 4097])
 def test_sizes_are_rounded_up_by_a_quarter_at_most(size: int) -> None:
-    assert size <= rounded(size) <= max(size + 1, 1.25 * size)
-    assert rounded(rounded(size)) == rounded(size)
+    assert size <= round_up(size) <= max(size + 1, 1.25 * size)
+    assert round_up(round_up(size)) == round_up(size)
