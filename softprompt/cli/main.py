@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -104,12 +105,12 @@ def run() -> None:
 
 
 def _one_line_warnings() -> None:
-    """Print a renamed name as one line on stderr, once, without the place in the code."""
-    shown = set[str]()
+    """Print a warning of this package as one line on stderr, once, without the place in the code."""
+    shown, package = set[str](), str(Path(__file__).parents[1])
     default = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if not issubclass(category, RenamedWarning):
+        if not issubclass(category, RenamedWarning) and not str(place[0]).startswith(package):
             default(message, category, *place, **more)
         elif str(message) not in shown:
             shown.add(str(message))

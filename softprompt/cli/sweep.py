@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _HELP = {
     "name": "Name of the best soft prompt.",
     "data": "",
-    "train.minutes": "Training time of all candidates together.",
-    "train.steps": "Optimizer steps of each candidate.",
+    "train.minutes": "Training time of all trials together.",
+    "train.steps": "Optimizer steps of each trial.",
 }
 
 
@@ -49,7 +49,7 @@ def sweep_command(
 
     softprompt sweep cfg.yml "train.lr=1e-2,3e-2" "method.n_tokens=16,32" --name best
 
-    All candidates train in the same forward passes, each on its own batches after its own prompt. Settings that they
+    All trials train in the same forward passes, each with its own batches and its own prompt. Settings that they
     share are flags, as in train: --template '…', --train.batch_size 4.
     """
     from softprompt.models.loading import load_model
@@ -69,7 +69,7 @@ def sweep_command(
         for note in task.splits.notes:
             console.print(Text(f"note: {note}", style="yellow"))
     lm = load_model(base.model, dtype=base.dtype, device=base.device, trust_remote_code=trust_remote_code)
-    console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})\ncandidates  {len(configs)}"))
+    console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})\ntrials      {len(configs)}"))
     count = sum(len(task.train) for task in prepared.tasks)
     with progress_for(prepared.config.train, count, console, as_json=as_json) as report:
         rungs = RUNGS if halving else ()
@@ -83,20 +83,20 @@ def sweep_command(
 
 
 def _show(result: SweepResult, as_json: bool) -> None:
-    """The candidates, best first."""
+    """Print the trials, best first."""
     from softprompt.training.sweep import row
 
-    rows = [row(name, candidate) for name, candidate in result.results.items()]
+    rows = [row(name, outcome) for name, outcome in result.results.items()]
     if as_json:
         saved = [str(folder) for folder, _ in result.saved]
-        typer.echo(json.dumps({"event": "swept", "saved": saved, "candidates": rows}))
+        typer.echo(json.dumps({"event": "swept", "saved": saved, "trials": rows, "candidates": rows}))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("candidate", "steps", "ended by", "validation loss"):
+    for column in ("trial", "steps", "ended by", "validation loss"):
         table.add_column(column, justify="right" if column in {"steps", "validation loss"} else "left")
     for i, values in enumerate(rows):
         loss = values["validation_loss"]
-        cells = (values["candidate"], str(values["steps"]), values["stopped"], "" if loss is None else f"{loss:.4f}")
+        cells = (values["trial"], str(values["steps"]), values["stopped"], "" if loss is None else f"{loss:.4f}")
         table.add_row(*map(Text, cells), style="bold" if i == 0 and result.saved else "")
     console = Console(soft_wrap=True)
     console.print(table)

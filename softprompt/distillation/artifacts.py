@@ -19,7 +19,7 @@ from softprompt.prompts.forms import size_of
 from softprompt.prompts.model_card import model_card
 from softprompt.training.artifacts import CURVE, curves
 from softprompt.training.loop import Result
-from softprompt.training.plots import fidelity_by_size, learning_curve
+from softprompt.training.plots import can_plot, fidelity_by_size, learning_curve
 
 FIDELITY_PLOT = "fidelity.png"
 
@@ -31,7 +31,7 @@ def save_prompts(
 
     Raises StoreError if a name is taken (without `overwrite`) or the disk cannot be written.
     """
-    saved = []
+    saved, has_plots = list[tuple[Path, Card]](), can_plot()
     points = [(int(size), report.recovered(size)) for size in results]
     for size, result in results.items():
         folder = prepared.folder_of(int(size))
@@ -39,15 +39,17 @@ def save_prompts(
         trial = size if len(results) > 1 else ""
 
         def plots(scratch: Path, name: str = card.name, trial: str = trial) -> None:
-            learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", trial))
-            fidelity_by_size(scratch / FIDELITY_PLOT, prepared.folder.name, points)
+            if has_plots:
+                learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", trial))
+                fidelity_by_size(scratch / FIDELITY_PLOT, prepared.folder.name, points)
 
-        readme = model_card(card, bytes_on_disk=size_of(result.prompt), curve=CURVE)
+        readme = model_card(card, bytes_on_disk=size_of(result.prompt), curve=CURVE if has_plots else None)
         card = store.save(folder, result.prompt, card, readme=readme, extras=plots, overwrite=overwrite)
         saved.append((folder, card))
     with writing(prepared.run):
         write_json(prepared.run / "fidelity.json", report.to_dict())
-        fidelity_by_size(prepared.run / FIDELITY_PLOT, prepared.folder.name, points)
+        if has_plots:
+            fidelity_by_size(prepared.run / FIDELITY_PLOT, prepared.folder.name, points)
     return tuple(saved)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from softprompt.data.records import Record
+from softprompt.data.row_shapes.registry import shape_of
 from softprompt.evaluation.custom_metrics import Metric
 from softprompt.evaluation.evaluate import Evaluation, evaluate, renamed_metrics
 from softprompt.evaluation.metrics import missing_scores
@@ -99,6 +100,6 @@ def compare(
 def _notes(rows: Sequence[Record], empty_text_prompt: bool) -> Iterator[str]:
     if empty_text_prompt:
         yield EMPTY_TEXT_PROMPT
-    missing = missing_scores() if rows and rows[0].kind not in {"label", "text"} else {}
+    missing = missing_scores() if rows and shape_of(rows[0]).scoring == "generation" else {}
     if missing:
         yield f"{' and '.join(missing)} left out: pip install 'softprompt[eval]'"

@@ -104,6 +104,8 @@ def test_on_the_command_line(base: Path, tmp_path: Path, home: Path) -> None:
     assert store.load_card(home / "best").n_tokens in (4, 6)
     assert "of that name" in str(refused(*words, **environment))
     told = done(*words, "--overwrite", "--json", **environment).stdout.splitlines()
-    assert len(json.loads(told[-1])["candidates"]) == 4
+    result = json.loads(told[-1])
+    assert len(result["trials"]) == 4
+    assert result["candidates"] == result["trials"], "the old name, for one release"
     wrong = refused("sweep", config, "train.lrr=1,2", "--name", "x", **environment)
     assert "did you mean train.lr" in str(wrong)
