@@ -25,7 +25,7 @@ from softprompt.evaluation.metrics import Score, bleu, bootstrap, exact_match, r
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Score]  # answers, and the references of each
 RowMetric = Callable[[str, list[str]], float]  # one answer, and its references
 
-BUILT_IN: dict[str, Metric] = {
+BUILT_IN_METRICS: dict[str, Metric] = {
     "bleu": bleu,
     "exact_match": exact_match,
     "f1": token_f1,
@@ -43,12 +43,12 @@ def load_custom_metrics(names: Sequence[str]) -> dict[str, Metric]:
     metrics: dict[str, Metric] = {}
     for name in names:
         place, function = name.rpartition(":")[0], name.rpartition(":")[2]
-        if name in BUILT_IN:
-            metrics[name] = BUILT_IN[name]
+        if name in BUILT_IN_METRICS:
+            metrics[name] = BUILT_IN_METRICS[name]
         elif place and function:
             metrics[name] = row_by_row(_function(place, function), name)
         else:
-            known = ", ".join(BUILT_IN)
+            known = ", ".join(BUILT_IN_METRICS)
             raise ConfigError("no such metric", where="--metric", expected=f"{known}, or {_FORMAT}", got=name)
     return metrics
 

@@ -262,8 +262,8 @@ class Trial:
         shapes = {name: list(tensor.shape) for name, tensor in self.learner.state_dict().items()}
         free = {"save_every", "accumulate", "track", "gradient_checkpointing", "graphs"}
         around = [[task.name, task.digest, task.lead, task.follow] for task in self.tasks]
-        facts = [self.name, around, shapes, self.settings.model_dump(exclude=free)]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        parts = [self.name, around, shapes, self.settings.model_dump(exclude=free)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _of(self) -> str:
         return f" of {self.name}" if self.name else ""
