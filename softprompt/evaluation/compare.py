@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
+from softprompt.deprecation import renamed_keywords
 from softprompt.evaluation.custom_metrics import Metric
-from softprompt.evaluation.evaluate import Evaluation, evaluate, renamed_metrics
+from softprompt.evaluation.evaluate import Evaluation, evaluate
 from softprompt.evaluation.metrics import missing_scores
 from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, no_prompt
 from softprompt.formatting.text_prompt import as_turns, instruction_for, text_prompt
@@ -48,6 +49,7 @@ class Comparison:
         return baselines | {"soft_prompts": each}
 
 
+@renamed_keywords(own="extra_metrics")
 def compare(
     lm: FrozenLM,
     names: str | Sequence[str],
@@ -57,7 +59,6 @@ def compare(
     shots: Sequence[Record] = (),
     sampling: Sampling | None = None,
     extra_metrics: Mapping[str, Metric] | None = None,
-    own: Mapping[str, Metric] | None = None,
 ) -> Comparison:
     """Evaluate base model, text prompt and the soft prompts `names` (one or several) on `rows`.
 
@@ -68,13 +69,11 @@ def compare(
             the class labels.
         shots: worked examples in the text prompt.
         extra_metrics: further metrics by name, as in `evaluate`.
-        own: the old name of `extra_metrics`.
 
     Raises:
         StoreError, WrongBaseError: a soft prompt cannot be used.
         DataError: the rows cannot.
     """
-    extra_metrics = renamed_metrics(extra_metrics, own)
     names = [names] if isinstance(names, str) else names
     loaded = {name: store.load(store.locate(name), lm.geometry) for name in names}
     soft = {name: from_card(prompt, card) for name, (prompt, card) in loaded.items()}

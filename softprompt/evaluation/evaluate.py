@@ -17,7 +17,7 @@ from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.spans import prompt_ids
 from softprompt.data.tokenize import tokenize
-from softprompt.deprecation import renamed_keywords, warn_renamed
+from softprompt.deprecation import renamed_keywords
 from softprompt.errors import ConfigError, DataError
 from softprompt.evaluation import metrics
 from softprompt.evaluation.custom_metrics import Metric, scores_of
@@ -58,7 +58,7 @@ class Evaluation:
         return {"rows": self.rows, **values, "confidence_interval": intervals}
 
 
-@renamed_keywords(subject="formatted")
+@renamed_keywords(subject="formatted", own="extra_metrics")
 def evaluate(
     lm: FrozenLM,
     formatted: FormattedPrompt,
@@ -67,7 +67,6 @@ def evaluate(
     labels: Sequence[str] = (),
     sampling: Sampling | None = None,
     extra_metrics: Mapping[str, Metric] | None = None,
-    own: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
     """Score a prompt on rows of one kind: classification, generation, or loss of plain text.
 
@@ -77,13 +76,12 @@ def evaluate(
         labels: all classes; those in the rows if empty. Classification only.
         sampling: for generation; greedy by default.
         extra_metrics: further metrics by name, of the answers (of a classification the likeliest labels).
-        own: the old name of `extra_metrics`.
 
     Raises:
         DataError: no rows, rows without answers, labels that are not among the classes.
         ConfigError: further metrics for plain text, which has no answers; or one of them fails.
     """
-    extra_metrics = renamed_metrics(extra_metrics, own) or {}
+    extra_metrics = extra_metrics or {}
     if not records:
         raise DataError("there are no rows to evaluate")
     scoring = shape_of(records[0]).scoring
@@ -151,13 +149,3 @@ def loss(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) ->
     score = metrics.mean_loss(sums, [learned_tokens([example]) for example in examples])
     perplexity = Score(math.exp(score.value), math.exp(score.low), math.exp(score.high))
     return Evaluation({"loss": score, "perplexity": perplexity}, len(examples))
-
-
-def renamed_metrics(
-    extra_metrics: Mapping[str, Metric] | None, own: Mapping[str, Metric] | None
-) -> Mapping[str, Metric] | None:
-    """`extra_metrics`, or those that were given by the old keyword `own`, with a warning."""
-    if own is None:
-        return extra_metrics
-    warn_renamed("own=", "extra_metrics=", stacklevel=4)
-    return {**own, **(extra_metrics or {})}
