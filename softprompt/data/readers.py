@@ -4,6 +4,9 @@ Each reader yields (`file:line`, row) and knows nothing about what a row must ho
 is tolerated); lines of JSONL are bounded, and so are whole files that cannot be read line by line.
 """
 
+# pyright: standard
+# pyarrow has no types.
+
 from __future__ import annotations
 
 import csv

@@ -120,7 +120,8 @@ def carve(train: Sequence[Record], fraction: float = 0.1, seed: int = 0) -> tupl
     wanted = min(max(1, round(len(train) * fraction)), _MOST_CARVED, len(train) - 1)
     left = Counter(record.target for record in train if shape_of(record).has_classes)
     taken: set[int] = set()
-    for i in permutation(len(train), seed).tolist():
+    order: list[int] = permutation(len(train), seed).tolist()
+    for i in order:
         if len(taken) == wanted:
             break
         if shape_of(train[i]).has_classes:

@@ -60,7 +60,7 @@ class TaskMixture:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to where `state` was taken. Raises DataError if that was of other rows or settings."""
-        if state.keys() != {"batch", "tasks"} or len(state["tasks"]) != len(self.tasks):
+        if set(state) != {"batch", "tasks"} or len(state["tasks"]) != len(self.tasks):
             raise DataError("not the state of this sampler", expected=f"{len(self.tasks)} tasks", got=sorted(state))
         for task, task_state in zip(self.tasks, state["tasks"], strict=True):
             task.restore(task_state)

@@ -157,7 +157,7 @@ class RowShape(ABC):
         answers = [] if target is None else [target]
         if (listed := row.get("references")) is not None:
             if not isinstance(listed, list) or not listed:
-                raise self.error(where, "field 'references' must be a list of strings", got=brief(listed))
+                raise self.error(where, "field 'references' must be a list of strings", got=brief(row["references"]))
             answers += [self.text(item, "a reference", where) for item in cast(list[object], listed)]
         return tuple(dict.fromkeys(answers))
 

@@ -63,7 +63,7 @@ class ConversationShape(RowShape):
     def _messages(self, value: object, name: str, where: str) -> list[Message]:
         """A checked list of turns."""
         if not isinstance(value, list) or not value:
-            raise self.error(where, f"field {name!r} must be a list of messages", got=brief(value))
+            raise self.error(where, f"field {name!r} must be a list of messages", got=brief(cast(object, value)))
         return [self._message(item, f"{name}[{i}]", where) for i, item in enumerate(cast(list[object], value))]
 
     def _message(self, item: object, name: str, where: str) -> Message:
