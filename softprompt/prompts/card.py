@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import platform
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -119,8 +119,9 @@ class Card(BaseModel):
         inputs = self.data.get("trained_on")
         entries: list[Any] = [{"sha256": self.data.get("train_sha256"), "seed": self.recipe.get("seed", 0)}]
         entries += inputs if isinstance(inputs, list) else []
-        valid = [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)]
-        return [{"sha256": entry["sha256"], "seed": _seed_of(entry)} for entry in valid]
+        valid = [cast("dict[str, Any]", entry) for entry in entries if isinstance(entry, dict)]
+        digests = [entry for entry in valid if isinstance(entry.get("sha256"), str)]
+        return [{"sha256": entry["sha256"], "seed": _seed_of(entry)} for entry in digests]
 
 
 def _seed_of(entry: dict[str, Any]) -> int:

@@ -94,7 +94,7 @@ class KVPrompt(SoftPrompt):
     def from_matrix(self, matrix_PC: Tensor) -> KVPrompt:
         named = self.tensors()
         widths = [tensor.shape[0] * tensor.shape[2] for tensor in named.values()]
-        parts = zip(named.items(), matrix_PC.split(widths, dim=1), strict=True)
+        parts = zip(named.items(), torch.split(matrix_PC, widths, dim=1), strict=True)
         shaped = {
             name: part.view(-1, tensor.shape[0], tensor.shape[2]).transpose(0, 1) for (name, tensor), part in parts
         }

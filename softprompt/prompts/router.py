@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from softprompt.errors import DataError, StoreError, WrongBaseError
