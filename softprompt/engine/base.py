@@ -1,7 +1,7 @@
-"""What a server asks of an engine: token ids and the name of a soft prompt in, tokens out.
+"""The interface of engines: token ids and the name of a soft prompt in, tokens out.
 
-An engine batches whatever it is given, any mix of soft prompts of both forms and none; it knows nothing of HTTP, keys
-or files. Virtual tokens have no id outside an engine: no job holds one, and no token, count or log-probability is one.
+An engine batches any mix of jobs, with soft prompts of all forms and without. It knows nothing about HTTP, keys or
+files. Virtual tokens have no id outside an engine, so they never appear in jobs, tokens, counts or log-probabilities.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from softprompt.prefix.kv import Prefix
 
 @dataclass(frozen=True)
 class Penalties:
-    """What makes tokens of the text and of the answer less likely; virtual tokens count for nothing.
+    """Penalties on tokens of the text and of the answer; virtual tokens have no effect.
 
     Attributes:
         repetition: divides the logits of seen tokens, multiplies negative ones (Keskar et al. 2019,
@@ -36,12 +36,11 @@ class Job:
     Attributes:
         id: unique among the jobs that run.
         prompt: name of a loaded soft prompt; None is the base model alone.
-        ids: the text's token ids, behind the prefix of its soft prompt; at least one.
-        sampling: its stop strings are the caller's business; `seed` makes the answer repeatable.
+        ids: the text's token ids, after the prefix of its soft prompt; at least one.
+        sampling: stop strings are left to the caller; `seed` makes the answer repeatable.
         end_ids: tokens that end the answer.
-        logprobs: for each token how many of the likeliest to report besides it; None reports nothing.
-        tenant: jobs of different tenants share no keys and values of texts, at most those of soft prompts: nobody can
-            tell from the time of an answer what another has sent.
+        logprobs: number of likeliest tokens to report with each token; None reports none.
+        tenant: jobs of different tenants never share cached texts, so timing reveals nothing about other tenants.
     """
 
     id: str
@@ -62,8 +61,7 @@ class Token:
         finish: "stop" with an end token, which is not part of the answer; "length" with the last that fits; or "".
         logprob: natural logarithm of its probability, before temperature, top-k and top-p, after penalties.
         likeliest: (token, log-probability), the likeliest first.
-        queue_s: with the first token, the seconds that the job stood in front of the batch, if the engine tells; else
-            None.
+        queue_s: seconds that the job waited for the batch, with its first token and if the engine measures it.
     """
 
     id: int
@@ -75,13 +73,13 @@ class Token:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What an engine is busy with.
+    """The load of an engine.
 
     Attributes:
-        running, waiting: jobs in the batch, and in front of it.
-        kv_usage: share of the blocks for keys and values in use, in [0, 1].
-        cached_tokens: of all jobs so far, virtual and text, that were found in the prefix cache.
-        computed_tokens: the other ones of their prefixes and texts.
+        running, waiting: jobs in the batch, and jobs waiting for it.
+        kv_usage: share of the cache blocks in use, in [0, 1].
+        cached_tokens: tokens of all jobs' prefixes and texts so far that were found in the prefix cache.
+        computed_tokens: tokens of all jobs' prefixes and texts so far that were computed.
     """
 
     running: int
@@ -92,39 +90,39 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """All methods are called from one event loop; none of them blocks it."""
+    """Runs jobs in one batch. All methods are called from one event loop, and none blocks it."""
 
     async def start(self) -> None:
-        """Get ready to take jobs."""
+        """Become ready for jobs."""
 
     async def stop(self) -> None:
-        """End, and with it every job that still runs."""
+        """Stop, and with it all running jobs."""
 
     @property
     def failure(self) -> str:
-        """Why no job can be taken any more; "" while all is well."""
+        """Why no job is accepted any more; "" while the engine works."""
         ...
 
     @property
     def context(self) -> int:
-        """Tokens that the prefix, the text and the answer of a job may have together, virtual ones too."""
+        """Maximum tokens of a job: prefix, text and answer, including virtual tokens."""
         ...
 
     async def load(self, name: str, prefix: Prefix) -> None:
-        """Make a soft prompt known. One of this name is replaced: jobs that run keep the old one.
+        """Load a soft prompt under a name. Running jobs keep an older version of that name.
 
         Raises EngineError if it does not fit (wrong geometry, no room).
         """
 
     async def unload(self, name: str) -> None:
-        """Forget a soft prompt; jobs that run keep it until they end."""
+        """Unload a soft prompt; running jobs keep it until they end."""
 
     def loaded(self) -> tuple[str, ...]:
-        """Names that jobs can give."""
+        """Names of the loaded soft prompts."""
         ...
 
     def stream(self, job: Job) -> AsyncGenerator[Token, None]:
-        """Tokens as they come; the last has a finish. Closing the generator cancels the job and frees what it held.
+        """Tokens as they are generated; the last has a finish. Closing the generator cancels the job.
 
         Raises EngineError for a name that is not loaded, for what does not fit in the context or in the cache, and for
         a job that failed; other jobs go on.
@@ -132,8 +130,8 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> EngineStats:
-        """What it is busy with now."""
+        """The current load."""
         ...
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if blocks, virtual ids or reference counts do not add up."""
+        """Raises AssertionError if blocks, virtual ids or user counts are inconsistent."""

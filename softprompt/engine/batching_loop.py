@@ -1,8 +1,8 @@
-"""The thread that runs the batches: Transformers' manager with soft prompts, sampling and reports of our own.
+"""The scheduling loop of the Transformers engine: continuous batching with soft prompts and per-row sampling.
 
-Its scheduling, paging and prefix cache stay as they are. Rows come and go by orders, taken between two steps in the
-order they were given; what happened is told in one call a step. `submit`, `cancel`, `close` and `paused` are called
-from outside; all else runs in the thread.
+Scheduling, paging and the prefix cache are those of Transformers' manager. Rows are added and cancelled by commands,
+which the loop's thread processes in order between two steps. Each step reports its outputs in one call. `submit`,
+`cancel`, `close` and `paused` are called from other threads; everything else runs in the loop's thread.
 
 Shapes: Q tokens of a batch, H width, R rows that get a token, V vocabulary.
 """
@@ -29,7 +29,7 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 from softprompt.engine.base import EngineStats, Job, Token
 from softprompt.engine.cache_eviction import register_lru_scheduler
 from softprompt.engine.paged_cache import (
-    NAME,
+    ATTENTION_NAME,
     AttentionStep,
     RowChunk,
     plan_attention,
@@ -43,57 +43,58 @@ from softprompt.errors import EngineError, first_line
 from softprompt.inference.sampling import argmax_ids
 from softprompt.models.frozen_lm import FrozenLM
 
-FAILED_STEPS = 3  # in a row, and the engine has failed
+FAILED_STEPS = 3  # consecutive ones after which the engine has failed
 
 
 @dataclass(eq=False)
 class BatchRow:
-    """A job in the loop.
+    """A job in the batching loop.
 
     Attributes:
-        key: never used by another row, unlike the job's id.
-        opening: the id of the text's first token, in its tenant's alphabet.
-        hear: takes each token and, at last, an error; called by whom the news is reported to.
-        queue_s: seconds from here to the first batch it is in; None before.
+        key: unique among all rows ever, unlike the job's id.
+        opening: the id of the text's first token, salted with the tenant.
+        deliver: receives each token, or an error as the last output; called by the receiver of the updates.
+        queue_s: seconds from creation to its first batch; None before that.
     """
 
     key: str
     job: Job
     loaded: LoadedPrompt
     opening: int
-    hear: Callable[[Token | EngineError], None]
+    deliver: Callable[[Token | EngineError], None]
     queue_s: float | None = None
 
     def __post_init__(self) -> None:
         self.sampler, self.made = Sampler(self.job), time.monotonic()
         self.ids = [*self.loaded.ids, self.opening, *self.job.ids[1:]]
 
-    def meet(self) -> None:
-        """It is in a batch for the first time."""
+    def enter_batch(self) -> None:
+        """Record the time in the queue, at the row's first batch."""
         self.queue_s = time.monotonic() - self.made
 
     def next(self, logits_V: Tensor, best: int) -> Token:
-        """See `Sampler.next`; with the first token comes the time in the queue. Raises EngineError."""
+        """The next token (`Sampler.next`); the first carries the time in the queue. Raises EngineError."""
         token = self.sampler.next(logits_V, best)
         return token if self.sampler.length > 1 else replace(token, queue_s=self.queue_s)
 
 
 @dataclass(frozen=True)
 class RowUpdates:
-    """What happened since the last news.
+    """Changes since the last report.
 
     Attributes:
-        said: tokens and errors, in order.
-        gone: rows that hold nothing any more.
+        outputs: tokens and errors, in order.
+        ended: rows that no longer hold cache blocks.
+        stats: the current load.
     """
 
-    said: list[tuple[BatchRow, Token | EngineError]]
-    gone: list[BatchRow]
+    outputs: list[tuple[BatchRow, Token | EngineError]]
+    ended: list[BatchRow]
     stats: EngineStats
 
 
-class _Nobody:
-    """Where the manager sends outputs: they have been told already, token by token."""
+class _NullRouter:
+    """Discards the manager's own outputs, since tokens are reported as they are sampled."""
 
     def deliver(self, output: GenerationOutput) -> None: ...
 
@@ -104,14 +105,14 @@ class _Nobody:
 
 @final
 class BatchingLoop(OpenManager):
-    """The manager and its thread.
+    """The scheduling loop in its thread.
 
     Args:
-        model: a model of the loop's own: its attention is replaced.
-        report: called from the thread with the news.
+        model: a copy of the model for this loop, whose attention is replaced.
+        report: called from the thread with updates.
 
     Attributes:
-        ended: why no row is taken any more; "" while all is well.
+        ended: why no row is accepted any more; "" while the loop runs.
     """
 
     def __init__(
@@ -124,23 +125,25 @@ class BatchingLoop(OpenManager):
         register_paged_attention()
         register_lru_scheduler()
         super().__init__(model, GenerationConfig(do_sample=False, eos_token_id=-1), config)  # type: ignore[arg-type]
-        self.output_router = _Nobody()  # type: ignore[assignment]
-        self.ended, self._report, self._lm = "", report, lm
-        self._orders: deque[tuple[BatchRow, bool]] = deque()
-        self._ordering = threading.Lock()
+        self.output_router = _NullRouter()  # type: ignore[assignment]
+        self.ended, self._report = "", report
+        self._lm = lm
+        self._commands: deque[tuple[BatchRow, bool]] = deque()
+        self._command_lock = threading.Lock()
         self._rows: dict[str, BatchRow] = {}
-        self._said: list[tuple[BatchRow, Token | EngineError]] = []
-        self._gone: list[BatchRow] = []
-        self._failed_steps = self._cached = self._computed = 0
+        self._outputs: list[tuple[BatchRow, Token | EngineError]] = []
+        self._ended_rows: list[BatchRow] = []
+        self._failed_steps = 0
+        self._cached, self._computed = 0, 0
         self._stats = EngineStats(0, 0, 0.0)
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(ATTENTION_NAME)
 
     def prepare(self) -> None:
-        """Make the cache, so that what is wrong with it is raised here and not in the thread."""
+        """Allocate the cache, so that its errors are raised here and not in the thread."""
         processor = self.create_processor()
-        # The manager reads no more keys in a step than the cache holds, which rows that share a prefix exceed.
+        # By default a step reads at most as many keys as the cache holds, but rows that share a prefix read more.
         io: Any = processor.inputs_and_outputs
         most = processor.scheduler.max_requests_per_batch * self._lm.geometry.max_positions
         processor.cache.max_tokens_read = most
@@ -150,16 +153,16 @@ class BatchingLoop(OpenManager):
         self.start_thread()
 
     def submit(self, row: BatchRow) -> None:
-        """Take a row. Raises EngineError when the loop has ended."""
-        self._order(row, True)
+        """Add a row. Raises EngineError if the loop has ended."""
+        self._command(row, True)
 
     def cancel(self, row: BatchRow) -> None:
-        """End a row and free what it holds; nothing for one that has ended."""
-        with suppress(EngineError):  # with the loop all rows have ended
-            self._order(row, False)
+        """End a row and free its blocks; no effect on a row that has ended."""
+        with suppress(EngineError):  # if the loop has ended, so have all rows
+            self._command(row, False)
 
     def close(self) -> None:
-        """End the thread, and with it all rows."""
+        """Stop the thread, and with it all rows."""
         self.background_thread_status.request_stop(BackgroundThreadStatus.HARD_STOP, 0)
         self.wake()
         self.join_thread()
@@ -167,18 +170,18 @@ class BatchingLoop(OpenManager):
 
     @contextmanager
     def paused(self) -> Iterator[tuple[ContinuousBatchProcessor | None, dict[str, BatchRow]]]:
-        """The processor and the rows while nothing moves."""
+        """The processor and the rows, while the loop is paused."""
         if not self.is_running():
             yield self.batch_processor, self._rows
             return
         with self.pause():
             yield self.batch_processor, self._rows
 
-    def _order(self, row: BatchRow, come: bool) -> None:
-        with self._ordering:
+    def _command(self, row: BatchRow, add: bool) -> None:
+        with self._command_lock:
             if self.ended:
                 raise EngineError(self.ended, where=row.job.id)
-            self._orders.append((row, come))
+            self._commands.append((row, add))
         self.wake()
 
     def run_loop(self) -> None:
@@ -186,26 +189,26 @@ class BatchingLoop(OpenManager):
             super().run_loop()
         finally:
             error = self.background_thread_status.fatal_error
-            with self._ordering:
+            with self._command_lock:
                 self.ended = "the engine was stopped" if error is None else f"the engine failed: {first_line(error)}"
-            rows = [*self._rows.values(), *(row for row, come in self._orders if come)]
+            rows = [*self._rows.values(), *(row for row, add in self._commands if add)]
             self._rows.clear()
-            self._orders.clear()
+            self._commands.clear()
             self._report(RowUpdates([(row, EngineError(self.ended)) for row in rows], rows, EngineStats(0, 0, 0.0)))
 
     def run_iteration(self, processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
-        self._obey(processor)
-        self._tell(processor)  # the body may wait
+        self._process_commands(processor)
+        self._report_changes(processor)  # the body may wait
         going = super().run_iteration(processor, bootstrapping)
-        for row in [row for row, word in self._said if isinstance(word, EngineError) or word.finish]:
+        for row in [row for row, output in self._outputs if isinstance(output, EngineError) or output.finish]:
             self._end(processor, row)
-        self._tell(processor)
+        self._report_changes(processor)
         return going
 
-    def _obey(self, processor: ContinuousBatchProcessor) -> None:
-        while self._orders:
-            row, come = self._orders.popleft()
-            if not come:
+    def _process_commands(self, processor: ContinuousBatchProcessor) -> None:
+        while self._commands:
+            row, add = self._commands.popleft()
+            if not add:
                 self._end(processor, row)
                 continue
             self._rows[row.key] = row
@@ -215,25 +218,28 @@ class BatchingLoop(OpenManager):
             )
 
     def _end(self, processor: ContinuousBatchProcessor, row: BatchRow) -> None:
-        """Free what a row holds; the manager has done so for one that it has finished."""
+        """Remove a row and free its blocks; the manager has freed those of finished rows."""
         if self._rows.pop(row.key, None) is not None:
             processor.scheduler.set_request_cancellation(row.key)
             processor.scheduler.clear_cancelled_requests()
-            # The manager lets nobody in after it has put a row back, until one finishes: this may have been the last.
+            # After a preemption the manager admits no rows until one finishes, which this one may have been.
             processor.scheduler.block_new_requests = False
-            self._gone.append(row)
+            self._ended_rows.append(row)
 
-    def _tell(self, processor: ContinuousBatchProcessor) -> None:
-        """Report if there is something new."""
+    def _report_changes(self, processor: ContinuousBatchProcessor) -> None:
+        """Report if anything has changed."""
         scheduler, cache = processor.scheduler, processor.cache
         free = cache.compute_free_capacity(relative=False)
-        free += sum(len(one.ledger.cached_blocks) * one.bytes_per_block for one in cache.cache_allocators.values())
+        allocators = cache.cache_allocators.values()
+        free += sum(len(allocator.ledger.cached_blocks) * allocator.bytes_per_block for allocator in allocators)
         usage = 1 - free / (cache.num_sectors * cache.bytes_per_sector)
         running, waiting = len(scheduler.active_requests), len(scheduler.waiting_requests)
         stats = EngineStats(running, waiting, usage, self._cached, self._computed)
-        if self._said or self._gone or stats != self._stats:
-            news, self._said, self._gone, self._stats = RowUpdates(self._said, self._gone, stats), [], [], stats
-            self._report(news)
+        if self._outputs or self._ended_rows or stats != self._stats:
+            updates = RowUpdates(self._outputs, self._ended_rows, stats)
+            self._outputs, self._ended_rows = [], []
+            self._stats = stats
+            self._report(updates)
 
     @torch.inference_mode()
     def run_step(self) -> None:
@@ -243,7 +249,7 @@ class BatchingLoop(OpenManager):
         try:
             logits_RV = self._forward(io, rows).float()
             best = argmax_ids(logits_RV)
-        except Exception as error:  # foreign code; what failed is this batch
+        except Exception as error:  # of the model's code; only this batch has failed
             self._fail_batch(io, rows, error)
             return
         self._failed_steps = 0
@@ -252,9 +258,9 @@ class BatchingLoop(OpenManager):
             logits_RV = logits_RV.cpu()
         tokens = [self._choose(row, logits_RV[i], best[i]) for i, row in enumerate(sampled)]
         io.output_ids[0, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
-        failed = {row for row, word in self._said if isinstance(word, EngineError)}
+        failed = {row for row, output in self._outputs if isinstance(output, EngineError)}
         for row, request in zip(rows, io.requests_in_batch, strict=True):
-            # The manager would not keep the blocks of rows that end with this step: a label of one token is a row.
+            # The manager would not cache the blocks of rows that end with this step, such as answers of one token.
             if row not in failed:
                 io.cache.mark_complete_blocks(request.state, request.complete_blocks)
             request.complete_blocks = {}
@@ -267,7 +273,7 @@ class BatchingLoop(OpenManager):
             past = request.state.position_offset - request.query_length
             pieces.append(RowChunk(past, request.query_length, row.loaded))
             if row.queue_s is None:
-                row.meet()
+                row.enter_batch()
                 self._cached, self._computed = self._cached + past, self._computed + len(row.ids) - past
         spans = virtual_spans(pieces)
         slots = zip(cache.cache_allocators.values(), data["read_index"], data["write_index"], strict=True)
@@ -288,22 +294,22 @@ class BatchingLoop(OpenManager):
         return self._lm.logits(states_QH[data["logits_indices"][:count]])
 
     def _choose(self, row: BatchRow, logits_V: Tensor, best: int) -> int:
-        """The next token of a row; whatever goes wrong is that row's failure."""
+        """The next token of a row; an error fails that row only."""
         try:
             token = row.next(logits_V, best)
         except Exception as error:
-            self._said.append((row, _failed(error)))
+            self._outputs.append((row, _failed(error)))
             return 0
-        self._said.append((row, token))
+        self._outputs.append((row, token))
         return token.id
 
     def _fail_batch(self, io: Any, rows: list[BatchRow], error: Exception) -> None:
-        """End the rows of this batch. Raises the error if there is no hope for the next one."""
+        """Fail the rows of this batch. Raises the error if the next batch would fail, too."""
         self._failed_steps += 1
         if self._failed_steps >= FAILED_STEPS or isinstance(error, torch.AcceleratorError):
             raise error
-        self._said += [(row, _failed(error)) for row in rows]
-        # What the step left in the cache is not to be kept.
+        self._outputs += [(row, _failed(error)) for row in rows]
+        # Keep nothing that the failed step wrote to the cache.
         io.requests_in_batch, io.num_request_in_batch = [], 0
 
 

@@ -1,4 +1,4 @@
-"""Which cached blocks give way: those used longest ago, and no more than are needed.
+"""LRU eviction of cached blocks, no more than are needed.
 
 Transformers' scheduler drops every cached block as soon as the cache is 85 % full, and with them the keys and values of
 all soft prompts that no row uses at that moment.
@@ -14,7 +14,7 @@ from transformers.generation.continuous_batching.cache_allocators import CacheAl
 
 from softprompt.engine.transformers_compat import OpenScheduler, register_scheduler
 
-NAME = "softprompt_fifo"  # of the scheduler
+SCHEDULER_NAME = "softprompt_fifo"  # of the scheduler
 
 
 @final
@@ -34,11 +34,11 @@ class LruScheduler(OpenScheduler):
 
 def register_lru_scheduler() -> None:
     """Make the scheduler known to Transformers; called when an engine is made."""
-    register_scheduler(NAME, LruScheduler)
+    register_scheduler(SCHEDULER_NAME, LruScheduler)
 
 
 def _evict(allocator: CacheAllocator, count: int) -> None:
-    """Give back up to `count` cached blocks: they stand in the order in which they were last let go."""
+    """Free up to `count` cached blocks, which are in the order of their last release."""
     ledger = allocator.ledger
     blocks = list(islice(ledger.cached_blocks, count))
     for block in blocks:

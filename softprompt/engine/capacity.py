@@ -1,4 +1,4 @@
-"""How much the Transformers engine takes at once."""
+"""Sizes of the Transformers engine's batch and key/value cache, fitted to the free memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 import torch
 from transformers import ContinuousBatchingConfig
 
-from softprompt.engine.cache_eviction import NAME as SCHEDULER
+from softprompt.engine.cache_eviction import SCHEDULER_NAME
 from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 
@@ -20,7 +20,7 @@ ROW_TOKENS = 512  # of a row on a CPU, on average; elsewhere every row may fill 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much an engine takes at once.
+    """Sizes of batch and cache.
 
     Attributes:
         rows: jobs in a batch.
@@ -56,7 +56,7 @@ class Capacity:
             max_blocks_per_request=0,
             use_async_batching=False,
             use_cuda_graph=False,
-            scheduler_type=SCHEDULER,
+            scheduler_type=SCHEDULER_NAME,
         )
 
 

@@ -1,4 +1,4 @@
-"""What every engine refuses before it runs anything: models, prefixes and jobs that do not fit."""
+"""Checks that every engine makes before it runs anything: models, prefixes and jobs that do not fit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SEED_LIMIT = 2**63
 
 
 def check_supported(lm: FrozenLM) -> None:
-    """Raises UnsupportedModelError for a model whose keys and values do not all look alike."""
+    """Raises UnsupportedModelError for a model whose layers have keys and values of different shapes."""
     shapes = set(lm.geometry.layers)
     reason = ""
     if lm.is_encoder_decoder:
-        reason = "it reads and writes apart (encoder-decoder)"
+        reason = "it is an encoder-decoder"
     elif None in shapes or len(shapes) > 1:
         reason = "its layers keep keys and values of different shapes, or none"
     elif any(shape.key_dim != shape.value_dim for shape in shapes if shape):
@@ -37,14 +37,14 @@ def unsupported(lm: FrozenLM, reason: str) -> UnsupportedModelError:
     )
 
 
-def check_prefix(lm: FrozenLM, name: str, prefix: Prefix, rooms: Mapping[str, int]) -> None:
-    """Raises EngineError unless the engine can put the prefix in front of a text and a new token.
+def check_prefix(lm: FrozenLM, name: str, prefix: Prefix, capacities: Mapping[str, int]) -> None:
+    """Raises EngineError unless a text and a new token fit after the prefix.
 
     Args:
-        rooms: tokens that a job may have in all, by what gives the room ("context", "cache").
+        capacities: maximum tokens of a job, by what limits them ("context", "cache").
     """
     if prefix.masked_span[0] < prefix.masked_span[1]:
-        raise EngineError("an engine shows all virtual tokens", where=name, hint="drop the unseen ones: prune")
+        raise EngineError("an engine cannot mask virtual tokens", where=name, hint="drop the unseen ones: prune")
     if prefix.prompt is not None and prefix.prompt.begins_the_sequence and prefix.lead:
         raise EngineError("a KV prompt starts at position 0, so no lead can stand before it", where=name)
     check_ids(lm, name, (*prefix.lead, *prefix.follow))
@@ -59,11 +59,11 @@ def check_prefix(lm: FrozenLM, name: str, prefix: Prefix, rooms: Mapping[str, in
             got=error.got,
         ) from error
     size = prefix.prompt.n_tokens if prefix.prompt else 0
-    check_context_room(name, len(prefix.lead) + size + len(prefix.follow), 2, rooms, "fewer virtual tokens")
+    check_context_room(name, len(prefix.lead) + size + len(prefix.follow), 2, capacities, "fewer virtual tokens")
 
 
 def check_job(lm: FrozenLM, job: Job) -> None:
-    """Raises EngineError for a job without tokens, with ids that are none of the model's, or an impossible seed."""
+    """Raises EngineError for a job without tokens, with ids outside the vocabulary, or with an invalid seed."""
     if not job.ids:
         raise EngineError("a job has no tokens", where=job.id, hint="give at least one token of text")
     if not 0 <= job.sampling.seed < SEED_LIMIT:
@@ -74,20 +74,20 @@ def check_job(lm: FrozenLM, job: Job) -> None:
 
 
 def check_ids(lm: FrozenLM, where: str, ids: tuple[int, ...]) -> None:
-    """Raises EngineError for an id that is no token of the model."""
+    """Raises EngineError for an id outside the vocabulary."""
     vocab = lm.geometry.vocab
     if strange := [i for i in ids if not 0 <= i < vocab]:
         raise EngineError("an id is no token of the model", where=where, expected=f"0 to {vocab - 1}", got=strange[0])
 
 
-def check_context_room(where: str, before: int, new: int, rooms: Mapping[str, int], hint: str) -> None:
-    """Raises EngineError if `before` tokens and `new` ones are more than one of the rooms has."""
-    for name, room in rooms.items():
-        if before + new > room:
+def check_context_room(where: str, before: int, new: int, capacities: Mapping[str, int], hint: str) -> None:
+    """Raises EngineError if `before` and `new` tokens together exceed one of the capacities."""
+    for name, capacity in capacities.items():
+        if before + new > capacity:
             raise EngineError(
                 f"it does not fit in the {name}",
                 where=where,
-                expected=f"at most {room} tokens",
+                expected=f"at most {capacity} tokens",
                 got=f"{before} and {new} new ones",
                 hint=hint,
             )

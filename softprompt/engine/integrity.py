@@ -1,4 +1,4 @@
-"""Whether the books of a paged cache add up: every block is in one place, and counted as often as it is used."""
+"""Integrity checks of the paged cache: every block is in one place, with the right reference count."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Attention over a paged cache for one step of a batch: rows that decode by one token, padded; longer ones, one by one.
+"""Attention over a paged cache for one step of a batch: decoding rows padded; prefilling rows one by one.
 
 Transformers' own attention for a paged cache multiplies the queries of all rows with the keys of all rows and masks
-what is not theirs. Here a row meets its own keys only, and the virtual tokens of KV prompts get their trained keys and
-values on the way into the cache. On a CPU a few rows' keys are gathered at a time, and used while they are at hand.
+the products between different rows. Here each row attends to its own keys only. The virtual tokens of KV prompts get
+their trained keys and values when written to the cache. On a CPU the keys of a few rows are gathered at a time, so that
+they are used while in the core's cache.
 
 Shapes: Q queries of the batch, n rows that decode, C cache slots read, L keys of the longest of them, A query heads,
 K key/value heads, D head size.
@@ -25,13 +26,13 @@ from softprompt.engine.virtual_tokens import LoadedPrompt
 from softprompt.errors import UnsupportedModelError
 from softprompt.prefix.forward import additive
 
-NAME = "softprompt_paged"  # of the attention implementation
+ATTENTION_NAME = "softprompt_paged"  # of the attention implementation
 CORE_CACHE_BYTES = 2**20  # keys and values that stay in the cache of a CPU's core
 
 
 @dataclass(frozen=True)
 class RowChunk:
-    """What one row has in a step: `length` tokens at the positions `past`, `past + 1`, …"""
+    """One row's tokens in a step: `length` tokens at the positions `past`, `past + 1`, …"""
 
     past: int
     length: int
@@ -50,7 +51,7 @@ class VirtualSpan:
 
 
 def virtual_spans(pieces: Sequence[RowChunk]) -> list[VirtualSpan]:
-    """Where virtual tokens are in the batch."""
+    """The spans of virtual tokens in the batch."""
     spans, start = [], 0
     for piece in pieces:
         begin, end = piece.loaded.virtual(piece.past, piece.past + piece.length)
@@ -66,7 +67,7 @@ class DecodeRows:
     """Rows of one query each in a step; their keys are padded to one length.
 
     Attributes:
-        queries, keys: where they are in the batch, and among the keys read with them.
+        queries, keys: their slices of the batch, and of the keys read with them.
         mask: additive [n, 1, 1, L]; None if all rows have L keys.
     """
 
@@ -74,16 +75,16 @@ class DecodeRows:
     keys: slice
     mask: Tensor | None
 
-    def find(
+    def attend(
         self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scale: float, cap: float | None
     ) -> Tensor:
-        """What the queries find among the keys, [n, A, D]."""
+        """Attention outputs [n, A, D]."""
         n, (heads, size) = self.queries.stop - self.queries.start, keys_CKD.shape[1:]
         # Heads that share keys are queries of one row, so that no key is copied for them.
         grouped_NKGD = queries_AQD[:, self.queries].transpose(0, 1).reshape(n, heads, -1, size)
         keys_NKLD, values_NKLD = (x[self.keys].unflatten(0, (n, -1)).transpose(1, 2) for x in (keys_CKD, values_CKD))
-        found = attention(grouped_NKGD, keys_NKLD, values_NKLD, self.mask, False, scale, cap)
-        return found.reshape(n, -1, values_CKD.shape[2])
+        outputs = attention(grouped_NKGD, keys_NKLD, values_NKLD, self.mask, False, scale, cap)
+        return outputs.reshape(n, -1, values_CKD.shape[2])
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class PrefillRow:
     """A row of several queries in a step.
 
     Attributes:
-        queries, keys: where they are in the batch, and among the keys read with them.
+        queries, keys: their slices of the batch, and of the keys read with them.
         mask: additive [q, k]; None is plainly causal.
     """
 
@@ -99,14 +100,14 @@ class PrefillRow:
     keys: slice
     mask: Tensor | None
 
-    def find(
+    def attend(
         self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scale: float, cap: float | None
     ) -> Tensor:
-        """What the queries find among the keys, [q, A, D]."""
+        """Attention outputs [q, A, D]."""
         keys_KLD, values_KLD = keys_CKD[self.keys].transpose(0, 1), values_CKD[self.keys].transpose(0, 1)
         queries = queries_AQD[None, :, self.queries]
-        found = attention(queries, keys_KLD[None], values_KLD[None], self.mask, self.mask is None, scale, cap)
-        return found[0].transpose(0, 1)
+        outputs = attention(queries, keys_KLD[None], values_KLD[None], self.mask, self.mask is None, scale, cap)
+        return outputs[0].transpose(0, 1)
 
 
 Part = DecodeRows | PrefillRow
@@ -114,10 +115,10 @@ Part = DecodeRows | PrefillRow
 
 @dataclass(frozen=True)
 class CacheRead:
-    """Keys and values that are read at once, and who looks at them.
+    """Keys and values that are read together, and the rows that attend to them.
 
     Attributes:
-        index: [C] cache slots; empty where nothing of the past is looked at.
+        index: [C] cache slots; empty if no row has a past.
     """
 
     index: Tensor
@@ -126,11 +127,11 @@ class CacheRead:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What all layers of one kind of attention read and write in a step.
+    """The cache reads and writes of all layers of one kind of attention in a step.
 
     Attributes:
         write: [Q] cache slots of the new tokens.
-        reads: one after the other; their parts are in the order of the batch.
+        reads: executed in order; their parts are in the order of the batch.
     """
 
     write: Tensor
@@ -148,16 +149,17 @@ def plan_attention(
     """
     window: int | None = getattr(allocator, "sliding_window", None)
     sizes = [allocator.get_seqlen_k(piece.past, piece.length) for piece in pieces]
-    # A sliding cache finds the new tokens' places in the order of the queries, so only leading rows are padded, and
+    # A sliding-window cache places new tokens in the order of the queries, so only leading rows are padded, and
     # everything is read at once.
     whole = window is not None or not len(flat) or flat.device.type != "cpu"
     decoding = next((i for i, piece in enumerate(pieces) if piece.length > 1), len(pieces)) if len(flat) else 0
     rows = decoding if whole else _rows_at_once(allocator, max(sizes[:decoding], default=0), dtype)
-    reads, slot, query = list[CacheRead](), 0, 0
+    reads = list[CacheRead]()
+    slot, query = 0, 0
     for first in range(0, decoding, rows or 1):
-        own = sizes[first : min(first + rows, decoding)]
-        index, mask = _padded(flat[slot : slot + sum(own)], own, allocator.read_trash_index, dtype)
-        slot, query = slot + sum(own), query + len(own)
+        row_sizes = sizes[first : min(first + rows, decoding)]
+        index, mask = _padded(flat[slot : slot + sum(row_sizes)], row_sizes, allocator.read_trash_index, dtype)
+        slot, query = slot + sum(row_sizes), query + len(row_sizes)
         reads.append(CacheRead(index, (DecodeRows(slice(first, query), slice(0, len(index)), mask),)))
     for piece, size in zip(pieces[decoding:], sizes[decoding:], strict=True):
         queries, mask = slice(query, query + piece.length), _causal(piece.length, size, window, dtype, flat.device)
@@ -167,14 +169,14 @@ def plan_attention(
 
 
 def _rows_at_once(allocator: CacheAllocator, longest: int, dtype: torch.dtype) -> int:
-    """Rows whose keys and values stay in a core's own cache between being gathered and being used."""
+    """Number of rows whose keys and values fit in a core's cache between gathering and use."""
     any_allocator: Any = allocator
     numbers = 2 * any_allocator.num_key_value_heads * any_allocator.head_dim * longest
     return max(1, CORE_CACHE_BYTES // max(1, numbers * dtype.itemsize))
 
 
 def _padded(flat: Tensor, sizes: Sequence[int], filler: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Slots of rows of these sizes, padded to the longest, and the mask of what is there; None if nothing is padded."""
+    """Slots of rows of these sizes, padded to the longest, and the padding mask; None if nothing is padded."""
     longest = max(sizes)
     if len(flat) == len(sizes) * longest:
         return flat, None
@@ -185,7 +187,7 @@ def _padded(flat: Tensor, sizes: Sequence[int], filler: int, dtype: torch.dtype)
 
 
 def _joined(reads: Sequence[CacheRead]) -> CacheRead:
-    """All in one."""
+    """All reads as one."""
     parts, key = list[Part](), 0
     for read in reads:
         for part in read.parts:
@@ -211,7 +213,7 @@ class AttentionStep:
     def attend(
         self, layer: int, queries_AQD: Tensor, keys_KQD: Tensor, values_KQD: Tensor, scale: float, cap: float | None
     ) -> Tensor:
-        """Store the new keys and values; returns what each query finds among its row's, [Q, A, D]."""
+        """Store the new keys and values; returns the attention outputs [Q, A, D]."""
         allocator = self._cache.layer_to_allocator[layer]
         plan = self._plans[allocator.index]
         keys_QKD, values_QKD = keys_KQD.transpose(0, 1), values_KQD.transpose(0, 1)
@@ -223,10 +225,9 @@ class AttentionStep:
                 values_QKD[span.start : span.stop] = values_PKD[span.begin : span.end]
         parts, new = list[Tensor](), slice(None)
         for read in plan.reads:
-            told = (keys_QKD[new], values_QKD[new], layer, read.index, plan.write[new])
-            keys_CKD, values_CKD = allocator.update(*told)
-            parts += [part.find(queries_AQD, keys_CKD, values_CKD, scale, cap) for part in read.parts]
-            new = slice(0)  # the new ones are in the cache
+            keys_CKD, values_CKD = allocator.update(keys_QKD[new], values_QKD[new], layer, read.index, plan.write[new])
+            parts += [part.attend(queries_AQD, keys_CKD, values_CKD, scale, cap) for part in read.parts]
+            new = slice(0)  # the new tokens are in the cache now
         return torch.cat(parts)
 
 
@@ -236,7 +237,7 @@ def attention(
     """[rows, heads, queries, size]; query heads may share the heads of keys.
 
     Args:
-        cap: soft cap of the scores (Gemma 2), which SDPA has not.
+        cap: soft cap of the scores (Gemma 2), which SDPA does not support.
     """
     shared = queries.shape[1] != keys.shape[1]
     if cap is None:
@@ -276,13 +277,13 @@ def paged_attention(
 
 
 def no_mask(*_: Any, **__: Any) -> None:
-    """A step has its own masks."""
+    """No mask: a step builds its own masks."""
 
 
 def register_paged_attention() -> None:
     """Make the attention known to Transformers; called when an engine is made."""
-    AttentionInterface.register(NAME, paged_attention)
-    AttentionMaskInterface.register(NAME, no_mask)
+    AttentionInterface.register(ATTENTION_NAME, paged_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, no_mask)
 
 
 def _causal(queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Proof on the loaded model, before an engine takes jobs, that its logits are those of `softprompt.prefix`."""
+"""Verifies an engine at its start: on the loaded model, its log-probabilities equal those of `softprompt.prefix`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _PROBE = "probe"
 
 
 async def probe(lm: FrozenLM, engine: Engine) -> None:
-    """Six tokens as a text, and their last three behind the keys and values of the first, in one batch.
+    """Run six tokens as a text, and the last three after the keys and values of the first three, in one batch.
 
-    Raises UnsupportedModelError if a log-probability of the next two tokens is off.
+    Raises UnsupportedModelError if the log-probabilities of the next two tokens differ.
     """
     ids = tuple(probe_ids(lm))
     layers = await asyncio.to_thread(compute_keys_values, lm, Prefix(lead=ids[:3]))
@@ -35,9 +35,9 @@ async def probe(lm: FrozenLM, engine: Engine) -> None:
     finally:
         await engine.unload(_PROBE)
     for answer in answers:
-        wanted = await asyncio.to_thread(_wanted, lm, ids, answer[0].id)
+        expected = await asyncio.to_thread(_expected, lm, ids, answer[0].id)
         ours = torch.stack([_logprobs(token, lm.geometry.vocab) for token in answer])
-        off = ((ours - wanted).norm() / wanted.norm()).item()
+        off = ((ours - expected).norm() / expected.norm()).item()
         if not off <= TOLERANCE.get(lm.dtype, HALF_TOLERANCE):
             raise unsupported(lm, f"its log-probabilities in a batch are off by {off:.1%}")
 
@@ -48,8 +48,8 @@ async def _answer(lm: FrozenLM, engine: Engine, prompt: str | None, ids: tuple[i
 
 
 @torch.no_grad()
-def _wanted(lm: FrozenLM, ids: tuple[int, ...], token: int) -> Tensor:
-    """Log-probabilities [2, V] behind the ids, and behind the token that follows them."""
+def _expected(lm: FrozenLM, ids: tuple[int, ...], token: int) -> Tensor:
+    """Log-probabilities [2, V] after the ids, and after the token that follows them."""
     growing = start_decoding(lm, prepare_prefixes(lm, [Prefix()]), [ids], [0], 1)
     first = growing.hidden
     states = torch.cat([first, growing.step(torch.tensor([token], device=lm.device))])

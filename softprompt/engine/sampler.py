@@ -1,6 +1,6 @@
-"""From logits to the next token of one job, with a random generator of its own.
+"""Samples the next token of one job from its logits, with the job's own random generator.
 
-It sees the text's ids and the answer's, never a virtual one.
+Penalties count the ids of text and answer, never virtual tokens.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from softprompt.inference.sampling import GREEDY, sample_token
 
 
 class Sampler:
-    """Chooses the tokens of one job's answer, as `softprompt.decode.generate` does for a row of the same seed.
+    """Samples one job's answer, token for token as `inference.decoding.decode_batch` does with the same seed.
 
     Attributes:
         length: tokens chosen so far.
-        plain: the likeliest token of the model's own logits will do: no need to look at the others.
+        plain: whether the answer is greedy without penalties and log-probabilities, so the argmax suffices.
     """
 
     def __init__(self, job: Job) -> None:
@@ -28,8 +28,8 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(job.sampling.seed)
         self.length = 0
         penalties = job.penalties
-        self._penalised = (penalties.repetition, penalties.presence, penalties.frequency) != (1, 0, 0)
-        self.plain = job.sampling.temperature < GREEDY and not self._penalised and job.logprobs is None
+        self._penalized = (penalties.repetition, penalties.presence, penalties.frequency) != (1, 0, 0)
+        self.plain = job.sampling.temperature < GREEDY and not self._penalized and job.logprobs is None
 
     def next(self, logits_V: Tensor, best: int) -> Token:
         """The next token.
@@ -39,13 +39,13 @@ class Sampler:
             best: the token with the largest of them.
 
         Raises:
-            EngineError: they are no numbers.
+            EngineError: the logits are not finite.
         """
-        if not logits_V[best].isfinite():  # a NaN is the largest
+        if not logits_V[best].isfinite():  # argmax returns a NaN if there is one
             raise EngineError("the model's logits are not finite", where=self._job.prompt or "base model")
         if self.plain:
             return Token(best, self._finish(best))
-        logits_V = self._less_seen(logits_V) if self._penalised else logits_V
+        logits_V = self._penalize(logits_V) if self._penalized else logits_V
         token = sample_token(logits_V, self._job.sampling, self._generator)
         finish = self._finish(token)
         self._answer[token] += 1
@@ -62,11 +62,11 @@ class Sampler:
             return "stop"
         return "length" if self.length >= self._job.sampling.max_new_tokens else ""
 
-    def _less_seen(self, logits_V: Tensor) -> Tensor:
+    def _penalize(self, logits_V: Tensor) -> Tensor:
         penalties, logits_V = self._job.penalties, logits_V.clone()
         seen = torch.tensor(sorted({*self._job.ids, *self._answer}))
-        found = logits_V[seen]
-        logits_V[seen] = torch.where(found > 0, found / penalties.repetition, found * penalties.repetition)
+        logits = logits_V[seen]
+        logits_V[seen] = torch.where(logits > 0, logits / penalties.repetition, logits * penalties.repetition)
         if self._answer:
             counts = torch.tensor(list(self._answer.values()))
             logits_V[torch.tensor(list(self._answer))] -= penalties.presence + penalties.frequency * counts

@@ -30,11 +30,11 @@ from softprompt.prefix.kv import Prefix
 
 @final
 class TransformersEngine:
-    """Runs jobs on one causal model; see `Engine` for what its methods promise.
+    """Runs jobs on one causal model; `Engine` documents the methods.
 
     Args:
-        lm: its weights are shared and not changed.
-        capacity: how much is taken at once.
+        lm: the model; its weights are shared, not copied.
+        capacity: sizes of batch and cache.
     """
 
     def __init__(self, lm: FrozenLM, capacity: Capacity | None = None) -> None:
@@ -43,20 +43,21 @@ class TransformersEngine:
         self._rows: dict[str, BatchRow] = {}  # by the job's id
         self._keys = 0
         self._slots = 0  # tokens of the largest job that the cache holds
-        self._stats = self._before = EngineStats(0, 0, 0.0)
+        self._stats = EngineStats(0, 0, 0.0)
+        self._before = self._stats
         self._loop: BatchingLoop | None = None
 
     async def start(self) -> None:
-        """Make the cache and start the thread, and compare what comes out with `softprompt.prefix`.
+        """Allocate the cache, start the thread and verify its log-probabilities with `softprompt.prefix`.
 
         Raises:
-            UnsupportedModelError: the model's cache cannot be paged, or its logits are not exact then.
+            UnsupportedModelError: the model's cache cannot be paged, or not exactly.
             EngineError: the cache does not fit in memory.
         """
         if self._loop is not None:
             raise EngineError("the engine was started before", hint="make a new one")
         check_supported(self._lm)
-        self._loop = await asyncio.to_thread(self._made, asyncio.get_running_loop())
+        self._loop = await asyncio.to_thread(self._create_loop, asyncio.get_running_loop())
         self._loop.start()
         try:
             await probe(self._lm, self)
@@ -66,49 +67,48 @@ class TransformersEngine:
         self._before = self._stats
 
     async def stop(self) -> None:
-        """End the thread, and with it every job that still runs."""
+        """Stop the thread, and with it all running jobs."""
         if self._loop is not None and self._loop.is_running():
             await asyncio.to_thread(self._loop.close)
-            await asyncio.sleep(0)  # what the thread said last is heard first
+            await asyncio.sleep(0)  # let the event loop process the thread's last report
 
     @property
     def context(self) -> int:
-        """Tokens that one job may have in all: what the model takes, and what the cache holds."""
+        """Maximum tokens of a job: prefix, text and answer, as limited by the model and by the cache."""
         return min(self._lm.geometry.max_positions, self._slots or self._lm.geometry.max_positions)
 
     @property
     def failure(self) -> str:
-        """Why no job can be taken any more; "" while all is well."""
+        """Why no job is accepted any more; "" while the engine works."""
         return "the engine is not started" if self._loop is None else self._loop.ended
 
     async def load(self, name: str, prefix: Prefix) -> None:
-        """Make a soft prompt known. One of this name is replaced: jobs that run keep the old one.
+        """Load a soft prompt under a name. Running jobs keep an older version of that name.
 
         Raises:
             EngineError: it does not fit the model, the context or the cache.
         """
         self._check_running()
-        await asyncio.to_thread(check_prefix, self._lm, name, prefix, self._rooms)
+        await asyncio.to_thread(check_prefix, self._lm, name, prefix, self._capacities)
         self._vocabulary.load(name, prefix, self._lm.device, self._lm.dtype)
 
     async def unload(self, name: str) -> None:
-        """Forget a soft prompt; jobs that run keep it until they end. Raises EngineError for an unknown name."""
+        """Unload a soft prompt; running jobs keep it until they end. Raises EngineError for an unknown name."""
         self._vocabulary.unload(name)
 
     def loaded(self) -> tuple[str, ...]:
-        """Names that jobs can give."""
+        """Names of the loaded soft prompts."""
         return self._vocabulary.names()
 
     async def stream(self, job: Job) -> AsyncGenerator[Token, None]:
-        """Tokens as they come; the last has a finish. Leaving the iterator cancels the job.
+        """Tokens as they are generated; the last has a finish. Closing the generator cancels the job.
 
-        Raises, with the first token asked for:
-            EngineError: an unknown name, ids that are no tokens, no room in the context or the cache, a job that
-                failed.
+        Raises, at the first token:
+            EngineError: unknown prompt, invalid ids, context or cache too short, or the job failed.
         """
         loop = self._check_running()
-        heard: asyncio.Queue[Token | EngineError] = asyncio.Queue()
-        row = self._admit(job, heard)
+        outputs: asyncio.Queue[Token | EngineError] = asyncio.Queue()
+        row = self._admit(job, outputs)
         try:
             loop.submit(row)
         except EngineError:
@@ -116,42 +116,42 @@ class TransformersEngine:
             raise
         try:
             while True:
-                word = await heard.get()
-                if isinstance(word, EngineError):
-                    raise word
-                yield word
-                if word.finish:
+                output = await outputs.get()
+                if isinstance(output, EngineError):
+                    raise output
+                yield output
+                if output.finish:
                     return
         finally:
             loop.cancel(row)
 
     def stats(self) -> EngineStats:
-        """What it is busy with now."""
+        """The current load."""
         now, before = self._stats, self._before
         cached, computed = now.cached_tokens - before.cached_tokens, now.computed_tokens - before.computed_tokens
         return EngineStats(now.running, now.waiting, now.kv_usage, cached, computed)
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if blocks, virtual ids or reference counts do not add up. Waits for a step to end."""
+        """Raises AssertionError if blocks, virtual ids or user counts are inconsistent. Waits for a step to end."""
         holders = [row.loaded for row in self._rows.values()]
         self._vocabulary.check_integrity(holders)
         if self._loop is not None:
             with self._loop.paused() as (processor, rows):
-                assert set(rows.values()) <= set(self._rows.values()), "a row runs that nobody knows"
+                assert set(rows.values()) <= set(self._rows.values()), "an unknown row is running"
                 if processor is not None:
                     check_blocks(processor, rows)
 
-    def _made(self, listener: asyncio.AbstractEventLoop) -> BatchingLoop:
-        """The loop with its cache, not started yet."""
+    def _create_loop(self, listener: asyncio.AbstractEventLoop) -> BatchingLoop:
+        """The loop with its cache allocated, not started yet."""
 
-        def report(news: RowUpdates) -> None:
-            with suppress(RuntimeError):  # a closed event loop: nobody listens any more
-                listener.call_soon_threadsafe(self._hear, news)
+        def report(updates: RowUpdates) -> None:
+            with suppress(RuntimeError):  # the event loop is closed
+                listener.call_soon_threadsafe(self._apply_updates, updates)
 
         try:
             loop = BatchingLoop(self._lm, _copy(self._lm.hf_model), self._capacity.config(self._lm), report)
             loop.prepare()
-        except ValueError as error:  # what the manager says of kinds of layers it does not know
+        except ValueError as error:  # of the manager, for unknown kinds of layers
             raise unsupported(self._lm, str(error)) from error
         except MemoryError as error:
             hint = "a smaller cache (cache_tokens), or a smaller model"
@@ -161,7 +161,7 @@ class TransformersEngine:
         return loop
 
     @property
-    def _rooms(self) -> dict[str, int]:
+    def _capacities(self) -> dict[str, int]:
         return {"context": self._lm.geometry.max_positions, "cache": self._slots}
 
     def _check_running(self) -> BatchingLoop:
@@ -169,35 +169,36 @@ class TransformersEngine:
             raise EngineError(self.failure, where=self._lm.name)
         return self._loop
 
-    def _admit(self, job: Job, heard: asyncio.Queue[Token | EngineError]) -> BatchRow:
-        """The job as a row that holds its prefix."""
+    def _admit(self, job: Job, outputs: asyncio.Queue[Token | EngineError]) -> BatchRow:
+        """Check a job and make it a row, which holds its prefix."""
         if job.id in self._rows:
-            raise EngineError("a job of this id runs already", where=job.id)
+            raise EngineError("a job with this id is running already", where=job.id)
         check_job(self._lm, job)
         loaded = self._vocabulary.take(job.prompt)
         try:
             before, new = len(loaded.ids) + len(job.ids), job.sampling.max_new_tokens
-            check_context_room(job.id, before, new, self._rooms, "shorten the text or ask for fewer new tokens")
+            check_context_room(job.id, before, new, self._capacities, "shorten the text or ask for fewer new tokens")
             opening = self._vocabulary.salted(job.ids[0], job.tenant)
         except EngineError:
             self._vocabulary.release(loaded)
             raise
         self._keys += 1
-        row = self._rows[job.id] = BatchRow(str(self._keys), job, loaded, opening, heard.put_nowait)
+        row = BatchRow(str(self._keys), job, loaded, opening, outputs.put_nowait)
+        self._rows[job.id] = row
         return row
 
     def _forget(self, row: BatchRow) -> None:
         del self._rows[row.job.id]
         self._vocabulary.release(row.loaded)
 
-    def _hear(self, news: RowUpdates) -> None:
-        for row, word in news.said:
-            row.hear(word)
-        for row in news.gone:
+    def _apply_updates(self, updates: RowUpdates) -> None:
+        for row, output in updates.outputs:
+            row.deliver(output)
+        for row in updates.ended:
             self._forget(row)
-        self._stats = news.stats
+        self._stats = updates.stats
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with modules and config of its own, and the same weights."""
+    """A copy of the model with its own modules and config, sharing the weights."""
     return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})

@@ -1,10 +1,10 @@
-"""The virtual vocabulary: token ids at and above the base vocabulary, by which an engine addresses soft prompts.
+"""The virtual vocabulary: token ids above the base vocabulary, by which an engine addresses virtual tokens.
 
-A prefix cache tells tokens apart by their ids alone, so an id stands for one virtual token for ever: every load takes
-new ids, and none is given twice. An id holds no memory; a prompt's tensors go with the last job that uses them.
+A prefix cache distinguishes tokens by id only, so each load of a prompt takes new ids and no id is ever reused. A
+prompt's tensors are freed with the last job that uses them.
 
-A tenant has an alphabet of its own, as many ids as the base model has, from `SALTED` on. The first token of a text is
-written in it, and since a block's hash holds that of the block before, no other tenant finds a block of the text.
+Each tenant has a salted copy of the base vocabulary, above `FIRST_SALTED_ID`. The first token of a text is encoded in
+it. Since a block's hash includes the hash of the block before it, no other tenant can match a block of the text.
 
 Shapes: P virtual tokens, K key/value heads, D head size, H width.
 """
@@ -25,15 +25,15 @@ FIRST_SALTED_ID = 2**30  # below are virtual ids, above the tenants' alphabets
 
 @dataclass(eq=False)
 class LoadedPrompt:
-    """A prefix as an engine runs it.
+    """A loaded prefix.
 
     Attributes:
-        ids: lead · virtual ids · follow; text starts behind them.
+        ids: lead, virtual ids, follow; the text starts after them.
         first: number of lead ids, which is the position of the first virtual token.
-        size: P.
+        size: P, the number of virtual tokens.
         embeddings: [P, H] of an embedding prompt.
         layers: per layer (keys [P, K, D], values [P, K, D']) of a KV prompt, as a paged cache stores them.
-        users: jobs that hold it.
+        users: number of jobs that hold it.
         listed: whether new jobs can name it.
     """
 
@@ -47,7 +47,7 @@ class LoadedPrompt:
     listed: bool = True
 
     def virtual(self, begin: int, end: int) -> tuple[int, int]:
-        """Which virtual tokens [a, b) lie at the positions [begin, end); a >= b if none."""
+        """The virtual tokens [a, b) at the positions [begin, end); a >= b if none."""
         return max(begin, self.first) - self.first, min(end, self.first + self.size) - self.first
 
 
@@ -55,19 +55,19 @@ class VirtualVocabulary:
     """The loaded prefixes by name, and their virtual ids.
 
     Args:
-        first: the first id that is no token of the base model.
+        first: the first id after the base vocabulary.
     """
 
     def __init__(self, first: int) -> None:
-        self.first = self._next = first
+        self.first, self._next = first, first
         self._listed: dict[str, LoadedPrompt] = {}
         self._held: set[LoadedPrompt] = set()
         self._tenants: dict[str, int] = {"": 0}
 
     def salted(self, token: int, tenant: str) -> int:
-        """The token in the alphabet of a tenant; "" has that of the base model.
+        """The token in a tenant's salted vocabulary; for the tenant "" the token itself.
 
-        Raises EngineError when there are more tenants than alphabets.
+        Raises EngineError if there are too many tenants.
         """
         number = self._tenants.setdefault(tenant, len(self._tenants))
         if FIRST_SALTED_ID + number * self.first > ID_LIMIT:
@@ -76,13 +76,13 @@ class VirtualVocabulary:
         return token if number == 0 else FIRST_SALTED_ID + (number - 1) * self.first + token
 
     def names(self) -> tuple[str, ...]:
-        """Names that `take` knows."""
+        """Names of the loaded prefixes."""
         return tuple(self._listed)
 
     def load(self, name: str, prefix: Prefix, device: torch.device, dtype: torch.dtype) -> None:
-        """Make a prefix known, its tensors copied to this device and dtype. Whoever holds an older one keeps it.
+        """Load a prefix, copying its tensors to this device and dtype. Jobs keep an older version of the name.
 
-        Raises EngineError when the ids are used up.
+        Raises EngineError if all virtual ids are used up.
         """
         size = prefix.prompt.n_tokens if prefix.prompt else 0
         if self._next + size > FIRST_SALTED_ID:
@@ -102,14 +102,14 @@ class VirtualVocabulary:
         self._listed[name] = loaded
 
     def unload(self, name: str) -> None:
-        """Forget a name; its tensors go when nobody holds them. Raises EngineError for an unknown name."""
+        """Unload a name; its tensors are freed with the last job. Raises EngineError for an unknown name."""
         loaded = self._find(name)
         del self._listed[name]
         loaded.listed = False
         self._free(loaded)
 
     def take(self, name: str | None) -> LoadedPrompt:
-        """The prefix of this name, to be given back with `release`; an empty one for None.
+        """Hold the prefix of this name until `release`; an empty one for None.
 
         Raises EngineError for an unknown name.
         """
@@ -119,17 +119,19 @@ class VirtualVocabulary:
         return loaded
 
     def release(self, loaded: LoadedPrompt) -> None:
-        """Give back what `take` gave."""
+        """Release a prefix that `take` returned."""
         loaded.users -= 1
         if not loaded.users:
             self._held.discard(loaded)
             self._free(loaded)
 
     def check_integrity(self, holders: list[LoadedPrompt]) -> None:
-        """Raises AssertionError unless `holders`, one entry for each time it was taken, are all that is held."""
+        """Raises AssertionError unless `holders`, with an entry for each `take`, matches the user counts."""
         known = self._held | set(self._listed.values())
         for loaded in known | set(holders):
-            assert loaded.users == sum(one is loaded for one in holders), f"{loaded.name} has {loaded.users} users"
+            assert loaded.users == sum(holder is loaded for holder in holders), (
+                f"{loaded.name} has {loaded.users} users"
+            )
             assert loaded in known, f"{loaded.name} is held but not known"
         ids = [i for loaded in known for i in loaded.ids if i >= self.first]
         assert len(ids) == len(set(ids)), "two prompts share a virtual id"
@@ -146,7 +148,7 @@ class VirtualVocabulary:
 
 
 def only_text_ids(ids_Q: Tensor, vocab: int) -> Tensor:
-    """The ids of text tokens in the base vocabulary, of whatever alphabet; those of virtual tokens become 0."""
+    """Ids of text tokens in the base vocabulary, unsalted; virtual tokens become 0."""
     return torch.where(ids_Q < FIRST_SALTED_ID, ids_Q.where(ids_Q < vocab, 0), (ids_Q - FIRST_SALTED_ID) % vocab)
 
 

@@ -241,7 +241,7 @@ def test_two_jobs_of_one_id() -> None:
     async def run() -> None:
         async with running(tiny_lm("llama"), mixed=False) as engine:
             _, opened = await first(engine, job("a", sampling=LONG, ends=()))
-            with pytest.raises(EngineError, match="a job of this id runs already"):
+            with pytest.raises(EngineError, match="a job with this id is running already"):
                 await said(engine, job("a"))
             assert len(await opened) == 150
 
@@ -259,7 +259,7 @@ NAN = torch.full((4, 32), float("nan"))
         (prefix("embedding", 1, 255), "does not fit in the context"),
         (Prefix(prefix("kv", 1).prompt, lead=(3,)), "no lead can stand before it"),
         (Prefix(prefix("kv", 1).prompt, follow=(VOCAB,)), "an id is no token of the model"),
-        (Prefix(prefix("kv", 1).prompt, masked_span=(1, 2)), "shows all virtual tokens"),
+        (Prefix(prefix("kv", 1).prompt, masked_span=(1, 2)), "cannot mask virtual tokens"),
     ],
 )
 def test_prompts_that_are_refused(wrong: Prefix, message: str) -> None:
