@@ -105,7 +105,7 @@ def _run(
     as_json: bool,
     trust: bool,
 ) -> int:
-    """Load, distil, report; the exit code."""
+    """Load the model, distill and report; returns the exit code."""
     from softprompt.distillation.run import distill
     from softprompt.models.loading import load_model
     from softprompt.training.signals import Terminated, terminable

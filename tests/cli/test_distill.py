@@ -76,7 +76,7 @@ def test_a_signal_while_the_teacher_answers(
 
 def test_settings_are_explained_and_kept(base: Path, rows: Path) -> None:
     shown = done("distill", "--text", "policy.md", "--n-tokens", 8, "--print-config").stdout
-    assert "# messages to answer, the held-out ones with them\n  inputs: 320" in shown
+    assert "# queries in all, including the held-out ones\n  inputs: 320" in shown
     Path("own.yaml").write_text(shown, encoding="utf-8")
     assert done("distill", "own.yaml", "--print-config").stdout == shown
 
