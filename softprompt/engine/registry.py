@@ -88,15 +88,15 @@ class EngineSpec(Generic[Options]):
 _engines: dict[str, EngineSpec[Any]] = {}
 
 
-def register(spec: EngineSpec[Any]) -> None:
+def register_engine(spec: EngineSpec[Any]) -> None:
     """Add an engine. Raises ConfigError if another one has its name."""
     if _engines.get(spec.name, spec) is not spec:
         raise ConfigError("an engine of this name is registered already", where=ENTRY_POINTS, got=spec.name)
     _engines[spec.name] = spec
 
 
-def unregister(name: str) -> None:
-    """Remove an engine that `register` added."""
+def unregister_engine(name: str) -> None:
+    """Remove an engine that `register_engine` added."""
     del _engines[name]
 
 

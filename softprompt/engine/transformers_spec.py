@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from softprompt.engine.registry import BaseModelOptions, EngineSpec, NoOptions, register
+from softprompt.engine.registry import BaseModelOptions, EngineSpec, NoOptions, register_engine
 
 if TYPE_CHECKING:
     from softprompt.engine.base import Engine
@@ -17,4 +17,4 @@ def _create(lm: FrozenLM, options: NoOptions, base: BaseModelOptions) -> Engine:
     return TransformersEngine(lm)
 
 
-register(EngineSpec("transformers", "Continuous batching on one device, built in.", NoOptions, _create))
+register_engine(EngineSpec("transformers", "Continuous batching on one device, built in.", NoOptions, _create))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from softprompt.engine.registry import BaseModelOptions, EngineSpec, register
+from softprompt.engine.registry import BaseModelOptions, EngineSpec, register_engine
 from softprompt.errors import ConfigError
 from softprompt.settings import flag
 
@@ -80,7 +80,7 @@ def _create(lm: FrozenLM, options: VllmOptions, base: BaseModelOptions) -> Engin
     return VllmEngine(lm, options.engine_arguments | trust)
 
 
-register(
+register_engine(
     EngineSpec(
         "vllm",
         "vLLM, on one GPU or more.",

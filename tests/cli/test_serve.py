@@ -33,7 +33,7 @@ import sys
 from softprompt.cli.main import run
 from softprompt.engine import registry
 from tests.support.server_oracle import ORACLE
-registry.register(ORACLE)
+registry.register_engine(ORACLE)
 sys.argv[0] = "softprompt"
 run()
 """
@@ -43,12 +43,12 @@ run()
 def shelf(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with two soft prompts for the tests' base model, and the tests' engine."""
     monkeypatch.setattr(logs, "configure", lambda kind: None)  # it would replace the tests' own handlers
-    registry.register(ORACLE)
+    registry.register_engine(ORACLE)
     lm = load_model(str(base), dtype="float32", device=DEVICE)
     for seed, name in enumerate(("one", "two"), 1):
         save_prompt(tmp_path / "shelf" / name, "kv", PLAIN, seed, lm)
     yield tmp_path / "shelf"
-    registry.unregister(ORACLE.name)
+    registry.unregister_engine(ORACLE.name)
 
 
 def options(base: Path, shelf: Path) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""A new serving engine: a class with the methods of `Engine`, its options, and one `register`."""
+"""A new serving engine: a class with the methods of `Engine`, its options, and one `register_engine`."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ TOY = EngineSpec("toy", "Echoes.", ToyOptions, create_toy)
 
 @pytest.fixture
 def toy() -> Iterator[None]:
-    registry.register(TOY)
+    registry.register_engine(TOY)
     yield
-    registry.unregister("toy")
+    registry.unregister_engine("toy")
 
 
 @pytest.fixture
@@ -167,20 +167,20 @@ def test_an_option_that_is_refused(arguments: tuple[str, ...], message: str) -> 
 
 def test_an_engine_whose_package_is_missing() -> None:
     spec = EngineSpec("toy", "", ToyOptions, create_toy, packages=("no_such_package",), install_hint="pip install it")
-    registry.register(spec)
+    registry.register_engine(spec)
     try:
         error = refused("serve", "--model", "none", "--engine", "toy")
     finally:
-        registry.unregister("toy")
+        registry.unregister_engine("toy")
     assert isinstance(error, MissingExtraError)
     assert (error.what, error.hint) == ("no_such_package is not installed here", "pip install it")
 
 
 @pytest.mark.usefixtures("toy")
 def test_a_name_that_is_taken() -> None:
-    registry.register(TOY)  # the same one again is no mistake
+    registry.register_engine(TOY)  # the same one again is no mistake
     with pytest.raises(ConfigError, match="registered already"):
-        registry.register(EngineSpec("toy", "", ToyOptions, create_toy))
+        registry.register_engine(EngineSpec("toy", "", ToyOptions, create_toy))
 
 
 class _EntryPoint:
