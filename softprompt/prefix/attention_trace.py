@@ -147,9 +147,16 @@ def _record(
 
     traces: list[LayerTrace | None] = [None] * len(lm.geometry.layers)
     for (i, call), gradient in zip(calls.items(), gradients, strict=True):
-        queries, own, output, change = (tokens(part) for part in (call.queries, call.own, call.output, gradient))
-        mass = tokens(call.mass[..., None])[..., 0]
-        traces[i] = LayerTrace(queries, own, mass, output, change, positions, call.cap, lm.geometry.windows[i])
+        traces[i] = LayerTrace(
+            queries=tokens(call.queries),
+            own=tokens(call.own),
+            mass=tokens(call.mass[..., None])[..., 0],
+            output=tokens(call.output),
+            gradient=tokens(gradient),
+            positions=positions,
+            cap=call.cap,
+            window=lm.geometry.windows[i],
+        )
     return traces
 
 

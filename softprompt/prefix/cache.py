@@ -1,7 +1,7 @@
-"""Caches for Transformers' models: one that shows a prefix and never changes, one that grows while decoding, and their
+"""Caches for Transformers' models: a constant one that holds a prefix, one that grows while decoding, and their
 counterparts for an encoder–decoder.
 
-Neither uses Transformers' cache storage; a model only calls `update` and a few questions about length.
+None uses Transformers' cache storage; a model only calls `update` and a few methods about lengths.
 
 Shapes: G bins or rows, K key/value heads, S prefix slots, L new tokens, D head size.
 """
@@ -19,19 +19,21 @@ KV = tuple[Tensor, Tensor] | None
 
 
 class PrefixCache(Cache):
-    """Shows each layer its prefix in front of its own keys and values, and stays as it is.
+    """Puts the prefix's keys and values before each layer's own, and never changes.
 
     Running a layer twice gives the same result twice, which gradient checkpointing needs.
 
     Args:
         past: per layer (keys [G, K, S, D], values [G, K, S, D']) or None.
         slots: S.
-        record: keep what each layer saw in `seen`, for harvesting.
+        record: keep all keys and values of each layer in `seen`.
     """
 
     def __init__(self, past: tuple[KV, ...], slots: int, *, record: bool = False) -> None:
         super().__init__(layers=[])
-        self.past, self.slots, self.record = past, slots, record
+        self.past = past
+        self.slots = slots
+        self.record = record
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -53,21 +55,24 @@ class GrowingCache(Cache):
     Args:
         past: per layer (keys [B, K, S, D], values [B, K, S, D']) or None.
         slots: S.
-        room: how many tokens will be appended at most.
+        room: the most tokens that will be appended.
     """
 
     def __init__(self, past: tuple[KV, ...], slots: int, room: int) -> None:
         super().__init__(layers=[])
-        self.past, self.slots, self.size = past, slots, slots + room
+        self.past = past
+        self.slots = slots
+        self.size = slots + room
         self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self.used: dict[int, int] = {}
 
     def fill(self, layers: dict[int, tuple[Tensor, Tensor]], places: tuple[Tensor, ...], length: int) -> None:
         """Begin with keys [T, K, D] and values [T, K, D'] by layer: token t at `places`, rows [T] and columns [T]."""
         row_T, column_T = places
-        for i, own in layers.items():
-            buffers = self.buffers[i] = self._new(i, int(row_T.max()) + 1, own)
-            for buffer, states_TKD in zip(buffers, own, strict=True):
+        for i, states in layers.items():
+            buffers = self._new(i, int(row_T.max()) + 1, states)
+            self.buffers[i] = buffers
+            for buffer, states_TKD in zip(buffers, states, strict=True):
                 buffer[row_T, :, self.slots + column_T] = states_TKD
             self.used[i] = self.slots + length
 
@@ -76,13 +81,14 @@ class GrowingCache(Cache):
             self.buffers[layer_idx] = self._new(layer_idx, len(key_states), (key_states, value_states))
             self.used[layer_idx] = self.slots
         start = self.used[layer_idx]
-        end = self.used[layer_idx] = start + key_states.shape[2]
+        end = start + key_states.shape[2]
+        self.used[layer_idx] = end
         keys, values = self.buffers[layer_idx]
         keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
         return keys[:, :, :end], values[:, :, :end]
 
     def keep(self, index: Tensor) -> None:
-        """Drop all rows but those in `index`; a row that is named twice is there twice.
+        """Drop all rows but those in `index`; a row that is named twice appears twice.
 
         Only rows that change places are copied: buffers hold a long text for every row.
         """
@@ -95,8 +101,8 @@ class GrowingCache(Cache):
         return self.used.get(layer_idx, self.slots)
 
     def _new(self, layer_idx: int, rows: int, states: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Buffers with room for all that comes behind the prefix, for states like these [·, K, ·, D]."""
-        keys, values = (one.new_zeros(rows, one.shape[1], self.size, one.shape[-1]) for one in states)
+        """Buffers with room for everything after the prefix, for states like these [·, K, ·, D]."""
+        keys, values = (part.new_zeros(rows, part.shape[1], self.size, part.shape[-1]) for part in states)
         past = self.past[layer_idx]
         if past is not None:
             keys[:, :, : self.slots], values[:, :, : self.slots] = past
@@ -113,19 +119,20 @@ def _rows(buffer: Tensor, index: Tensor, moved: Tensor) -> Tensor:
 
 @final
 class DecoderCache(EncoderDecoderCache):
-    """What a decoder sees in front: `own` in its self-attention, `cross` in its cross-attention.
+    """The caches of a decoder's self-attention and cross-attention.
 
-    Transformers asks `is_updated` whether the cross-attention's keys and values are known already. Only a `CrossCache`
-    knows them; any other computes them in every call, so that a layer may run twice (gradient checkpointing).
+    Transformers reads in `is_updated` whether the cross-attention's keys and values are stored already. Only a
+    `CrossCache` stores them; with any other they are computed in every call, so that a layer may run twice (gradient
+    checkpointing).
     """
 
-    def __init__(self, own: Cache, cross: Cache) -> None:
-        super().__init__(own, cross)
+    def __init__(self, self_attention: Cache, cross: Cache) -> None:
+        super().__init__(self_attention, cross)
         self.is_updated = {} if isinstance(cross, CrossCache) else _Forgetful()
 
 
 class _Forgetful(dict[int, bool]):
-    """Knows of no layer."""
+    """Stores nothing."""
 
     def __setitem__(self, layer: int, updated: bool) -> None:
         pass
@@ -141,7 +148,7 @@ class _Known:
 
 @final
 class CrossCache(Cache):
-    """The keys and values of B texts' encoder states behind the rows' prefixes: computed once, then read by the model.
+    """The keys and values of B texts' encoder states after the rows' prefixes: computed once, then read by the model.
 
     Args:
         past: per layer (keys [B, K, S, D], values [B, K, S, D']) or None.
@@ -162,5 +169,5 @@ class CrossCache(Cache):
         return key_states, value_states
 
     def keep(self, index: Tensor) -> None:
-        """Drop all rows but those in `index`; a row that is named twice is there twice."""
+        """Drop all rows but those in `index`; a row that is named twice appears twice."""
         self.layers = [_Known(known.keys[index], known.values[index]) for known in self.layers]

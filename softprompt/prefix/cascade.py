@@ -56,7 +56,7 @@ def _attention(
     """[B, L, H, D'], as Transformers' attention functions; `attention_mask` [B, 1, L, S + C] is added to the scores."""
     past = layers[cast("int", module.layer_idx)]
     query_BHLD = query_BHLD * (query_BHLD.shape[-1] ** -0.5 if scaling is None else scaling)
-    _, heads, length, _ = query_BHLD.shape
+    heads, length = query_BHLD.shape[1:3]
     together = max(1, CASCADE_SCORES // (heads * length * attention_mask.shape[-1]))
     parts = zip(*(t.split(together) for t in (query_BHLD, key_BKCD, value_BKCD, attention_mask)), strict=True)
     return torch.cat([_attend(past, *part) for part in parts]).transpose(1, 2), None
@@ -67,7 +67,8 @@ def _attend(
 ) -> Tensor:
     """[B, H, L, D'], of scaled queries."""
     keys_KSD, values_KSD = (kv[0] for kv in past)
-    rows, heads, length, _ = query_BHLD.shape
+    rows = len(query_BHLD)
+    heads, length = query_BHLD.shape[1:3]
     groups, slots = len(keys_KSD), keys_KSD.shape[1]
     query_KBQD = query_BHLD.reshape(rows, groups, -1, query_BHLD.shape[-1]).transpose(0, 1)  # Q = H/K · L
     scores_KBQS = (query_KBQD.flatten(1, 2) @ keys_KSD.mT).unflatten(1, (rows, -1))

@@ -1,5 +1,6 @@
-"""Decoding: rows that grow by one token a step, each behind its own prefix. One prefix for all of them is there once;
-of several each row has a copy of its own.
+"""Decoding with a causal model: rows that grow by one token a step, each after its own prefix.
+
+A prefix that all rows share is stored once; of several prefixes each row has a copy of its own.
 
 Shapes: B rows, T tokens of all of them, L tokens of the longest, S prefix slots, H width.
 """
@@ -25,15 +26,15 @@ class DecodingSession:
 
     Args:
         rows: token ids of each row, at least one each.
-        owners: the prefix of each row, by its number in the bank.
-        room: how many steps will be taken at most.
+        prefix_ids: the number of each row's prefix.
+        room: the most steps that will be taken.
 
     Attributes:
         hidden: [B, H] final hidden state of each row's last token.
 
     Raises:
         DataError: an empty row, or no room for it in the model's context.
-        UnsupportedModelError: the bank of an encoder–decoder: see `AnsweringSession`.
+        UnsupportedModelError: prefixes of an encoder–decoder: see `Seq2SeqDecodingSession`.
     """
 
     @torch.no_grad()
@@ -43,7 +44,7 @@ class DecodingSession:
         prefix_kv = require_causal(prefix_kv)
         check_not_empty(rows)
         check_fits_context(
-            lm, max(prefix_kv.lengths[o] + len(row) for row, o in zip(rows, prefix_ids, strict=True)) + room
+            lm, max(prefix_kv.lengths[i] + len(row) for row, i in zip(rows, prefix_ids, strict=True)) + room
         )
         self.lm = lm
         sizes_B = torch.tensor([len(row) for row in rows], device=lm.device)
@@ -60,7 +61,7 @@ class DecodingSession:
             else ((None,) * len(prefix_kv.layers), 0)
         )
         self._cache = GrowingCache(*copied, longest + room)
-        whole = [Row(row, owner) for row, owner in zip(rows, prefix_ids, strict=True)]
+        whole = [Row(row, number) for row, number in zip(rows, prefix_ids, strict=True)]
         states_TH, layers = recorded_hidden_states(lm, prefix_kv, whole)
         self._cache.fill(layers, (columns_BL >= 0).nonzero(as_tuple=True), longest)
         self.hidden = states_TH[sizes_B.cumsum(0) - 1]

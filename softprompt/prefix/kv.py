@@ -1,6 +1,6 @@
-"""Prefixes and their keys and values.
+"""Prefixes and their keys and values, computed once for all rows.
 
-Shapes: N prefixes, S key slots of a bank, K key/value heads, D head size, H width.
+Shapes: N prefixes, S key slots, K key/value heads, D head size, H width.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from softprompt.prompts.base import SoftPrompt
 
 @dataclass(frozen=True)
 class Prefix:
-    """What stands in front of a row: lead ids · soft prompt (or none) · follow ids.
+    """The tokens before a row: lead ids · soft prompt (or none) · follow ids.
 
-    Nothing behind them looks at the virtual tokens [first, last) of `unseen`; the others keep their positions.
+    No later token attends to the virtual tokens [first, last) of `masked_span`; the others keep their positions.
     """
 
     prompt: SoftPrompt | None = None
@@ -35,7 +35,7 @@ class Prefix:
 
 
 class PrefixKV(ABC):
-    """N prefixes, ready to stand in front of rows. What it holds depends on the kind of model.
+    """N prefixes, ready for rows that follow them. The contents depend on the kind of model.
 
     Attributes:
         lengths: tokens of each prefix; its text starts at that position.
@@ -46,14 +46,14 @@ class PrefixKV(ABC):
 
 @dataclass(frozen=True, eq=False)
 class PrefixLayout:
-    """All of N prefixes but their prompts' numbers: slots, positions and the text around, on the model's device.
+    """Slots, positions and surrounding text of N prefixes, without their prompts' numbers, on the model's device.
 
     Attributes:
         positions: [N, S] position of each slot, -1 for an empty one.
         starts: [N] tokens of each prefix; its text starts at that position.
         lengths: the same, on the host.
-        past_slots: the first of the S slots, those of KV prompts; the others are run.
-        around: of each prefix the embeddings [n, H] of its lead and of its follow.
+        past_slots: number of the leading slots, which hold KV prompts; the tokens of the others are run.
+        around: for each prefix the embeddings [n, H] of its lead and of its follow.
     """
 
     positions: Tensor
@@ -75,7 +75,7 @@ class CausalPrefixKV(PrefixKV):
 
     Attributes:
         layers: per layer (keys [N, K, S, D], values [N, K, S, D']) or None.
-        front: what else there is to know of the prefixes.
+        layout: slots and positions.
         lengths: tokens of each prefix; its text starts at that position.
     """
 
@@ -94,7 +94,7 @@ class CausalPrefixKV(PrefixKV):
         return self.layout.slots
 
     def past(self, prefix_ids: Tensor) -> tuple[KV, ...]:
-        """Per layer the keys and values [G, K, S, D] of the prefixes `owners` [G], shared where there is only one."""
+        """Per layer the keys and values [G, K, S, D] of the prefixes `prefix_ids` [G], shared if there is only one."""
         if len(self.lengths) == 1:
             size = (len(prefix_ids), -1, -1, -1)
             return tuple(None if kv is None else (kv[0].expand(size), kv[1].expand(size)) for kv in self.layers)
@@ -102,12 +102,12 @@ class CausalPrefixKV(PrefixKV):
 
 
 def lay_out_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixLayout:
-    """Where the tokens of these prefixes stand: KV prompts are the past, everything else is run behind it, padded to
-    the right.
+    """Slots and positions of these prefixes: KV prompts come first, as the past; everything else is run after them,
+    padded to the right.
 
     Raises:
         DataError: a prefix alone is longer than the model's context.
-        GeometryError: a KV prompt behind a lead.
+        GeometryError: a KV prompt after a lead.
     """
     past_lengths = [p.prompt.n_tokens if p.prompt and p.prompt.begins_the_sequence else 0 for p in prefixes]
     run_lengths = [_run_length(prefix) for prefix in prefixes]
@@ -134,9 +134,9 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], layout: PrefixLayout 
     """Keys and values of every prefix in one pass, with gradient where a prompt has one.
 
     Args:
-        front: where their tokens stand, if that is known already. With it nothing is copied from the host.
+        layout: that of `lay_out_prefixes`, if it is known already. With it nothing is copied from the host.
 
-    Raises as `laid_out`.
+    Raises as `lay_out_prefixes`.
     """
     layout = layout or lay_out_prefixes(lm, prefixes)
     positions, past_slots = layout.positions, layout.past_slots
@@ -159,7 +159,7 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], layout: PrefixLayout 
 
 
 def require_causal(prefix_kv: PrefixKV) -> CausalPrefixKV:
-    """The bank of a causal model; UnsupportedModelError for that of an encoder–decoder."""
+    """The prefixes of a causal model; UnsupportedModelError for those of an encoder–decoder."""
     if isinstance(prefix_kv, CausalPrefixKV):
         return prefix_kv
     raise UnsupportedModelError("this works with causal models only, and the base model is an encoder-decoder")
@@ -174,16 +174,16 @@ def require_single(prefix_kv: PrefixKV) -> CausalPrefixKV:
 
 
 def embedded(lm: FrozenLM, prefix: Prefix) -> Tensor:
-    """Embeddings [n, H] of all that must be run for this prefix: everything but a KV prompt's own keys and values.
+    """Embeddings [n, H] of the tokens of this prefix that must be run: all but those of a KV prompt.
 
-    Raises GeometryError for a KV prompt behind a lead.
+    Raises GeometryError for a KV prompt after a lead.
     """
     _run_length(prefix)
     return _joined(lm, prefix, lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow)))
 
 
 def _run_length(prefix: Prefix) -> int:
-    """How many tokens `embedded` gives."""
+    """Number of tokens that `embedded` returns."""
     prompt = prefix.prompt
     at_start = prompt is not None and prompt.begins_the_sequence
     if at_start and prefix.lead:

@@ -1,4 +1,4 @@
-"""Rows of text behind a bank of prefixes, packed, with gradient into the prefixes.
+"""Hidden states of rows after their prefixes, packed into bins, with gradient into the prefixes.
 
 Shapes: T tokens of all rows, G bins, L tokens per bin, S prefix slots, K key/value heads, D head size, H width.
 """
@@ -23,13 +23,13 @@ def packed_hidden_states(
     """Final hidden states [T, H] of all tokens of all rows, in the order of the rows.
 
     Args:
-        bank: the prefixes that `Row.prefix` counts.
+        prefix_kv: the prefixes that `Row.prefix` numbers.
         capacity: tokens per bin; 1 pads every row by itself, a large number packs all into one; chosen by
             estimated cost if None.
 
     Raises:
-        DataError: an empty row, or one that does not fit in the model's context behind its prefix.
-        UnsupportedModelError: the bank of an encoder–decoder.
+        DataError: an empty row, or one that does not fit in the model's context after its prefix.
+        UnsupportedModelError: the prefixes of an encoder–decoder.
     """
     prefix_kv = require_causal(prefix_kv)
     bins = pack_rows(lm, prefix_kv, rows, capacity)
@@ -39,15 +39,16 @@ def packed_hidden_states(
 def recorded_hidden_states(
     lm: FrozenLM, prefix_kv: CausalPrefixKV, rows: Sequence[Row]
 ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
-    """`hidden`, and by layer the keys [T, K, D] and values [T, K, D'] of these tokens."""
+    """`packed_hidden_states`, and by layer the keys [T, K, D] and values [T, K, D'] of these tokens."""
     bins, layers = pack_rows(lm, prefix_kv, rows), dict[int, tuple[Tensor, Tensor]]()
     flat_T = bins.flat.to(lm.device)
     states_GLH = run_packed(lm, prefix_kv, bins, layers=layers)
 
-    def own(seen_GKSD: Tensor) -> Tensor:
+    def by_token(seen_GKSD: Tensor) -> Tensor:
         return seen_GKSD[:, :, prefix_kv.slots :].transpose(1, 2).flatten(0, 1)[flat_T]
 
-    return states_GLH.flatten(0, 1)[flat_T], {i: (own(keys), own(values)) for i, (keys, values) in layers.items()}
+    recorded = {i: (by_token(keys), by_token(values)) for i, (keys, values) in layers.items()}
+    return states_GLH.flatten(0, 1)[flat_T], recorded
 
 
 def run_packed(
@@ -57,11 +58,11 @@ def run_packed(
     attentions: list[Tensor] | None = None,
     layers: dict[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """Final hidden states [G, L, H] of rows behind their prefixes, as `packed` lays them out.
+    """Final hidden states [G, L, H] of rows after their prefixes, as `pack_rows` lays them out.
 
     Args:
         attentions: as in `forward`.
-        layers: gets the keys [G, K, S + L, D] and values [G, K, S + L, D'] of each layer that has some.
+        layers: filled with the keys [G, K, S + L, D] and values [G, K, S + L, D'] of each layer that has some.
     """
     bins = bins.to(lm.device)
     prefix_ids = bins.prefix
@@ -86,8 +87,10 @@ def run_packed(
 def pack_rows(
     lm: FrozenLM, prefix_kv: CausalPrefixKV | PrefixLayout, rows: Sequence[Row], capacity: int | None = None
 ) -> Bins:
-    """The rows, which will stand behind these prefixes, in bins of this many tokens, or of what is estimated to cost
-    least; on the host.
+    """The rows that follow these prefixes, packed into bins on the host.
+
+    Args:
+        capacity: tokens per bin; chosen by estimated cost if None.
 
     Raises DataError for an empty row, or one that does not fit in the model's context.
     """

@@ -23,7 +23,7 @@ PAIR_COST = 1.3  # a query-key pair costs this much more time per FLOP than a ma
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids behind prefix number `prefix`.
+    """Token ids that follow prefix number `prefix`.
 
     `parents` makes the row a tree: the index in the row of the token that each one follows, -1 for the prefix. A
     parent comes before its children. None is the plain chain.
@@ -39,10 +39,10 @@ class Bins:
     """Rows laid out in bins.
 
     Attributes:
-        ids: [G, L] token ids, 0 where nothing is.
-        depth: [G, L] place of a token in its row (its position behind the prefix).
+        ids: [G, L] token ids, 0 for padding.
+        depth: [G, L] place of a token in its row (its position after the prefix).
         prefix: [G] the prefix that all rows of a bin share.
-        visible: [G, L, L] True where query q (second axis) may look at key k (third).
+        visible: [G, L, L] True where query q (second axis) may attend to key k (third).
         flat: [T] where the tokens of the rows, in the order given, stand in the flattened [G·L].
     """
 
@@ -61,7 +61,7 @@ class Bins:
         return self.ids, self.depth, self.prefix, self.visible, self.flat
 
     def padded(self, count: int, length: int) -> Bins:
-        """The same among `count` bins of `length` tokens; what is added looks at itself and is looked at by none."""
+        """The same among `count` bins of `length` tokens; padding attends to itself, and no token attends to it."""
         bins, tokens = self.ids.shape
         more, longer = count - bins, length - tokens
         visible = pad(self.visible, (0, longer, 0, longer, 0, more)) | torch.eye(length, dtype=torch.bool)
@@ -82,7 +82,7 @@ def pack(rows: Sequence[Row], capacity: int) -> Bins:
     depth = np.zeros((count, length), dtype=np.int64)
     prefix = np.zeros(count, dtype=np.int64)
     visible = np.zeros((count, length, length), dtype=bool)
-    visible[:, np.arange(length), np.arange(length)] = True  # padding looks at itself: no empty softmax
+    visible[:, np.arange(length), np.arange(length)] = True  # padding attends to itself: no empty softmax
     flat = []
     for row, (g, start) in zip(rows, places, strict=True):
         end = start + len(row.ids)
@@ -102,7 +102,7 @@ def best_capacity(rows: Sequence[Row], prefix_length: int, token_cost: float, pa
     """The capacity with the least estimated time.
 
     Args:
-        prefix_length: keys that every token sees besides its bin.
+        prefix_length: keys that every token attends to besides its bin.
         token_cost: FLOPs of the matrix products for one token.
         pair_cost: FLOPs of attention for one query-key pair.
     """
@@ -131,7 +131,7 @@ def by_tokens(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
 
 
 def _assign(rows: Sequence[Row], capacity: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """(bin, start) of each row, and how full each bin gets: longest row first into the emptiest bin of its prefix."""
+    """(bin, start) of each row, and the tokens in each bin: longest row first into the emptiest bin of its prefix."""
     groups: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(row.prefix, []).append(i)

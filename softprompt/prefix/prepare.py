@@ -1,4 +1,4 @@
-"""The start of decoding, for either kind of model."""
+"""Verified prefixes, and the start of decoding, for either kind of model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def start_decoding(
 
 
 def copies_prefix(lm: FrozenLM, prefix_kv: PrefixKV) -> bool:
-    """Whether each row of a session has a copy of its prefix; if not, all rows share the one that the bank has."""
+    """Whether each row of a session has a copy of its prefix; if not, all rows share one."""
     return not isinstance(prefix_kv, CausalPrefixKV) or shared_layers(lm, prefix_kv) is None
 
 
@@ -35,7 +35,7 @@ def prepare_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixKV:
     """Make every prefix ready, with gradient where its prompt has one: run once, or gathered for an encoder–decoder.
 
     Raises:
-        GeometryError: a KV prompt behind a lead (its keys start at position 0).
+        GeometryError: a KV prompt after a lead (its keys start at position 0).
         UnsupportedModelError: the model is not exact with a prefix.
     """
     verify(lm)
@@ -46,9 +46,9 @@ def prepare_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixKV:
 def compute_keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[KV, ...]:
     """The keys and values [1, K, T, D] that the model computes for a prefix, for every layer of `geometry.layers`.
 
-    An encoder–decoder reads the text in its encoder, and its decoder is given the same ids behind its start token, as
-    many tokens in all. Unlike a causal model's, these keys and values do not stand for the text: in the encoder a text
-    also looks at what comes behind it. Raises UnsupportedModelError for one in front of a soft prompt.
+    An encoder–decoder reads the text in its encoder, and its decoder gets the same ids after its start token, as many
+    tokens in all. Unlike a causal model's, these keys and values cannot replace the text: in the encoder a text also
+    attends to later tokens. Raises UnsupportedModelError for an encoder–decoder's prefix with a soft prompt.
     """
     verify(lm)
     if not lm.is_encoder_decoder:
