@@ -63,13 +63,13 @@ def distill_command(
     questions and requests about it (--data gives your own instead). The result is compared, on held-out messages,
     with no text and with the full text. A distilled prompt holds its source: treat it with the same care.
     """
-    from softprompt.distillation.prepare import prepare_distillation
-    from softprompt.evaluation.custom_metrics import load_custom_metrics
-
     settings = resolve_settings(DistillConfig, *distill_flags(flags, config, context.args), dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
         return
+    from softprompt.distillation.prepare import prepare_distillation
+    from softprompt.evaluation.custom_metrics import load_custom_metrics
+
     own = load_custom_metrics(metric or [])
     prepared = prepare_distillation(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
     sys.exit(_run(prepared, own, overwrite=overwrite, resume=resume, as_json=as_json, trust=trust_remote_code))
