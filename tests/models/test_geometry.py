@@ -115,6 +115,15 @@ def test_the_fingerprint_is_short_hex() -> None:
     int(PLAIN.fingerprint, 16)
 
 
+def test_query_heads_are_no_part_of_a_card() -> None:
+    """Cards and fingerprints are those of releases that did not know them."""
+    loaded = dataclasses.replace(PLAIN, n_heads=4)
+    assert loaded.to_dict() == PLAIN.to_dict() and "n_heads" not in loaded.to_dict()
+    assert loaded.fingerprint == PLAIN.fingerprint and loaded.differs(PLAIN) is None
+    assert Geometry.from_dict(loaded.to_dict()) == loaded
+    assert measure_geometry(tiny_model("llama"), "a").n_heads == 4
+
+
 def _without(name: str) -> Callable[[dict[str, Any]], object]:
     return lambda data: data.pop(name)
 
@@ -124,13 +133,14 @@ def _with(name: str, value: object) -> Callable[[dict[str, Any]], object]:
 
 
 BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
-    **{f"no {field.name}": _without(field.name) for field in dataclasses.fields(Geometry) if field.name != "sites"},
+    **{f"no {name}": _without(name) for name in PLAIN.to_dict()},
     "sites of other layers": _with("sites", ["encoder"]),
     "site as number": _with("sites", [1, 2, 3]),
     "matrices as text": _with("matrices", ["x"]),
     "another key": _with("weights", 1),
     "hidden as text": _with("hidden", "6"),
     "hidden as truth": _with("hidden", True),
+    "heads as text": _with("n_heads", "4"),
     "base as number": _with("base", 3),
     "layers as number": _with("layers", 3),
     "layer without values": _with("layers", [{"kv_heads": 1, "key_dim": 1}]),
