@@ -67,7 +67,7 @@ def test_keys_are_gathered_for_a_few_rows_at_a_time(family: str, monkeypatch: py
             jobs = [job(str(i), NAMES[i % 6], row, Sampling(20), ends=()) for i, row in enumerate(rows)]
             return await asyncio.gather(*(ids_of(engine, one) for one in jobs))
 
-    with patch("softprompt.engine.batching_loop.plan", planned):
+    with patch("softprompt.engine.batching_loop.plan_attention", planned):
         answers = asyncio.run(run())
     prefixes = mixed_prefixes(lm)
     assert answers == [generated(lm, prefixes[i % 6], row, Sampling(20), ()) for i, row in enumerate(rows)]
