@@ -22,7 +22,7 @@ import torch
 from benchmarks.machine import facts
 from softprompt.data.tokenize import Example
 from softprompt.methods.base import Start
-from softprompt.methods.registry import build
+from softprompt.methods.registry import build_method
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.training.config import TrainConfig
@@ -44,7 +44,7 @@ def trials(lm: FrozenLM, count: int, tokens: int, rows: int) -> list[Trial]:
         task = Task([row(j) for j in range(8 * rows)], [])
         start = Start(tokens, "vocab", seed=i)
         settings = TrainConfig(batch_size=rows, seed=i, steps=10**6)
-        made.append(Trial(build("prefix-tuning", lm, start), [task], settings, lm.device, str(i)))
+        made.append(Trial(build_method("prefix-tuning", lm, start), [task], settings, lm.device, str(i)))
     return made
 
 

@@ -1,4 +1,4 @@
-"""Renamed names: old spellings keep working for one release, with a warning that names the new one.
+"""Renamed and moved settings: old spellings keep working for one release, with a warning that names the new one.
 
 warn_renamed("method.init: attended", "method.init: selected")
 """
@@ -17,7 +17,7 @@ REMOVED_IN = "0.3"  # old spellings of 0.1 work throughout 0.2
 
 
 class RenamedWarning(FutureWarning):
-    """An old spelling was used; the message names the new one and the release that drops the old one.
+    """An old spelling was used, or a setting where it no longer belongs; the message names the release that ends it.
 
     The command line prints it as one line. Python shows it by default, as it does every FutureWarning.
     """
@@ -49,3 +49,8 @@ def renamed_keywords(**names: str) -> Callable[[Callable[_P, _R]], Callable[_P, 
         return accept_old
 
     return decorate
+
+
+def warn_ignored(setting: str, by: str, *, stacklevel: int = 3) -> None:
+    """Warn that a setting has no effect."""
+    warnings.warn(f"{setting} is ignored by {by}; softprompt {REMOVED_IN} refuses it", RenamedWarning, stacklevel)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from softprompt.deprecation import warn_renamed
 from softprompt.errors import ConfigError
 
 MAX_YAML_BYTES = 2**20
@@ -17,6 +19,53 @@ MAX_YAML_BYTES = 2**20
 MAPPINGS = ("data", "template")  # one for all, or one for each task: data.TASK
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Settings, or one section of them: immutable, finite, and without unknown keys.
+
+    Attributes:
+        renamed_keys: old spellings of keys, to the new one; they work with a warning.
+        renamed_values: the same of values, by key.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _respelled(cls, values: Any) -> Any:
+        return respell(cls, values) if isinstance(values, dict) else values
+
+    @classmethod
+    def variants(cls) -> Mapping[str, type[Section]]:
+        """Subclasses by the `name` that tells them apart, each with settings of its own; usually none."""
+        return {}
+
+    def ignored(self) -> dict[str, Any]:
+        """Settings that were given and have no effect here; `to_yaml` writes them, so that digests stay the same."""
+        return {}
+
+
+def respell(section: type[Section], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a section with renamed keys and values replaced, each with a warning.
+
+    Args:
+        prefix: of the section, for the warning, e.g. "train.".
+    """
+    spelled = dict[str, Any]()
+    for old_key, value in values.items():
+        key = section.renamed_keys.get(old_key, old_key)
+        if key != old_key:
+            warn_renamed(f"{prefix}{old_key}", f"{prefix}{key}")
+        new_values = section.renamed_values.get(key, {})
+        if isinstance(value, str) and value in new_values:
+            warn_renamed(f"{prefix}{key}: {value}", f"{prefix}{key}: {new_values[value]}")
+            value = new_values[value]
+        spelled[key] = value
+    return spelled
 
 
 def split_names(value: Any) -> Any:
@@ -57,14 +106,16 @@ def resolve_settings(
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    given: list[tuple[str, dict[str, Any]]] = [
+    known = known_keys(kind)
+    sources: list[tuple[str, dict[str, Any]]] = [
         (str(yaml_path), _flatten(_read_yaml(yaml_path)) if yaml_path else {}),
         ("environment", _nulls(_from_environment(environment or {}))),
         ("flags", _nulls({name: value for name, value in flags.items() if value is not None})),
     ]
-    for origin, values in given:
-        for name, value in values.items():
-            _set(merged, name, value, origin, known_keys(kind))
+    for origin, values in sources:
+        for old_name, old_value in values.items():
+            name, value = _respelled_setting(kind, old_name, old_value)
+            _set(merged, name, value, origin, known)
             origins[name] = origin
     try:
         return kind.model_validate(merged)
@@ -77,15 +128,42 @@ def resolve_settings(
 
 
 def known_keys(kind: type[BaseModel]) -> dict[str, str]:
-    """Every dotted setting and its description."""
+    """Every dotted setting and its description; of a section with variants, the settings of all of them."""
     keys: dict[str, str] = {}
     for name, field in kind.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
-            keys |= {f"{name}.{inner}": _meaning(f) for inner, f in section.model_fields.items()}
+            keys |= {f"{name}.{inner}": text for inner, text in _section_keys(section).items()}
         else:
             keys[name] = _meaning(field)
     return keys
+
+
+def _section_keys(section: type[BaseModel]) -> dict[str, str]:
+    """Every setting of a section and its description, which names the variants that have it if not all do."""
+    keys = {name: _meaning(field) for name, field in section.model_fields.items()}
+    variants = section.variants() if issubclass(section, Section) else {}
+    if not variants:
+        return keys
+    keys["name"] += f": {', '.join(variants)}"
+    owners: dict[str, list[str]] = {}
+    for variant, settings in variants.items():
+        for name, field in settings.model_fields.items():
+            if name not in section.model_fields:
+                owners.setdefault(name, []).append(variant)
+                keys.setdefault(name, _meaning(field))
+    return keys | {name: f"{keys[name]} (of {', '.join(having)})" for name, having in owners.items()}
+
+
+def _respelled_setting(kind: type[BaseModel], name: str, value: Any) -> tuple[str, Any]:
+    """A dotted setting in today's spelling."""
+    section_name, _, key = name.rpartition(".")
+    section: Any = kind.model_fields[section_name].annotation if section_name in kind.model_fields else kind
+    if (section_name and section is kind) or not (isinstance(section, type) and issubclass(section, Section)):
+        return name, value
+    prefix = f"{section_name}." if section_name else ""
+    ((new_key, new_value),) = respell(section, {key: value}, prefix).items()
+    return f"{prefix}{new_key}", new_value
 
 
 def _meaning(field: FieldInfo) -> str:
@@ -96,13 +174,16 @@ def _meaning(field: FieldInfo) -> str:
 
 def to_yaml(config: BaseModel) -> str:
     """The settings as YAML that `resolve` reads back, each under a comment that says what it is."""
-    values = _flatten(config.model_dump(mode="json"))
+    values = _flatten(_dump(config))
     odd_breaks = any(sign in str(value) for value in values.values() for sign in "\x85\u2028\u2029")
     lines, sections = list[str](), set[str]()
     for name, meaning in known_keys(type(config)).items():
+        if name not in values:
+            continue  # of another variant
         section, _, leaf = name.rpartition(".")
         nested = {section: {leaf: values[name]}} if section else {leaf: values[name]}
-        text = yaml.safe_dump(nested, allow_unicode=not odd_breaks)  # PyYAML folds odd breaks unless escaped
+        # PyYAML folds odd breaks unless escaped; tasks keep their order, in which teachers belong to them
+        text = yaml.safe_dump(nested, allow_unicode=not odd_breaks, sort_keys=False)
         if section:
             opening, _, text = text.partition("\n")
             lines += [] if section in sections else [f"{opening}\n"]
@@ -111,11 +192,20 @@ def to_yaml(config: BaseModel) -> str:
     return "".join(lines)
 
 
+def _dump(config: BaseModel) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        if isinstance(section, Section):
+            values[name] |= section.ignored()
+    return values
+
+
 def _set(merged: dict[str, Any], name: str, value: Any, origin: str, known: dict[str, str]) -> None:
     head, _, task = name.partition(".")
     if head in MAPPINGS and task:
-        own = merged.get(head)
-        merged[head] = (own if isinstance(own, dict) else {}) | {task: value}
+        by_task = merged.get(head)
+        merged[head] = (by_task if isinstance(by_task, dict) else {}) | {task: value}
         return
     if value is None and any(key.startswith(f"{name}.") for key in known):
         return  # a section of a YAML file with nothing in it

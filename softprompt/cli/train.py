@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from softprompt.training.prepare import PreparedTraining
     from softprompt.training.run import FitResult
 
-STARTS = {"attended": "what rows look at", "best": "the best of several starts"}
-_START_WORDS = {"attended": "what rows look at", "best": "the best of several starts"}
+_START_WORDS = {"selected": "the most attended tokens", "best": "the best of several starts"}
 
 
 @with_settings(Config, repeatable=["data"])

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from softprompt.methods.registry import method_settings, setting_names
 from softprompt.settings import flag, split_names
-from softprompt.training.config import MethodConfig, TrainConfig
+from softprompt.training.config import MethodSection, TrainConfig
 
 OWN: dict[str, dict[str, Any]] = {
-    "method": {"frozen_tokens": 1, "init": "attended"},
+    "method": {"frozen_tokens": 1, "init": "selected"},
     "train": {"steps": 160, "batch_size": 4, "lr": 4e-3, "patience": None, "evals": 4, "eval_rows": 48},
 }
 
@@ -129,7 +130,7 @@ class DistillConfig(BaseModel):
         json_schema_extra=flag("--fit-steps", help="Steps that fit the start before training; 0: none."),
     )
     study: StudyConfig = StudyConfig()
-    method: MethodConfig = MethodConfig()
+    method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="before")
@@ -142,6 +143,10 @@ class DistillConfig(BaseModel):
             if isinstance(part, dict):
                 if section == "train" and filled.get("document"):
                     own = own | {"lr": DOCUMENT_LR}
+                if section == "method":  # 0.1 wrote frozen_tokens for all methods
+                    names = setting_names(part)
+                    part = {key: value for key, value in part.items() if key in names or value != own.get(key)}
+                    own = {key: value for key, value in own.items() if key in names}
                 filled[section] = own | part
                 if section == "train" and part.get("minutes") is not None and "steps" not in part:
                     filled[section]["steps"] = None

@@ -14,12 +14,11 @@ from softprompt.distillation.dataset import DistillationExample, DistillationSpl
 from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.errors import UnsupportedModelError
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids, opening_ids
-from softprompt.methods.registry import KV_METHODS
+from softprompt.methods.registry import method_spec
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Budget
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.embedding_prompt import EmbeddingPrompt
-from softprompt.prompts.kv_prompt import KVPrompt
 
 SELECTION_TOKENS = 768  # tokens of answers about a chunk whose attention selects
 FIT_TOKENS = 1536  # tokens of answers that prompts are fitted on: of all chunks together, at least as for selection
@@ -44,9 +43,9 @@ def compacted_starts(
         progress: called with the fraction of fitting completed.
     """
     sizes = [size for size in prepared.sizes if len(text) > size]
-    if prepared.settings.method.init != "attended" or not sizes:
+    if prepared.settings.method.init != "selected" or not sizes:
         return {}
-    form = (KVPrompt if prepared.settings.method.name in KV_METHODS else EmbeddingPrompt).form
+    form = method_spec(prepared.settings.method.name).form or EmbeddingPrompt.form
     between = layout_ids(lm, layout_for(lm, prepared.template, form))
     inputs = _selection_inputs(prepared, lm, splits, SELECTION_TOKENS)
     validation = to_examples(splits.validation or splits.train[:FALLBACK_VALIDATION_ROWS], prepared, lm)

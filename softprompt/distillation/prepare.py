@@ -19,6 +19,7 @@ from softprompt.distillation.config import DistillConfig
 from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError
 from softprompt.files import check_writable
 from softprompt.formatting.text_prompt import APART, worked_example
+from softprompt.methods.registry import method_spec
 from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
 from softprompt.prompts import store
 from softprompt.settings import unescaped
@@ -110,12 +111,12 @@ def _checked_name(settings: DistillConfig) -> str:
         raise ConfigError("give one source", expected="--text, --document or --demonstrations", got=sources, hint=hint)
     if not settings.name:
         raise ConfigError("name is not given", hint=f"softprompt distill --{sources[0]} FILE --name NAME")
-    if settings.method.name in ("multitask", "mixture", "smop"):
+    if not method_spec(settings.method.name).distills:
         raise ConfigError("a text is distilled into one prompt", where="method.name", got=settings.method.name)
-    if settings.fit_steps and settings.method.init != "attended":
-        hint = "--init attended, or leave --fit-steps out"
+    if settings.fit_steps and settings.method.init != "selected":
+        hint = "--init selected, or leave --fit-steps out"
         got = f"init {settings.method.init}"
-        raise ConfigError("only attended tokens are fitted", where="fit_steps", got=got, hint=hint)
+        raise ConfigError("only selected tokens are fitted", where="fit_steps", got=got, hint=hint)
     return settings.name
 
 

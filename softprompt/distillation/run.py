@@ -18,7 +18,7 @@ from pathlib import Path
 
 from softprompt.distillation.artifacts import save_prompts
 from softprompt.distillation.build import build_dataset, progress
-from softprompt.distillation.config import study_0_1
+from softprompt.distillation.config import OWN, study_0_1
 from softprompt.distillation.dataset import DistillationSplits
 from softprompt.distillation.fidelity import Fidelity, fidelity
 from softprompt.distillation.initialization import compacted_starts, to_examples
@@ -26,8 +26,9 @@ from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.distillation.teacher import Teacher
 from softprompt.evaluation.custom_metrics import Metric
 from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for, layout_ids, opening_ids
-from softprompt.methods.base import Start
-from softprompt.methods.registry import KV_METHODS, build
+from softprompt.methods.base import MethodContext
+from softprompt.methods.legacy import legacy_dump
+from softprompt.methods.registry import build_method
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts.base import SoftPrompt
@@ -35,6 +36,7 @@ from softprompt.prompts.card import Card
 from softprompt.prompts.forms import check_fits
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.events import Event
+from softprompt.training.initialization import build_start
 from softprompt.training.loop import Result, train
 from softprompt.training.recorder import RunRecorder, record_events
 from softprompt.training.trial import Task, Trial
@@ -125,19 +127,16 @@ def _trial(
 ) -> Trial:
     """A trial of the method that starts from this prompt, or from the first tokens of the text."""
     settings = prepared.settings
-    method, kv = settings.method, settings.method.name in KV_METHODS
-    start = Start(
-        n_tokens=size,
-        init="prompt" if start_from else "text" if method.init == "attended" else method.init,
-        prompt=start_from,
-        text=tuple(lm.encode(method.init_text)) if method.init_text else text,
-        lead=tuple(opening_ids(lm, prepared.template)) if kv else (),
-        frozen_tokens=method.frozen_tokens if kv else 0,
-        hidden=method.hidden,
-        rank=method.rank,
+    method = settings.method
+    start = build_start(
+        method,
+        text=lm.encode(method.init_text) if method.init_text else text,
+        lead=opening_ids(lm, prepared.template),
         seed=settings.train.seed,
+        n_tokens=size,
+        prompt=start_from,
     )
-    learner = build(method.name, lm, start)
+    learner = build_method(method.name, lm, start, MethodContext(method))
     (prompt,) = learner.freeze()
     check_fits(prompt, lm.geometry)
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, prompt.form))
@@ -150,5 +149,5 @@ def _digest(prepared: PreparedDistillation) -> str:
     """A digest of everything that a checkpoint depends on, the same as in softprompt 0.1."""
     settings = prepared.settings
     study = study_0_1(settings.study.model_dump(mode="json"))
-    inputs = [prepared.sha256, prepared.template.to_dict(), study, settings.method.model_dump()]
+    inputs = [prepared.sha256, prepared.template.to_dict(), study, legacy_dump(settings.method, **OWN["method"])]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

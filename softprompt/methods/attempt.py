@@ -9,21 +9,37 @@ Shapes: J source prompts, P virtual tokens, C numbers a token (see `table.py`), 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from softprompt.errors import ConfigError
-from softprompt.methods.base import Method, Start
+from softprompt.methods.base import Method, MethodContext, Start
+from softprompt.methods.config import FrozenTokens, MethodConfig, Names, Sites
 from softprompt.methods.initializers import initial_embeddings, initial_keys_values
-from softprompt.methods.prefix_tuning import check_frozen
+from softprompt.methods.prefix_tuning import check_frozen, split_sites
+from softprompt.methods.registry import MethodSpec, register
 from softprompt.methods.rng import seeded
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.forms import check_fits
 
 REDUCED = 100  # of the authors' code
+
+
+class AttemptConfig(MethodConfig):
+    """Settings of ATTEMPT."""
+
+    sources: Names = Field(default=(), description="saved soft prompts that the new one attends to")
+    frozen_tokens: FrozenTokens = 0
+    sites: Sites = None
+
+    def prompt_names(self) -> tuple[str, ...]:
+        """With the sources."""
+        return (*super().prompt_names(), *self.sources)
 
 
 @final
@@ -45,17 +61,21 @@ class Attempt(Method):
     sources: Tensor
     even: Tensor
 
-    def __init__(self, lm: FrozenLM, start: Start) -> None:
+    def __init__(self, lm: FrozenLM, start: Start, context: MethodContext[AttemptConfig]) -> None:
         super().__init__()
-        like = _check_sources(lm, start)
-        embedding = not like.begins_the_sequence
-        if not embedding:
-            check_frozen(start)
-        self.like, self.frozen_tokens = like.to(device="meta"), 0 if embedding else start.frozen_tokens
-        self.register_buffer(
-            "begin", initial_embeddings(lm, start) if embedding else initial_keys_values(lm, start).matrix()
-        )
-        tables = [source.to(device=lm.device, dtype=torch.float32).matrix() for source in start.sources]
+        settings = context.settings
+        sources = [context.prompts[name] for name in settings.sources]
+        _check_sources(lm, sources, start.n_tokens)
+        self.like = sources[0].to(device="meta")
+        if not sources[0].begins_the_sequence:
+            _check_no_sites(settings)
+            self.frozen_tokens = 0
+            begin = initial_embeddings(lm, start)
+        else:
+            self.frozen_tokens = check_frozen(settings.frozen_tokens, start.n_tokens)
+            begin = initial_keys_values(lm, start, split_sites(settings.sites)).matrix()
+        self.register_buffer("begin", begin)
+        tables = [source.to(device=lm.device, dtype=torch.float32).matrix() for source in sources]
         self.register_buffer("sources", torch.stack(tables))
         width = self.begin.shape[1]
         with seeded(start.seed):
@@ -79,16 +99,24 @@ class Attempt(Method):
         return (self.like.from_matrix(self.begin + change * moves[:, None]),)
 
 
-def _check_sources(lm: FrozenLM, start: Start) -> SoftPrompt:
-    """The first source. Raises ConfigError or GeometryError unless there are two or more, and they fit each other."""
-    if len(start.sources) < 2:
+def _check_sources(lm: FrozenLM, sources: Sequence[SoftPrompt], n_tokens: int) -> None:
+    """Raise ConfigError or GeometryError unless there are two sources or more, and they fit each other."""
+    if len(sources) < 2:
         hint = "name two saved soft prompts or more"
-        raise ConfigError("a mixture needs source prompts", where="method.sources", got=len(start.sources), hint=hint)
-    found = {(source.form, source.n_tokens) for source in start.sources}
-    if len(found) > 1 or start.sources[0].n_tokens != start.n_tokens:
-        what, expected = "the source prompts must be of one form and length", f"{start.n_tokens} virtual tokens each"
-        got = ", ".join(f"{form} of {n}" for form, n in sorted(found))
-        raise ConfigError(what, where="method.sources", expected=expected, got=got)
-    for source in start.sources:
+        raise ConfigError("attempt needs source prompts", where="method.sources", got=len(sources), hint=hint)
+    shapes = {(source.form, source.n_tokens) for source in sources}
+    if len(shapes) > 1 or sources[0].n_tokens != n_tokens:
+        message = "the source prompts must be of one form and length"
+        got = ", ".join(f"{form} of {n}" for form, n in sorted(shapes))
+        raise ConfigError(message, where="method.sources", expected=f"{n_tokens} virtual tokens each", got=got)
+    for source in sources:
         check_fits(source, lm.geometry)
-    return start.sources[0]
+
+
+def _check_no_sites(settings: AttemptConfig) -> None:
+    if settings.sites:
+        message = "sites are for KV prompts: an embedding prompt always precedes the text"
+        raise ConfigError(message, where="method.sites", got=settings.sites, hint="leave method.sites out")
+
+
+register(MethodSpec("attempt", AttemptConfig, build=Attempt, form=None, distills=False))

@@ -11,13 +11,22 @@ from __future__ import annotations
 from typing import final
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
+from softprompt.methods.config import MethodConfig
 from softprompt.methods.initializers import initial_embeddings
+from softprompt.methods.registry import MethodSpec, register
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
+
+
+class DecomposedConfig(MethodConfig):
+    """Settings of decomposed prompt tuning."""
+
+    rank: int = Field(default=10, ge=1, description="rank of the two matrices")
 
 
 @final
@@ -25,17 +34,27 @@ class DecomposedPromptTuning(Method):
     """P' = A B, with A [P, R] and B [R, H] learned: R·(P + H) parameters. R is at most P and H, more would add nothing.
 
     The paper starts from two Gaussian matrices. Here A = U and B = S Vᵀ of the singular value decomposition of the
-    initialiser's P, cut after R: the nearest matrix of that rank, and P itself if P has no higher rank. A holds U
+    initializer's P, cut after R: the nearest matrix of that rank, and P itself if P has no higher rank. A holds U
     whole, so that a direction which P lacks (S = 0) can still grow: a product of two zeros has no gradient.
     """
 
-    def __init__(self, lm: FrozenLM, start: Start) -> None:
+    def __init__(self, lm: FrozenLM, start: Start, rank: int) -> None:
         super().__init__()
-        if start.rank < 1:
-            raise ConfigError("the rank must be at least 1", where="method.rank", got=start.rank)
+        if rank < 1:
+            raise ConfigError("the rank must be at least 1", where="method.rank", got=rank)
         left, sizes, right = torch.linalg.svd(initial_embeddings(lm, start), full_matrices=False)
-        self.left = nn.Parameter(left[:, : start.rank].clone())
-        self.right = nn.Parameter((sizes[:, None] * right)[: start.rank].clone())
+        self.left = nn.Parameter(left[:, :rank].clone())
+        self.right = nn.Parameter((sizes[:, None] * right)[:rank].clone())
 
     def forward(self) -> tuple[EmbeddingPrompt]:
         return (EmbeddingPrompt(self.left @ self.right),)
+
+
+register(
+    MethodSpec(
+        "decomposed",
+        DecomposedConfig,
+        build=lambda lm, start, context: DecomposedPromptTuning(lm, start, context.settings.rank),
+        form="embedding",
+    )
+)

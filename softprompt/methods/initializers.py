@@ -1,4 +1,4 @@
-"""Where virtual tokens start. Initialisation and learning rate decide whether a soft prompt learns at all.
+"""Where virtual tokens start. Initialization and learning rate decide whether a soft prompt learns at all.
 
     text            real tokens of a text, repeated or cut to P
     demonstrations  real tokens of a few-shot prompt, exactly P of them
@@ -27,7 +27,7 @@ from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import compute_keys_values as keys_values_of
 from softprompt.prefix.seq2seq import SITES
 from softprompt.prompts.base import SoftPrompt
-from softprompt.prompts.forms import KVPrompt, check_fits
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 
 INITS = ("text", "demonstrations", "labels", "vocab", "uniform", "normal", "prompt")
 FREQUENT = 5000  # Lester et al. 2021, section 3.2: sample from the 5,000 most common tokens
@@ -38,13 +38,9 @@ def initial_embeddings(lm: FrozenLM, start: Start) -> Tensor:
     """[P, H] float32 for an embedding prompt.
 
     Raises:
-        ConfigError: an unknown initialiser, one that lacks its text, labels or prompt, another number of tokens, or
-            sites.
+        ConfigError: an unknown initializer, one that lacks its text, labels or prompt, or another number of tokens.
         GeometryError: the prompt to start from does not fit the model.
     """
-    if start.sites:
-        what = "sites are for KV prompts: an embedding prompt always stands in front of the text"
-        raise ConfigError(what, where="method.sites", got=",".join(start.sites), hint="leave method.sites out")
     size, draw = (start.n_tokens, lm.geometry.hidden), generator(start.seed)
     if start.init == "uniform":
         return ((torch.rand(size, generator=draw) * 2 - 1) * UNIFORM_RANGE).to(lm.device) * _spread(lm)
@@ -64,16 +60,27 @@ def initial_embeddings(lm: FrozenLM, start: Start) -> Tensor:
     return embeddings
 
 
-def initial_keys_values(lm: FrozenLM, start: Start) -> KVPrompt:
-    """The KV prompt to start from, at the sites of `start` only; begins with `start.lead` (BOS), whose keys are the
-    attention sink.
+def initial_keys_values(lm: FrozenLM, start: Start, chosen_sites: Sequence[str] = ()) -> KVPrompt:
+    """The KV prompt to start from. It begins with `start.lead` (BOS), whose keys are the attention sink.
 
-    Another embedding prompt is run once behind the lead: its keys and values act as it does. Raises as `embeddings`.
+    An embedding prompt is run once after the lead: its keys and values act as it does.
+
+    Args:
+        chosen_sites: of an encoder-decoder, where the prompt acts: of "encoder", "decoder", "cross"; all if empty.
+
+    Raises as `initial_embeddings`, and ConfigError for sites that the model does not have.
     """
-    _check_sites(lm, start)
+    _check_sites(lm, chosen_sites)
     made = _everywhere(lm, start)
-    sites, wanted = lm.geometry.sites, start.sites or SITES
+    sites, wanted = lm.geometry.sites, chosen_sites or SITES
     return KVPrompt(tuple(kv if not sites or sites[i] in wanted else None for i, kv in enumerate(made.layers)))
+
+
+def initial_prompt(lm: FrozenLM, start: Start, form: str) -> SoftPrompt:
+    """The prompt to start from, of a form ("embedding" or "kv"); without gradient. Raises as the two above."""
+    if form == "kv":
+        return initial_keys_values(lm, start).freeze()
+    return EmbeddingPrompt(initial_embeddings(lm, start)).freeze()
 
 
 def _everywhere(lm: FrozenLM, start: Start) -> KVPrompt:
@@ -103,7 +110,7 @@ def token_ids(lm: FrozenLM, start: Start) -> list[int]:
         return _fit(start.text, start.n_tokens, "text")
     if start.init == "labels":
         return _fit([token for label in start.labels for token in label], start.n_tokens, "labels")
-    raise ConfigError(f"unknown initialiser {start.init!r}", where="method.init", expected=f"one of {list(INITS)}")
+    raise ConfigError(f"unknown initializer {start.init!r}", where="method.init", expected=f"one of {list(INITS)}")
 
 
 def frequent_tokens(lm: FrozenLM, count: int, seed: int) -> list[int]:
@@ -132,11 +139,11 @@ def _run(lm: FrozenLM, prefix: Prefix) -> KVPrompt:
     return KVPrompt(tuple(None if kv is None else (kv[0][0].float(), kv[1][0].float()) for kv in layers))
 
 
-def _check_sites(lm: FrozenLM, start: Start) -> None:
-    if start.sites and not lm.is_encoder_decoder:
+def _check_sites(lm: FrozenLM, sites: Sequence[str]) -> None:
+    if sites and not lm.is_encoder_decoder:
         what = "sites are an encoder-decoder's, and the base model is a causal one"
-        raise ConfigError(what, where="method.sites", got=",".join(start.sites), hint="leave method.sites out")
-    if unknown := [site for site in start.sites if site not in SITES]:
+        raise ConfigError(what, where="method.sites", got=",".join(sites), hint="leave method.sites out")
+    if unknown := [site for site in sites if site not in SITES]:
         raise ConfigError(f"unknown site {unknown[0]!r}", where="method.sites", expected=f"some of {','.join(SITES)}")
 
 

@@ -14,10 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.methods.base import Method, Start
+from softprompt.methods.config import Hidden, MethodConfig
 from softprompt.methods.initializers import initial_embeddings
+from softprompt.methods.registry import MethodSpec, register
 from softprompt.methods.rng import seeded
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
+
+
+class PTuningConfig(MethodConfig):
+    """Settings of P-tuning."""
+
+    hidden: Hidden = 512
 
 
 @final
@@ -30,12 +38,12 @@ class PTuning(Method):
 
     begin: Tensor
 
-    def __init__(self, lm: FrozenLM, start: Start, encoder: type[_MLP] | type[_LSTM]) -> None:
+    def __init__(self, lm: FrozenLM, start: Start, encoder: type[_MLP] | type[_LSTM], width: int) -> None:
         super().__init__()
         self.register_buffer("begin", initial_embeddings(lm, start))
         with seeded(start.seed):
             self.tokens = nn.Parameter(torch.randn(self.begin.shape))
-            self.encoder = encoder(self.begin.shape[1], start.hidden)
+            self.encoder = encoder(self.begin.shape[1], width)
         nn.init.zeros_(self.encoder.last.weight)
         nn.init.zeros_(self.encoder.last.bias)
         self.to(lm.device)
@@ -44,18 +52,10 @@ class PTuning(Method):
         return (EmbeddingPrompt(self.begin + self.encoder(self.tokens)),)
 
 
-def p_tuning(lm: FrozenLM, start: Start) -> PTuning:
-    """f = MLP: H -> M -> ReLU -> M -> ReLU -> H, each token by itself."""
-    return PTuning(lm, start, _MLP)
-
-
-def p_tuning_lstm(lm: FrozenLM, start: Start) -> PTuning:
-    """f = LSTM of two layers in both directions, then 2M -> 2M -> ReLU -> H: tokens know of each other."""
-    return PTuning(lm, start, _LSTM)
-
-
 @final
 class _MLP(nn.Module):
+    """H -> M -> ReLU -> M -> ReLU -> H, each token by itself."""
+
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(hidden, width), nn.Linear(width, width)
@@ -67,6 +67,8 @@ class _MLP(nn.Module):
 
 @final
 class _LSTM(nn.Module):
+    """An LSTM of two layers in both directions over the tokens, then 2M -> 2M -> ReLU -> H."""
+
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(hidden, width, num_layers=2, bidirectional=True)
@@ -75,3 +77,23 @@ class _LSTM(nn.Module):
     def forward(self, tokens_PH: Tensor) -> Tensor:
         states, _ = self.lstm(tokens_PH)
         return self.last(torch.relu(self.first(states)))
+
+
+register(
+    MethodSpec(
+        "p-tuning",
+        PTuningConfig,
+        build=lambda lm, start, context: PTuning(lm, start, _MLP, context.settings.hidden),
+        form="embedding",
+        parameters="network",
+    )
+)
+register(
+    MethodSpec(
+        "p-tuning-lstm",
+        PTuningConfig,
+        build=lambda lm, start, context: PTuning(lm, start, _LSTM, context.settings.hidden),
+        form="embedding",
+        parameters="network",
+    )
+)

@@ -14,13 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.methods.base import Method, Start
+from softprompt.methods.config import FrozenTokens, MethodConfig, Sites
 from softprompt.methods.initializers import initial_keys_values
-from softprompt.methods.prefix_tuning import check_frozen
+from softprompt.methods.prefix_tuning import check_frozen, split_sites
+from softprompt.methods.registry import MethodSpec, register
 from softprompt.methods.rng import Noise
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
 
 DROPOUT = 0.1  # hidden_dropout_prob of BERT, which the authors' code puts on the prompt
+
+
+class PTuningV2Config(MethodConfig):
+    """Settings of P-tuning v2."""
+
+    frozen_tokens: FrozenTokens = 0
+    sites: Sites = None
 
 
 @final
@@ -29,18 +38,18 @@ class PTuningV2(Method):
 
     Without dropout this is `prefix-tuning`: the same numbers are trained, here as one table. So two things of the
     paper are its own: dropout on the prompt, and the start from N(0, 1), which is `init: normal` here (any other
-    initialiser works too, and better). Its optional MLP (`prefix_projection`) is `prefix-tuning-mlp`. Its
+    initializer works too, and better). Its optional MLP (`prefix_projection`) is `prefix-tuning-mlp`. Its
     classification head in place of the language model's is left out: nothing but the prompt is trained here.
     The first F tokens neither change nor drop out.
     """
 
     sink: Tensor
 
-    def __init__(self, lm: FrozenLM, start: Start) -> None:
+    def __init__(self, lm: FrozenLM, start: Start, settings: PTuningV2Config) -> None:
         super().__init__()
-        check_frozen(start)
-        begin = initial_keys_values(lm, start)
-        sink, table = begin.matrix().split([start.frozen_tokens, start.n_tokens - start.frozen_tokens])
+        frozen_tokens = check_frozen(settings.frozen_tokens, start.n_tokens)
+        begin = initial_keys_values(lm, start, split_sites(settings.sites))
+        sink, table = begin.matrix().split([frozen_tokens, start.n_tokens - frozen_tokens])
         self.register_buffer("sink", sink.clone())
         self.table = nn.Parameter(table.clone())
         self.like, self.noise = begin.to(device="meta"), Noise(start.seed)
@@ -51,3 +60,13 @@ class PTuningV2(Method):
             kept = torch.rand(table.shape, generator=self.noise.next()).to(table.device) >= DROPOUT
             table = table * kept / (1 - DROPOUT)
         return (self.like.from_matrix(torch.cat([self.sink, table])),)
+
+
+register(
+    MethodSpec(
+        "p-tuning-v2",
+        PTuningV2Config,
+        build=lambda lm, start, context: PTuningV2(lm, start, context.settings),
+        form="kv",
+    )
+)

@@ -16,11 +16,28 @@ from torch import Tensor, nn
 
 from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
+from softprompt.methods.config import FrozenTokens, Hidden, MethodConfig, Sites
 from softprompt.methods.initializers import initial_keys_values
+from softprompt.methods.registry import MethodSpec, register
 from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.forms import KVPrompt
+
+
+class PrefixTuningConfig(MethodConfig):
+    """Settings of prefix tuning."""
+
+    frozen_tokens: FrozenTokens = 0
+    sites: Sites = None
+
+
+class PrefixTuningMLPConfig(MethodConfig):
+    """Settings of prefix tuning through an MLP."""
+
+    frozen_tokens: FrozenTokens = 0
+    hidden: Hidden = 512
+    sites: Sites = None
 
 
 @final
@@ -31,18 +48,18 @@ class PrefixTuning(Method):
     ("sink"); moving it disturbs everything.
     """
 
-    def __init__(self, lm: FrozenLM, start: Start) -> None:
+    def __init__(self, lm: FrozenLM, start: Start, settings: PrefixTuningConfig) -> None:
         super().__init__()
-        check_frozen(start)
+        frozen_tokens = check_frozen(settings.frozen_tokens, start.n_tokens)
         self.keys, self.values = nn.ParameterDict(), nn.ParameterDict()
         self.sink = _Constants()
         self.layers = len(lm.geometry.layers)
-        for i, kv in enumerate(initial_keys_values(lm, start).layers):
+        for i, kv in enumerate(initial_keys_values(lm, start, split_sites(settings.sites)).layers):
             if kv is not None:
-                self.sink.add(f"k{i}", kv[0][:, : start.frozen_tokens])
-                self.sink.add(f"v{i}", kv[1][:, : start.frozen_tokens])
-                self.keys[str(i)] = nn.Parameter(kv[0][:, start.frozen_tokens :].clone())
-                self.values[str(i)] = nn.Parameter(kv[1][:, start.frozen_tokens :].clone())
+                self.sink.add(f"k{i}", kv[0][:, :frozen_tokens])
+                self.sink.add(f"v{i}", kv[1][:, :frozen_tokens])
+                self.keys[str(i)] = nn.Parameter(kv[0][:, frozen_tokens:].clone())
+                self.values[str(i)] = nn.Parameter(kv[1][:, frozen_tokens:].clone())
 
     def forward(self) -> tuple[KVPrompt]:
         def layer(i: int) -> tuple[Tensor, Tensor] | None:
@@ -56,7 +73,7 @@ class PrefixTuning(Method):
 
 
 @final
-class ReparametrisedPrefixTuning(Method):
+class ReparameterizedPrefixTuning(Method):
     """P' = P_0 + MLP(E): an MLP over P learned vectors makes the change of all keys and values (paper, section 4.3).
 
     E [P, M], MLP: M -> tanh -> all layers' keys and values. The last matrix starts at zero, so training starts
@@ -65,13 +82,13 @@ class ReparametrisedPrefixTuning(Method):
 
     begin: Tensor
 
-    def __init__(self, lm: FrozenLM, start: Start) -> None:
+    def __init__(self, lm: FrozenLM, start: Start, settings: PrefixTuningMLPConfig) -> None:
         super().__init__()
-        check_frozen(start)
-        begin = initial_keys_values(lm, start)
+        self.frozen_tokens = check_frozen(settings.frozen_tokens, start.n_tokens)
+        begin = initial_keys_values(lm, start, split_sites(settings.sites))
         self.register_buffer("begin", begin.matrix())
-        self.like, self.frozen_tokens = begin.to(device="meta"), start.frozen_tokens
-        draw, width = generator(start.seed), start.hidden
+        self.like = begin.to(device="meta")
+        draw, width = generator(start.seed), settings.hidden
         self.tokens = nn.Parameter(torch.randn(start.n_tokens, width, generator=draw).to(lm.device))
         self.inner = nn.Parameter((torch.randn(width, width, generator=draw) * width**-0.5).to(lm.device))
         self.outer = nn.Parameter(torch.zeros(width, self.begin.shape[1], device=lm.device))
@@ -82,15 +99,21 @@ class ReparametrisedPrefixTuning(Method):
         return (self.like.from_matrix(self.begin + change * moves[:, None]),)
 
 
-def check_frozen(start: Start) -> None:
-    """Raise ConfigError unless some virtual tokens are trained."""
-    if not 0 <= start.frozen_tokens < start.n_tokens:
+def check_frozen(frozen_tokens: int, n_tokens: int) -> int:
+    """The number of virtual tokens that are not trained. Raises ConfigError unless some are trained."""
+    if not 0 <= frozen_tokens < n_tokens:
         raise ConfigError(
             "frozen tokens must leave something to train",
             where="method.frozen_tokens",
-            expected=f"0 to {start.n_tokens - 1}",
-            got=start.frozen_tokens,
+            expected=f"0 to {n_tokens - 1}",
+            got=frozen_tokens,
         )
+    return frozen_tokens
+
+
+def split_sites(sites: str | None) -> tuple[str, ...]:
+    """The sites that a setting names; none means all."""
+    return tuple(site.strip() for site in sites.split(",")) if sites else ()
 
 
 class _Constants(nn.Module):
@@ -101,3 +124,23 @@ class _Constants(nn.Module):
 
     def get(self, name: str) -> Tensor:
         return self.get_buffer(name)
+
+
+register(
+    MethodSpec(
+        "prefix-tuning",
+        PrefixTuningConfig,
+        build=lambda lm, start, context: PrefixTuning(lm, start, context.settings),
+        form="kv",
+        parameters="direct",
+    )
+)
+register(
+    MethodSpec(
+        "prefix-tuning-mlp",
+        PrefixTuningMLPConfig,
+        build=lambda lm, start, context: ReparameterizedPrefixTuning(lm, start, context.settings),
+        form="kv",
+        parameters="network",
+    )
+)

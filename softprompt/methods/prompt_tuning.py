@@ -11,7 +11,9 @@ from typing import final
 from torch import nn
 
 from softprompt.methods.base import Method, Start
+from softprompt.methods.config import MethodConfig
 from softprompt.methods.initializers import initial_embeddings
+from softprompt.methods.registry import MethodSpec, register
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
 
@@ -26,3 +28,14 @@ class PromptTuning(Method):
 
     def forward(self) -> tuple[EmbeddingPrompt]:
         return (EmbeddingPrompt(self.embeddings),)
+
+
+register(
+    MethodSpec(
+        "prompt-tuning",
+        MethodConfig,
+        build=lambda lm, start, context: PromptTuning(lm, start),
+        form="embedding",
+        parameters="direct",
+    )
+)

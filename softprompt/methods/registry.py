@@ -1,40 +1,182 @@
-"""Every method by name. A method is built from a frozen model and a start, trained, and frozen into a prompt."""
+"""Registry of training methods: everything that the rest of the package needs to know about a method.
 
-from collections.abc import Callable
+    register(MethodSpec("toy", ToyConfig, build=lambda lm, start, context: Toy(lm, start), form="embedding"))
 
+Modules of this package are imported on the first lookup, and entry points of the group `softprompt.methods` after
+them. Importing this module imports neither torch nor a method.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+import softprompt.methods
+from softprompt.deprecation import warn_ignored
 from softprompt.errors import ConfigError
-from softprompt.methods.attempt import Attempt
-from softprompt.methods.base import Method, Start
-from softprompt.methods.decomposed import DecomposedPromptTuning
-from softprompt.methods.multitask import MultitaskPromptTuning
-from softprompt.methods.p_tuning import p_tuning, p_tuning_lstm
-from softprompt.methods.p_tuning_v2 import PTuningV2
-from softprompt.methods.prefix_tuning import PrefixTuning, ReparametrisedPrefixTuning
-from softprompt.methods.prompt_tuning import PromptTuning
-from softprompt.methods.residual import residual, residual_separate
-from softprompt.methods.smop import SMoP
-from softprompt.models.frozen_lm import FrozenLM
+from softprompt.methods.config import MethodConfig
+from softprompt.settings import respell
 
-METHODS: dict[str, Callable[[FrozenLM, Start], Method | SMoP]] = {
-    "decomposed": DecomposedPromptTuning,
-    "mixture": Attempt,
-    "multitask": MultitaskPromptTuning,
-    "p-tuning": p_tuning,
-    "p-tuning-lstm": p_tuning_lstm,
-    "p-tuning-v2": PTuningV2,
-    "prefix-tuning": PrefixTuning,
-    "prefix-tuning-mlp": ReparametrisedPrefixTuning,
-    "prompt-tuning": PromptTuning,
-    "residual": residual,
-    "residual-separate": residual_separate,
-    "smop": SMoP,
-}
-# What these make is a KV prompt: its lead is part of it. A mixture is of the form of its sources.
-KV_METHODS = frozenset({"p-tuning-v2", "prefix-tuning", "prefix-tuning-mlp"})
+if TYPE_CHECKING:
+    from softprompt.methods.base import Method, MethodContext, Start
+    from softprompt.models.frozen_lm import FrozenLM
+
+ENTRY_POINTS = "softprompt.methods"
+
+SettingsType = TypeVar("SettingsType", bound=MethodConfig)
 
 
-def build(name: str, lm: FrozenLM, start: Start) -> Method | SMoP:
-    """The method by name, at its start. Raises ConfigError for an unknown name."""
-    if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}", where="method.name", expected=f"one of {sorted(METHODS)}")
-    return METHODS[name](lm, start)
+def one_per_task(settings: MethodConfig, tasks: Sequence[str]) -> Sequence[str]:
+    """The usual names of a run's soft prompts: those of the tasks."""
+    return tasks
+
+
+@dataclass(frozen=True)
+class MethodSpec(Generic[SettingsType]):
+    """A training method.
+
+    Attributes:
+        name: the value of `method.name`.
+        settings: its section of the settings.
+        build: makes the trainable method from the base model, the start and the run's context.
+        form: of the prompts that it trains; None: the form of the source prompts in its settings.
+        parameters: "direct": the virtual tokens themselves; "network": weights of a network, which need a small
+            learning rate; "other". The recipe `auto` chooses by it.
+        parts: ends of the names that a run's prompts are saved under, from the settings and the names of the tasks.
+        save: writes what a run leaves beside its prompts, from the trained method, the folder of the run's name, the
+            names of the prompts and `overwrite`; None if there is nothing.
+        one_task: whether several tasks are refused.
+        distills: whether `softprompt distill` can train it: one prompt, without other prompts as input.
+    """
+
+    name: str
+    settings: type[SettingsType]
+    build: Callable[[FrozenLM, Start, MethodContext[SettingsType]], Method]
+    form: Literal["embedding", "kv"] | None
+    parameters: Literal["direct", "network", "other"] = "other"
+    parts: Callable[[SettingsType, Sequence[str]], Sequence[str]] = one_per_task
+    save: Callable[[Method, Path, Sequence[str], bool], None] | None = None
+    one_task: bool = False
+    distills: bool = True
+
+    @property
+    def trains_kv(self) -> bool:
+        """Whether it trains keys and values: such a prompt begins the sequence, so BOS is part of it."""
+        return self.form == "kv"
+
+
+_specs: dict[str, MethodSpec[Any]] = {}
+_discovered = False
+
+
+def register(spec: MethodSpec[Any]) -> None:
+    """Add a method. Raises ConfigError if the name is taken."""
+    if spec.name in _specs:
+        raise ConfigError("a method of that name is registered already", got=spec.name)
+    _specs[spec.name] = spec
+
+
+def unregister(name: str) -> None:
+    """Remove a method that was registered."""
+    del _specs[name]
+
+
+def method_specs() -> dict[str, MethodSpec[Any]]:
+    """Every method by name, sorted."""
+    global _discovered
+    if not _discovered:
+        _discovered = True
+        for module in pkgutil.iter_modules(softprompt.methods.__path__):
+            importlib.import_module(f"{softprompt.methods.__name__}.{module.name}")
+        for entry_point in entry_points(group=ENTRY_POINTS):
+            loaded = entry_point.load()
+            if isinstance(loaded, MethodSpec):
+                register(loaded)
+    return dict(sorted(_specs.items()))
+
+
+def method_spec(name: str) -> MethodSpec[Any]:
+    """The method by name. Raises ConfigError for an unknown name."""
+    specs = method_specs()
+    if name not in specs:
+        raise ConfigError(f"unknown method {name!r}", where="method.name", expected=f"one of {sorted(specs)}")
+    return specs[name]
+
+
+def build_method(name: str, lm: FrozenLM, start: Start, context: MethodContext[Any] | None = None) -> Method:
+    """The method by name, at its start. Raises ConfigError for an unknown name.
+
+    Args:
+        context: the run's settings and what they name; by default the method's default settings.
+    """
+    from softprompt.methods.base import MethodContext
+
+    spec = method_spec(name)
+    if context is None:
+        context = MethodContext(method_settings({"name": name}))
+    if sites := context.settings.ignored().get("sites"):  # 0.1 refused them here, too
+        message = "sites are for KV prompts: an embedding prompt always precedes the text"
+        raise ConfigError(message, where="method.sites", got=sites, hint="leave method.sites out")
+    return spec.build(lm, start, context)
+
+
+def method_settings(values: Any) -> Any:
+    """The `method` section, validated by the settings class of the method that `name` names.
+
+    Settings of 0.1 that this method does not have are ignored, with a warning unless they are at their default.
+
+    Raises ValidationError: an unknown method, a setting that this method does not have, or a wrong value.
+    """
+    if isinstance(values, MethodConfig):
+        if type(values) is not MethodConfig:
+            return values
+        values = values.model_dump(exclude_unset=True)
+    if not isinstance(values, Mapping):
+        return values  # pydantic refuses it
+    values = respell(MethodConfig, dict(values), "method.")
+    name = values.setdefault("name", MethodConfig.model_fields["name"].default)
+    specs = method_specs()
+    if name not in specs:
+        raise _refused("name", name, f"unknown method; there are {', '.join(specs)}")
+    settings = specs[name].settings
+    own = {key: value for key, value in values.items() if key in settings.model_fields}
+    return settings.model_validate(own).with_foreign(_foreign(settings, name, values))
+
+
+def setting_names(values: Mapping[str, Any]) -> set[str]:
+    """The settings that the method of a `method` section has; those of every method if it is unknown."""
+    default = MethodConfig.model_fields["name"].default
+    name = values.get("name", default)
+    name = MethodConfig.renamed_values["name"].get(name, name)
+    spec = method_specs().get(name)
+    return set((spec.settings if spec else MethodConfig).model_fields)
+
+
+def _foreign(settings: type[MethodConfig], name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that the method does not have and 0.1 allowed. Raises ValidationError for others."""
+    from softprompt.methods.legacy import ForeignFields, not_default
+
+    foreign = {key: value for key, value in values.items() if key not in settings.model_fields}
+    for key, value in foreign.items():
+        if key not in ForeignFields.model_fields:
+            known = ", ".join(settings.model_fields)
+            raise _refused(key, value, f"{name} has no such setting; it has {known}")
+    checked = ForeignFields.model_validate(foreign).model_dump(mode="json", include=set(foreign))
+    for key in not_default(checked):
+        owners = [other for other, spec in method_specs().items() if key in spec.settings.model_fields]
+        warn_ignored(f"method.{key}", f"{name} (a setting of {', '.join(owners)})")
+    return checked
+
+
+def _refused(key: str, value: Any, message: str) -> ValidationError:
+    escaped = message.replace("{", "{{").replace("}", "}}")
+    error = InitErrorDetails(type=PydanticCustomError("method", escaped), loc=(key,), input=value)  # pyright: ignore[reportArgumentType]
+    return ValidationError.from_exception_data("method", [error])

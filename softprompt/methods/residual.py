@@ -15,24 +15,32 @@ from torch import nn
 from torch.nn.functional import layer_norm
 
 from softprompt.methods.base import Method, Start
+from softprompt.methods.config import Hidden, MethodConfig
 from softprompt.methods.initializers import initial_embeddings
+from softprompt.methods.registry import MethodSpec, register
 from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
+
+
+class ResidualConfig(MethodConfig):
+    """Settings of residual prompt tuning."""
+
+    hidden: Hidden = 512
 
 
 @final
 class ResidualPromptTuning(Method):
     """P' = P + LayerNorm(ReLU(P D + d) U + u), with P [P, H], D [N, H, M], U [N, M, H] and biases learned.
 
-    The scale of the LayerNorm starts at zero, so training starts exactly at the initialiser's P. In the paper it starts
+    The scale of the LayerNorm starts at zero, so training starts exactly at the initializer's P. In the paper it starts
     at one, which adds noise of variance one: more than the embeddings themselves have. Folded away when frozen.
     """
 
-    def __init__(self, lm: FrozenLM, start: Start, networks: int) -> None:
+    def __init__(self, lm: FrozenLM, start: Start, width: int, networks: int) -> None:
         super().__init__()
         self.embeddings = nn.Parameter(initial_embeddings(lm, start))
-        draw, hidden, width = generator(start.seed), self.embeddings.shape[1], start.hidden
+        draw, hidden = generator(start.seed), self.embeddings.shape[1]
 
         def uniform(fan_in: int, *shape: int) -> nn.Parameter:  # as nn.Linear starts
             noise = (torch.rand(networks, *shape, generator=draw) * 2 - 1) * fan_in**-0.5
@@ -50,11 +58,21 @@ class ResidualPromptTuning(Method):
         return (EmbeddingPrompt((tokens + change).view_as(self.embeddings)),)
 
 
-def residual(lm: FrozenLM, start: Start) -> ResidualPromptTuning:
-    """One network for all tokens ("shared" in the paper)."""
-    return ResidualPromptTuning(lm, start, networks=1)
-
-
-def residual_separate(lm: FrozenLM, start: Start) -> ResidualPromptTuning:
-    """A network for each token ("separate" in the paper): P times the parameters."""
-    return ResidualPromptTuning(lm, start, networks=start.n_tokens)
+register(
+    MethodSpec(
+        "residual",
+        ResidualConfig,
+        build=lambda lm, start, context: ResidualPromptTuning(lm, start, context.settings.hidden, networks=1),
+        form="embedding",
+        parameters="network",
+    )
+)
+register(  # "separate" in the paper: P times the parameters
+    MethodSpec(
+        "residual-separate",
+        ResidualConfig,
+        build=lambda lm, start, context: ResidualPromptTuning(lm, start, context.settings.hidden, start.n_tokens),
+        form="embedding",
+        parameters="network",
+    )
+)

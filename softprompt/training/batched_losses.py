@@ -42,7 +42,7 @@ def trial_losses(
         prefixes += trial_prefixes
     if has_teachers:
         trial = shares[0][0]
-        teachers, weight = prepare_prefixes(lm, trial.teachers), trial.settings.distil
+        teachers, weight = prepare_prefixes(lm, trial.teachers), trial.settings.distill
         by_task = [row.task for row in rows]
         return [distilled_losses(lm, prepare_prefixes(lm, prefixes), teachers, rows, prefix_ids, by_task, weight)]
     if graphs is None:

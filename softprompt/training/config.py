@@ -6,99 +6,29 @@ suggestion.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from softprompt.settings import flag, resolve_settings, split_names
+from softprompt.methods.config import MethodConfig
+from softprompt.methods.registry import method_settings
+from softprompt.settings import Section, flag, resolve_settings
 
-Init = Literal["text", "attended", "labels", "vocab", "uniform", "normal", "demonstrations", "prompt", "best"]
-
-
-class MethodConfig(BaseModel):
-    """What is trained and where it starts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    name: Literal[
-        "decomposed",
-        "mixture",
-        "multitask",
-        "p-tuning",
-        "p-tuning-lstm",
-        "p-tuning-v2",
-        "prefix-tuning",
-        "prefix-tuning-mlp",
-        "prompt-tuning",
-        "residual",
-        "residual-separate",
-        "smop",
-    ] = Field(
-        default="prefix-tuning",
-        description="how the prompt is parameterised",
-        json_schema_extra=flag(
-            "--method", help="prefix-tuning, prompt-tuning, … (softprompt train --print-config lists them)."
-        ),
-    )
-    n_tokens: int = Field(
-        default=32,
-        ge=1,
-        le=8192,
-        description="virtual tokens",
-        json_schema_extra=flag("--n-tokens", help="Virtual tokens."),
-    )
-    init: Init = Field(
-        default="text",
-        description="where virtual tokens start; attended: those of a long text that rows look at most; best tries "
-        "text, labels, vocab and demonstrations on validation rows",
-        json_schema_extra=flag(
-            "--init", help="Where they start: text, demonstrations, labels, vocab, uniform, prompt, best."
-        ),
-    )
-    text_tokens: int = Field(
-        default=1024,
-        ge=1,
-        description="without init_text, init attended chooses from so many tokens of demonstrations, or half a context",
-    )
-    init_text: str | None = Field(
-        default=None,
-        description="the text to start from; made from the task if not given",
-        json_schema_extra=flag("--init-text", help="The text to start from."),
-    )
-    init_from: str | None = Field(
-        default=None,
-        description="the soft prompt to start from, with init prompt",
-        json_schema_extra=flag("--init-from", help="The soft prompt to start from."),
-    )
-    sources: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
-        default=(), description="soft prompts that a mixture attends to"
-    )
-    teachers: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
-        default=(), description="soft prompts of the tasks, one for each, that multitask training is distilled from"
-    )
-    kept: Annotated[tuple[int, ...], BeforeValidator(split_names)] = Field(
-        default=(), description="start from these virtual tokens of the start only (what prune kept): rewinding"
-    )
-    frozen_tokens: int = Field(default=0, ge=0, description="first tokens of a KV prompt that stay as they began")
-    hidden: int = Field(default=512, ge=1, description="width of the encoder of a reparametrised prompt")
-    rank: int = Field(default=10, ge=1, description="rank of a decomposed prompt")
-    n_prompts: int = Field(default=4, ge=2, description="prompts that the router of smop chooses from")
-    sites: str | None = Field(
-        default=None,
-        description="where a KV prompt stands in an encoder-decoder, of encoder,decoder,cross",
-    )
+# A section whose class depends on its `name`.
+MethodSection = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(method_settings)]
 
 
-class TrainConfig(BaseModel):
-    """How it is trained."""
+class TrainConfig(Section):
+    """The training loop."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    renamed_keys: ClassVar[Mapping[str, str]] = {"distil": "distill"}
 
     steps: int | None = Field(
         default=None,
         ge=1,
-        description="optimiser steps; chosen from the number of rows if not given",
+        description="optimizer steps; chosen from the number of rows if not given",
         json_schema_extra=flag("--steps", help="Optimizer steps."),
     )
     minutes: float | None = Field(
@@ -116,9 +46,9 @@ class TrainConfig(BaseModel):
     temperature: float = Field(
         default=1.0, ge=1, description="of several tasks: 1 draws every row equally often, more favours small tasks"
     )
-    distil: float = Field(default=1.0, ge=0, description="weight of the teachers' divergence beside the loss")
+    distill: float = Field(default=1.0, ge=0, description="weight of the teachers' divergence beside the loss")
     accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")
-    optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimiser")
+    optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimizer")
     lr: float = Field(
         default=2e-2, gt=0, description="peak learning rate", json_schema_extra=flag("--lr", help="Peak learning rate.")
     )
@@ -143,11 +73,14 @@ class TrainConfig(BaseModel):
     )
     track: Literal["none", "tensorboard", "trackio", "wandb"] = Field(default="none", description="also log there")
 
+    def legacy_dump(self, exclude: set[str]) -> dict[str, Any]:
+        """The section as 0.1 dumped it, for digests: a run that 0.1 left unfinished can be resumed."""
+        old_keys = {new: old for old, new in self.renamed_keys.items()}
+        return {old_keys.get(key, key): value for key, value in self.model_dump(exclude=exclude).items()}
 
-class Config(BaseModel):
+
+class Config(Section):
     """A training run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     recipe: Literal["auto", "fixed"] = Field(
         default="auto",
@@ -202,10 +135,10 @@ class Config(BaseModel):
         description="auto, cpu, cuda, mps",
         json_schema_extra=flag("--device", help="auto, cpu, cuda or mps."),
     )
-    method: MethodConfig = MethodConfig()
+    method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()
 
 
 def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: dict[str, str] | None = None) -> Config:
-    """The settings of a training run, see `resolved`."""
+    """The settings of a training run, see `resolve_settings`."""
     return resolve_settings(Config, flags, yaml_path, environment)

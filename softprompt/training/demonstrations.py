@@ -58,7 +58,7 @@ def demonstrations(task: PreparedTask, lm: FrozenLM, opening: str | None, room: 
             "not one demonstration fits",
             where="method",
             got=f"{room} tokens",
-            hint="more --n-tokens (with --init attended: --method.text-tokens), or another --init",
+            hint="more --n-tokens (with --init selected: --method.text-tokens), or another --init",
         )
     return Demonstrations(tuple(ids), spans)
 

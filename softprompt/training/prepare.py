@@ -1,4 +1,4 @@
-"""A run before its base model is loaded: every name, row and length checked, and the recipe chosen.
+"""Checks everything about a run before its base model is loaded: names, rows, lengths; and chooses the recipe.
 
     prepared = prepare(config)        # no model weights touched
 
@@ -21,7 +21,7 @@ from softprompt.data.tokenize import Example, tokenize
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import CheckpointError, ConfigError, StoreError
 from softprompt.files import check_writable
-from softprompt.methods.registry import KV_METHODS
+from softprompt.methods.registry import method_spec
 from softprompt.models.device import pick_device
 from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
 from softprompt.prompts import store
@@ -31,8 +31,8 @@ from softprompt.training import auto, tracking
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.config import Config
 
-RUNS, SHARED = ".runs", "shared"
-TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+RUNS = ".runs"  # folder of checkpoints and logs, beside the soft prompts
+_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PreparedTask:
 
     Attributes:
         name: empty if it is the only one.
-        train, validation: tokenised; each row carries the number of its task.
+        train, validation: tokenized; each row carries the number of its task.
         dropped: rows left out because they were too long.
     """
 
@@ -65,9 +65,9 @@ class PreparedTraining:
     """Settings with everything that can be checked before the base model is loaded.
 
     Attributes:
-        config: complete; what the recipe chose is filled in.
-        facts: of the rows, which it chose by.
-        choices: what it chose, and why.
+        config: complete, with the choices of the recipe.
+        facts: statistics of the rows, which the recipe chose by.
+        choices: the settings that it chose, with reasons.
         folder: where the artifact will be; with several tasks each has its own, see `folder_of`.
         run: where checkpoints and metrics.jsonl go.
     """
@@ -85,8 +85,8 @@ class PreparedTraining:
 
     @property
     def part_names(self) -> list[str]:
-        """The parts that will be there, see `part_names`."""
-        return part_names(self.config, [task.name for task in self.tasks])
+        """Ends of the names of the soft prompts that the run saves; "" for the only one."""
+        return _part_names(self.config, [task.name for task in self.tasks])
 
 
 def prepare(
@@ -124,7 +124,7 @@ def prepare(
 
 
 def _as_long_as_its_start(config: Config, tokenizer: Tokenizer) -> Config:
-    """With as many virtual tokens as the soft prompt that `method.init_from` names, unless the user says how many.
+    """With as many virtual tokens as the soft prompt of `method.init_from`, unless the user set their number.
 
     Raises StoreError if there is no such soft prompt.
     """
@@ -132,17 +132,14 @@ def _as_long_as_its_start(config: Config, tokenizer: Tokenizer) -> Config:
     if method.init != "prompt" or not method.init_from or "n_tokens" in method.model_fields_set:
         return config
     card = store.load_card(store.locate(method.init_from))
-    run_first = method.name in KV_METHODS and not form_class(card.form).begins_the_sequence
+    run_first = method_spec(method.name).trains_kv and not form_class(card.form).begins_the_sequence
     lead = len(bos_ids(tokenizer)) if run_first else 0
-    length = card.n_tokens + lead  # an embedding prompt is run behind BOS to become keys and values
+    length = card.n_tokens + lead  # keys and values of an embedding prompt begin with those of BOS
     return config.model_copy(update={"method": method.model_copy(update={"n_tokens": length})})
 
 
-def part_names(config: Config, tasks: Sequence[str]) -> list[str]:
-    """What the run saves: a prompt for each task; the one that multitask training shares; each expert of smop."""
-    if config.method.name == "smop":
-        return [str(i) for i in range(1, config.method.n_prompts + 1)]
-    return [*tasks, SHARED] if config.method.name == "multitask" else [*tasks]
+def _part_names(config: Config, tasks: Sequence[str]) -> list[str]:
+    return list(method_spec(config.method.name).parts(config.method, tasks))
 
 
 def check_outputs_free(prepared: PreparedTraining, overwrite: bool) -> None:
@@ -158,14 +155,15 @@ def _folder_of(folder: Path, part: str) -> Path:
 def _check_names(config: Config, tasks: Sequence[str], folder: Path, overwrite: bool) -> None:
     """Refuse names of tasks that cannot be part of a name, and names that are taken."""
     for name in tasks:
-        if name and not TASK_NAME.fullmatch(name):
+        if name and not _TASK_NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is not a usable name for a task", where="data", expected="a-z 0-9 _ -")
-    for part in part_names(config, tasks):
+    for part in _part_names(config, tasks):
         store.check_free(_folder_of(folder, part), overwrite)
-    if config.method.name == "smop":  # the router's own
+    spec = method_spec(config.method.name)
+    if spec.save is not None:
         store.check_free(folder, overwrite)
-        if len(tasks) > 1:
-            raise ConfigError("smop learns one task", where="data", got=", ".join(tasks), hint="one --data")
+    if spec.one_task and len(tasks) > 1:
+        raise ConfigError(f"{spec.name} learns one task", where="data", got=", ".join(tasks), hint="one --data")
 
 
 def _check_run(run: Path, overwrite: bool, resume: bool) -> None:
@@ -188,7 +186,7 @@ def _as_it_is(template: Template) -> Template:
 def _task(
     config: Config, number: int, name: str, path: str, tokenizer: Tokenizer, shape: Callable[[Template], Template]
 ) -> PreparedTask:
-    """Load and tokenise the rows of one task; `shape` makes a template the model's."""
+    """Load and tokenize the rows of one task; `shape` adapts a template to the model."""
     splits = load_splits(path, seed=config.train.seed)
     text = config.template.get(name) if isinstance(config.template, dict) else config.template
     text = unescaped(text) if text else None

@@ -24,21 +24,23 @@ from softprompt.editing.compose import select
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.context import check_context
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids
-from softprompt.methods.base import Start
-from softprompt.methods.registry import KV_METHODS, build
-from softprompt.methods.smop import SMoP
+from softprompt.methods.base import Method, MethodContext, Start
+from softprompt.methods.config import Init
+from softprompt.methods.initializers import initial_prompt
+from softprompt.methods.legacy import legacy_dump
+from softprompt.methods.registry import build_method, method_spec
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
-from softprompt.prompts import router, store
+from softprompt.prompts import store
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import check_fits, size_of
+from softprompt.prompts.forms import EmbeddingPrompt, check_fits, size_of
 from softprompt.prompts.forms import prompt_digest as prompt_digest
 from softprompt.training import artifacts
 from softprompt.training.batched_losses import validation_losses
-from softprompt.training.config import Config, Init
+from softprompt.training.config import Config
 from softprompt.training.events import Event
-from softprompt.training.initialization import build_start
+from softprompt.training.initialization import training_start
 from softprompt.training.loop import Result, train
 from softprompt.training.prepare import PreparedTask, PreparedTraining, check_outputs_free, prepare
 from softprompt.training.recorder import RunRecorder, record_events
@@ -46,12 +48,12 @@ from softprompt.training.trial import Task, Trial
 
 __all__ = ["FitResult", "PreparedTraining", "build_trial", "fit", "prepare", "recording"]
 
-TRIED: tuple[Init, ...] = ("text", "attended", "labels", "vocab", "demonstrations")  # by init "best"
+_BEST_OF: tuple[Init, ...] = ("text", "selected", "labels", "vocab", "demonstrations")  # tried by init "best"
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run left.
+    """Result of a training run.
 
     Attributes:
         result: its steps and losses.
@@ -88,10 +90,10 @@ def fit(
 
     Args:
         lm: the base model, if it is loaded already.
-        report: is told of every event, besides metrics.jsonl.
+        report: called with every event, which also goes to metrics.jsonl.
 
     Raises:
-        what `load`, `train` and `store.save` raise.
+        what `load_model`, `train` and `store.save` raise.
     """
     config, run = prepared.config, prepared.run
     if lm is None:
@@ -120,12 +122,13 @@ def recording(prepared: PreparedTraining) -> RunRecorder:
 def save_run(
     prepared: PreparedTraining, lm: FrozenLM, trial: Trial, result: Result, *, overwrite: bool
 ) -> list[tuple[Path, Card]]:
-    """Write what a finished candidate leaves, a mixture's router too, and remove the run's checkpoints."""
+    """Write the artifacts of a finished trial and remove the run's checkpoints."""
     saved = artifacts.write_part(prepared, lm, result, trial=trial.name, overwrite=overwrite)
-    if isinstance(trial.learner, SMoP):
-        names = [folder.name for folder, _ in saved]
-        router.save_router(prepared.folder, trial.learner.router(names), overwrite=overwrite)
-    for checkpoint in prepared.run.glob("checkpoint-*"):  # the run is over: what is left of it is its log
+    spec = method_spec(prepared.config.method.name)
+    if spec.save is not None:
+        assert isinstance(trial.learner, Method)
+        spec.save(trial.learner, prepared.folder, [folder.name for folder, _ in saved], overwrite)
+    for checkpoint in prepared.run.glob("checkpoint-*"):  # the log stays
         shutil.rmtree(checkpoint, ignore_errors=True)
     return saved
 
@@ -135,14 +138,14 @@ def build_trial(
 ) -> tuple[PreparedTraining, Trial, dict[str, float]]:
     """The method at its start, with its rows and settings.
 
-    For init "best" all starts are tried on the validation rows: the settings that come back say which one it is, and
-    the last value has the mean loss behind each. A start that `auto` chose and this model or these rows cannot have
-    gives way to the text, which is told in the same way.
+    Init "best" tries several starts on the validation rows: the returned settings name the best one, and the last
+    value has the mean validation loss of each. If `auto` chose an initialization that this model or data cannot use, it
+    falls back to text, and the fallback is reported like the choice.
 
     Raises:
         ConfigError: settings that do not fit each other.
         GeometryError: a prompt that the base model cannot take.
-        DataError: rows that do not fit in the model's context behind it.
+        DataError: rows that do not fit in the model's context after it.
         StoreError, WrongBaseError: a soft prompt that the settings name cannot be used.
     """
     if prepared.config.method.init != "best":
@@ -152,23 +155,26 @@ def build_trial(
             if not any(choice.setting == "method.init" for choice in prepared.choices):
                 raise
         return _best_of(("text",), prepared, lm, name)
-    return _best_of(TRIED, prepared, lm, name)
+    return _best_of(_BEST_OF, prepared, lm, name)
 
 
 def _best_of(
     inits: Sequence[Init], prepared: PreparedTraining, lm: FrozenLM, name: str
 ) -> tuple[PreparedTraining, Trial, dict[str, float]]:
-    """The start with the lowest validation loss of those that can be had, the first of which always can."""
+    """The start with the lowest validation loss; those that this model or data cannot use are left out.
+
+    Raises what the first one raises.
+    """
     made: dict[str, tuple[PreparedTraining, Trial]] = {}
     for init in inits:
         try:
-            own = _with_init(prepared, init)
-            made[init] = own, _candidate(own, lm, name)
+            variant = _with_init(prepared, init)
+            made[init] = variant, _candidate(variant, lm, name)
         except (ConfigError, UnsupportedModelError):  # no labels, no room for a demonstration, keys that cannot move
-            if init == inits[0]:  # there is always a text: something else is wrong
+            if init == inits[0]:
                 raise
     losses = {init: validation_losses(lm, trial) for init, (_, trial) in made.items()}
-    tried = {init: sum(own) / max(1, len(own)) for init, own in losses.items()}
+    tried = {init: sum(by_task) / max(1, len(by_task)) for init, by_task in losses.items()}
     return *made[min(tried, key=tried.__getitem__)], tried
 
 
@@ -177,49 +183,57 @@ def _with_init(prepared: PreparedTraining, init: Init) -> PreparedTraining:
     return replace(prepared, config=prepared.config.model_copy(update={"method": method}))
 
 
-def _candidate(prepared: PreparedTraining, lm: FrozenLM, name: str) -> Trial:
-    """The method at the start that the settings name."""
+def _candidate(prepared: PreparedTraining, lm: FrozenLM, trial_name: str) -> Trial:
+    """The method at the start that the settings describe."""
     config = prepared.config
-    named = [config.method.init_from] if config.method.init_from else []
-    loaded = {n: store.load(n, lm.geometry)[0] for n in (*named, *config.method.sources, *config.method.teachers)}
-    start, masked_span = build_start(prepared, lm, loaded)
+    loaded = {name: store.load(name, lm.geometry)[0] for name in config.method.prompt_names()}
+    start, masked_spans = training_start(prepared, lm, loaded)
     if config.method.kept:
-        start, masked_span = _rewound(config, lm, start), {}
-    method = build(config.method.name, lm, start)
+        start, masked_spans = _rewound(config, lm, start), {}
+    context = MethodContext(config.method, loaded, len(prepared.tasks))
+    method = build_method(config.method.name, lm, start, context)
     prompts = method.freeze()
     for prompt in prompts:
         check_fits(prompt, lm.geometry)
-    facts = [config.method.model_dump(mode="json"), config.max_length, {n: prompt_digest(p) for n, p in loaded.items()}]
+    digests = {name: prompt_digest(prompt) for name, prompt in loaded.items()}
+    identity = [legacy_dump(config.method), config.max_length, digests]
     tasks = [
-        _task(task, lm, prompts[0], facts, masked_span if len(prepared.tasks) == 1 else {}) for task in prepared.tasks
+        _task(task, lm, prompts[0], identity, masked_spans if len(prepared.tasks) == 1 else {})
+        for task in prepared.tasks
     ]
     teachers = [loaded[teacher] for teacher in config.method.teachers]
     if teachers and len(teachers) != len(tasks):
         raise ConfigError(
             "each task needs a teacher", where="method.teachers", expected=f"{len(tasks)} names", got=len(teachers)
         )
-    return Trial(method, tasks, config.train, lm.device, name, teachers)
+    return Trial(method, tasks, config.train, lm.device, trial_name, teachers)
 
 
 def _rewound(config: Config, lm: FrozenLM, start: Start) -> Start:
-    """The start with some of its virtual tokens only: those that pruning kept, as they were before training."""
-    kept, kv = config.method.kept, config.method.name in KV_METHODS
+    """The start with the virtual tokens that pruning kept, as they were before training."""
+    kept, form = config.method.kept, method_spec(config.method.name).form or EmbeddingPrompt.form
     if min(kept) < 0 or max(kept) >= start.n_tokens or len(set(kept)) < len(kept):
         expected = f"different numbers from 0 to {start.n_tokens - 1}"
         raise ConfigError("no such virtual tokens to keep", where="method.kept", expected=expected, got=kept)
-    (whole,) = build("prefix-tuning" if kv else "prompt-tuning", lm, replace(start, frozen_tokens=0)).freeze()
+    whole = initial_prompt(lm, start, form)
     return replace(start, init="prompt", prompt=select(whole, sorted(kept), lm), n_tokens=len(kept))
 
 
 def _task(
-    task: PreparedTask, lm: FrozenLM, prompt: SoftPrompt, facts: list[Any], masked_span: Mapping[str, tuple[int, int]]
+    task: PreparedTask,
+    lm: FrozenLM,
+    prompt: SoftPrompt,
+    identity: list[Any],
+    masked_spans: Mapping[str, tuple[int, int]],
 ) -> Task:
-    """The rows of a task in the frame that its prompt will be saved with; DataError if one is too long."""
+    """The rows of a task with the layout that its prompt will be saved with; DataError if one is too long."""
     lead, follow = layout_ids(lm, layout_for(lm, task.template, prompt.form))
     around = len(lead) + prompt.n_tokens + len(follow)
     lengths = [(row.where, len(row.ids), around) for row in (*task.train, *task.validation)]
     check_context(lm, lengths, "--max-length N --drop-long leaves such rows out; fewer --n-tokens make room")
-    shared = [data_digest(task.splits.train), data_digest(task.splits.validation), task.template.to_dict(), *facts]
+    shared = [data_digest(task.splits.train), data_digest(task.splits.validation), task.template.to_dict(), *identity]
     whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
-    rows = [replace(row, masked_span=masked_span[row.where]) if row.where in masked_span else row for row in task.train]
+    rows = [
+        replace(row, masked_span=masked_spans[row.where]) if row.where in masked_spans else row for row in task.train
+    ]
     return Task(rows, task.validation, lead, follow, whole, task.name)

@@ -262,7 +262,7 @@ class Trial:
         shapes = {name: list(tensor.shape) for name, tensor in self.learner.state_dict().items()}
         free = {"save_every", "accumulate", "track", "gradient_checkpointing", "graphs"}
         around = [[task.name, task.digest, task.lead, task.follow] for task in self.tasks]
-        parts = [self.name, around, shapes, self.settings.model_dump(exclude=free)]
+        parts = [self.name, around, shapes, self.settings.legacy_dump(exclude=free)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _of(self) -> str:

@@ -344,7 +344,7 @@ def test_what_is_refused(base: Path, place: Path) -> None:
         prepare_distillation(settings(base, place, document=str(place / "policy.md")))
     with pytest.raises(ConfigError, match=r"name is not given"):
         prepare_distillation(settings(base, place, name="null"))
-    with pytest.raises(ConfigError, match=r"(?s)only attended tokens are fitted.*--init attended"):
+    with pytest.raises(ConfigError, match=r"(?s)only selected tokens are fitted.*--init selected"):
         prepare_distillation(settings(base, place, fit_steps=5, method__init="text"))
     with pytest.raises(DataError, match="no such file"):
         prepare_distillation(settings(base, place, text=str(place / "none.md")))
@@ -367,9 +367,9 @@ def test_the_text_is_kept_only_where_asked(base: Path, place: Path) -> None:
 def test_settings() -> None:
     """Other defaults than in training, also where a section is given in part."""
     plain = resolve_settings(DistillConfig, {})
-    assert (plain.method.init, plain.method.frozen_tokens, plain.train.lr) == ("attended", 1, 4e-3)
+    assert (plain.method.init, plain.method.frozen_tokens, plain.train.lr) == ("selected", 1, 4e-3)
     part = resolve_settings(DistillConfig, {"method.n_tokens": 8, "train.minutes": 2})
-    assert (part.method.init, part.method.n_tokens, part.train.steps) == ("attended", 8, None)
+    assert (part.method.init, part.method.n_tokens, part.train.steps) == ("selected", 8, None)
     document = resolve_settings(DistillConfig, {"document": "a.md"})
     assert (document.train.lr, document.train.steps) == (1e-2, plain.train.steps)
     assert resolve_settings(DistillConfig, {"document": "a.md", "train.lr": 3e-3}).train.lr == 3e-3

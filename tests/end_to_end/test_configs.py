@@ -9,13 +9,15 @@ import pytest
 
 from softprompt.data.splits import load_splits
 from softprompt.data.template import Template, fill
-from softprompt.methods.registry import METHODS
+from softprompt.methods.registry import method_specs
 from softprompt.prompts import store
 from softprompt.settings import to_yaml
 from softprompt.training.config import Config, resolve
 from softprompt.training.run import fit, prepare
 from tests.support.saved import save_tiny
 from tests.support.tiny import DEVICE, tiny_lm
+
+METHODS = tuple(method_specs())
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*.y*ml"))

@@ -16,6 +16,7 @@ import softprompt
 from softprompt.data.spans import prompt_ids, target_ids
 from softprompt.data.template import Template
 from softprompt.data.tokenize import Example
+from softprompt.deprecation import RenamedWarning
 from softprompt.errors import ConfigError, DataError, GeometryError, StoreError, UnsupportedModelError
 from softprompt.evaluation import label_ranking
 from softprompt.evaluation.label_ranking import rank_labels
@@ -23,8 +24,8 @@ from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for, 
 from softprompt.formatting.text_prompt import text_prompt
 from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
-from softprompt.methods.base import Start
-from softprompt.methods.registry import build
+from softprompt.methods.base import MethodContext, Start
+from softprompt.methods.registry import build_method, method_settings
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.geometry import Geometry
 from softprompt.models.loading import is_encoder_decoder, load_model
@@ -44,14 +45,14 @@ from tests.support.cases import random_prompt, text_ids
 from tests.support.labels import LABELS, TEXTS, labelled
 from tests.support.rows import one
 from tests.support.saved import settings
-from tests.support.tasks import ANSWER, END, answers, run, task
+from tests.support.tasks import ANSWER, END, answers, context_of, run, task
 from tests.support.tiny import DEVICE, SEQ2SEQ_FAMILIES, tiny_lm, tiny_seq2seq, tiny_seq2seq_model, tiny_tokenizer
 
 TEMPLATE = Template("seq2seq", "Text: {text}\nLabel:")
 
 
-def start(sites: tuple[str, ...] = (), **changes: Any) -> Start:
-    return Start(n_tokens=6, text=tuple(text_ids(6, 5)), hidden=8, sites=sites, **changes)
+def start(seed: int = 0) -> Start:
+    return Start(n_tokens=6, text=tuple(text_ids(6, 5)), seed=seed)
 
 
 def said(lm: FrozenLM, prompt: SoftPrompt, rows: list[Example]) -> list[tuple[int, ...]]:
@@ -85,7 +86,9 @@ def test_it_learns_saves_loads_and_answers(method: str, sites: tuple[str, ...], 
     """At every site alone, and at all of them: the answer is learned, and is still there when loaded again."""
     lm, rows = tiny_seq2seq("t5-1.1"), one_question(6, 500)
     before = lm.digest()
-    learner = build(method, lm, Start(16, text=tuple(text_ids(16, 5)), hidden=8, sites=sites))
+    learner = build_method(
+        method, lm, Start(16, text=tuple(text_ids(16, 5))), context_of(method, sites=",".join(sites) or None)
+    )
     own = Task(one_question(24, 0), one_question(8, 900), (), task().follow, "digest of the data")
     steps = 400 if sites == ("encoder",) else 200
     result = run(lm, learner, tmp_path / "run", rows=own, steps=steps, lr=lr, evals=5, patience=None)
@@ -110,9 +113,9 @@ def test_it_learns_saves_loads_and_answers(method: str, sites: tuple[str, ...], 
 def test_law_5_stop_and_resume(method: str, checkpointing: bool, tmp_path: Path) -> None:
     lm = tiny_seq2seq()
     changes: dict[str, Any] = {"steps": 7, "save_every": 7, "gradient_checkpointing": checkpointing}
-    straight = run(lm, build(method, lm, start()), tmp_path / "straight", **changes)
-    run(lm, build(method, lm, start()), tmp_path / "stopped", report=stop_after(3), **changes)
-    resumed = run(lm, build(method, lm, start(seed=9)), tmp_path / "stopped", resume=True, **changes)
+    straight = run(lm, build_method(method, lm, start()), tmp_path / "straight", **changes)
+    run(lm, build_method(method, lm, start()), tmp_path / "stopped", report=stop_after(3), **changes)
+    resumed = run(lm, build_method(method, lm, start(seed=9)), tmp_path / "stopped", resume=True, **changes)
     assert prompt_digest(resumed.prompt) == prompt_digest(straight.prompt)
     assert resumed.history == straight.history
 
@@ -230,11 +233,13 @@ def test_a_missing_tensor_is_noticed_when_loaded(tmp_path: Path) -> None:
 
 def test_sites_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"method.sites: sites are an encoder-decoder's"):
-        build("prefix-tuning", tiny_lm("llama"), start(("encoder",)))
+        build_method("prefix-tuning", tiny_lm("llama"), start(), context_of("prefix-tuning", sites="encoder"))
     with pytest.raises(ConfigError, match=r"(?s)unknown site 'middle'.*encoder,decoder,cross"):
-        build("prefix-tuning", tiny_seq2seq(), start(("cross", "middle")))
-    with pytest.raises(ConfigError, match="always stands in front of the text"):
-        build("prompt-tuning", tiny_seq2seq(), start(("encoder",)))
+        build_method("prefix-tuning", tiny_seq2seq(), start(), context_of("prefix-tuning", sites="cross,middle"))
+    with pytest.warns(RenamedWarning, match=r"method\.sites is ignored by prompt-tuning"):
+        settings_with_sites = method_settings({"name": "prompt-tuning", "sites": "encoder"})
+    with pytest.raises(ConfigError, match="always precedes the text"):
+        build_method("prompt-tuning", tiny_seq2seq(), start(), MethodContext(settings_with_sites))
 
 
 def test_the_answer_is_a_text_of_its_own() -> None:

@@ -16,7 +16,7 @@ import softprompt.models.frozen_lm as model_module
 import softprompt.prefix.packed as rows_module
 from softprompt.data.tokenize import Example
 from softprompt.methods.base import Start
-from softprompt.methods.registry import build
+from softprompt.methods.registry import build_method
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
@@ -102,7 +102,7 @@ def test_the_training_step_in_parts(method: str, accumulate: int, tmp_path: Path
     """Loss and gradient norm that `train` reports are those of the mean over all learned tokens of the batch."""
     lm, rows = tiny_lm("llama"), examples(LENGTHS)
     start = Start(n_tokens=4, text=tuple(text_ids(4, 9)))
-    learner = build(method, lm, start)
+    learner = build_method(method, lm, start)
     settings = TrainConfig(steps=1, batch_size=len(rows), accumulate=accumulate, clip=1e9)
     steps: list[dict[str, float]] = []
 
@@ -110,7 +110,7 @@ def test_the_training_step_in_parts(method: str, accumulate: int, tmp_path: Path
         if event.kind == "step":
             steps.append(event.numbers)
 
-    oracle = build(method, lm, start)
+    oracle = build_method(method, lm, start)
     trial = Trial(learner, [Task(rows, [], (), (8,))], settings, lm.device)
     train(lm, [trial], tmp_path, report=report)
     wanted = plain_loss(lm, [Prefix(oracle()[0], (), (8,))], rows, [0] * len(rows)) / learned_tokens(rows)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt.methods.registry import METHODS
+from softprompt.methods.registry import method_specs
 from tests.support.tasks import learner, run
 from tests.support.tiny import tiny_lm
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_specs())
 def test_training_changes_the_prompt_only(method: str, checkpointing: bool, tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     before, mine = lm.digest(), learner(lm, method)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softprompt.files import read_json, read_tensors
-from softprompt.methods.registry import KV_METHODS, METHODS
+from softprompt.methods.registry import method_spec, method_specs
 from softprompt.prompts.forms import prompt_digest
 from softprompt.training.events import Event
 from softprompt.training.loop import Result
@@ -53,11 +53,11 @@ def check_same(folder: Path, ours: Result, other: Path, theirs: Result) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_specs())
 def test_stop_and_resume_at_any_step(method: str, optimizer: str, tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     changes: dict[str, Any] = {"steps": STEPS, "save_every": STEPS, "optimizer": optimizer, "weight_decay": 0.01}
-    frozen = int(method in KV_METHODS)
+    frozen = int(method_spec(method).trains_kv)
     straight = run(lm, learner(lm, method, frozen_tokens=frozen), tmp_path / "straight", **changes)
     for stop in (1, 4, 8):
         folder = tmp_path / f"stopped-{stop}"

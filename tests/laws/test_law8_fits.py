@@ -7,8 +7,7 @@ import torch
 
 from softprompt.methods.base import Method
 from softprompt.methods.initializers import INITS
-from softprompt.methods.registry import KV_METHODS, METHODS
-from softprompt.methods.smop import SMoP
+from softprompt.methods.registry import method_spec, method_specs
 from softprompt.prompts.forms import check_fits, prompt_digest
 from tests.support.cases import random_prompt, text_ids
 from tests.support.tasks import learner
@@ -17,8 +16,8 @@ from tests.support.tiny import FAMILIES, tiny_lm
 LABELS = (tuple(text_ids(1, 1)), tuple(text_ids(3, 2)))
 
 
-def made(family: str, name: str, init: str, n_tokens: int) -> Method | SMoP:
-    lm, kv = tiny_lm(family), name in KV_METHODS
+def made(family: str, name: str, init: str, n_tokens: int) -> Method:
+    lm, kv = tiny_lm(family), method_spec(name).trains_kv
     lead = (3,) if n_tokens > 1 else ()
     return learner(
         lm,
@@ -34,14 +33,14 @@ def made(family: str, name: str, init: str, n_tokens: int) -> Method | SMoP:
     )
 
 
-def whole(method: Method | SMoP) -> list[str]:
+def whole(method: Method) -> list[str]:
     """The digests of all that it freezes into."""
     return [prompt_digest(prompt) for prompt in method.freeze()]
 
 
 @pytest.mark.parametrize("n_tokens", [1, 9])
 @pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_specs())
 def test_every_method_from_every_start(name: str, init: str, n_tokens: int) -> None:
     geometry, method = tiny_lm("llama").geometry, made("llama", name, init, n_tokens)
     prompts = method.freeze()
@@ -61,7 +60,7 @@ def test_every_method_from_every_start(name: str, init: str, n_tokens: int) -> N
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_specs())
 def test_every_family(name: str, family: str) -> None:
     for prompt in made(family, name, "text", 5).freeze():
         check_fits(prompt, tiny_lm(family).geometry)
@@ -70,7 +69,7 @@ def test_every_family(name: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_specs())
 def test_the_base_model_shares_no_memory_with_it(name: str, init: str) -> None:
     lm = tiny_lm("llama")
     prompts, before = made("llama", name, init, 4).freeze(), lm.digest()
@@ -81,6 +80,6 @@ def test_the_base_model_shares_no_memory_with_it(name: str, init: str) -> None:
 
 
 @pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_specs())
 def test_a_seed_gives_the_same_start(name: str, init: str) -> None:
     assert whole(made("llama", name, init, 6)) == whole(made("llama", name, init, 6))

@@ -24,7 +24,7 @@ from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.methods.base import Start
 from softprompt.methods.initializers import harvest
-from softprompt.methods.registry import build
+from softprompt.methods.registry import build_method
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
@@ -37,7 +37,7 @@ from softprompt.prefix.verify import verify
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
 from tests.laws.seq2seq import SUBSETS, at, check_close, mixed, only, own_logits, plain_encoder, plain_logits
 from tests.support.cases import examples, gradient_tensors, random_prompt, text_ids
-from tests.support.tasks import METHOD_NAMES
+from tests.support.tasks import METHOD_NAMES, context_of
 from tests.support.tiny import SEQ2SEQ_FAMILIES, tiny_seq2seq
 
 TEXT, ANSWER = text_ids(9, 1), text_ids(4, 2)
@@ -269,8 +269,9 @@ def test_law_8_every_method_fits(name: str, init: str, sites: tuple[str, ...]) -
     if name == "prompt-tuning" and sites:
         return
     lm = tiny_seq2seq("t5-1.1")
-    start = Start(5, init, tuple(TEXT), ((7,), (8, 9)), frozen_tokens=1, hidden=8, sites=sites)
-    (prompt,) = build(name, lm, start).freeze()
+    start = Start(5, init, tuple(TEXT), ((7,), (8, 9)))
+    context = context_of(name, frozen_tokens=1, sites=",".join(sites) or None)
+    (prompt,) = build_method(name, lm, start, context).freeze()
     check_fits(prompt, lm.geometry)
     assert prompt.n_tokens == 5
     if isinstance(prompt, KVPrompt):

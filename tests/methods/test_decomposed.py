@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from softprompt.errors import ConfigError
+from softprompt.methods.decomposed import DecomposedPromptTuning
 from softprompt.methods.initializers import initial_embeddings
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.support.learning import learn
@@ -39,4 +40,4 @@ def test_directions_that_the_start_lacks_can_grow() -> None:
 
 def test_rank_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="rank"):
-        learner(tiny_lm("llama"), "decomposed", rank=0)
+        DecomposedPromptTuning(tiny_lm("llama"), start_of(tiny_lm("llama")), rank=0)

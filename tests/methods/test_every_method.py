@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.methods.initializers import INITS, initial_embeddings, initial_keys_values
-from softprompt.methods.registry import KV_METHODS, METHODS
+from softprompt.methods.registry import method_spec, method_specs
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts import store
 from softprompt.prompts.base import SoftPrompt
@@ -18,8 +18,10 @@ from softprompt.prompts.forms import prompt_digest
 from tests.laws.oracle import plain_logits
 from tests.support.cases import check_close, random_prompt, text_ids
 from tests.support.learning import FOLLOW, judged, learn, nats, nats_behind
-from tests.support.tasks import answers, learner, start_of
+from tests.support.tasks import answers, learner, source_prompts, start_of
 from tests.support.tiny import FAMILIES, tiny_lm
+
+METHODS = tuple(method_specs())
 
 TRAINED = [name for name in METHODS if name not in ("prompt-tuning", "prefix-tuning")]  # have more than their prompt
 
@@ -29,7 +31,7 @@ TRAINED = [name for name in METHODS if name not in ("prompt-tuning", "prefix-tun
 def test_starts_exactly_where_the_initialiser_says(name: str, family: str) -> None:
     lm = tiny_lm(family)
     start = start_of(lm)
-    wanted = initial_keys_values(lm, start).matrix() if name in KV_METHODS else initial_embeddings(lm, start)
+    wanted = initial_keys_values(lm, start).matrix() if method_spec(name).trains_kv else initial_embeddings(lm, start)
     for prompt in learner(lm, name).eval()():
         off = 1e-5 if name == "decomposed" else 0.0  # a product of two matrices is rounded
         assert_close(prompt.matrix().detach(), wanted, rtol=off, atol=off)
@@ -38,7 +40,7 @@ def test_starts_exactly_where_the_initialiser_says(name: str, family: str) -> No
 @pytest.mark.parametrize("init", [init for init in INITS if init != "labels"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_from_every_initialiser(name: str, init: str) -> None:
-    lm, kv = tiny_lm("llama"), name in KV_METHODS
+    lm, kv = tiny_lm("llama"), method_spec(name).trains_kv
     start = start_of(lm, init=init, prompt=random_prompt(lm, "kv" if kv else "embedding", 6, 3), seed=2)
     wanted = initial_keys_values(lm, start).matrix() if kv else initial_embeddings(lm, start)
     method = learner(lm, name, init=init, prompt=start.prompt, seed=2).eval()
@@ -49,7 +51,7 @@ def test_from_every_initialiser(name: str, init: str) -> None:
 def test_gradient_reaches_every_parameter_after_one_step(name: str) -> None:
     """Some last layers start at zero: in the first step nothing comes through them."""
     lm, rows = tiny_lm("llama"), answers(16, 0)
-    method = learner(lm, name, n_tokens=6, rank=6)
+    method = learner(lm, name, n_tokens=6)
     learn(lm, method, rows, steps=1, lr=0.05)
     nats(lm, method, rows).backward()
     assert [n for n, p in method.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
@@ -62,9 +64,10 @@ def test_it_learns_and_all_that_it_learned_is_in_what_is_saved(name: str, tmp_pa
     lm, held_out = tiny_lm("llama"), answers(8, 1000)
     method = learner(lm, name)
     before = judged(lm, method, held_out)
-    learn(lm, method, answers(40, 0), steps=150, lr=0.3 if name in KV_METHODS else 0.1)
+    learn(lm, method, answers(40, 0), steps=150, lr=0.3 if method_spec(name).trains_kv else 0.1)
     after = judged(lm, method, held_out)
-    assert after < before * (0.15 if name in KV_METHODS else 0.6)  # six embeddings are weak in two random layers
+    share = 0.15 if method_spec(name).trains_kv else 0.6  # six embeddings are weak in two random layers
+    assert after < before * share
     with torch.no_grad():
         prompts, prefix_ids = method.eval().assign(held_out)
     kept = method.freeze()
@@ -90,7 +93,7 @@ def test_the_state_carries_all_that_the_prompts_are_made_of(name: str) -> None:
     lm, rows = tiny_lm("llama"), answers(8, 0)
     one = learner(lm, name, seed=3)
     learn(lm, one, rows, steps=2)
-    two = learner(lm, name, seed=4, init="vocab", sources=start_of(lm).sources[::-1])
+    two = learner(lm, name, seed=4, init="vocab", sources=source_prompts(lm)[::-1])
     two.load_state_dict(one.state_dict())
     assert [prompt_digest(p) for p in one.freeze()] == [prompt_digest(p) for p in two.freeze()]
     for _ in range(2):

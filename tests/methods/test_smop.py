@@ -138,4 +138,4 @@ def test_the_finished_router_chooses_as_the_method_does() -> None:
 
 def test_one_prompt_needs_no_router() -> None:
     with pytest.raises(ConfigError, match=r"(?s)choose from.*>= 2"):
-        smop(n_prompts=1)
+        SMoP(tiny_lm("llama"), start_of(tiny_lm("llama")), n_prompts=1)

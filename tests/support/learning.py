@@ -9,7 +9,6 @@ from torch import Tensor
 
 from softprompt.data.tokenize import Example
 from softprompt.methods.base import Method
-from softprompt.methods.smop import SMoP
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
@@ -27,12 +26,12 @@ def nats_behind(
     return token_losses(lm, prefixes, rows, list(prefix_ids)).sum() / learned_tokens(rows)
 
 
-def nats(lm: FrozenLM, method: Method | SMoP, rows: Sequence[Example]) -> Tensor:
+def nats(lm: FrozenLM, method: Method, rows: Sequence[Example]) -> Tensor:
     """Of rows behind the live prompts, with gradient into the method."""
     return nats_behind(lm, *method.assign(rows), rows)
 
 
-def judged(lm: FrozenLM, method: Method | SMoP, rows: Sequence[Example]) -> float:
+def judged(lm: FrozenLM, method: Method, rows: Sequence[Example]) -> float:
     """Of rows behind the method as it will be frozen."""
     method.eval()
     with torch.no_grad():
@@ -41,7 +40,7 @@ def judged(lm: FrozenLM, method: Method | SMoP, rows: Sequence[Example]) -> floa
     return loss
 
 
-def learn(lm: FrozenLM, method: Method | SMoP, rows: Sequence[Example], *, steps: int, lr: float = 0.1) -> None:
+def learn(lm: FrozenLM, method: Method, rows: Sequence[Example], *, steps: int, lr: float = 0.1) -> None:
     """AdamW on eight rows a step, in turn, the rate falling to zero."""
     optimizer = torch.optim.AdamW(method.parameters(), lr=lr, weight_decay=0.0)
     for step in range(steps):
@@ -53,7 +52,7 @@ def learn(lm: FrozenLM, method: Method | SMoP, rows: Sequence[Example], *, steps
         optimizer.zero_grad()
 
 
-def stir(method: Method | SMoP, size: float = 0.3) -> dict[str, Tensor]:
+def stir(method: Method, size: float = 0.3) -> dict[str, Tensor]:
     """Move every parameter, so that no zero hides a term of an equation; returns parameters and buffers by name."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from softprompt.data.tokenize import Example
-from softprompt.methods.base import Method, Start
-from softprompt.methods.registry import build
-from softprompt.methods.smop import SMoP
+from softprompt.methods.base import Method, MethodContext, Start
+from softprompt.methods.registry import build_method, method_settings, method_spec
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.base import SoftPrompt
 from softprompt.training.config import TrainConfig
 from softprompt.training.events import Event
 from softprompt.training.loop import Result, train
@@ -38,15 +38,32 @@ def task(*, validation: int = 8) -> Task:
 
 
 def start_of(lm: FrozenLM, *, n_tokens: int = 6, **changes: Any) -> Start:
-    """Virtual tokens that start from a text; three sources for a mixture, three prompts for a router."""
-    sources = tuple(random_prompt(lm, "embedding", n_tokens, seed) for seed in (11, 12, 13))
-    text = tuple(text_ids(6, 5))
-    return replace(Start(n_tokens, text=text, hidden=8, sources=sources, n_prompts=3), **changes)
+    """Virtual tokens that start from a text."""
+    return replace(Start(n_tokens, text=tuple(text_ids(6, 5))), **changes)
 
 
-def learner(lm: FrozenLM, name: str, **changes: Any) -> Method | SMoP:
-    """The method by name, of six virtual tokens that start from a text."""
-    return build(name, lm, start_of(lm, **changes))
+def source_prompts(lm: FrozenLM, n_tokens: int = 6) -> tuple[SoftPrompt, ...]:
+    """Three saved prompts."""
+    return tuple(random_prompt(lm, "embedding", n_tokens, seed) for seed in (11, 12, 13))
+
+
+def context_of(name: str, sources: Sequence[SoftPrompt] = (), n_tasks: int = 1, **settings: Any) -> MethodContext[Any]:
+    """The settings of a method, small, of those that it has; and the prompts that it may take as sources."""
+    prompts = {f"source{i}": prompt for i, prompt in enumerate(sources)}
+    values = {"hidden": 8, "n_prompts": 3, "sources": tuple(prompts)} | settings
+    known = method_spec(name).settings.model_fields
+    chosen = {key: value for key, value in values.items() if key in known}
+    return MethodContext(method_settings({"name": name} | chosen), prompts, n_tasks)
+
+
+def learner(lm: FrozenLM, name: str, sources: Sequence[SoftPrompt] | None = None, **changes: Any) -> Method:
+    """The method by name, of six virtual tokens that start from a text; changes of its start or of its settings."""
+    of_start = {field.name for field in fields(Start)}
+    start = start_of(lm, **{key: value for key, value in changes.items() if key in of_start})
+    rest = {key: value for key, value in changes.items() if key not in of_start}
+    return build_method(
+        name, lm, start, context_of(name, source_prompts(lm, start.n_tokens) if sources is None else sources, **rest)
+    )
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -57,7 +74,7 @@ def settings(**changes: Any) -> TrainConfig:
 
 def run(
     lm: FrozenLM,
-    method: Method | SMoP,
+    method: Method,
     folder: Path,
     *,
     rows: Task | None = None,

@@ -151,7 +151,7 @@ def test_best_takes_the_start_with_the_lowest_validation_loss(base: Path, tmp_pa
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__init="best", method__n_tokens=170)
     chosen, trial, tried = build_trial(prepare(config), lm)
-    assert set(tried) == {"text", "labels", "vocab", "demonstrations"}, "attended: fewer tokens are there than wanted"
+    assert set(tried) == {"text", "labels", "vocab", "demonstrations"}, "selected: fewer tokens are there than wanted"
     best = min(tried, key=tried.__getitem__)
     assert chosen.config.method.init == best, "what the card will say"
     _, alone, none = build_trial(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
@@ -159,7 +159,7 @@ def test_best_takes_the_start_with_the_lowest_validation_loss(base: Path, tmp_pa
     for name, tensor in alone.learner.state_dict().items():
         assert torch.equal(tensor, trial.learner.state_dict()[name])
     _, few, tried = build_trial(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
-    assert set(tried) == {"text", "attended", "labels", "vocab"}, "there was no room for a demonstration"
+    assert set(tried) == {"text", "selected", "labels", "vocab"}, "there was no room for a demonstration"
     assert few.learner.freeze()[0].n_tokens == 6
 
 
@@ -198,7 +198,7 @@ def test_a_prompt_to_start_from_says_how_long(recipe: str, base: Path, tmp_path:
         build_trial(prepare(resolve(flags | {"method.name": "prompt-tuning", "method.n_tokens": 7})), lm)
 
 
-def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
+def test_selected_reads_demonstrations_with_rows_that_are_not_shown(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm, asked = tiny_lm("llama", bos=True), list[SelectionInput]()
@@ -209,7 +209,7 @@ def test_attended_reads_demonstrations_with_rows_that_are_not_shown(
         return real(lm, form, readings, *rest)
 
     monkeypatch.setattr(initialization, "selected_prompt", spy)
-    config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, method__n_tokens=9)
+    config = settings(base, tmp_path, method__init="selected", method__text_tokens=110, method__n_tokens=9)
     _, trial, _ = build_trial(prepare(config), lm)
     (prompt,) = trial.learner.freeze()
     assert prompt.n_tokens == 9
@@ -236,7 +236,7 @@ def test_a_model_that_cannot_be_listened_to_starts_unfitted(
         return chosen[-1]
 
     monkeypatch.setattr(initialization, "selected_prompt", spy)
-    config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, method__name=method)
+    config = settings(base, tmp_path, method__init="selected", method__text_tokens=110, method__name=method)
     prepared = prepare(config)
     (fitted,) = build_trial(prepared, lm)[1].learner.freeze()
     monkeypatch.setattr(initialization, "collect_targets", deaf)
@@ -253,7 +253,7 @@ def test_what_is_not_fitted(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
         return prompt
 
     def begin(**changes: object) -> int:
-        config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, **changes)
+        config = settings(base, tmp_path, method__init="selected", method__text_tokens=110, **changes)
         fitted.clear()
         build_trial(prepare(config), tiny_lm("llama", bos=True))
         return len(fitted)
@@ -278,7 +278,7 @@ def test_the_start_keeps_to_its_share_of_the_minutes(
     monkeypatch.setattr(initialization, "fit_to_attention", spy)
     for minutes, seconds in ((None, None), (2.0, 12.0)):
         changes = {"train__minutes": minutes, "train__steps": None if minutes else 3}
-        config = settings(base, tmp_path, method__init="attended", method__text_tokens=110, **changes)
+        config = settings(base, tmp_path, method__init="selected", method__text_tokens=110, **changes)
         build_trial(prepare(config), tiny_lm("llama", bos=True))
         assert asked[-1] == Budget(initialization.FIT_STEPS, seconds)
 
@@ -295,14 +295,14 @@ def test_where_the_start_that_auto_chose_cannot_be_had_it_is_the_text(
 
     if missing == "keys":
         monkeypatch.setattr(initialization, "selected_prompt", unmovable)
-    config = settings(base, tmp_path, method__init="attended", method__text_tokens=room)
+    config = settings(base, tmp_path, method__init="selected", method__text_tokens=room)
     prepared = prepare(config)
     with pytest.raises(UnsupportedModelError if missing == "keys" else ConfigError):
         build_trial(prepared, lm)
-    chosen = replace(prepared, choices=(Choice("method.init", "attended", "the best start"),))
+    chosen = replace(prepared, choices=(Choice("method.init", "selected", "the best start"),))
     found, trial, tried = build_trial(chosen, lm)
     assert found.config.method.init == "text" and list(tried) == ["text"] and tried["text"] > 0
     _, plain, _ = build_trial(prepare(settings(base, tmp_path)), lm)
     assert_close(trial.learner.state_dict(), plain.learner.state_dict(), rtol=0, atol=0)
     best = prepare(settings(base, tmp_path, method__init="best", method__text_tokens=room))
-    assert "attended" not in build_trial(best, lm)[2]
+    assert "selected" not in build_trial(best, lm)[2]

@@ -31,7 +31,7 @@ from softprompt.prompts.forms import EmbeddingPrompt
 from softprompt.training import initialization, run
 from softprompt.training import prepare as prepare_module
 from softprompt.training.config import Config
-from softprompt.training.initialization import INIT_ROWS, build_start, start_text
+from softprompt.training.initialization import TEXT_ROWS, start_text, training_start
 from softprompt.training.prepare import PreparedTask
 from softprompt.training.run import prepare
 from tests.support.rows import records, write_jsonl
@@ -200,9 +200,9 @@ def of(rows: list[Record], template: Template) -> PreparedTask:
 
 
 def test_the_start_text_of_other_tasks_is_their_first_rows() -> None:
-    asked = records(*({"prompt": f"{i} + 1", "completion": str(i + 1)} for i in range(INIT_ROWS + 3)))
+    asked = records(*({"prompt": f"{i} + 1", "completion": str(i + 1)} for i in range(TEXT_ROWS + 3)))
     text = start_text(of(asked, Template("text", "Q: {prompt}\nA:")))
-    assert text.split("\n\n") == [f"Q: {i} + 1\nA: {i + 1}" for i in range(INIT_ROWS)]
+    assert text.split("\n\n") == [f"Q: {i} + 1\nA: {i + 1}" for i in range(TEXT_ROWS)]
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
     talk = records({"messages": turns}, {"messages": [*turns[:1], {"role": "assistant", "content": "Yes?"}]})
     assert start_text(of(talk, Template("chat"))) == "Hi\n\nHello!\n\nHi\n\nYes?"
@@ -212,25 +212,24 @@ def test_the_start_text_of_other_tasks_is_their_first_rows() -> None:
 def test_where_virtual_tokens_start(method: str, base: Path, tmp_path: Path) -> None:
     """A KV prompt brings its BOS and may freeze it; an embedding prompt has neither."""
     lm = tiny_lm("llama", bos=True)
-    changes = {"method__name": method, "method__frozen_tokens": 1, "method__hidden": 7, "train__seed": 5}
-    start, _ = build_start(prepare(settings(base, tmp_path, **changes, method__init="labels")), lm)
+    changes = {"method__name": method, "train__seed": 5}
+    start, _ = training_start(prepare(settings(base, tmp_path, **changes, method__init="labels")), lm)
     kv = method != "prompt-tuning"
     assert start.lead == ((SPECIAL.index("<s>"),) if kv else ())
-    assert start.frozen_tokens == (1 if kv else 0)
-    assert (start.n_tokens, start.init, start.hidden, start.seed) == (6, "labels", 7, 5)
+    assert (start.n_tokens, start.init, start.seed) == (6, "labels", 5)
     assert start.text == tuple(lm.encode(instruction_for(["even", "odd"])))
     assert start.labels == (tuple(lm.encode(" even")), tuple(lm.encode(" odd")))
     assert start.labels[0] == tuple(target_ids("even", REAL, lm.tokenizer)), "as they follow a row"
-    mine, _ = build_start(prepare(settings(base, tmp_path, **changes, method__init_text="Odd or even?")), lm)
+    mine, _ = training_start(prepare(settings(base, tmp_path, **changes, method__init_text="Odd or even?")), lm)
     assert mine.text == tuple(lm.encode("Odd or even?"))
 
 
-def test_init_attended_starts_from_what_rows_look_at(base: Path, tmp_path: Path) -> None:
+def test_init_selected_starts_from_what_rows_look_at(base: Path, tmp_path: Path) -> None:
     """Fewer virtual tokens than the text has, fitted to make up for the others."""
     text = "A text of some length, which says a lot."
 
     def opened(**changes: Any) -> Any:
-        given = {"method__init": "attended", "method__init_text": text, "method__n_tokens": 8}
+        given = {"method__init": "selected", "method__init_text": text, "method__n_tokens": 8}
         config = settings(base, tmp_path, **(given | changes))
         return run.build_trial(prepare(config), lm)[1]
 
@@ -238,34 +237,37 @@ def test_init_attended_starts_from_what_rows_look_at(base: Path, tmp_path: Path)
     (prompt,) = opened().learner.freeze()
     (task,) = prepare(settings(base, tmp_path)).tasks
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
-    reading = SelectionInput((*bos_ids(lm.tokenizer), *lm.encode(text)), follow, task.train[: initialization.ASKING])
+    reading = SelectionInput(
+        (*bos_ids(lm.tokenizer), *lm.encode(text)), follow, task.train[: initialization.SELECTION_ROWS]
+    )
     wanted = fit_to_attention(lm, select_by_attention(lm, [reading], 8), collect_targets(lm, [reading]), follow=follow)
     assert_close(prompt.tensors(), wanted.tensors())
     with pytest.raises(ConfigError, match="fewer tokens"):
         opened(method__n_tokens=80)
 
 
-def test_init_attended_of_an_embedding_prompt(base: Path, tmp_path: Path) -> None:
+def test_init_selected_of_an_embedding_prompt(base: Path, tmp_path: Path) -> None:
     """The best run of the text's own tokens, between what stands around an embedding prompt."""
     lm, text = run.load_model(str(base)), "A text of some length, which says a lot."
-    given = {"method__init": "attended", "method__init_text": text, "method__n_tokens": 8}
+    given = {"method__init": "selected", "method__init_text": text, "method__n_tokens": 8}
     config = settings(base, tmp_path, **given, method__name="prompt-tuning")
     (prompt,) = run.build_trial(prepare(config), lm)[1].learner.freeze()
     (task,) = prepare(config).tasks
     between = layout_ids(lm, layout_for(lm, task.template, "embedding"))
     assert between[0] == tuple(bos_ids(lm.tokenizer))
     _, behind = layout_ids(lm, layout_for(lm, task.template, "kv"))
-    reading = SelectionInput((*bos_ids(lm.tokenizer), *lm.encode(text)), behind, task.train[: initialization.ASKING], 1)
+    rows = task.train[: initialization.SELECTION_ROWS]
+    reading = SelectionInput((*bos_ids(lm.tokenizer), *lm.encode(text)), behind, rows, 1)
     runs = [tuple(lm.encode(text)[:8]), *select_ids_by_attention(lm, [reading], 8, RUN_LENGTHS)]
     near = EmbeddingPrompt(lm.embed(torch.tensor(lowest_loss(lm, runs, between, reading.rows))).float())
     assert_close(prompt.tensors(), fit_to_attention(lm, near, collect_targets(lm, [reading]), *between).tensors())
     assert not torch.equal(prompt.tensors()["embeddings"], near.embeddings)
 
 
-def test_init_attended_is_for_causal_models(tmp_path: Path) -> None:
+def test_init_selected_is_for_causal_models(tmp_path: Path) -> None:
     folder = tmp_path / "t5"
     tiny_seq2seq_model().save_pretrained(folder)
     tiny_tokenizer(closing=True).save_pretrained(folder)
-    prepared = prepare(settings(folder, tmp_path, method__init="attended"))
+    prepared = prepare(settings(folder, tmp_path, method__init="selected"))
     with pytest.raises(ConfigError, match=r"(?s)causal models.*encoder-decoder.*--init text"):
         run.build_trial(prepared, tiny_seq2seq())

@@ -153,7 +153,7 @@ def test_a_candidate_is_judged_without_its_teacher() -> None:
     lm = tiny_lm()
     rows = Task(answers(9, 0), answers(4, 90), digest="d")
     teacher = random_prompt(lm, "kv", 3, 5)
-    one = Trial(learner(lm, "prompt-tuning"), [rows], train_settings(distil=3.0), lm.device, "", [teacher])
+    one = Trial(learner(lm, "prompt-tuning"), [rows], train_settings(distill=3.0), lm.device, "", [teacher])
     (taught,) = trial_losses(lm, [(one, rows.train)])
     with torch.no_grad():
         (judged,) = trial_losses(lm, [(one, rows.train)])
