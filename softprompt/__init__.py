@@ -51,7 +51,7 @@ _RENAMED = {  # names of 0.1
     "text_subject": "text_prompt",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __dir__() -> list[str]:

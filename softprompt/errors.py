@@ -61,7 +61,11 @@ class SoftpromptError(Exception):
         got: object = None,
         hint: str | None = None,
     ) -> None:
-        self.what, self.where, self.expected, self.got, self.hint = what, where, expected, got, hint
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.got = got
+        self.hint = hint
         super().__init__(self.render())
 
     def render(self) -> str:

@@ -14,7 +14,7 @@ import pytest
 import softprompt
 from softprompt.deprecation import RenamedWarning
 
-EXPORTS = softprompt._HOME
+EXPORTS: dict[str, str] = softprompt.__dict__["_HOME"]
 NAMES = sorted(EXPORTS)
 
 
@@ -38,7 +38,7 @@ def test_a_name_is_what_its_home_defines(name: str) -> None:
         assert public.__name__ == name
 
 
-@pytest.mark.parametrize(("old", "new"), sorted(softprompt._RENAMED.items()))
+@pytest.mark.parametrize(("old", "new"), sorted(softprompt.__dict__["_RENAMED"].items()))
 def test_a_name_of_the_last_release_works_with_a_warning(old: str, new: str) -> None:
     with pytest.warns(RenamedWarning, match=rf"softprompt\.{old} is now softprompt\.{new}"):
         assert getattr(softprompt, old) is getattr(softprompt, new)
@@ -46,7 +46,7 @@ def test_a_name_of_the_last_release_works_with_a_warning(old: str, new: str) -> 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'softprompt' has no attribute 'nonsense'"):
-        softprompt.nonsense  # noqa: B018
+        softprompt.nonsense  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
     assert not hasattr(softprompt, "torch")
 
 

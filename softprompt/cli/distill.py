@@ -152,7 +152,9 @@ def _progress(console: Console, as_json: bool) -> Callable[[Event], None]:
     shown: dict[str, float] = {}
 
     def show(event: Event) -> None:
-        done, now, loss = event.numbers.get("progress", 0.0), time.monotonic(), event.numbers.get("loss", 0.0)
+        done = event.numbers.get("progress", 0.0)
+        now = time.monotonic()
+        loss = event.numbers.get("loss", 0.0)
         if event.kind == "validation":
             of = f" ({event.trial} tokens)" if event.trial else ""
             line = f"step {event.step}  divergence {event.numbers['validation_loss']:.4f} on validation{of}"

@@ -53,7 +53,9 @@ def parse_engine_options(engine: EngineSpec[Any], arguments: Iterable[str]) -> B
     Raises ConfigError for an option that the engine does not have, naming the engine that has it, and for a value that
     its settings class refuses.
     """
-    flags, values, rest = engine_flags(engine.options), dict[str, Any](), list(arguments)
+    flags = engine_flags(engine.options)
+    values = dict[str, Any]()
+    rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         name, *attached = argument.split("=", 1)

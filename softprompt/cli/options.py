@@ -82,7 +82,7 @@ def setting_options(kind: type[BaseModel], *, defaults: bool = False) -> list[Se
     options = _options_of(kind, "", values)
     taken = {option.flags for option in options}
     for section, inner in sections.items():
-        assert inner is not None
+        assert isinstance(inner, type)
         inner_options = _options_of(inner, f"{section}.", values.get(section, {}))
         options += [option for option in inner_options if option.flags not in taken]
     return options

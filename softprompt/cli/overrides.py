@@ -28,11 +28,10 @@ def parse_overrides(
         if not flag.startswith("--"):
             files.append(flag)
             continue
-        name, equals, value = flag.removeprefix("--").partition("=")
-        if not equals:
-            if not rest:
-                raise ConfigError(f"flag --{name} needs a value", where="flags")
-            value = rest.pop(0)
+        name, *values = flag.removeprefix("--").split("=", 1)
+        if not values and not rest:
+            raise ConfigError(f"flag --{name} needs a value", where="flags")
+        value = values[0] if values else rest.pop(0)
         if renamed and name in renamed:
             option = renamed[name]
             warn_renamed(f"--{name}", option.flags[0])

@@ -96,7 +96,12 @@ def _show(result: SweepResult, as_json: bool) -> None:
         table.add_column(column, justify="right" if column in {"steps", "validation loss"} else "left")
     for i, values in enumerate(rows):
         loss = values["validation_loss"]
-        cells = (values["trial"], str(values["steps"]), values["stopped"], "" if loss is None else f"{loss:.4f}")
+        cells = (
+            str(values["trial"]),
+            str(values["steps"]),
+            str(values["stopped"]),
+            "" if loss is None else f"{loss:.4f}",
+        )
         table.add_row(*map(Text, cells), style="bold" if i == 0 and result.saved else "")
     console = Console(soft_wrap=True)
     console.print(table)

@@ -79,7 +79,8 @@ class DecodeRows:
         self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scale: float, cap: float | None
     ) -> Tensor:
         """Attention outputs [n, A, D]."""
-        n, (heads, size) = self.queries.stop - self.queries.start, keys_CKD.shape[1:]
+        n = self.queries.stop - self.queries.start
+        (heads, size) = keys_CKD.shape[1:]
         # Heads that share keys are queries of one row, so that no key is copied for them.
         grouped_NKGD = queries_AQD[:, self.queries].transpose(0, 1).reshape(n, heads, -1, size)
         keys_NKLD, values_NKLD = (x[self.keys].unflatten(0, (n, -1)).transpose(1, 2) for x in (keys_CKD, values_CKD))

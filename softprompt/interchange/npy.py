@@ -26,9 +26,11 @@ def read_npy(stream: IO[bytes], where: object) -> Tensor:
     try:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("only format version 1.0 is read")
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+        header = np.lib.format.read_array_header_1_0(stream)
     except (ValueError, EOFError, TypeError, SyntaxError, RecursionError) as error:
         raise StoreError("not a readable .npy file", where=where, got=str(error)[:120]) from error
+    shape, dtype = header[0], header[2]
+    order = "F" if header[1] else "C"
     raw = dtype.str.endswith("V2") and dtype.fields is None
     if dtype.kind != "f" and not raw:
         raise StoreError("the array holds no floats", where=where, expected="float16, 32, 64 or bfloat16", got=dtype)
@@ -41,7 +43,7 @@ def read_npy(stream: IO[bytes], where: object) -> Tensor:
         raise StoreError(
             "the array is not as long as its header says", where=where, expected=f"{size:,} bytes", got=got
         )
-    array = np.frombuffer(data, dtype="<u2" if raw else dtype).reshape(shape, order="F" if by_column else "C")
+    array = np.frombuffer(data, dtype="<u2" if raw else dtype).reshape(shape, order=order)
     if raw:
         return torch.from_numpy(array.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=True, order="C"))

@@ -198,7 +198,8 @@ def _tensors(folder: Path, kind: str) -> dict[str, Tensor]:
 
 def _multitask(tensors: Mapping[str, Tensor], where: object) -> list[EmbeddingPrompt]:
     """One prompt per task; Wang et al. 2023, https://arxiv.org/abs/2303.02861, equation 1."""
-    shared, cols, rows = (tensors[name].float() for name in ("prompt_embeddings", *_MULTITASK_TENSORS))
+    shared = tensors["prompt_embeddings"].float()
+    cols, rows = (tensors[name].float() for name in _MULTITASK_TENSORS)
     tasks, ranks = len(cols), cols.shape[-1]
     if tuple(cols.shape) != (tasks, len(shared), ranks) or tuple(rows.shape) != (tasks, ranks, shared.shape[1]):
         raise StoreError(

@@ -273,7 +273,11 @@ class _Machine:
             raise self._refused(f"a state for {type(made).__name__}")
 
     def _persistent(self, _: Any) -> None:
-        kind, storage, key, _location, numel = self.stack.pop()
+        reference = self.stack.pop()  # ("storage", class, key, device it was saved from, numbers)
+        if not isinstance(reference, tuple) or len(reference) != 5:
+            raise ValueError("a reference that is no storage")
+        kind, storage = reference[:2]
+        key, numel = reference[2], reference[4]
         plain = isinstance(key, str) and key.isdecimal() and isinstance(numel, int) and numel >= 0
         if kind != "storage" or not isinstance(storage, PickleName) or not plain:
             raise ValueError("a reference that is no storage")

@@ -17,13 +17,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt.data.tokenizer import closing_ids
+from softprompt.deprecation import warn_renamed
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.measure import measure_geometry
 
@@ -72,6 +70,18 @@ class FrozenLM:
     def hf_model(self) -> PreTrainedModel:
         """The Transformers model, for `prefix`, engines and comparisons. Its weights may not be changed."""
         return self._model
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The name of 0.1 for `hf_model`."""
+        warn_renamed("FrozenLM.model", "FrozenLM.hf_model")
+        return self._model
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The name of 0.1 for the text model's config."""
+        warn_renamed("FrozenLM.config", "FrozenLM.hf_model.config.get_text_config()")
+        return self._config
 
     def extension(self, make: Callable[[FrozenLM], E]) -> E:
         """State about this model, made by `make(lm)` on first use and then kept as long as the model.

@@ -129,7 +129,7 @@ def flatten(tree: Tree, prefix: str = "") -> tuple[dict[str, Tensor], Tree]:
 
 def unflatten(tensors: Mapping[str, Tensor], tree: Tree) -> Tree:
     """The inverse of `flatten`; dict keys that were whole numbers become whole numbers again."""
-    (kind, value), *_ = tree.items()
+    kind, value = next(iter(tree.items()))
     if kind == "tensor":
         return tensors[value]
     if kind == "dict":

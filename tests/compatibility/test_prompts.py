@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt.data.tokenize import prompt_ids
+from softprompt.data.spans import prompt_ids
 from softprompt.formatting.formatted_prompt import from_card, layout_ids
 from softprompt.formatting.inputs import text_to_record
 from softprompt.inference.generate import Request, generate, load_prompts

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softprompt.objectives.schedule import FLOOR, Budget, rate
+from softprompt.objectives.schedule import MIN_FACTOR, Budget, rate
 
 Kind = Literal["cosine", "linear", "constant"]
 kinds = st.sampled_from(get_args(Kind))
@@ -25,11 +25,11 @@ shares = st.floats(0, 1)
         ("cosine", 0.1 + 0.9 / 3, 0.75),  # (1 + cos 60°) / 2
         ("cosine", 0.55, 0.5),
         ("cosine", 0.1 + 0.9 * 2 / 3, 0.25),
-        ("cosine", 1.0, FLOOR),
+        ("cosine", 1.0, MIN_FACTOR),
         ("linear", 0.1, 1.0),
         ("linear", 0.325, 0.75),
         ("linear", 0.55, 0.5),
-        ("linear", 1.0, FLOOR),
+        ("linear", 1.0, MIN_FACTOR),
         ("constant", 0.05, 0.5),
         ("constant", 0.1, 1.0),
         ("constant", 1.0, 1.0),
@@ -42,7 +42,7 @@ def test_known_values_with_a_tenth_of_warm_up(kind: Kind, progress: float, facto
 @settings(deadline=None)
 @given(kinds, warmups, shares)
 def test_never_nothing_and_never_above_the_peak(kind: Kind, warmup: float, progress: float) -> None:
-    assert FLOOR <= rate(kind, warmup, progress) <= 1.0
+    assert MIN_FACTOR <= rate(kind, warmup, progress) <= 1.0
 
 
 @settings(deadline=None)

@@ -8,24 +8,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from softprompt.training.signals import SIGNALS, Interrupt, Terminated, terminable
+from softprompt.training.signals import _SIGNALS, Interrupt, Terminated, terminable
 
 
 @pytest.fixture(autouse=True)
 def caught() -> Iterator[list[int]]:
     """Handlers of the test's own: what `Interrupt` lets through ends up in the list instead of ending pytest."""
     got: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: got.append(number)) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, _: got.append(number)) for number in _SIGNALS}
     yield got
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def test_both_signals_are_watched() -> None:
-    assert set(SIGNALS) == {signal.SIGINT, signal.SIGTERM}
+    assert set(_SIGNALS) == {signal.SIGINT, signal.SIGTERM}
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", _SIGNALS)
 def test_the_first_signal_is_remembered_and_stops_nothing(number: signal.Signals, caught: list[int]) -> None:
     with Interrupt() as interrupt:
         assert interrupt.received is None
@@ -45,7 +45,7 @@ def test_a_second_signal_interrupts_at_once(first: signal.Signals, second: signa
         assert interrupt.received is first
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", _SIGNALS)
 @pytest.mark.parametrize("failing", [False, True])
 def test_the_handlers_before_come_back(number: signal.Signals, failing: bool, caught: list[int]) -> None:
     before = [signal.getsignal(one) for one in SIGNALS]
