@@ -19,6 +19,7 @@ MAX_NAMES = 2  # that one statement assigns
 SEVERAL = {"FORMAT", "SPEC", "log", "read", "run", "write"}
 # Rooms whose classes are extensions or wire formats, which the glossary does not list one by one.
 UNLISTED = ("cli", "interchange", "methods", "server", "vllm", "errors", "deprecation")
+EXTENSIONS = {"Engine", "Method", "RowShape", "SoftPrompt"}  # a new one of these is no new term
 TERMS = 60
 
 
@@ -50,13 +51,14 @@ def top_level(path: Path) -> Iterator[str]:
             yield from names_of(node.target)
 
 
-def public_classes() -> set[str]:
+def public_classes(*, extensions: bool) -> set[str]:
     return {
         node.name
         for path in SOURCES
         if module_of(path).split(".")[0] not in UNLISTED
         for node in tree_of(path).body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        if extensions or EXTENSIONS.isdisjoint(map(ast.unparse, node.bases))
     }
 
 
@@ -117,8 +119,8 @@ def glossary() -> list[list[str]]:
 
 def test_the_glossary_and_the_classes_are_one_language() -> None:
     listed = {name for row in glossary() for name in re.findall(r"`([A-Z]\w+)`", row[2])}
-    assert listed - public_classes() == set(), "listed, but no class"
-    assert public_classes() - listed == set(), "a class without a term"
+    assert listed - public_classes(extensions=True) == set(), "listed, but no class"
+    assert public_classes(extensions=False) - listed == set(), "a class without a term"
 
 
 def test_the_glossary_is_short_and_names_its_sources() -> None:

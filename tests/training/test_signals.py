@@ -35,8 +35,8 @@ def test_the_first_signal_is_remembered_and_stops_nothing(number: signal.Signals
     assert caught == []
 
 
-@pytest.mark.parametrize("second", SIGNALS)
-@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", _SIGNALS)
+@pytest.mark.parametrize("first", _SIGNALS)
 def test_a_second_signal_interrupts_at_once(first: signal.Signals, second: signal.Signals) -> None:
     with Interrupt() as interrupt:
         signal.raise_signal(first)
@@ -48,16 +48,16 @@ def test_a_second_signal_interrupts_at_once(first: signal.Signals, second: signa
 @pytest.mark.parametrize("number", _SIGNALS)
 @pytest.mark.parametrize("failing", [False, True])
 def test_the_handlers_before_come_back(number: signal.Signals, failing: bool, caught: list[int]) -> None:
-    before = [signal.getsignal(one) for one in SIGNALS]
+    before = [signal.getsignal(one) for one in _SIGNALS]
     interrupt = Interrupt()
     try:
         with interrupt:
-            assert all(signal.getsignal(one) not in before for one in SIGNALS)
+            assert all(signal.getsignal(one) not in before for one in _SIGNALS)
             if failing:
                 raise ValueError
     except ValueError:
         assert failing
-    assert [signal.getsignal(one) for one in SIGNALS] == before
+    assert [signal.getsignal(one) for one in _SIGNALS] == before
     signal.raise_signal(number)
     assert caught == [number]
     assert interrupt.received is None
