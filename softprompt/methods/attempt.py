@@ -21,7 +21,7 @@ from softprompt.methods.base import Method, MethodContext, Start
 from softprompt.methods.config import FrozenTokens, MethodConfig, Names, Sites
 from softprompt.methods.initializers import initial_embeddings, initial_keys_values
 from softprompt.methods.prefix_tuning import check_frozen, split_sites
-from softprompt.methods.registry import MethodSpec, register
+from softprompt.methods.registry import MethodSpec, register_method
 from softprompt.methods.rng import seeded
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
@@ -119,4 +119,4 @@ def _check_no_sites(settings: AttemptConfig) -> None:
         raise ConfigError(message, where="method.sites", got=settings.sites, hint="leave method.sites out")
 
 
-register(MethodSpec("attempt", AttemptConfig, build=Attempt, form=None, distills=False))
+register_method(MethodSpec("attempt", AttemptConfig, build=Attempt, form=None, distills=False))

@@ -18,7 +18,7 @@ from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
 from softprompt.methods.config import MethodConfig
 from softprompt.methods.initializers import initial_embeddings
-from softprompt.methods.registry import MethodSpec, register
+from softprompt.methods.registry import MethodSpec, register_method
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
 
@@ -42,15 +42,15 @@ class DecomposedPromptTuning(Method):
         super().__init__()
         if rank < 1:
             raise ConfigError("the rank must be at least 1", where="method.rank", got=rank)
-        left, sizes, right = torch.linalg.svd(initial_embeddings(lm, start), full_matrices=False)
-        self.left = nn.Parameter(left[:, :rank].clone())
-        self.right = nn.Parameter((sizes[:, None] * right)[:rank].clone())
+        svd = torch.linalg.svd(initial_embeddings(lm, start), full_matrices=False)
+        self.left = nn.Parameter(svd.U[:, :rank].clone())
+        self.right = nn.Parameter((svd.S[:, None] * svd.Vh)[:rank].clone())
 
     def forward(self) -> tuple[EmbeddingPrompt]:
         return (EmbeddingPrompt(self.left @ self.right),)
 
 
-register(
+register_method(
     MethodSpec(
         "decomposed",
         DecomposedConfig,

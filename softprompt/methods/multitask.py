@@ -17,7 +17,7 @@ from torch import nn
 from softprompt.methods.base import Method, Start
 from softprompt.methods.config import MethodConfig
 from softprompt.methods.initializers import initial_embeddings
-from softprompt.methods.registry import MethodSpec, register
+from softprompt.methods.registry import MethodSpec, register_method
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
 
@@ -51,7 +51,7 @@ class MultitaskPromptTuning(Method):
         return tuple(EmbeddingPrompt(table) for table in (*tasks_TPH, self.shared))
 
 
-register(
+register_method(
     MethodSpec(
         "multitask",
         MethodConfig,

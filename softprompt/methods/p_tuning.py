@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from softprompt.methods.base import Method, Start
 from softprompt.methods.config import Hidden, MethodConfig
 from softprompt.methods.initializers import initial_embeddings
-from softprompt.methods.registry import MethodSpec, register
+from softprompt.methods.registry import MethodSpec, register_method
 from softprompt.methods.rng import seeded
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
@@ -79,7 +79,7 @@ class _LSTM(nn.Module):
         return self.last(torch.relu(self.first(states)))
 
 
-register(
+register_method(
     MethodSpec(
         "p-tuning",
         PTuningConfig,
@@ -88,7 +88,7 @@ register(
         parameters="network",
     )
 )
-register(
+register_method(
     MethodSpec(
         "p-tuning-lstm",
         PTuningConfig,

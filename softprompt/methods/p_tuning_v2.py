@@ -17,7 +17,7 @@ from softprompt.methods.base import Method, Start
 from softprompt.methods.config import FrozenTokens, MethodConfig, Sites
 from softprompt.methods.initializers import initial_keys_values
 from softprompt.methods.prefix_tuning import check_frozen, split_sites
-from softprompt.methods.registry import MethodSpec, register
+from softprompt.methods.registry import MethodSpec, register_method
 from softprompt.methods.rng import Noise
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
@@ -62,7 +62,7 @@ class PTuningV2(Method):
         return (self.like.from_matrix(torch.cat([self.sink, table])),)
 
 
-register(
+register_method(
     MethodSpec(
         "p-tuning-v2",
         PTuningV2Config,

@@ -18,7 +18,7 @@ from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
 from softprompt.methods.config import FrozenTokens, Hidden, MethodConfig, Sites
 from softprompt.methods.initializers import initial_keys_values
-from softprompt.methods.registry import MethodSpec, register
+from softprompt.methods.registry import MethodSpec, register_method
 from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
@@ -126,7 +126,7 @@ class _Constants(nn.Module):
         return self.get_buffer(name)
 
 
-register(
+register_method(
     MethodSpec(
         "prefix-tuning",
         PrefixTuningConfig,
@@ -135,7 +135,7 @@ register(
         parameters="direct",
     )
 )
-register(
+register_method(
     MethodSpec(
         "prefix-tuning-mlp",
         PrefixTuningMLPConfig,

@@ -13,7 +13,7 @@ from torch import nn
 from softprompt.methods.base import Method, Start
 from softprompt.methods.config import MethodConfig
 from softprompt.methods.initializers import initial_embeddings
-from softprompt.methods.registry import MethodSpec, register
+from softprompt.methods.registry import MethodSpec, register_method
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
 
@@ -30,7 +30,7 @@ class PromptTuning(Method):
         return (EmbeddingPrompt(self.embeddings),)
 
 
-register(
+register_method(
     MethodSpec(
         "prompt-tuning",
         MethodConfig,

@@ -1,6 +1,6 @@
 """Registry of training methods: everything that the rest of the package needs to know about a method.
 
-    register(MethodSpec("toy", ToyConfig, build=lambda lm, start, context: Toy(lm, start), form="embedding"))
+    register_method(MethodSpec("toy", ToyConfig, build=lambda lm, start, context: Toy(lm, start), form="embedding"))
 
 Modules of this package are imported on the first lookup, and entry points of the group `softprompt.methods` after
 them. Importing this module imports neither torch nor a method.
@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -74,40 +75,56 @@ class MethodSpec(Generic[SettingsType]):
 
 
 _specs: dict[str, MethodSpec[Any]] = {}
-_discovered = False
+_broken: dict[str, str] = {}  # plug-ins that cannot be used, with the reason
 
 
-def register(spec: MethodSpec[Any]) -> None:
-    """Add a method. Raises ConfigError if the name is taken."""
-    if spec.name in _specs:
-        raise ConfigError("a method of that name is registered already", got=spec.name)
+def register_method(spec: MethodSpec[Any]) -> None:
+    """Add a method. Raises ConfigError if another one has its name."""
+    if _specs.get(spec.name, spec) is not spec:
+        raise ConfigError("a method of this name is registered already", where=ENTRY_POINTS, got=spec.name)
     _specs[spec.name] = spec
 
 
-def unregister(name: str) -> None:
-    """Remove a method that was registered."""
+def unregister_method(name: str) -> None:
+    """Remove a method that `register_method` added."""
     del _specs[name]
+
+
+def load_method_plugins() -> None:
+    """Register the methods of other installed distributions; those that cannot be used are left out."""
+    _broken.clear()
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            spec = entry.load()
+        except Exception as error:  # code of another distribution
+            _broken[entry.name] = f"the plug-in of this method cannot be loaded: {type(error).__name__}: {error}"
+            continue
+        if isinstance(spec, MethodSpec) and spec.name == entry.name:
+            register_method(spec)
+        else:
+            _broken[entry.name] = f"{ENTRY_POINTS}: {entry.value} is not a MethodSpec of this name"
 
 
 def method_specs() -> dict[str, MethodSpec[Any]]:
     """Every method by name, sorted."""
-    global _discovered
-    if not _discovered:
-        _discovered = True
-        for module in pkgutil.iter_modules(softprompt.methods.__path__):
-            importlib.import_module(f"{softprompt.methods.__name__}.{module.name}")
-        for entry_point in entry_points(group=ENTRY_POINTS):
-            loaded = entry_point.load()
-            if isinstance(loaded, MethodSpec):
-                register(loaded)
+    _discover()
     return dict(sorted(_specs.items()))
+
+
+@cache
+def _discover() -> None:
+    """Import the methods of this package and of plug-ins, once."""
+    for module in pkgutil.iter_modules(softprompt.methods.__path__):
+        importlib.import_module(f"{softprompt.methods.__name__}.{module.name}")
+    load_method_plugins()
 
 
 def method_spec(name: str) -> MethodSpec[Any]:
     """The method by name. Raises ConfigError for an unknown name."""
     specs = method_specs()
     if name not in specs:
-        raise ConfigError(f"unknown method {name!r}", where="method.name", expected=f"one of {sorted(specs)}")
+        message = _broken.get(name, f"unknown method {name!r}")
+        raise ConfigError(message, where="method.name", expected=f"one of {sorted(specs)}")
     return specs[name]
 
 
@@ -145,7 +162,7 @@ def method_settings(values: Any) -> Any:
     name = values.setdefault("name", MethodConfig.model_fields["name"].default)
     specs = method_specs()
     if name not in specs:
-        raise _refused("name", name, f"unknown method; there are {', '.join(specs)}")
+        raise _refused("name", name, _broken.get(name, f"unknown method; there are {', '.join(specs)}"))
     settings = specs[name].settings
     own = {key: value for key, value in values.items() if key in settings.model_fields}
     return settings.model_validate(own).with_foreign(_foreign(settings, name, values))

@@ -17,7 +17,7 @@ from torch.nn.functional import layer_norm
 from softprompt.methods.base import Method, Start
 from softprompt.methods.config import Hidden, MethodConfig
 from softprompt.methods.initializers import initial_embeddings
-from softprompt.methods.registry import MethodSpec, register
+from softprompt.methods.registry import MethodSpec, register_method
 from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.forms import EmbeddingPrompt
@@ -58,7 +58,7 @@ class ResidualPromptTuning(Method):
         return (EmbeddingPrompt((tokens + change).view_as(self.embeddings)),)
 
 
-register(
+register_method(
     MethodSpec(
         "residual",
         ResidualConfig,
@@ -67,7 +67,7 @@ register(
         parameters="network",
     )
 )
-register(  # "separate" in the paper: P times the parameters
+register_method(  # "separate" in the paper: P times the parameters
     MethodSpec(
         "residual-separate",
         ResidualConfig,

@@ -22,7 +22,7 @@ from softprompt.errors import ConfigError
 from softprompt.methods.base import Method, Start
 from softprompt.methods.config import MethodConfig
 from softprompt.methods.initializers import initial_embeddings
-from softprompt.methods.registry import MethodSpec, register
+from softprompt.methods.registry import MethodSpec, register_method
 from softprompt.methods.rng import Noise, generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
@@ -94,7 +94,7 @@ def _save(method: Method, folder: Path, names: Sequence[str], overwrite: bool) -
     save_router(folder, method.router(names), overwrite=overwrite)
 
 
-register(
+register_method(
     MethodSpec(
         "smop",
         SMoPConfig,
