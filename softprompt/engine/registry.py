@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from softprompt.engine.base import Engine
     from softprompt.models.frozen_lm import FrozenLM
 
-ENTRY_POINTS = "softprompt.engines"
+_ENTRY_POINTS = "softprompt.engines"
 
 
 class NoOptions(BaseModel):
@@ -91,7 +91,7 @@ _engines: dict[str, EngineSpec[Any]] = {}
 def register_engine(spec: EngineSpec[Any]) -> None:
     """Add an engine. Raises ConfigError if another one has its name."""
     if _engines.get(spec.name, spec) is not spec:
-        raise ConfigError("an engine of this name is registered already", where=ENTRY_POINTS, got=spec.name)
+        raise ConfigError("an engine of this name is registered already", where=_ENTRY_POINTS, got=spec.name)
     _engines[spec.name] = spec
 
 
@@ -104,14 +104,14 @@ def find_engine(name: str) -> EngineSpec[Any]:
     """The engine of this name. Raises ConfigError if there is none, or if the plug-in that has it is broken."""
     if name in _engines:
         return _engines[name]
-    for entry in entry_points(group=ENTRY_POINTS, name=name):
+    for entry in entry_points(group=_ENTRY_POINTS, name=name):
         return _load(entry)
     raise ConfigError("no such engine", where="--engine", expected=", ".join(engine_names()), got=name)
 
 
 def engine_names() -> list[str]:
     """Names of all engines, installed plug-ins' last."""
-    return list(dict.fromkeys([*_engines, *(entry.name for entry in entry_points(group=ENTRY_POINTS))]))
+    return list(dict.fromkeys([*_engines, *(entry.name for entry in entry_points(group=_ENTRY_POINTS))]))
 
 
 def usable_engines() -> Iterator[EngineSpec[Any]]:
@@ -136,5 +136,5 @@ def _load(entry: EntryPoint) -> EngineSpec[Any]:
         raise ConfigError(what, where=f"--engine {entry.name}", got=f"{type(error).__name__}: {error}") from error
     if not isinstance(spec, EngineSpec) or spec.name != entry.name:
         expected = f"an EngineSpec of the name {entry.name!r}"
-        raise ConfigError("not an engine", where=f"{ENTRY_POINTS}: {entry.value}", expected=expected, got=repr(spec))
+        raise ConfigError("not an engine", where=f"{_ENTRY_POINTS}: {entry.value}", expected=expected, got=repr(spec))
     return spec
