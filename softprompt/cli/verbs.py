@@ -115,7 +115,7 @@ BUILT_IN_VERBS = (
 _VERBS = {verb.name: verb for verb in BUILT_IN_VERBS}
 
 
-def register(verb: Verb) -> None:
+def register_verb(verb: Verb) -> None:
     """Add a verb. Raises ValueError if the name is taken."""
     if verb.name in _names():
         raise ValueError(f"there is a verb {verb.name!r} already")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from softprompt.methods.base import Method, MethodContext, Start
     from softprompt.models.frozen_lm import FrozenLM
 
-ENTRY_POINTS = "softprompt.methods"
+METHOD_PLUGINS = "softprompt.methods"
 
 SettingsType = TypeVar("SettingsType", bound=MethodConfig)
 
@@ -81,7 +81,7 @@ _broken: dict[str, str] = {}  # plug-ins that cannot be used, with the reason
 def register_method(spec: MethodSpec[Any]) -> None:
     """Add a method. Raises ConfigError if another one has its name."""
     if _specs.get(spec.name, spec) is not spec:
-        raise ConfigError("a method of this name is registered already", where=ENTRY_POINTS, got=spec.name)
+        raise ConfigError("a method of this name is registered already", where=METHOD_PLUGINS, got=spec.name)
     _specs[spec.name] = spec
 
 
@@ -93,7 +93,7 @@ def unregister_method(name: str) -> None:
 def load_method_plugins() -> None:
     """Register the methods of other installed distributions; those that cannot be used are left out."""
     _broken.clear()
-    for entry in entry_points(group=ENTRY_POINTS):
+    for entry in entry_points(group=METHOD_PLUGINS):
         try:
             spec = entry.load()
         except Exception as error:  # code of another distribution
@@ -102,7 +102,7 @@ def load_method_plugins() -> None:
         if isinstance(spec, MethodSpec) and spec.name == entry.name:
             register_method(spec)
         else:
-            _broken[entry.name] = f"{ENTRY_POINTS}: {entry.value} is not a MethodSpec of this name"
+            _broken[entry.name] = f"{METHOD_PLUGINS}: {entry.value} is not a MethodSpec of this name"
 
 
 def method_specs() -> dict[str, MethodSpec[Any]]:

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from softprompt.cli import verbs
-from softprompt.cli.verbs import Verb, register
+from softprompt.cli.verbs import Verb, register_verb
 from tests.support.shell import done, softprompt
 
 DISTANCE = Verb("distance", "toy_package.distance", "distance_command", "Geometry", "Distance of two numbers.")
@@ -37,7 +37,7 @@ def toy_package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_registered_verb_runs_and_is_listed_in_its_section() -> None:
-    register(DISTANCE)
+    register_verb(DISTANCE)
     assert done("distance", 3, 5.5, "--squared").stdout == "6.25\n"
     assert "Print its square." in done("distance", "--help").stdout
     section = done("--help").stdout.partition("\nGeometry:\n")[2]
@@ -65,5 +65,5 @@ def test_a_package_that_cannot_be_loaded_leaves_the_others_alone(monkeypatch: py
 def test_no_verb_replaces_another() -> None:
     for name in ("train", "distil"):
         with pytest.raises(ValueError, match=f"a verb '{name}' already"):
-            register(Verb(name, "toy_package.distance", "distance_command", "Use", "Mine."))
+            register_verb(Verb(name, "toy_package.distance", "distance_command", "Use", "Mine."))
     assert softprompt("distance", 1, 2).exit_code == 2, "not registered"
