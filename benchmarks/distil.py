@@ -99,7 +99,7 @@ def messages(options: argparse.Namespace, scratch: Path) -> Path:
 
 def instruction(path: Path, inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Settings of an instruction's distillation on these messages."""
-    flags = {"text": str(path), "data": str(inputs), "study.inputs": options.inputs, "study.held_out": 36}
+    flags = {"text": str(path), "data": str(inputs), "study.queries": options.inputs, "study.held_out": 36}
     return flags | {"train.eval_rows": 16, "train.steps": options.steps, "train.seed": options.seed}
 
 
@@ -129,7 +129,7 @@ def articles(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterat
     for article in drawn[options.first :][: options.limit]:
         path = scratch / "article.txt"
         path.write_text(f"# {article['title']}\n\n{article['text']}", encoding="utf-8")
-        flags = {"document": str(path), "study.chunk_tokens": WHOLE, "study.inputs": options.inputs}
+        flags = {"document": str(path), "study.chunk_tokens": WHOLE, "study.queries": options.inputs}
         flags |= {"sizes": options.sizes, "study.held_out": 16, "train.eval_rows": 16, "train.seed": options.seed}
         flags |= {"train.minutes": options.minutes} if options.minutes else {"train.steps": options.steps}
         flags |= chosen(options)
@@ -148,7 +148,7 @@ def book(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[d
     ids = lm.encode(json.loads(line)["text"])
     path = scratch / "book.txt"
     path.write_text(str(lm.tokenizer.decode(ids[:BOOK_TOKENS])), encoding="utf-8")
-    flags: dict[str, Any] = {"document": str(path), "chat": "false", "study.inputs": options.inputs}
+    flags: dict[str, Any] = {"document": str(path), "chat": "false", "study.queries": options.inputs}
     flags |= {"sizes": options.sizes, "study.answer_tokens": 64, "study.chunk_tokens": BOOK_TOKENS + 100}
     flags |= {"train.minutes": options.minutes} if options.minutes else {"train.steps": options.steps}
     prepared, found, seconds = run(lm, flags)

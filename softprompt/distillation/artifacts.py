@@ -77,7 +77,7 @@ def _data(prepared: PreparedDistillation, report: Fidelity) -> dict[str, Any]:
         "text_characters": len(prepared.text),
         "text_tokens": report.tokens,
         "chunks": len(prepared.chunks),
-        "queries": settings.study.inputs,
+        "queries": settings.study.queries,
         "study": settings.study.model_dump(mode="json"),
     }
     if prepared.rows:

@@ -43,7 +43,7 @@ def build_dataset(
         for batch in generate_queries(teacher, study, cloze_share(prepared), batches, seed=seed):
             study_cache.add_queries(len(batches), batch)
             batches.append(batch)
-            progress(report, "study")(sum(map(len, batches)) / study.inputs)
+            progress(report, "study")(sum(map(len, batches)) / study.queries)
     return _answered_splits(prepared, teacher, study_cache, batches, progress(report, "answers"))
 
 
@@ -60,7 +60,7 @@ def progress(report: Callable[[Event], None], kind: Literal["study", "answers", 
 
 def cloze_share(prepared: PreparedDistillation) -> float:
     """The share of self-study that is about details: as set, or larger for a document than for a text."""
-    share = prepared.settings.study.details
+    share = prepared.settings.study.cloze
     if share is not None:
         return share
     return DOCUMENT_CLOZE_SHARE if prepared.settings.document else TEXT_CLOZE_SHARE

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from softprompt.methods.registry import method_settings, setting_names
-from softprompt.settings import flag, split_names
+from softprompt.settings import Section, flag, split_names
 from softprompt.training.config import MethodSection, TrainConfig
 
 OWN: dict[str, dict[str, Any]] = {
@@ -17,23 +17,24 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 DOCUMENT_LR = 1e-2  # details of a document are learned by training, not by the fit (docs/log)
+STUDY_KEYS_0_1 = {"inputs": "queries", "input_tokens": "query_tokens", "details": "cloze"}  # keys of 0.1
 
 
-class StudyConfig(BaseModel):
-    """What the text is distilled on."""
+class StudyConfig(Section):
+    """The queries and teacher answers that the text is distilled on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    renamed_keys: ClassVar[Mapping[str, str]] = STUDY_KEYS_0_1
 
-    inputs: int = Field(
+    queries: int = Field(
         default=320,
         ge=8,
         description="queries in all, including the held-out ones",
-        json_schema_extra=flag("--inputs", help="Queries to distill on, including held-out ones."),
+        json_schema_extra=flag("--queries", old=("--inputs",), help="Queries to distill on, including held-out ones."),
     )
     held_out: int = Field(default=48, ge=4, description="queries for the fidelity report alone")
-    input_tokens: int = Field(default=48, ge=4, description="tokens of the longest generated query")
+    query_tokens: int = Field(default=48, ge=4, description="tokens of the longest generated query")
     answer_tokens: int = Field(default=32, ge=1, description="tokens of the teacher's longest answer")
-    details: float | None = Field(
+    cloze: float | None = Field(
         default=None,
         ge=0,
         le=1,
@@ -155,4 +156,5 @@ class DistillConfig(BaseModel):
 
 def study_0_1(study: Mapping[str, Any]) -> dict[str, Any]:
     """The study section as softprompt 0.1 spelled it: digests and cards of 0.1 cover it."""
-    return dict(study)
+    old_names = {new: old for old, new in STUDY_KEYS_0_1.items()}
+    return {old_names.get(name, name): value for name, value in study.items()}

@@ -162,11 +162,11 @@ def _checked_chunks(
 def max_query_tokens(settings: DistillConfig) -> int:
     """Tokens of the longest query that the context needs room for."""
     self_study = settings.data is None and settings.demonstrations is None
-    return max(settings.study.input_tokens, MAX_CLOZE_TOKENS) if self_study else settings.study.input_tokens
+    return max(settings.study.query_tokens, MAX_CLOZE_TOKENS) if self_study else settings.study.query_tokens
 
 
 def _load_rows(settings: DistillConfig) -> tuple[list[Record], list[Record]]:
-    """The demonstrations, and the user's queries: at most `study.inputs`.
+    """The demonstrations, and the user's queries: at most `study.queries`.
 
     Demonstrations beyond `shots` are queries, unless the settings name others.
     """
@@ -181,7 +181,7 @@ def _load_rows(settings: DistillConfig) -> tuple[list[Record], list[Record]]:
         queries = [*splits.train, *splits.validation]
     if any(not shape_of(row).has_answers for row in (*demonstrations[:1], *queries[:1])):
         raise DataError("rows of plain text are no queries", where=settings.data, expected='{"prompt": "…"}')
-    return demonstrations, queries[: settings.study.inputs]
+    return demonstrations, queries[: settings.study.queries]
 
 
 def _template(settings: DistillConfig, rows: Sequence[Record], tokenizer: Tokenizer) -> Template:

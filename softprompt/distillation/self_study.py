@@ -51,7 +51,7 @@ PREAMBLE = re.compile(
 def generate_queries(
     teacher: Teacher, study: StudyConfig, cloze_share: float, earlier: Sequence[Sequence[Query]] = (), *, seed: int
 ) -> Iterator[list[Query]]:
-    """Generate batches of distinct queries about the teacher's chunks, `study.inputs` in all at most.
+    """Generate batches of distinct queries about the teacher's chunks, `study.queries` in all at most.
 
     A batch may be empty. Fewer queries are generated if the model keeps repeating itself.
 
@@ -63,18 +63,18 @@ def generate_queries(
     total, number = sum(map(len, earlier)), len(earlier)
     n_chunks = len(teacher.chunks)
     empty_batches = len(list(takewhile(lambda batch: not batch, reversed(earlier))))  # in a row, also when resuming
-    largest = min(MAX_QUERY_BATCH, max(MIN_QUERY_BATCH, -(-study.inputs // n_chunks)))
-    while total < study.inputs and empty_batches <= 2 * n_chunks + 4:
+    largest = min(MAX_QUERY_BATCH, max(MIN_QUERY_BATCH, -(-study.queries // n_chunks)))
+    while total < study.queries and empty_batches <= 2 * n_chunks + 4:
         rng = random.Random(f"{seed}.{number}")  # noqa: S311
-        size = min(largest, max(MIN_QUERY_BATCH, study.inputs - total))
+        size = min(largest, max(MIN_QUERY_BATCH, study.queries - total))
         chunk, turn = number % n_chunks, number // n_chunks  # every chunk gets the same kinds of batches
         temperature = study.temperatures[turn % len(study.temperatures)]
-        sampling = Sampling(study.input_tokens, temperature, top_p=0.95, seed=rng.getrandbits(31))
+        sampling = Sampling(study.query_tokens, temperature, top_p=0.95, seed=rng.getrandbits(31))
         if int((turn + 1) * cloze_share) > int(turn * cloze_share):
             drafts = cloze_queries(teacher.lm, teacher.chunks[chunk], size, sampling, study.answer_tokens, rng)
         else:
             drafts = _prompted_queries(teacher, chunk, size, sampling, rng)
-        batch = [Query(chunk, *draft) for draft in drafts if _is_new(draft.text, seen)][: study.inputs - total]
+        batch = [Query(chunk, *draft) for draft in drafts if _is_new(draft.text, seen)][: study.queries - total]
         total += len(batch)
         empty_batches = 0 if batch else empty_batches + 1
         number += 1

@@ -16,7 +16,7 @@ from softprompt.prompts import store
 from tests.support.rows import write_jsonl
 from tests.support.shell import done, refused, softprompt
 
-SMALL = ("--queries", 24, "--study.held-out", 6, "--study.input-tokens", 8, "--study.answer-tokens", 6)
+SMALL = ("--queries", 24, "--study.held-out", 6, "--study.query-tokens", 8, "--study.answer-tokens", 6)
 QUICK = (*SMALL, "--steps", 4, "--batch-size", 4, "--dtype", "float32")
 
 
@@ -76,7 +76,7 @@ def test_a_signal_while_the_teacher_answers(
 
 def test_settings_are_explained_and_kept(base: Path, rows: Path) -> None:
     shown = done("distill", "--text", "policy.md", "--n-tokens", 8, "--print-config").stdout
-    assert "# queries in all, including the held-out ones\n  inputs: 320" in shown
+    assert "# queries in all, including the held-out ones\n  queries: 320" in shown
     Path("own.yaml").write_text(shown, encoding="utf-8")
     assert done("distill", "own.yaml", "--print-config").stdout == shown
 
@@ -84,8 +84,8 @@ def test_settings_are_explained_and_kept(base: Path, rows: Path) -> None:
 def test_mistakes(base: Path, rows: Path) -> None:
     assert isinstance(refused("distill", "--name", "a", "--model", base), ConfigError)
     assert isinstance(refused("distill", "--text", "none.md", "--name", "a", "--model", base), DataError)
-    error = refused("distill", "--text", "policy.md", "--name", "a", "--study.imputs", 3)
-    assert "did you mean study.inputs" in str(error.hint)
+    error = refused("distill", "--text", "policy.md", "--name", "a", "--study.querys", 3)
+    assert "did you mean study.queries" in str(error.hint)
     error = refused("distill", "--text", "policy.md", "--name", "a", "--n-tokens", "4,x")
     assert isinstance(error, ConfigError)
     result = softprompt("distill", "--help")

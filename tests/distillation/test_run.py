@@ -44,9 +44,9 @@ from tests.support.rows import write_jsonl
 
 TEXT = "Speak as a pirate. Fees are 5. End with Arr!"
 SMALL = {
-    "study.inputs": 24,
+    "study.queries": 24,
     "study.held_out": 6,
-    "study.input_tokens": 8,
+    "study.query_tokens": 8,
     "study.answer_tokens": 6,
     "method.n_tokens": 16,
     "train.steps": 12,
@@ -128,7 +128,7 @@ def test_it_stands_in_the_system_turn_of_a_conversation(base: Path, place: Path,
 def test_self_study_makes_inputs_of_its_own(base: Path, place: Path) -> None:
     (place / "policy.md").write_text("Be kind.", encoding="utf-8")
     seen: list[Event] = []
-    prepared = prepare_distillation(settings(base, place, data="null", study__inputs=16, study__held_out=4))
+    prepared = prepare_distillation(settings(base, place, data="null", study__queries=16, study__held_out=4))
     found = distill(prepared, load_model(str(base), dtype="float32"), report=seen.append)
     assert found.fidelity is not None
     kinds = [event.kind for event in seen]
@@ -142,7 +142,7 @@ def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
     """The teacher writes no answer, and has soft labels for every token of the text's."""
     text = "Ann Lee opened the old bank in 1932 by the sea."
     (place / "policy.md").write_text(text, encoding="utf-8")
-    prepared = prepare_distillation(settings(base, place, data="null", study__inputs=12, study__details=1))
+    prepared = prepare_distillation(settings(base, place, data="null", study__queries=12, study__cloze=1))
     lm = load_model(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     with pytest.MonkeyPatch.context() as patch:
@@ -159,7 +159,7 @@ def test_details_are_answered_by_the_text(base: Path, place: Path) -> None:
 def test_a_document_has_more_details_than_a_text(base: Path, place: Path) -> None:
     text = prepare_distillation(settings(base, place))
     document = prepare_distillation(settings(base, place, text="null", document=str(place / "policy.md")))
-    chosen = prepare_distillation(settings(base, place, study__details=0.1))
+    chosen = prepare_distillation(settings(base, place, study__cloze=0.1))
     assert [build.cloze_share(one) for one in (text, document, chosen)] == [0.25, 0.75, 0.1]
 
 
@@ -272,7 +272,7 @@ def test_a_stopped_run_goes_on_to_the_same_prompt(
 def test_a_run_that_was_stopped_before_training_goes_on(base: Path, place: Path, phase: str) -> None:
     """With --resume and without: what was studied is there, and the prompt is that of a run that was not stopped."""
     (place / "policy.md").write_text("Be kind.", encoding="utf-8")
-    lm, flags = load_model(str(base), dtype="float32"), {"data": "null", "study__inputs": 40}
+    lm, flags = load_model(str(base), dtype="float32"), {"data": "null", "study__queries": 40}
     whole = distill(prepare_distillation(settings(base, place, **flags)), lm, report=lambda event: None)
     shutil.rmtree(place / "prompts")
 
@@ -330,7 +330,7 @@ def test_a_document_is_read_in_pieces(base: Path, place: Path) -> None:
 
 def test_demonstrations_are_distilled_on_the_other_rows(base: Path, place: Path) -> None:
     changes = {"text": "null", "data": "null", "demonstrations": str(place / "rows.jsonl"), "shots": 3}
-    prepared = prepare_distillation(settings(base, place, **changes, study__inputs=16))
+    prepared = prepare_distillation(settings(base, place, **changes, study__queries=16))
     assert prepared.text == "Input: q 0?\nOutput: a 0\n\nInput: q 1?\nOutput: a 1\n\nInput: q 2?\nOutput: a 2"
     assert [row.fields["prompt"] for row in prepared.rows][:2] == ["q 3?", "q 4?"] and prepared.template.kind == "text"
     found = distill(prepared, load_model(str(base), dtype="float32"))
@@ -373,5 +373,5 @@ def test_settings() -> None:
     document = resolve_settings(DistillConfig, {"document": "a.md"})
     assert (document.train.lr, document.train.steps) == (1e-2, plain.train.steps)
     assert resolve_settings(DistillConfig, {"document": "a.md", "train.lr": 3e-3}).train.lr == 3e-3
-    with pytest.raises(ConfigError, match=r"did you mean study\.inputs"):
-        resolve_settings(DistillConfig, {"study.input": 3})
+    with pytest.raises(ConfigError, match=r"did you mean study\.queries"):
+        resolve_settings(DistillConfig, {"study.querys": 3})
