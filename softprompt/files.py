@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from softprompt.errors import StoreError
+from softprompt.errors import CheckpointError, StoreError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `softprompt --help` needs this module
     from torch import Tensor
@@ -82,6 +82,27 @@ def check_writable(folder: Path) -> None:
         raise StoreError("not a folder, nothing can be written in it", where=nearest, hint="choose another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise StoreError("this folder may not be written to", where=nearest, hint="choose another place")
+
+
+def check_run_folder(
+    run: Path, unfinished: bool, cached: bool = False, *, overwrite: bool = False, resume: bool = False
+) -> None:
+    """Refuse to overwrite an unfinished run, or to resume where there is nothing.
+
+    Args:
+        unfinished: the folder has a checkpoint.
+        cached: other work of an interrupted run can be resumed.
+
+    Raises:
+        StoreError: an unfinished run is there, or the folder could not be written in.
+        CheckpointError: there is nothing to resume.
+    """
+    check_writable(run)
+    if unfinished and not resume and not overwrite:
+        hint = "--resume to continue it, or --overwrite to start again"
+        raise StoreError("an unfinished run of that name exists", where=run, hint=hint)
+    if resume and not (unfinished or cached):
+        raise CheckpointError("there is nothing to resume", where=run, hint="run it without --resume")
 
 
 def recover_folder(target: Path) -> None:

@@ -16,8 +16,8 @@ from softprompt.data.tokenizer import Tokenizer, has_chat_template, writes_syste
 from softprompt.distillation.chunking import split_chunks
 from softprompt.distillation.cloze import MAX_CLOZE_TOKENS
 from softprompt.distillation.config import DistillConfig
-from softprompt.errors import CheckpointError, ConfigError, DataError, StoreError
-from softprompt.files import check_writable
+from softprompt.errors import ConfigError, DataError
+from softprompt.files import check_run_folder
 from softprompt.formatting.text_prompt import APART, worked_example
 from softprompt.methods.registry import method_spec
 from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
@@ -90,7 +90,9 @@ def prepare_distillation(
     folder = store.locate(name)
     run = folder.parent / RUNS / folder.name
     sizes = _checked_sizes(settings, folder, overwrite)
-    _check_run(run, overwrite, resume)
+    study_cache = run.with_name(run.name + STUDY_SUFFIX)
+    unfinished = latest_step(run) is not None
+    check_run_folder(run, unfinished, study_cache.exists(), overwrite=overwrite, resume=resume)
     if is_encoder_decoder(settings.model, trust_remote_code=trust_remote_code):
         raise ConfigError("distillation is for causal models", where="model", got=f"{settings.model}: encoder-decoder")
     tokenizer = load_tokenizer(settings.model, trust_remote_code=trust_remote_code)
@@ -99,7 +101,6 @@ def prepare_distillation(
     text, where = _read_text(settings, demonstrations, template)
     context = context_length(settings.model, trust_remote_code=trust_remote_code)
     chunks = _checked_chunks(settings, text, where, tokenizer, context)
-    study_cache = run.with_name(run.name + STUDY_SUFFIX)
     return PreparedDistillation(settings, text, where, chunks, template, tuple(rows), sizes, folder, run, study_cache)
 
 
@@ -128,16 +129,6 @@ def _checked_sizes(settings: DistillConfig, folder: Path, overwrite: bool) -> tu
     for size in sizes:
         store.check_free(folder if len(sizes) == 1 else folder.with_name(f"{folder.name}.{size}"), overwrite)
     return sizes
-
-
-def _check_run(run: Path, overwrite: bool, resume: bool) -> None:
-    check_writable(run)
-    unfinished = latest_step(run) is not None
-    if unfinished and not resume and not overwrite:
-        hint = "--resume to continue it, or --overwrite to start again"
-        raise StoreError("an unfinished run of that name exists", where=run, hint=hint)
-    if resume and not unfinished and not run.with_name(run.name + STUDY_SUFFIX).exists():
-        raise CheckpointError("there is nothing to resume", where=run, hint="leave --resume out")
 
 
 def _checked_chunks(

@@ -19,8 +19,8 @@ from softprompt.data.splits import Splits, load_splits
 from softprompt.data.template import Template, answered_apart, bos_ids
 from softprompt.data.tokenize import Example, tokenize
 from softprompt.data.tokenizer import Tokenizer
-from softprompt.errors import CheckpointError, ConfigError, StoreError
-from softprompt.files import check_writable
+from softprompt.errors import ConfigError
+from softprompt.files import check_run_folder
 from softprompt.methods.registry import method_spec
 from softprompt.models.device import pick_device
 from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
@@ -108,7 +108,7 @@ def prepare(
     run = folder.parent / RUNS / folder.name
     sources = config.data if isinstance(config.data, dict) else {"": config.data}
     _check_names(config, list(sources), folder, overwrite)
-    _check_run(run, overwrite, resume)
+    check_run_folder(run, latest_step(run) is not None, overwrite=overwrite, resume=resume)
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     config = _as_long_as_its_start(config, tokenizer)
     apart = is_encoder_decoder(config.model, trust_remote_code=trust_remote_code)
@@ -164,19 +164,6 @@ def _check_names(config: Config, tasks: Sequence[str], folder: Path, overwrite: 
         store.check_free(folder, overwrite)
     if spec.one_task and len(tasks) > 1:
         raise ConfigError(f"{spec.name} learns one task", where="data", got=", ".join(tasks), hint="one --data")
-
-
-def _check_run(run: Path, overwrite: bool, resume: bool) -> None:
-    """Refuse to overwrite an unfinished run, or to resume none."""
-    check_writable(run)
-    if resume and latest_step(run) is None:
-        raise CheckpointError("there is nothing to resume", where=run, hint="train without --resume")
-    if not resume and not overwrite and latest_step(run) is not None:
-        raise StoreError(
-            "an unfinished run of that name is there",
-            where=run,
-            hint="--resume to go on, or --overwrite to start anew",
-        )
 
 
 def _as_it_is(template: Template) -> Template:

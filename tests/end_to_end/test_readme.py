@@ -80,17 +80,17 @@ def test_the_python_of_the_readme_runs(where: str, tiny_world: Path, capsys: pyt
     assert code.count('"train.minutes": 4') == 1
     scope: dict[str, Any] = {}
     exec(code.replace('"train.minutes": 4', '"train.steps": 2'), scope)
-    outcome = scope["outcome"]
-    assert isinstance(outcome, FitResult)
-    assert outcome.result.step == 2
-    assert outcome.folder == Path("prompts/helpdesk")
+    result = scope["result"]
+    assert isinstance(result, FitResult)
+    assert result.result.step == 2
+    assert result.folder == Path("prompts/helpdesk")
     card = store.load_card(tiny_world / "prompts" / "helpdesk")
     assert (card.geometry.base, card.geometry.hidden) == (NAME, 32)
     printed = capsys.readouterr().out
-    formatted_prompts = softprompt.load_subjects(scope["lm"], ["helpdesk"])
+    prompts = softprompt.load_prompts(scope["lm"], ["helpdesk"])
     request = softprompt.Request("Where is my parcel?", "helpdesk")
-    said = softprompt.answer(scope["lm"], formatted_prompts, [request], softprompt.Sampling())
-    assert printed == f"{said[0].text if where == 'README.md' else said}\n"
+    answers = softprompt.generate(scope["lm"], prompts, [request], softprompt.Sampling())
+    assert printed == f"{answers[0].text if where == 'README.md' else answers}\n"
 
 
 COMMANDS = typer.main.get_command(app)

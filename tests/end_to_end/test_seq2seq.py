@@ -299,8 +299,8 @@ def test_fit_evaluate_and_answer(sites: str | None, tmp_path: Path, monkeypatch:
     assert card.method["sites"] == sites
     found = softprompt.compare(lm, "tone", prepared.tasks[0].splits.validation)
     assert found.soft_prompt.rows == 8
-    (answer,) = softprompt.answer(
-        lm, softprompt.load_subjects(lm, ["tone"]), [softprompt.Request("row 5", "tone")], Sampling(max_new_tokens=8)
+    (answer,) = softprompt.generate(
+        lm, softprompt.load_prompts(lm, ["tone"]), [softprompt.Request("row 5", "tone")], Sampling(max_new_tokens=8)
     )
     assert outcome.result.validation_loss is not None
     assert outcome.result.validation_loss < outcome.result.history[0]["validation_loss"]
