@@ -18,7 +18,6 @@ from softprompt.methods.registry import method_spec
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Budget
 from softprompt.prompts.base import SoftPrompt
-from softprompt.prompts.embedding_prompt import EmbeddingPrompt
 
 SELECTION_TOKENS = 768  # tokens of answers about a chunk whose attention selects
 FIT_TOKENS = 1536  # tokens of answers that prompts are fitted on: of all chunks together, at least as for selection
@@ -45,7 +44,7 @@ def compacted_starts(
     sizes = [size for size in prepared.sizes if len(text) > size]
     if prepared.settings.method.init != "selected" or not sizes:
         return {}
-    form = method_spec(prepared.settings.method.name).form or EmbeddingPrompt.form
+    form = method_spec(prepared.settings.method.name).start_form
     between = layout_ids(lm, layout_for(lm, prepared.template, form))
     inputs = _selection_inputs(prepared, lm, splits, SELECTION_TOKENS)
     validation = to_examples(splits.validation or splits.train[:FALLBACK_VALIDATION_ROWS], prepared, lm)

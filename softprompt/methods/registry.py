@@ -69,6 +69,11 @@ class MethodSpec(Generic[SettingsType]):
     distills: bool = True
 
     @property
+    def start_form(self) -> str:
+        """Form of a prompt that is built for it to start from; from embeddings, it can start whatever it trains."""
+        return self.form or "embedding"
+
+    @property
     def trains_kv(self) -> bool:
         """Whether it trains keys and values: such a prompt begins the sequence, so BOS is part of it."""
         return self.form == "kv"

@@ -24,19 +24,28 @@ class Demonstrations:
     """Worked examples as token ids.
 
     Attributes:
-        ids: all of them, behind an opening.
-        spans: where each one stands in `ids`, by the `where` of its row.
+        ids: an opening and all of them.
+        spans: first and last position of each one in `ids`, by the `where` of its row.
     """
 
     ids: tuple[int, ...]
     spans: dict[str, tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class _Demonstration:
+    """One worked example as token ids; of a conversation its text and its turns, too."""
+
+    ids: list[int]
+    text: str = ""
+    turns: Sequence[Message] = ()
+
+
 def demonstrations(task: PreparedTask, lm: FrozenLM, opening: str | None, room: int, seed: int) -> Demonstrations:
     """As many worked examples as fit in `room` tokens, drawn by seed, every label in turn.
 
     Args:
-        opening: what stands in front of them; by default the instruction, if there is one.
+        opening: the text before them; by default the instruction, if there is one.
 
     Raises ConfigError if not one fits.
     """
@@ -45,14 +54,14 @@ def demonstrations(task: PreparedTask, lm: FrozenLM, opening: str | None, room: 
     spans: dict[str, tuple[int, int]] = {}
     before, turns = "", list[Message]()
     for record in in_turn(task.splits.train, seed):
-        own, text, more = _written(task.template, record, turns, before, lm)
-        if len(ids) + len(own) > room:
+        shot = _written(task.template, record, turns, before, lm)
+        if len(ids) + len(shot.ids) > room:
             if len(spans) >= 1 and len(ids) > room * FULL:
                 break
             continue
-        spans[record.where] = (len(ids), len(ids) + len(own))
-        ids += own
-        turns, before = [*turns, *more], before + text
+        spans[record.where] = (len(ids), len(ids) + len(shot.ids))
+        ids += shot.ids
+        turns, before = [*turns, *shot.turns], before + shot.text
     if not spans:
         raise ConfigError(
             "not one demonstration fits",
@@ -75,19 +84,20 @@ def in_turn(records: Sequence[Record], seed: int) -> list[Record]:
     return [records[i] for i in sorted(order, key=place.__getitem__)]
 
 
-def _written(
-    template: Template, record: Record, turns: Sequence[Message], before: str, lm: FrozenLM
-) -> tuple[list[int], str, list[Message]]:
-    """Token ids of one more demonstration behind those before it; of a conversation its text and its turns too.
+def _written(template: Template, record: Record, turns: Sequence[Message], before: str, lm: FrozenLM) -> _Demonstration:
+    """One more demonstration after those before it.
 
     An answer ends as in training: one that goes on with the next demonstration would teach not to end.
     """
     if template.kind == "text":
         end = end_id(template, lm.tokenizer)
-        return [*lm.encode(worked_example(template, record)), end, *lm.encode(APART)], "", []
-    own = list(record.messages) or [Message("user", fill(template, record)), Message("assistant", record.target or "")]
-    whole = render_chat([*turns, *own], lm.tokenizer, add_generation_prompt=False)
+        return _Demonstration([*lm.encode(worked_example(template, record)), end, *lm.encode(APART)])
+    messages = list(record.messages) or [
+        Message("user", fill(template, record)),
+        Message("assistant", record.target or ""),
+    ]
+    whole = render_chat([*turns, *messages], lm.tokenizer, add_generation_prompt=False)
     if not whole.startswith(before):  # a chat template that rewrites earlier turns: each one for itself
-        whole = before + render_chat(own, lm.tokenizer, add_generation_prompt=False)
+        whole = before + render_chat(messages, lm.tokenizer, add_generation_prompt=False)
     text = whole[len(before) :]
-    return lm.encode(text), text, own
+    return _Demonstration(lm.encode(text), text, messages)

@@ -23,8 +23,6 @@ from softprompt.methods.registry import method_spec
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Budget
 from softprompt.prompts.base import SoftPrompt
-from softprompt.prompts.embedding_prompt import EmbeddingPrompt
-from softprompt.prompts.kv_prompt import KVPrompt
 from softprompt.training.auto import SHORT_RUN
 from softprompt.training.demonstrations import demonstrations
 from softprompt.training.prepare import PreparedTask, PreparedTraining
@@ -73,7 +71,8 @@ def training_start(
     Args:
         prompts: the saved soft prompts that the settings name.
     """
-    settings, task, seed = prepared.config.method, prepared.tasks[0], prepared.config.train.seed
+    settings, task = prepared.config.method, prepared.tasks[0]
+    seed = prepared.config.train.seed
     bos, masked_spans = bos_ids(lm.tokenizer), dict[str, tuple[int, int]]()
     text, n_tokens = lm.encode(settings.init_text or start_text(task)), settings.n_tokens
     if settings.init == "demonstrations":
@@ -97,12 +96,13 @@ def _selected(prepared: PreparedTraining, lm: FrozenLM) -> SoftPrompt:
     ids, shown = lm.encode(config.init_text or ""), set[str]()
     if not config.init_text:
         room = min(config.text_tokens, lm.geometry.max_positions // 2)
-        found = demonstrations(task, lm, None, room, prepared.config.train.seed)
-        ids, shown = list(found.ids), set(found.spans)
+        shots = demonstrations(task, lm, None, room, prepared.config.train.seed)
+        ids, shown = list(shots.ids), set(shots.spans)
     queries = [row for row in task.train if row.where not in shown] or task.train
     queries = queries[:SELECTION_ROWS]
-    form = method_spec(config.name).form or EmbeddingPrompt.form
-    (_, follow), between = (layout_ids(lm, layout_for(lm, task.template, kind)) for kind in (KVPrompt.form, form))
+    form = method_spec(config.name).start_form
+    _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
+    between = layout_ids(lm, layout_for(lm, task.template, form))
     opening = bos_ids(lm.tokenizer)
     source = SelectionInput((*opening, *ids), follow, queries, len(opening))
     prompt = selected_prompt(lm, form, [source], config.n_tokens, between, queries)

@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from softprompt.models.loading import load_model
 from softprompt.prompts import store
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import EmbeddingPrompt, check_fits, size_of
+from softprompt.prompts.forms import check_fits, size_of
 from softprompt.prompts.forms import prompt_digest as prompt_digest
 from softprompt.training import artifacts
 from softprompt.training.batched_losses import validation_losses
@@ -46,7 +46,7 @@ from softprompt.training.prepare import PreparedTask, PreparedTraining, check_ou
 from softprompt.training.recorder import RunRecorder, record_events
 from softprompt.training.trial import Task, Trial
 
-__all__ = ["FitResult", "PreparedTraining", "build_trial", "fit", "prepare", "recording"]
+__all__ = ["BuiltTrial", "FitResult", "PreparedTraining", "build_trial", "fit", "prepare", "recording"]
 
 _BEST_OF: tuple[Init, ...] = ("text", "selected", "labels", "vocab", "demonstrations")  # tried by init "best"
 
@@ -77,6 +77,20 @@ class FitResult:
         return self.saved[0][1]
 
 
+@dataclass(frozen=True)
+class BuiltTrial:
+    """A trial that is ready to be trained.
+
+    Attributes:
+        prepared: its settings and rows, with the initialization that was used.
+        init_losses: mean validation loss of each initialization, if several were tried.
+    """
+
+    prepared: PreparedTraining
+    trial: Trial
+    init_losses: dict[str, float] = field(default_factory=dict)
+
+
 def fit(
     prepared: PreparedTraining,
     lm: FrozenLM | None = None,
@@ -100,10 +114,11 @@ def fit(
         lm = load_model(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
     check_outputs_free(prepared, overwrite)
     begin = time.monotonic()
-    prepared, trial, tried = build_trial(prepared, lm)
+    built = build_trial(prepared, lm)
+    prepared, trial = built.prepared, built.trial
     trial.state.init_seconds = time.monotonic() - begin
-    if tried:
-        report(Event("init", 0, tried))
+    if built.init_losses:
+        report(Event("init", 0, built.init_losses))
     processes = PartialState(cpu=lm.device.type == "cpu")
     with record_events(recording(prepared), processes.is_main_process, resume, report) as everywhere:
         (result,) = train(lm, [trial], run, resume=resume, report=everywhere)
@@ -133,14 +148,12 @@ def save_run(
     return saved
 
 
-def build_trial(
-    prepared: PreparedTraining, lm: FrozenLM, name: str = ""
-) -> tuple[PreparedTraining, Trial, dict[str, float]]:
+def build_trial(prepared: PreparedTraining, lm: FrozenLM, name: str = "") -> BuiltTrial:
     """The method at its start, with its rows and settings.
 
-    Init "best" tries several starts on the validation rows: the returned settings name the best one, and the last
-    value has the mean validation loss of each. If `auto` chose an initialization that this model or data cannot use, it
-    falls back to text, and the fallback is reported like the choice.
+    Init "best" tries several starts on the validation rows, and the returned settings name the best one. If `auto`
+    chose an initialization that this model or data cannot use, it falls back to text, and the fallback is reported like
+    the choice.
 
     Raises:
         ConfigError: settings that do not fit each other.
@@ -150,7 +163,7 @@ def build_trial(
     """
     if prepared.config.method.init != "best":
         try:
-            return prepared, _candidate(prepared, lm, name), {}
+            return BuiltTrial(prepared, _candidate(prepared, lm, name))
         except (ConfigError, UnsupportedModelError):  # keys that cannot move, no room for a demonstration
             if not any(choice.setting == "method.init" for choice in prepared.choices):
                 raise
@@ -158,9 +171,7 @@ def build_trial(
     return _best_of(_BEST_OF, prepared, lm, name)
 
 
-def _best_of(
-    inits: Sequence[Init], prepared: PreparedTraining, lm: FrozenLM, name: str
-) -> tuple[PreparedTraining, Trial, dict[str, float]]:
+def _best_of(inits: Sequence[Init], prepared: PreparedTraining, lm: FrozenLM, name: str) -> BuiltTrial:
     """The start with the lowest validation loss; those that this model or data cannot use are left out.
 
     Raises what the first one raises.
@@ -174,8 +185,8 @@ def _best_of(
             if init == inits[0]:
                 raise
     losses = {init: validation_losses(lm, trial) for init, (_, trial) in made.items()}
-    tried = {init: sum(by_task) / max(1, len(by_task)) for init, by_task in losses.items()}
-    return *made[min(tried, key=tried.__getitem__)], tried
+    means = {init: sum(by_task) / max(1, len(by_task)) for init, by_task in losses.items()}
+    return BuiltTrial(*made[min(means, key=means.__getitem__)], means)
 
 
 def _with_init(prepared: PreparedTraining, init: Init) -> PreparedTraining:
@@ -211,7 +222,7 @@ def _candidate(prepared: PreparedTraining, lm: FrozenLM, trial_name: str) -> Tri
 
 def _rewound(config: Config, lm: FrozenLM, start: Start) -> Start:
     """The start with the virtual tokens that pruning kept, as they were before training."""
-    kept, form = config.method.kept, method_spec(config.method.name).form or EmbeddingPrompt.form
+    kept, form = config.method.kept, method_spec(config.method.name).start_form
     if min(kept) < 0 or max(kept) >= start.n_tokens or len(set(kept)) < len(kept):
         expected = f"different numbers from 0 to {start.n_tokens - 1}"
         raise ConfigError("no such virtual tokens to keep", where="method.kept", expected=expected, got=kept)

@@ -106,8 +106,8 @@ def sweep(
     for cell in cells.values():
         check_outputs_free(cell, overwrite)
     begin = time.monotonic()
-    built = {name: build_trial(cell, lm, name)[:2] for name, cell in cells.items()}
-    trials = [trial for _, trial in built.values()]
+    built = {name: build_trial(cell, lm, name) for name, cell in cells.items()}
+    trials = [each.trial for each in built.values()]
     for trial in trials:
         trial.state.init_seconds = time.monotonic() - begin
     processes = PartialState(cpu=lm.device.type == "cpu")
@@ -118,7 +118,7 @@ def sweep(
         return SweepResult(ranked, ())
     best, saved = next(iter(ranked)), list[tuple[Path, Card]]()
     if processes.is_main_process:
-        saved = save_run(built[best][0], lm, built[best][1], ranked[best], overwrite=overwrite)
+        saved = save_run(built[best].prepared, lm, built[best].trial, ranked[best], overwrite=overwrite)
         with writing(prepared.run):
             write_json(prepared.run / "sweep.json", [row(name, result) for name, result in ranked.items()])
     processes.wait_for_everyone()

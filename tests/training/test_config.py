@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from softprompt.deprecation import RenamedWarning
 from softprompt.errors import ConfigError
+from softprompt.methods.registry import method_spec, method_specs
 from softprompt.settings import known_keys, to_yaml
-from softprompt.training.config import Config, MethodConfig, TrainConfig, resolve
+from softprompt.training.config import Config, TrainConfig, resolve
 
 SOURCES = ("yaml", "environment", "flags")  # a later one wins
 
@@ -38,6 +40,8 @@ FIELDS = fields()
 def values_of(name: str) -> list[Any]:
     """Some values that a setting may have, in the order of `SOURCES`; its default may be among them."""
     kind = FIELDS[name][0]
+    if name == "method.name":
+        return ["prompt-tuning", "smop", "decomposed"]
     if name == "train.temperature":
         return [1.5, 2.0, 3.0]
     if get_origin(kind) in (Union, types.UnionType):
@@ -292,13 +296,45 @@ def test_to_yaml_shows_every_setting() -> None:
     shown = yaml.safe_load(to_yaml(Config()))
     assert set(shown) == set(Config.model_fields)
     assert set(shown["train"]) == set(TrainConfig.model_fields)
-    assert set(shown["method"]) == set(MethodConfig.model_fields)
+    assert set(shown["method"]) == set(method_spec(Config().method.name).settings.model_fields)
+
+
+@pytest.mark.parametrize("name", method_specs())
+def test_to_yaml_shows_the_settings_of_the_method_only(name: str) -> None:
+    shown = yaml.safe_load(to_yaml(resolve({"method.name": name})))
+    assert set(shown["method"]) == set(method_spec(name).settings.model_fields)
+
+
+def test_to_yaml_keeps_the_order_of_tasks(tmp_path: Path) -> None:
+    """In which their teachers are listed."""
+    made = resolve({"data.tone": "a", "data.mood": "b", "method.teachers": "x,y"})
+    again = resolve({}, written(tmp_path / "a.yaml", to_yaml(made)))
+    assert isinstance(again.data, dict)
+    assert (list(again.data), again.method.teachers) == (["tone", "mood"], ("x", "y"))
 
 
 def test_every_setting_is_known_and_described() -> None:
-    assert list(known_keys(Config)) == list(FIELDS)
-    assert all(len(text) > 4 and not text.endswith(".") for text in known_keys(Config).values())
-    assert len(set(known_keys(Config).values())) == len(FIELDS), "two settings with one description"
+    known = known_keys(Config)
+    of_methods = {f"method.{name}" for spec in method_specs().values() for name in spec.settings.model_fields}
+    assert set(known) == FIELDS.keys() | of_methods
+    assert all(len(text) > 4 and not text.endswith(".") for text in known.values())
+    assert len(set(known.values())) == len(known), "two settings with one description"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_setting_of_another_method_is_ignored_with_a_warning(source: str, tmp_path: Path) -> None:
+    """0.1 allowed it; at its default, as settings files of 0.1 list it, without a word."""
+
+    def made(rank: int) -> Config:
+        values = {"method.name": "prompt-tuning", "method.rank": rank}
+        path = written(tmp_path / "a.yaml", yaml.safe_dump(nested(values) if source == "yaml" else {}))
+        environment = {variable(name): shell(value) for name, value in values.items()}
+        return resolve(values if source == "flags" else {}, path, environment if source == "environment" else {})
+
+    assert made(10).method.ignored() == {}
+    with pytest.warns(RenamedWarning, match=r"method\.rank is ignored by prompt-tuning \(a setting of decomposed\)"):
+        assert made(3).method.ignored() == {"rank": 3}
 
 
 def test_settings_cannot_be_changed_in_place() -> None:
@@ -310,7 +346,9 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 def test_to_yaml_explains_every_setting() -> None:
     text = to_yaml(Config())
-    for name, meaning in known_keys(Config).items():
+    shown = fields(method_spec(Config().method.name).settings, "method.").keys() | FIELDS.keys()
+    for name in shown:
+        meaning = known_keys(Config)[name]
         section, _, leaf = name.rpartition(".")
         assert f"{'  ' * bool(section)}# {meaning}\n{'  ' * bool(section)}{leaf}: " in text
     assert "# learning rate after warm-up: cosine, linear, constant" in text

@@ -105,7 +105,7 @@ def test_training_starts_from_in_context_learning(method: str, base: Path, tmp_p
     """Rows behind the fresh prompt see the demonstrations as text; a demonstration's own row does not see itself."""
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__name=method, method__init="demonstrations", method__n_tokens=170)
-    _, trial, _ = build_trial(prepare(config), lm)
+    trial = build_trial(prepare(config), lm).trial
     (own,) = trial.tasks
     shown = [row for row in own.train if row.masked_span != (0, 0)]
     others = [row for row in own.train if row.masked_span == (0, 0)]
@@ -150,17 +150,19 @@ def check_text(lm: FrozenLM, prefix: Prefix, before: list[int], row: list[int]) 
 def test_best_takes_the_start_with_the_lowest_validation_loss(base: Path, tmp_path: Path) -> None:
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__init="best", method__n_tokens=170)
-    chosen, trial, tried = build_trial(prepare(config), lm)
-    assert set(tried) == {"text", "labels", "vocab", "demonstrations"}, "selected: fewer tokens are there than wanted"
-    best = min(tried, key=tried.__getitem__)
-    assert chosen.config.method.init == best, "what the card will say"
-    _, alone, none = build_trial(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
-    assert none == {}
-    for name, tensor in alone.learner.state_dict().items():
-        assert torch.equal(tensor, trial.learner.state_dict()[name])
-    _, few, tried = build_trial(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
-    assert set(tried) == {"text", "selected", "labels", "vocab"}, "there was no room for a demonstration"
-    assert few.learner.freeze()[0].n_tokens == 6
+    built = build_trial(prepare(config), lm)
+    assert set(built.init_losses) == {"text", "labels", "vocab", "demonstrations"}, (
+        "selected: fewer tokens are there than wanted"
+    )
+    best = min(built.init_losses, key=built.init_losses.__getitem__)
+    assert built.prepared.config.method.init == best, "what the card will say"
+    alone = build_trial(prepare(settings(base, tmp_path, method__init=best, method__n_tokens=170)), lm)
+    assert alone.init_losses == {}
+    for name, tensor in alone.trial.learner.state_dict().items():
+        assert torch.equal(tensor, built.trial.learner.state_dict()[name])
+    few = build_trial(prepare(settings(base, tmp_path, method__init="best", method__n_tokens=6)), lm)
+    assert set(few.init_losses) == {"text", "selected", "labels", "vocab"}, "there was no room for a demonstration"
+    assert few.trial.learner.freeze()[0].n_tokens == 6
 
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning", "residual"])
@@ -168,9 +170,9 @@ def test_rewinding_starts_from_some_tokens_of_the_start(method: str, base: Path,
     """As they were before training, the keys moved together."""
     lm = tiny_lm("llama", bos=True)
     form = "prefix-tuning" if method == "prefix-tuning" else "prompt-tuning"
-    _, whole, _ = build_trial(prepare(settings(base, tmp_path, method__name=form)), lm)
+    whole = build_trial(prepare(settings(base, tmp_path, method__name=form)), lm).trial
     config = settings(base, tmp_path, method__name=method, method__kept="4,0,2")
-    _, trial, _ = build_trial(prepare(config), lm)
+    trial = build_trial(prepare(config), lm).trial
     (kept,), (every,) = trial.learner.freeze(), whole.learner.freeze()
     wanted = select(every, [0, 2, 4], lm)
     assert kept.n_tokens == 3
@@ -188,8 +190,9 @@ def test_a_prompt_to_start_from_says_how_long(recipe: str, base: Path, tmp_path:
     flags = {"model": str(base), "data": str(tmp_path / "data"), "name": "new", "recipe": recipe}
     flags |= {"method.init": "prompt", "method.init_from": "old"}
     for method, length in (("prompt-tuning", 5), ("prefix-tuning", 6)):
-        prepared, trial, _ = build_trial(prepare(resolve(flags | {"method.name": method})), lm)
-        (start,) = trial.learner.freeze()
+        built = build_trial(prepare(resolve(flags | {"method.name": method})), lm)
+        prepared = built.prepared
+        (start,) = built.trial.learner.freeze()
         assert start.n_tokens == prepared.config.method.n_tokens == length
         assert "method.n_tokens" not in [choice.setting for choice in prepared.choices]
         if method == "prompt-tuning":
@@ -210,7 +213,7 @@ def test_selected_reads_demonstrations_with_rows_that_are_not_shown(
 
     monkeypatch.setattr(initialization, "selected_prompt", spy)
     config = settings(base, tmp_path, method__init="selected", method__text_tokens=110, method__n_tokens=9)
-    _, trial, _ = build_trial(prepare(config), lm)
+    trial = build_trial(prepare(config), lm).trial
     (prompt,) = trial.learner.freeze()
     assert prompt.n_tokens == 9
     found = demonstrations(task_of(config), lm, None, 110, 0)
@@ -238,9 +241,9 @@ def test_a_model_that_cannot_be_listened_to_starts_unfitted(
     monkeypatch.setattr(initialization, "selected_prompt", spy)
     config = settings(base, tmp_path, method__init="selected", method__text_tokens=110, method__name=method)
     prepared = prepare(config)
-    (fitted,) = build_trial(prepared, lm)[1].learner.freeze()
+    (fitted,) = build_trial(prepared, lm).trial.learner.freeze()
     monkeypatch.setattr(initialization, "collect_targets", deaf)
-    (unfitted,) = build_trial(prepared, lm)[1].learner.freeze()
+    (unfitted,) = build_trial(prepared, lm).trial.learner.freeze()
     assert_close(unfitted.tensors(), chosen[1].tensors())
     assert any(not torch.equal(own, unfitted.tensors()[name]) for name, own in fitted.tensors().items())
 
@@ -300,9 +303,10 @@ def test_where_the_start_that_auto_chose_cannot_be_had_it_is_the_text(
     with pytest.raises(UnsupportedModelError if missing == "keys" else ConfigError):
         build_trial(prepared, lm)
     chosen = replace(prepared, choices=(Choice("method.init", "selected", "the best start"),))
-    found, trial, tried = build_trial(chosen, lm)
-    assert found.config.method.init == "text" and list(tried) == ["text"] and tried["text"] > 0
-    _, plain, _ = build_trial(prepare(settings(base, tmp_path)), lm)
-    assert_close(trial.learner.state_dict(), plain.learner.state_dict(), rtol=0, atol=0)
+    built = build_trial(chosen, lm)
+    assert built.prepared.config.method.init == "text"
+    assert list(built.init_losses) == ["text"] and built.init_losses["text"] > 0
+    plain = build_trial(prepare(settings(base, tmp_path)), lm).trial
+    assert_close(built.trial.learner.state_dict(), plain.learner.state_dict(), rtol=0, atol=0)
     best = prepare(settings(base, tmp_path, method__init="best", method__text_tokens=room))
-    assert "selected" not in build_trial(best, lm)[2]
+    assert "selected" not in build_trial(best, lm).init_losses

@@ -231,7 +231,7 @@ def test_init_selected_starts_from_what_rows_look_at(base: Path, tmp_path: Path)
     def opened(**changes: Any) -> Any:
         given = {"method__init": "selected", "method__init_text": text, "method__n_tokens": 8}
         config = settings(base, tmp_path, **(given | changes))
-        return run.build_trial(prepare(config), lm)[1]
+        return run.build_trial(prepare(config), lm).trial
 
     lm = run.load_model(str(base))
     (prompt,) = opened().learner.freeze()
@@ -251,7 +251,7 @@ def test_init_selected_of_an_embedding_prompt(base: Path, tmp_path: Path) -> Non
     lm, text = run.load_model(str(base)), "A text of some length, which says a lot."
     given = {"method__init": "selected", "method__init_text": text, "method__n_tokens": 8}
     config = settings(base, tmp_path, **given, method__name="prompt-tuning")
-    (prompt,) = run.build_trial(prepare(config), lm)[1].learner.freeze()
+    (prompt,) = run.build_trial(prepare(config), lm).trial.learner.freeze()
     (task,) = prepare(config).tasks
     between = layout_ids(lm, layout_for(lm, task.template, "embedding"))
     assert between[0] == tuple(bos_ids(lm.tokenizer))
