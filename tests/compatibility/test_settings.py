@@ -1,0 +1,29 @@
+"""Training settings of release 0.1 mean the same, also after they were written anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from softprompt.methods.legacy import legacy_dump
+from softprompt.settings import to_yaml
+from softprompt.training.config import resolve
+from tests.support.old_release import ARTIFACTS, EXPECTED
+
+
+@pytest.mark.filterwarnings("ignore::softprompt.deprecation.RenamedWarning")
+@pytest.mark.parametrize("name", [name for name, one in EXPECTED["configs"].items() if one["kind"] == "Config"])
+def test_they_mean_what_they_meant(name: str, tmp_path: Path) -> None:
+    """Checkpoints of that release have digests of settings under their old names and with their old defaults."""
+    expected = EXPECTED["configs"][name]
+    path = ARTIFACTS / "configs" / name
+    for _ in range(2):
+        settings = resolve({}, path)
+        dump = settings.model_dump(mode="json")
+        dump["method"] = legacy_dump(settings.method)
+        dump["train"] = json.loads(json.dumps(settings.train.legacy_dump(exclude=set())))
+        assert dump == expected["settings"]
+        path = tmp_path / "again.yaml"
+        path.write_text(to_yaml(settings), encoding="utf-8")
