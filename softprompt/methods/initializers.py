@@ -27,7 +27,7 @@ from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import compute_keys_values as keys_values_of
 from softprompt.prefix.seq2seq import SITES
 from softprompt.prompts.base import SoftPrompt
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits, form_class
 
 INITS = ("text", "demonstrations", "labels", "vocab", "uniform", "normal", "prompt")
 FREQUENT = 5000  # Lester et al. 2021, section 3.2: sample from the 5,000 most common tokens
@@ -78,7 +78,7 @@ def initial_keys_values(lm: FrozenLM, start: Start, chosen_sites: Sequence[str] 
 
 def initial_prompt(lm: FrozenLM, start: Start, form: str) -> SoftPrompt:
     """The prompt to start from, of a form ("embedding" or "kv"); without gradient. Raises as the two above."""
-    if form == "kv":
+    if form_class(form).begins_the_sequence:
         return initial_keys_values(lm, start).freeze()
     return EmbeddingPrompt(initial_embeddings(lm, start)).freeze()
 

@@ -76,7 +76,9 @@ class MethodSpec(Generic[SettingsType]):
     @property
     def trains_kv(self) -> bool:
         """Whether it trains keys and values: such a prompt begins the sequence, so BOS is part of it."""
-        return self.form == "kv"
+        from softprompt.prompts.forms import form_class  # imports torch
+
+        return self.form is not None and form_class(self.form).begins_the_sequence
 
 
 _specs: dict[str, MethodSpec[Any]] = {}

@@ -61,7 +61,7 @@ def test_commands_are_no_texts(trained: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ChatSession, "reset", lambda self: resets.append(True))
     result = done("chat", "ok", *OPTIONS, stdin="question 3\n/reset\n/what\n question 4 \n")
     assert (asked, resets) == (["question 3", "question 4"], [True])
-    assert result.stderr.count("/reset forgets") == 2
+    assert result.stderr.count("/reset starts anew") == 2
 
 
 def test_a_text_that_does_not_fit_ends_nothing(trained: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_signal_while_the_start_is_made(
             if at:
                 stop_at(patch, at, signal.SIGINT)
                 softprompt(*command, "--name", "tone")
-            patch.setattr(run, "build_start", stop)
+            patch.setattr(run, "training_start", stop)
             stopped = softprompt(*command, "--name", "tone", *(["--resume"] if at else []))
         assert stopped.exit_code == code
         assert f"stopped by {number.name}" in stopped.stderr and then in stopped.stderr

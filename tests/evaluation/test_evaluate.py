@@ -56,7 +56,7 @@ def texts() -> list[Record]:
 @pytest.mark.parametrize("form", ["none", "embedding", "kv"])
 def test_loss_and_perplexity(form: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if small:
-        monkeypatch.setattr(evaluate_module, "TOKENS", 30)
+        monkeypatch.setattr(evaluate_module, "_TOKENS", 30)
     template = Template("text", "{text}")
     lm, total, count = tiny_lm("llama"), 0.0, 0
     of = formatted(lm, form, template)

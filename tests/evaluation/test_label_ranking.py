@@ -21,7 +21,7 @@ from tests.support.tiny import tiny_lm
 def test_rank_is_brute_force(family: str, labels: list[str], small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """For rows of all lengths at once, and in several parts."""
     if small:
-        monkeypatch.setattr(label_ranking, "TOKENS", 30)
+        monkeypatch.setattr(label_ranking, "_TOKENS", 30)
         monkeypatch.setattr(label_ranking, "HEAD_POSITIONS", 1)
     lm, rows = tiny_lm(family), labelled(labels)
     begins = any(a != b and b.startswith(a) for a in labels for b in labels)

@@ -53,7 +53,7 @@ def written(lm: FrozenLM, formatted: FormattedPrompt) -> str:
 def test_layout(bos: bool) -> None:
     """BOS in front of everything but a KV prompt, which brings its own."""
     lm = tiny_lm("llama", bos=bos)
-    for form in ("embedding", "none"):
+    for form in ("embedding", None):
         assert layout_for(lm, PLAIN, form) == Layout(bos=bos, follow="Review:")
     assert layout_for(lm, PLAIN, "kv") == Layout(bos=False, follow="Review:")
     assert layout_for(lm, CHAT, "embedding").follow == f"{USER}Review:"

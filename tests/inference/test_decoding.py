@@ -94,7 +94,7 @@ def test_a_sampled_row_does_not_depend_on_its_batch_mates() -> None:
 def test_many_rows_are_decoded_in_parts(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = Sampling(8, temperature=1.2, seed=3)
     together = made(sampling)
-    monkeypatch.setattr(decoding, "ROWS", size)
+    monkeypatch.setattr(decoding, "BATCH_ROWS", size)
     assert made(sampling) == together
     assert made(sampling, [], []) == []
 
@@ -112,8 +112,8 @@ def test_behind_one_prefix_as_many_rows_as_take_no_more_room(monkeypatch: pytest
         return start(lm, own, rows, prefix_ids, room)
 
     monkeypatch.setattr(decoding, "start_decoding", counted)
-    monkeypatch.setattr(decoding, "ROWS", 4)
-    monkeypatch.setattr(decoding, "MOST_ROWS", 20)
+    monkeypatch.setattr(decoding, "BATCH_ROWS", 4)
+    monkeypatch.setattr(decoding, "_MOST_ROWS", 20)
     rows = [[5 + i, 6] for i in range(15)]
     one, long = (
         prepare_prefixes(lm, [Prefix(lead=tuple(text_ids(8, 3)))]),
@@ -127,7 +127,7 @@ def test_behind_one_prefix_as_many_rows_as_take_no_more_room(monkeypatch: pytest
         decode_batch(base, own, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
         assert sizes == wanted
         sizes.clear()
-    monkeypatch.setattr(decoding, "MOST_ROWS", 10)
+    monkeypatch.setattr(decoding, "_MOST_ROWS", 10)
     decode_batch(lm, long, rows, [0] * len(rows), Sampling(max_new_tokens=2), end_ids=[[]] * len(rows))
     assert sizes == [10, 5]
 

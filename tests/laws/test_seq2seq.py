@@ -144,7 +144,7 @@ def test_what_is_harvested(family: str) -> None:
 @pytest.mark.parametrize("family", SEQ2SEQ_FAMILIES)
 def test_law_2_loss_and_gradient(family: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All kinds of prefixes in one batch, each row with its own; whatever rows are run together."""
-    monkeypatch.setattr(module, "TOKENS", tokens)
+    monkeypatch.setattr(module, "_TOKENS", tokens)
     lm, rows = tiny_seq2seq(family), examples(LENGTHS)
     prefixes = mixed(lm, grad=True)
     leaves = gradient_tensors(prefixes)
@@ -198,7 +198,7 @@ def test_law_3_batch_mates(family: str, kinds: list[tuple[int, int, int]], token
     texts = [text_ids(n, 100 + i) for i, (n, _, _) in enumerate(kinds)]
     answers = [text_ids(n, 200 + i) for i, (_, n, _) in enumerate(kinds)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TOKENS", tokens)
+        patch.setattr(module, "_TOKENS", tokens)
         states = answer_hidden_states(lm, made(lm, prefixes), texts, answers, [owner for _, _, owner in kinds])
     parts = lm.logits(states).split([len(answer) for answer in answers])
     for text, answer, (_, _, owner), found in zip(texts, answers, kinds, parts, strict=True):
