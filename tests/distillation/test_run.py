@@ -367,7 +367,7 @@ def test_the_text_is_kept_only_where_asked(base: Path, place: Path) -> None:
 def test_settings() -> None:
     """Other defaults than in training, also where a section is given in part."""
     plain = resolve_settings(DistillConfig, {})
-    assert (plain.method.init, plain.method.frozen_tokens, plain.train.lr) == ("selected", 1, 4e-3)
+    assert (plain.method.init, plain.method.model_dump()["frozen_tokens"], plain.train.lr) == ("selected", 1, 4e-3)
     part = resolve_settings(DistillConfig, {"method.n_tokens": 8, "train.minutes": 2})
     assert (part.method.init, part.method.n_tokens, part.train.steps) == ("selected", 8, None)
     document = resolve_settings(DistillConfig, {"document": "a.md"})

@@ -78,7 +78,7 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ba
         flags["method.hidden"] = 8
     if asked.method.init_text:
         flags["method.init_text"] = "Sort the message."  # the tiny model's context is short
-    for source in asked.method.prompt_names():  # prompts that are to be there
+    for source in dict.fromkeys(asked.method.prompt_names()):  # prompts that are to be there
         changes = {"name": source, "method.name": "prompt-tuning", "method.init": "vocab", "train.seed": len(source)}
         plain = {"method.init_from": "null", "method.sources": ""}
         fit(prepare(resolve(flags | changes | plain, path)), tiny_lm())

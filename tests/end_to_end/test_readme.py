@@ -36,7 +36,7 @@ def page(name: str) -> str:
 
 def pages() -> list[str]:
     """Every page for readers, from the root."""
-    return [*PAGES, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+    return [*PAGES, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md") if path != EXTENDING)]
 
 
 def blocks(name: str, *languages: str) -> list[str]:

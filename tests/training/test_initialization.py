@@ -265,7 +265,7 @@ def test_what_is_not_fitted(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert begin() == 1
     assert begin(train__minutes=SHORT_RUN, train__steps=None) == 1
     assert begin(train__minutes=1.0, train__steps=None) == 0, "no time for it"
-    monkeypatch.setattr(initialization, "ASKING", 1)
+    monkeypatch.setattr(initialization, "SELECTION_ROWS", 1)
     assert begin() == 0, "more classes than rows that are asked"
 
 
