@@ -28,6 +28,7 @@ from tests.support.saved import save_tiny
 ROOT = Path(__file__).parents[2]
 NAME = "smollm2-135m"
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/helpdesk/README.md")
+EXTENDING = ROOT / "docs" / "guides" / "extending.md"  # commands of toys, which tests/extending runs
 
 
 def page(name: str) -> str:
