@@ -10,12 +10,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from softprompt.errors import UnsupportedModelError, first_line
-from softprompt.models.geometry import Geometry, LayerShape
-
-SAMPLED_ROWS = 8  # of the embedding table
-SAMPLED_COLUMNS = 4  # of each of these rows
-SAMPLED_MATRICES = 16  # from the first layer to the last
-SAMPLED_WEIGHTS = 2  # of each of these matrices
+from softprompt.models.geometry import Geometry, LayerShape, Sample
+from softprompt.models.weights import ModelWeights
 
 
 @torch.no_grad()
@@ -37,8 +33,7 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
             f"{config.model_type} models keep no keys and values, so no prefix can be attached",
             where=name,
         )
-    rows = torch.linspace(0, table.shape[0] - 1, SAMPLED_ROWS).long().tolist()
-    sample = table[rows, :SAMPLED_COLUMNS].float().flatten().tolist()
+    weights = ModelWeights(model, model.base_model, embedding)
     return Geometry(
         base=name,
         architecture=config.model_type,
@@ -47,11 +42,16 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
         layers=tuple(shapes),
         windows=(None,) * len(shapes) if sites else _windows(config, name),
         max_positions=context_of(config),
-        sample=tuple(sample),
-        matrices=_matrix_sample(model, table),
+        sample=_whole(weights.sample(len(table))),
+        matrices=_whole(weights.matrices(len(table))),
         sites=sites,
         n_heads=_query_heads(config, shapes),
+        weights=weights,
     )
+
+
+def _whole(sample: Sample) -> tuple[float, ...]:
+    return tuple(weight for weight in sample if weight is not None)
 
 
 def _query_heads(config: Any, shapes: Sequence[LayerShape | None]) -> int:
@@ -91,19 +91,6 @@ def _shapes(cache: Cache, layers: int) -> list[LayerShape | None]:
         if keys is not None and values is not None and keys.numel() > 0:
             shapes[i] = LayerShape(keys.shape[1], keys.shape[3], values.shape[3])
     return shapes
-
-
-def _matrix_sample(model: PreTrainedModel, table: Tensor) -> tuple[float, ...]:
-    """A few weights of matrices from the first to the last layer; none if they are quantised."""
-    matrices = [weight for weight in model.base_model.parameters() if weight.ndim >= 2 and weight is not table]
-    values: list[float] = []
-    for i in torch.linspace(0, len(matrices) - 1, SAMPLED_MATRICES).long().tolist():
-        weight = matrices[i]
-        if not weight.is_floating_point() or type(weight.data) is not Tensor:
-            return ()
-        flat = weight.detach().reshape(-1)
-        values += flat[torch.linspace(0, len(flat) - 1, SAMPLED_WEIGHTS + 2).long()[1:-1]].float().tolist()
-    return tuple(values)
 
 
 def context_of(config: Any) -> int:

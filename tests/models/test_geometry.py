@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +18,11 @@ from hypothesis import strategies as st
 from softprompt.models.geometry import Geometry, LayerShape
 from softprompt.models.measure import measure_geometry
 from tests.support.artifacts import PLAIN, geometries, geometry
-from tests.support.tiny import FAMILIES, tiny_model
+from tests.support.tiny import FAMILIES, VOCAB, tiny_model, tiny_seq2seq_model
 
 OTHER: dict[str, Any] = {
     "architecture": "gpt2",
     "hidden": 7,
-    "vocab": 301,
     "layers": (LayerShape(2, 4, 3), None, LayerShape(1, 2, 3)),
     "windows": (None, 17, None),
     "sites": ("encoder", "decoder", "cross"),
@@ -147,6 +148,10 @@ BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     "layer with a text": _with("layers", [{"kv_heads": "1", "key_dim": 1, "value_dim": 1}]),
     "window as text": _with("windows", ["16"]),
     "sample as text": _with("sample", "abc"),
+    "adapted as number": _with("adapted", 3),
+    "adapted without a value": _with("adapted", [["a", 1]]),
+    "adapted by text": _with("adapted", [["a", "1", 0.5]]),
+    "adapted to text": _with("adapted", [["a", 1, "x"]]),
     "sample beyond float": _with("sample", [10**400]),
 }
 
@@ -176,3 +181,54 @@ def test_a_quantised_model_is_compared_by_its_embeddings() -> None:
     quantised = geometry(matrices=())
     assert PLAIN.differs(quantised) is quantised.differs(PLAIN) is None
     assert quantised.differs(geometry(sample=(0.5, -0.25, 0.0, 1.4))) is not None
+
+
+@pytest.mark.parametrize("rows", [VOCAB - 30, VOCAB - 1, VOCAB + 1, VOCAB + 20, 3 * VOCAB])
+@pytest.mark.parametrize("make", [lambda: tiny_model("llama"), lambda: tiny_model("gpt2"), lambda: t5_with_own_head()])
+def test_a_table_of_another_length_is_the_same_model(make: Callable[[], Any], rows: int) -> None:
+    """Padded to a round number, or with tokens added; the output embedding of T5 is one of the sampled matrices."""
+    plain, other = make(), copy.deepcopy(make())
+    other.resize_token_embeddings(rows, mean_resizing=False)
+    one, two = measure_geometry(plain, "a"), measure_geometry(other, "b")
+    cards = [Geometry.from_dict(geometry.to_dict()) for geometry in (one, two)]
+    assert one.differs(cards[1]) is two.differs(cards[0]) is cards[1].differs(one) is one.differs(two) is None
+
+
+@pytest.mark.parametrize("rows", [VOCAB - 1, VOCAB + 20])
+@pytest.mark.parametrize("where", ["table", "layers"])
+def test_other_weights_beside_another_length_are_another_model(where: str, rows: int) -> None:
+    """Among the rows that both have, and among the layers."""
+    other = copy.deepcopy(tiny_model("llama"))
+    other.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        changed = other.get_input_embeddings().weight if where == "table" else other.model.layers[0].mlp.up_proj.weight
+        changed[: VOCAB // 2] += 0.1
+    one, two = measure_geometry(tiny_model("llama"), "a"), measure_geometry(other, "b")
+    card = Geometry.from_dict(one.to_dict())
+    assert "differ" in (two.differs(card) or "") and two.differs(card) == two.differs(one)
+
+
+def test_two_cards_of_other_lengths_are_told_by_their_matrices() -> None:
+    """Neither lists the rows that the other does."""
+    assert PLAIN.differs(geometry(vocab=301, sample=(9.0,))) is None
+    assert "vocab is 300" in (PLAIN.differs(geometry(vocab=301, matrices=(0.5, -1.0))) or "")
+    assert "vocab is 300" in (PLAIN.differs(geometry(vocab=301, matrices=())) or "")
+
+
+def test_a_table_of_hardly_a_row_in_common_proves_nothing() -> None:
+    one = measure_geometry(tiny_model("llama"), "a")
+    card = Geometry.from_dict(one.to_dict() | {"vocab": 100 * VOCAB})
+    assert one.differs(card) == f"vocab is {VOCAB}, the prompt's base has {100 * VOCAB}"
+
+
+def test_a_measured_geometry_does_not_keep_its_model_alive() -> None:
+    model = copy.deepcopy(tiny_model("llama"))
+    measured, alive = measure_geometry(model, "a"), weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+    assert measured.differs(measure_geometry(tiny_model("llama"), "b")) is None
+
+
+def t5_with_own_head() -> Any:
+    return tiny_seq2seq_model("t5-1.1")
