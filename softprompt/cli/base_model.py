@@ -11,7 +11,7 @@ from softprompt.cli.escape import escaped
 from softprompt.errors import ConfigError, ModelError, WrongBaseError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
-from softprompt.models.sources import is_here
+from softprompt.models.sources import adapted_name, is_here
 from softprompt.prompts import store
 
 
@@ -27,8 +27,16 @@ def base_of(names: Sequence[str]) -> str:
     return next(iter(bases.values()))
 
 
-def load_base(model: str | None, names: Sequence[str], dtype: str, device: str, trust_remote_code: bool) -> FrozenLM:
-    """The base model with the options of the command line: `model`, or the base model of the cards of `names`.
+def load_base(
+    model: str | None,
+    names: Sequence[str],
+    dtype: str,
+    device: str,
+    trust_remote_code: bool,
+    base_adapter: str | None = None,
+) -> FrozenLM:
+    """The base model with the options of the command line: `model`, or the base model of the cards of `names`, with the
+    LoRA weights of the folder `base_adapter` merged into it.
 
     A card is untrusted: it never causes a download, and never selects remote code.
     The model, device and dtype go to stderr with the reason.
@@ -46,6 +54,7 @@ def load_base(model: str | None, names: Sequence[str], dtype: str, device: str, 
                 got=model,
                 hint=f"if you trust that name, --model {model} downloads it",
             )
+    model = adapted_name(model, base_adapter)
     lm = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, local_files_only=from_card)
     Console(stderr=True, soft_wrap=True).print(Text(f"base model  {escaped(lm.name)}, frozen ({lm.reason})", "dim"))
     return lm

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import BaseAdapter, Device, Dtype, Model, TrustRemoteCode
 from softprompt.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _HELP = "/reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 def chat_command(
     name: Annotated[str, typer.Argument(help="Soft prompt: a name, or a path with a slash.")],
     model: Model = None,
+    base_adapter: BaseAdapter = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Only tokens that make up this probability.")] = 1.0,
@@ -37,7 +38,7 @@ def chat_command(
     from softprompt.inference.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
-    lm = load_base(model, [name], dtype, device, trust_remote_code)
+    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter)
     session = ChatSession(lm, load_prompts(lm, [name])[name], sampling)
     console = Console(stderr=True)
     console.print(_HELP, style="dim")

@@ -112,7 +112,7 @@ def _run(
 
     settings = prepared.settings
     console = Console(stderr=as_json, soft_wrap=True)
-    lm = load_model(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust)
+    lm = load_model(settings.base_model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     pieces = f"in {len(prepared.chunks)} pieces" if len(prepared.chunks) > 1 else "as a whole"
     console.print(Text(f"text        {prepared.where}, {len(lm.encode(prepared.text))} tokens, read {pieces}"))

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, Device, Dtype, Metrics, Model, TrustRemoteCode, parse_names
+from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Metrics, Model, TrustRemoteCode, parse_names
 from softprompt.settings import unescaped
 
 _BASELINES = ("base", "text_prompt")
@@ -25,6 +25,7 @@ def eval_command(
         str, typer.Option("--data", "-d", help="Rows with answers: a file, or a folder with train.* and test.*.")
     ],
     model: Model = None,
+    base_adapter: BaseAdapter = None,
     text_prompt: Annotated[str | None, typer.Option(help="Instruction of the text prompt to compare with.")] = None,
     shots: Annotated[int, typer.Option(min=0, help="Worked examples in the text prompt.")] = 3,
     shots_data: Annotated[
@@ -65,7 +66,7 @@ def eval_command(
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
     for note in held_out.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_base(model, chosen, dtype, device, trust_remote_code)
+    lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter)
     instruction = None if text_prompt is None else unescaped(text_prompt)
     with console.status("evaluating"):
         comparison = compare(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode, parse_names
+from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Model, TrustRemoteCode, parse_names
 from softprompt.errors import ConfigError, DataError
 from softprompt.settings import unescaped
 
@@ -30,6 +30,7 @@ def generate_command(
     names: Annotated[str, typer.Argument(help="Soft prompt, or several: a,b,c (each answers every text).")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; - or nothing reads lines from stdin.")] = None,
     model: Model = None,
+    base_adapter: BaseAdapter = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0 is all.")] = 0,
@@ -67,7 +68,7 @@ def generate_command(
     rows = _texts(texts)
     chosen_requests = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
     flat = expanded(chosen, routers)
-    lm = load_base(model, flat, dtype, device, trust_remote_code)
+    lm = load_base(model, flat, dtype, device, trust_remote_code, base_adapter)
     formatted_prompts = _formatted_prompts(lm, flat, base)
     columns = [*chosen, *(name for name in formatted_prompts if name not in flat)]
     requests = chosen_requests or [Request(text, name, where) for where, text in rows for name in columns]

@@ -15,6 +15,9 @@ from pydantic.fields import FieldInfo
 from softprompt.errors import ConfigError
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")]
+BaseAdapter = Annotated[
+    str | None, typer.Option("--base-adapter", help="PEFT folder whose LoRA weights are merged into the base model.")
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 TrustRemoteCode = Annotated[

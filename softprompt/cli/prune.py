@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Model, TrustRemoteCode
 
 if TYPE_CHECKING:
     from softprompt.editing.prune import PruneResult
@@ -28,6 +28,7 @@ def prune_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a soft prompt of that name.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Only the first rows; each is run once for every token.")] = 64,
     model: Model = None,
+    base_adapter: BaseAdapter = None,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -54,7 +55,7 @@ def prune_command(
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
     for note in found.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_base(model, [source], dtype, device, trust_remote_code)
+    lm = load_base(model, [source], dtype, device, trust_remote_code, base_adapter)
     prompt, card = store.load(source, lm.geometry)
     formatted = from_card(prompt, card)
     with console.status(f"{card.n_tokens} virtual tokens, {len(rows)} rows"):

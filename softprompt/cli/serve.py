@@ -16,7 +16,7 @@ from rich.text import Text
 
 from softprompt.cli.engine_options import engine_named, parse_engine_options
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import BaseAdapter, Device, Dtype, Model, TrustRemoteCode
 from softprompt.engine.registry import BaseModelOptions, EngineSpec, missing_packages
 from softprompt.errors import ConfigError, MissingExtraError
 
@@ -37,6 +37,7 @@ class Log(StrEnum):
 def serve_command(
     context: typer.Context,
     model: Model = None,
+    base_adapter: BaseAdapter = None,
     prompts_dir: Annotated[
         Path | None, typer.Option(help="Folder of soft prompts, loaded on first use. [$SOFTPROMPT_HOME]")
     ] = None,
@@ -95,7 +96,9 @@ def serve_command(
     configure("json" if log is Log.json or (log is Log.auto and not sys.stderr.isatty()) else "console")
     listening = None if check else listen(host, port)
     base = spec.prepare_base(BaseModelOptions(dtype, device, trust_remote_code))
-    lm = load_base(model, [] if model else _folders(pinned, folder), base.dtype, base.device, base.trust_remote_code)
+    lm = load_base(
+        model, [] if model else _folders(pinned, folder), base.dtype, base.device, base.trust_remote_code, base_adapter
+    )
     service = Service(
         lm,
         spec.create(lm, engine_options, base),

@@ -96,7 +96,9 @@ def run_training(
     settings = prepared.config
     for note in _notes(prepared):
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_model(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code)
+    lm = load_model(
+        settings.base_model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code
+    )
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     for line in _plan(prepared):
         console.print(Text(line))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from softprompt.methods.registry import method_settings, setting_names
+from softprompt.models.sources import adapted_name
 from softprompt.settings import Section, flag, split_names
 from softprompt.training.config import MethodSection, TrainConfig
 
@@ -62,6 +63,11 @@ class DistillConfig(BaseModel):
         default="smollm2-135m",
         description="base model: Hub id, folder, GGUF file or smollm2-135m",
         json_schema_extra=flag("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m."),
+    )
+    base_adapter: str | None = Field(
+        default=None,
+        description="PEFT folder whose LoRA weights are merged into the base model",
+        json_schema_extra=flag("--base-adapter", help="PEFT folder whose LoRA weights are merged into the base model."),
     )
     text: str | None = Field(
         default=None,
@@ -133,6 +139,11 @@ class DistillConfig(BaseModel):
     study: StudyConfig = StudyConfig()
     method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()
+
+    @property
+    def base_model(self) -> str:
+        """The base model's name, with its adapter if it has one. Raises ModelError for a folder without an adapter."""
+        return adapted_name(self.model, self.base_adapter)
 
     @model_validator(mode="before")
     @classmethod

@@ -93,13 +93,13 @@ def prepare_distillation(
     study_cache = run.with_name(run.name + STUDY_SUFFIX)
     unfinished = latest_step(run) is not None
     check_run_folder(run, unfinished, study_cache.exists(), overwrite=overwrite, resume=resume)
-    if is_encoder_decoder(settings.model, trust_remote_code=trust_remote_code):
+    if is_encoder_decoder(settings.base_model, trust_remote_code=trust_remote_code):
         raise ConfigError("distillation is for causal models", where="model", got=f"{settings.model}: encoder-decoder")
-    tokenizer = load_tokenizer(settings.model, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(settings.base_model, trust_remote_code=trust_remote_code)
     demonstrations, rows = _load_rows(settings)
     template = _template(settings, [*demonstrations, *rows], tokenizer)
     text, where = _read_text(settings, demonstrations, template)
-    context = context_length(settings.model, trust_remote_code=trust_remote_code)
+    context = context_length(settings.base_model, trust_remote_code=trust_remote_code)
     chunks = _checked_chunks(settings, text, where, tokenizer, context)
     return PreparedDistillation(settings, text, where, chunks, template, tuple(rows), sizes, folder, run, study_cache)
 

@@ -89,7 +89,7 @@ def distill(
     settings = prepared.settings
     if lm is None:
         lm = load_model(
-            settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code
+            settings.base_model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code
         )
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     splits = build_dataset(prepared, teacher, report)

@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from softprompt.data.tokenizer import closing_ids
 from softprompt.deprecation import warn_renamed
 from softprompt.errors import UnsupportedModelError
+from softprompt.models.adapters import plain_model
 from softprompt.models.measure import measure_geometry
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 E = TypeVar("E")
 
@@ -32,7 +37,8 @@ class FrozenLM:
     """A language model whose weights carry no gradient, with its tokenizer and geometry.
 
     Args:
-        model: any Transformers causal LM, or an encoder–decoder; it is put in eval mode and frozen.
+        model: any Transformers causal LM, or an encoder–decoder; it is put in eval mode and frozen. Of a PeftModel the
+            adapters are merged into a copy of the layers that they change.
         tokenizer: its tokenizer.
         name: the model's name in messages and cards.
         reason: why this device and dtype, for display.
@@ -46,7 +52,10 @@ class FrozenLM:
         UnsupportedModelError: the model keeps no keys and values that a prefix could extend.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, reason: str = "") -> None:
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, name: str, reason: str = ""
+    ) -> None:
+        model, adapted = plain_model(model, name)
         self._model = model.eval()
         self._config = model.config.get_text_config()
         self.tokenizer = tokenizer
@@ -61,7 +70,7 @@ class FrozenLM:
         shrinks = getattr(self._config, "scale_decoder_outputs", self._config.model_type == "umt5")
         self.head_scale: float | None = self._config.d_model**-0.5 if shrinks else None
         self.closing = tuple(closing_ids(tokenizer)) if self.is_encoder_decoder else ()
-        self.geometry = measure_geometry(model, name)
+        self.geometry = replace(measure_geometry(model, name), adapted=adapted)
         self._extensions: dict[Any, Any] = {}
         self._checkpointing = threading.Lock()
         self._checkpointed = 0  # `checkpoint_layers` blocks that are open
@@ -100,6 +109,12 @@ class FrozenLM:
         table = self._model.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
         return table
+
+    @cached_property
+    def unusable_ids(self) -> frozenset[int]:
+        """Ids of the tokenizer that have no row in the embedding table, so that no text may hold them; usually none."""
+        rows = self.embedding.weight.shape[0]
+        return frozenset(number for number in self.tokenizer.get_vocab().values() if number >= rows)
 
     @property
     def device(self) -> torch.device:

