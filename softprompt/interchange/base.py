@@ -20,6 +20,7 @@ from torch import Tensor
 
 from softprompt.data.template import Template
 from softprompt.errors import StoreError
+from softprompt.models.geometry import Geometry
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.forms import DTYPES, EmbeddingPrompt
 
@@ -34,22 +35,27 @@ _DAMAGED_ZIP = (
     RuntimeError,
     ValueError,
 )
-SAFE_HINT = "if you trust the file, convert it to safetensors in an environment that you can throw away"
+SAFE_HINT = (
+    "if you trust the file, load it in an environment that you can throw away, and save its tensors alone:"
+    " torch.save({name: tensor}, FILE), or safetensors"
+)
 
 
 @dataclass(frozen=True)
 class ImportedLayout:
-    """The template of a prompt that softprompt itself exported; foreign tools write none.
+    """How a prompt is fed, where its file says so: those of softprompt's own exports, and of NeMo.
 
     Attributes:
         template: how records become rows.
         bos: whether the text after the virtual tokens begins with BOS.
         labels: the classes of a classification prompt.
+        base: of the model that the prompt was trained for.
     """
 
     template: Template
     bos: bool
     labels: tuple[str, ...] = ()
+    base: Geometry | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +67,7 @@ class ImportedPrompt:
         method: the card's field of that name: name and imported_from at least; never a path.
         task: name within the file; empty if the file holds only one prompt.
         made_for: the base model named in the file, for display; may be empty.
-        layout: of a prompt that softprompt exported, else None.
+        layout: of a file that says how its prompt is fed, else None.
     """
 
     prompt: SoftPrompt

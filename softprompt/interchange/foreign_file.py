@@ -11,6 +11,7 @@ from softprompt.interchange.safe_pickle import read_torch_file
 
 _HEAD_BYTES = 512  # one tar header block
 _ZIP_MAGIC = b"PK"
+_LENGTH_BYTES = 8  # of a safetensors header's length
 
 
 @final
@@ -40,6 +41,12 @@ class ForeignFile:
             return ()
         with zip_archive(self.path, self.path) as archive:
             return tuple(archive.namelist())
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Whether it begins like a safetensors file: the length of a JSON header, then that header."""
+        length = int.from_bytes(self.head[:_LENGTH_BYTES], "little")
+        return self.head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{" and length < self.path.stat().st_size
 
     @cached_property
     def torch_object(self) -> object:

@@ -42,6 +42,7 @@ class Format:
             virtual tokens; None for a format that is only read.
         marker: the file by which a folder of this format is recognized; "" for a format of single files.
         torch_keys: the contents by which a `torch.save` file is recognized, for error messages.
+        last: tried after all others, since it takes files that those know better.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Format:
     write: Callable[[Path, SoftPrompt, Card, Tensor], None] | None = None
     marker: str = ""
     torch_keys: str = ""
+    last: bool = False
 
 
 _FORMATS: dict[str, Format] = {}
@@ -100,10 +102,16 @@ def _import_own_modules() -> None:
         importlib.import_module(f"{softprompt.interchange.__name__}.{module.name}")
 
 
+def in_known_folder(path: Path) -> bool:
+    """Whether the file is part of a folder that is one prompt as a whole, an adapter's or softprompt's own."""
+    markers = ("card.json", *(known.marker for known in formats().values() if known.marker))
+    return any((path.parent / marker).exists() for marker in markers)
+
+
 def _format_of(file: ForeignFile) -> Format:
     if not file.path.is_dir() and not file.path.is_file():
         raise StoreError("no such file or folder", where=file.path)
-    for known in formats().values():
+    for known in sorted(formats().values(), key=lambda known: known.last):
         if known.matches(file):
             return known
     raise _unknown_folder(file.path) if file.path.is_dir() else _unknown_file(file)
@@ -126,6 +134,8 @@ def _unknown_file(file: ForeignFile) -> StoreError:
     if file.is_zip:
         with path.open("rb") as stream:
             read_torch_file(stream, path)  # raises unless it is a torch.save file
+        if in_known_folder(path):
+            return _part_of_folder(path)
         expected = ", or ".join(known.torch_keys for known in formats().values() if known.torch_keys)
         return StoreError(
             "a torch.save file that holds no soft prompt of a known format", where=path, expected=expected
@@ -133,6 +143,12 @@ def _unknown_file(file: ForeignFile) -> StoreError:
     if file.head.startswith(b"\x80") and file.head[1:2] in b"\x02\x03\x04\x05":
         what = "this is a bare pickle, which can only be read by running it"
         return StoreError(what, where=path, hint="save it anew with torch.save of PyTorch 1.6 or later, or safetensors")
-    in_folder = any(known.marker and (path.parent / known.marker).exists() for known in formats().values())
-    hint = "give the folder that holds it" if in_folder else None
-    return StoreError("unknown format", where=path, expected=f"one of {', '.join(formats())}", hint=hint)
+    if in_known_folder(path):
+        return _part_of_folder(path)
+    return StoreError("unknown format", where=path, expected=f"one of {', '.join(formats())}")
+
+
+def _part_of_folder(path: Path) -> StoreError:
+    ours = (path.parent / "card.json").exists()
+    hint = f"softprompt show {path.parent}/" if ours else "give the folder that holds it"
+    return StoreError("this file is only a part of a soft prompt", where=path, hint=hint)

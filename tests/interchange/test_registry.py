@@ -325,7 +325,7 @@ class TestDetection:
     def test_by_content_not_by_name(self, tmp_path: Path) -> None:
         saved = cartridge(None)
         assert detect_format(torch_file(tmp_path / "prompt.npy", saved)) == "cartridges"
-        assert set(formats()) == {"peft", "google-prompt-tuning", "nemo", "cartridges", "koboldai"}
+        assert set(formats()) == {"peft", "google-prompt-tuning", "nemo", "cartridges", "koboldai", "tensors"}
 
     def test_what_is_none_of_them(self, tmp_path: Path) -> None:
         assert "no such file" in refused(tmp_path / "none").what
@@ -336,7 +336,7 @@ class TestDetection:
         assert refused(tmp_path / "empty").what == "unknown format"
         torch.save(TABLE, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
         assert "bare pickle" in refused(tmp_path / "old.bin").what
-        assert "no soft prompt of a known format" in refused(torch_file(tmp_path / "x.pt", {"a": TABLE})).what
+        assert "no soft prompt of a known format" in refused(torch_file(tmp_path / "x.pt", {"a": [TABLE]})).what
         with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
             archive.writestr("readme.txt", "x")
         assert "no data.pkl" in refused(tmp_path / "x.zip").what
