@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Model, TrustRemoteCode
 from softprompt.errors import ConfigError, DataError, StoreError
 from softprompt.settings import unescaped
 
@@ -24,29 +24,36 @@ if TYPE_CHECKING:
 
 
 def import_command(
-    path: Annotated[Path, typer.Argument(help="Folder of a PEFT adapter, or a .npy, .nemo, .pt or .zip file.")],
+    path: Annotated[
+        Path, typer.Argument(help="Folder of a PEFT adapter, or a .safetensors, .pt, .npy, .nemo or .zip file.")
+    ],
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the soft prompt.")],
     model: Model = None,
+    base_adapter: BaseAdapter = None,
     template: Annotated[str | None, typer.Option(help=r"Row to text, e.g. 'Review: {text}\nSentiment:'.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Use the model's chat template.")] = False,
     bos: Annotated[
         bool | None, typer.Option("--bos/--no-bos", help="Whether the text after the virtual tokens begins with BOS.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only this task of a file with several.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Import it although the file names another base.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace soft prompts of that name.")] = False,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Import a soft prompt that another tool made: PEFT, Google prompt-tuning, NeMo, Cartridges or KoboldAI.
+    """Import a soft prompt that another tool made: PEFT, Google prompt-tuning, NeMo, Cartridges, KoboldAI, or a tensor.
 
     softprompt import my-adapter --model smollm2-135m --name tone
 
     softprompt import prompts.nemo --model OWNER/NAME --name support --task billing
 
+    softprompt import prompt.safetensors --model OWNER/NAME --name tone
+
     A file with several tasks becomes NAME.TASK for each, unless --task picks one. Nothing in the file is run: a
-    pickle that does more than hold tensors is refused. The text is fed as the other tool feeds it: virtual tokens
+    pickle that does more than hold tensors is refused. A prompt of another base model is refused, unless --force says
+    that it is the same model under another name. The text is fed as the other tool feeds it: virtual tokens
     first, then BOS if the tokenizer adds one, then the template, by default the text alone.
     """
     from softprompt.cli.base_model import load_base
@@ -60,11 +67,12 @@ def import_command(
     kind = detect_format(path)
     if model is None:
         raise ConfigError("which base model is this soft prompt for", where="--model", hint="--model OWNER/NAME")
-    lm = load_base(model, [], dtype, device, trust_remote_code)
+    lm = load_base(model, [], dtype, device, trust_remote_code, base_adapter)
     chosen = _template(lm, template, chat)
     prompts = _by_name(read_foreign(path, lm.geometry), name, task, path)
     cards = {
-        key: import_card(lm, imported, Path(key).name, template=chosen, bos=bos) for key, imported in prompts.items()
+        key: import_card(lm, imported, Path(key).name, template=chosen, bos=bos, force=force)
+        for key, imported in prompts.items()
     }
     for key in prompts:
         store.check_free(store.locate(key), overwrite)
@@ -80,6 +88,7 @@ def export_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of vLLM's files also one that is there.")],
     to: Annotated[str, typer.Option("--to", help="Format: peft, vllm, or another registered one.")] = "peft",
     model: Model = None,
+    base_adapter: BaseAdapter = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="vllm: replace another version.")] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -92,11 +101,12 @@ def export_command(
     softprompt export tone --to vllm --out served
 
     An embedding prompt becomes PROMPT_TUNING, with the BOS that stands before it as its first virtual token (for
-    which the base model is loaded); a KV prompt becomes PREFIX_TUNING, or CARTRIDGE if first tokens were frozen. For
+    which the base model is loaded); a KV prompt becomes PREFIX_TUNING, or CARTRIDGE if first tokens were frozen. Those
+    of an encoder-decoder are for SEQ_2_SEQ_LM; PEFT holds no keys and values of an encoder or of cross-attention. For
     vLLM both become keys and values, which the base model computes; docs/server.md says how to serve them.
     """
     if to == "vllm":
-        _export_vllm(name, out, model, overwrite, dtype, device, trust_remote_code)
+        _export_vllm(name, out, model, overwrite, dtype, device, trust_remote_code, base_adapter)
         return
     import torch
 
@@ -111,7 +121,7 @@ def export_command(
     prompt, card = store.load(store.locate(name))
     lead = torch.zeros(0, card.geometry.hidden)
     if card.layout.bos or card.layout.lead:
-        lm = load_base(model, [name], dtype, device, trust_remote_code)
+        lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter)
         prompt, card = store.load(store.locate(name), lm.geometry)
         lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
     writers[to](out, prompt, card, lead)
@@ -121,13 +131,20 @@ def export_command(
 
 
 def _export_vllm(
-    name: str, out: Path, model: str | None, overwrite: bool, dtype: str, device: str, trust_remote_code: bool
+    name: str,
+    out: Path,
+    model: str | None,
+    overwrite: bool,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool,
+    base_adapter: str | None,
 ) -> None:
     from softprompt.cli.base_model import load_base
     from softprompt.prompts import store
     from softprompt.vllm.published import publish
 
-    lm = load_base(model, [name], dtype, device, trust_remote_code)
+    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter)
     prompt, card = store.load(store.locate(name), lm.geometry)
     published = publish(lm, prompt, card, out, overwrite=overwrite)
     done = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from softprompt.data.template import Template, bos_ids, head
+from softprompt.data.template import Template, answered_apart, bos_ids, head
+from softprompt.errors import GeometryError, WrongBaseError
 from softprompt.interchange.base import ImportedPrompt
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.sources import may_be_one_model
 from softprompt.prompts.card import Card, Layout
 from softprompt.prompts.forms import check_fits
 
@@ -12,7 +14,13 @@ _PLAIN = Template("text", "{text}")
 
 
 def import_card(
-    lm: FrozenLM, imported: ImportedPrompt, name: str, *, template: Template | None = None, bos: bool | None = None
+    lm: FrozenLM,
+    imported: ImportedPrompt,
+    name: str,
+    *,
+    template: Template | None = None,
+    bos: bool | None = None,
+    force: bool = False,
 ) -> Card:
     """The card of a foreign prompt.
 
@@ -22,11 +30,20 @@ def import_card(
     Args:
         template: how records become text; None takes the template of softprompt's own export, or the bare text.
         bos: whether the text begins with BOS; None takes the value of that export, or follows the tokenizer.
+        force: import it although the file names another base model.
 
-    Raises GeometryError if the prompt does not fit the base model.
+    Raises:
+        GeometryError: the prompt does not fit the base model.
+        WrongBaseError: the file says that it was made for another one.
+        DataError: a chat template for an encoder–decoder.
     """
     check_fits(imported.prompt, lm.geometry)
+    _check_room(lm, imported)
+    if not force:
+        _check_base(lm, imported)
     chosen = template or (imported.layout.template if imported.layout else _PLAIN)
+    if lm.is_encoder_decoder:
+        chosen = answered_apart(chosen)
     if bos is None:
         bos = imported.layout.bos if imported.layout else True
     return Card.draft(
@@ -38,3 +55,30 @@ def import_card(
         labels=imported.layout.labels if imported.layout else (),
         method=imported.method,
     )
+
+
+def _check_room(lm: FrozenLM, imported: ImportedPrompt) -> None:
+    """Raise GeometryError for a table as long as the context, such as a model's own embeddings."""
+    most = lm.geometry.max_positions
+    if imported.prompt.n_tokens >= most:
+        what, expected = "a soft prompt as long as the model's context", f"< {most} virtual tokens"
+        raise GeometryError(what, where=lm.name, expected=expected, got=imported.prompt.n_tokens)
+
+
+def _check_base(lm: FrozenLM, imported: ImportedPrompt) -> None:
+    """Raise WrongBaseError for a prompt of another base model: by its weights if they are known, else by its name."""
+    stored = imported.layout.base if imported.layout else None
+    if stored is not None:
+        reason = lm.geometry.differs(stored)
+    else:
+        same = not imported.made_for or may_be_one_model(imported.made_for, lm.name)
+        reason = None if same else "the file names another"
+    if reason is not None:
+        made_for = imported.made_for[:100] or "another base model"
+        raise WrongBaseError(
+            "this soft prompt was made for another base model",
+            where=lm.name,
+            expected=made_for,
+            got=f"{lm.name}: {reason}",
+            hint=f"--model {made_for}, or --force if it is the same model under another name",
+        )

@@ -7,17 +7,20 @@ Layout, as in PEFT 0.21 (`peft_model.py`, `get_prompt` and `get_prompt_embedding
     MULTITASK_PROMPT_TUNING        and prefix_task_cols [T, P, r], prefix_task_rows [T, r, H]; the prompt of task t is
                                    prompt_embeddings ⊙ (cols[t] @ rows[t])
     PREFIX_TUNING, CARTRIDGE       prompt_embeddings [P, 2·L·K·D]: of each virtual token keys and values of layer 0,
-                                   of layer 1, …; keys post-RoPE at positions 0…P-1
+                                   of layer 1, …; keys post-RoPE at positions 0…P-1 (`peft_layers`)
 
 PEFT puts the virtual tokens in front of everything, BOS included. It runs an adapter in inference mode, where the
 saved tensor is the prompt whatever made it. Nothing here imports PEFT.
+
+For an encoder–decoder (task_type SEQ_2_SEQ_LM) `num_transformer_submodules` is 2 unless it is set. Embeddings are then
+[2·P, H], of which the first P stand before the text in the encoder and the others are not used, but by multitask prompt
+tuning, which puts them into the decoder. Keys and values are those of the decoder's self-attention.
 
 Shapes: P virtual tokens, H embedding width, L layers, K key/value heads, D head size, T tasks, r rank.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,23 +30,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from softprompt.data.template import Template
-from softprompt.errors import GeometryError, StoreError
+from softprompt.errors import StoreError
 from softprompt.files import read_json, read_tensors, write_folder, write_json
 from softprompt.interchange import safe_pickle
-from softprompt.interchange.base import ImportedLayout, ImportedPrompt, embedding_prompt, shown_path, usable
+from softprompt.interchange.base import ImportedLayout, ImportedPrompt, embedding_prompt, shown_path
 from softprompt.interchange.foreign_file import ForeignFile
+from softprompt.interchange.peft_layers import from_flat, layer_count, the_shape, to_flat
+from softprompt.interchange.peft_readme import adapter_readme
 from softprompt.interchange.registry import Format, register_format
-from softprompt.models.geometry import Geometry, LayerShape
+from softprompt.models.geometry import Geometry
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits
+from softprompt.prompts.forms import EmbeddingPrompt, check_fits
 from softprompt.prompts.model_card import public_name
 
 _NAME = "peft"
 _CONFIG = "adapter_config.json"
 _TENSORS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
-_FRAME = "frame.json"  # softprompt's own: template, BOS and labels
+_FRAME = "frame.json"  # softprompt's own: template, BOS, labels and the base model's geometry
 _EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING", "CPT")
 _KV_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 _MULTITASK = "MULTITASK_PROMPT_TUNING"
@@ -63,18 +68,14 @@ def read(file: ForeignFile, geometry: Geometry) -> list[ImportedPrompt]:
         geometry: of the base model, by which a flat prefix is cut into layers and heads.
 
     Raises:
-        StoreError: no adapter of a prompt-learning type for causal language models, or damaged.
+        StoreError: no adapter of a prompt-learning type for this kind of language model, or damaged.
         GeometryError: a prefix that does not fit the base model.
     """
     folder = file.path
-    config = _config(folder)
+    config = _config(folder, is_encoder_decoder=bool(geometry.sites))
     kind = config["peft_type"]
     tensors = _tensors(folder, kind)
-    table = tensors["prompt_embeddings"]
-    n_tokens = config.get("num_virtual_tokens")
-    if table.ndim != 2 or (n_tokens is not None and table.shape[0] != n_tokens):
-        expected = f"[{n_tokens}, …], as {_CONFIG} says"
-        raise StoreError("prompt_embeddings has another shape", where=folder, expected=expected, got=shown_path(table))
+    tensors["prompt_embeddings"] = table = _table(tensors["prompt_embeddings"], config, folder)
     method: dict[str, Any] = {"name": kind.lower(), "imported_from": _NAME}
     about = {"made_for": str(config.get("base_model_name_or_path") or ""), "layout": _frame(folder)}
     if kind == _MULTITASK:
@@ -91,14 +92,16 @@ def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None
     """Write an adapter that `PeftModel.from_pretrained(base, folder)` loads.
 
     An embedding prompt becomes PROMPT_TUNING, a KV prompt PREFIX_TUNING, or CARTRIDGE where the card says how many
-    first tokens were frozen. `frame.json` is softprompt's own: with it `softprompt import` restores the template.
+    first tokens were frozen; of an encoder–decoder both are for SEQ_2_SEQ_LM. `frame.json` is softprompt's own: with it
+    `softprompt import` restores the template.
 
     Args:
         lead_NH: embeddings of what stands in front of an embedding prompt (BOS, lead), which become its first virtual
             tokens, since PEFT puts nothing before a prompt; [0, H] if nothing does.
 
     Raises:
-        GeometryError: layers that differ or have no keys and values of their own: PEFT keeps one flat row a token.
+        GeometryError: layers that differ or have no keys and values of their own: PEFT keeps one flat row a token. Keys
+            and values in an encoder or in cross-attention, where PEFT puts none.
         StoreError: the folder exists, or cannot be written.
     """
     if folder.exists() or folder.is_symlink():
@@ -111,71 +114,77 @@ def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None
     else:
         table, config = to_flat(plain, card.geometry), _prefix_config(card)
     check_fits(plain, card.geometry)
+    apart, base = bool(card.geometry.sites), public_name(card.geometry.base)
     config |= {
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": public_name(card.geometry.base),
+        "task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM",
+        "base_model_name_or_path": base,
         "inference_mode": True,
         "num_virtual_tokens": plain.n_tokens,
-        "num_transformer_submodules": 1,
+        "num_transformer_submodules": 2 if apart and embeddings is None else 1,
     }
-    frame = {"template": card.template, "bos": card.layout.follow_bos, "labels": list(card.labels)}
+    frame = {
+        "template": card.template,
+        "bos": card.layout.follow_bos,
+        "labels": list(card.labels),
+        "base": card.base | {"base": base},
+    }
 
     def fill(scratch: Path) -> None:
         save_file({"prompt_embeddings": table.cpu().contiguous()}, scratch / _TENSORS, metadata={"format": "pt"})
         write_json(scratch / _CONFIG, config)
         write_json(scratch / _FRAME, frame)
-        (scratch / "README.md").write_text(_readme(card, config, len(lead_NH)), encoding="utf-8")
+        (scratch / "README.md").write_text(adapter_readme(card, config, len(lead_NH)), encoding="utf-8")
 
     write_folder(folder, fill)
 
 
-def from_flat(table: Tensor, geometry: Geometry, where: object) -> KVPrompt:
-    """A KV prompt from PEFT's [P, 2·L·K·D]. Raises GeometryError if the base model has other layers or heads."""
-    shape, layers = _uniform(geometry), len(geometry.layers)
-    columns = 2 * layers * shape.kv_heads * shape.key_dim
-    if table.ndim != 2 or table.shape[1] != columns or not table.is_floating_point():
-        expected = f"[P, 2·{layers}·{shape.kv_heads}·{shape.key_dim} = {columns}]: layers, kv heads, head size"
-        raise GeometryError(
-            f"the prefix does not fit {geometry.base}", where=where, expected=expected, got=shown_path(table)
-        )
-    parts = usable(table).view(len(table), 2 * layers, shape.kv_heads, shape.key_dim).permute(1, 2, 0, 3)
-    return KVPrompt(tuple((parts[2 * i].contiguous(), parts[2 * i + 1].contiguous()) for i in range(layers)))
-
-
-def to_flat(prompt: SoftPrompt, geometry: Geometry) -> Tensor:
-    """PEFT's [P, 2·L·K·D] of a KV prompt; the inverse of `from_flat`."""
-    _uniform(geometry)
-    parts = torch.stack([tensor for kv in prompt.keys_values() or () if kv is not None for tensor in kv])
-    return parts.permute(2, 0, 1, 3).reshape(prompt.n_tokens, -1)
-
-
-def _uniform(geometry: Geometry) -> LayerShape:
-    """The one shape of all layers, with keys as wide as values."""
-    shapes = set(geometry.layers)
-    shape = next(iter(shapes))
-    if len(shapes) != 1 or shape is None or shape.key_dim != shape.value_dim:
-        raise GeometryError(
-            "PEFT keeps keys and values of one shape for all layers, which this base model does not have",
-            where=geometry.base,
-            got=", ".join(sorted(str(one) for one in shapes))[:200],
-            hint="an embedding prompt can be exchanged",
-        )
-    return shape
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, of a type that is a soft prompt for a causal language model."""
+def _config(folder: Path, *, is_encoder_decoder: bool) -> dict[str, Any]:
+    """adapter_config.json, of a type that is a soft prompt for this kind of language model."""
     path = folder / _CONFIG
     config = read_json(path)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in _TYPES:
+        hint = "a LoRA adapter is part of a base model: give it with --base-adapter" if kind == "LORA" else None
         raise StoreError(
-            "this adapter is no soft prompt", where=path, expected=f"peft_type {', '.join(_TYPES)}", got=kind
+            "this adapter is no soft prompt", where=path, expected=f"peft_type {', '.join(_TYPES)}", got=kind, hint=hint
         )
-    task = config.get("task_type")
-    if task not in ("CAUSAL_LM", None) or config.get("num_transformer_submodules") not in (1, None):
-        raise StoreError("this adapter is not for a causal language model", where=path, expected="CAUSAL_LM", got=task)
+    task, submodules = config.get("task_type"), config.get("num_transformer_submodules")
+    wanted = "SEQ_2_SEQ_LM" if is_encoder_decoder else "CAUSAL_LM"
+    if task not in (wanted, None) or (submodules not in (1, None) and not is_encoder_decoder):
+        models = "an encoder-decoder" if is_encoder_decoder else "a causal language model"
+        got = task if submodules in (1, None) else f"{task}, num_transformer_submodules {submodules}"
+        raise StoreError(f"this adapter is not for {models}", where=path, expected=wanted, got=got)
+    if is_encoder_decoder:
+        config["num_transformer_submodules"] = submodules = 2 if submodules is None else submodules
+        _check_encoder_decoder(kind, submodules, path)
     return config
+
+
+def _check_encoder_decoder(kind: str, submodules: object, path: Path) -> None:
+    """Refuse an adapter of an encoder–decoder that no soft prompt is equal to."""
+    reason = ""
+    if kind == "CPT":
+        reason = "PEFT has CPT for causal language models alone"
+    elif kind == _MULTITASK and submodules != 1:
+        reason = "it has virtual tokens in the decoder, too, which PEFT's own generate leaves out"
+    elif kind in _KV_TYPES and submodules != 2:
+        reason = "PEFT itself does not run such a prefix: the decoder's two attentions would share one cache"
+    elif submodules not in (1, 2):
+        reason = "an encoder-decoder has two parts"
+    if reason:
+        got = f"{kind}, num_transformer_submodules {submodules}"
+        raise StoreError(f"this adapter is not read: {reason}", where=path, got=got)
+
+
+def _table(table: Tensor, config: Mapping[str, Any], where: object) -> Tensor:
+    """The P rows of `prompt_embeddings` that are used, checked against the config."""
+    n_tokens = config.get("num_virtual_tokens")
+    twice = config.get("num_transformer_submodules") == 2 and config["peft_type"] in _EMBEDDING_TYPES
+    rows = 2 * n_tokens if twice and isinstance(n_tokens, int) else n_tokens
+    if table.ndim != 2 or (n_tokens is not None and table.shape[0] != rows):
+        expected = f"[{rows}, …], as {_CONFIG} says"
+        raise StoreError("prompt_embeddings has another shape", where=where, expected=expected, got=shown_path(table))
+    return table[: len(table) // 2] if twice else table
 
 
 def _tensors(folder: Path, kind: str) -> dict[str, Tensor]:
@@ -219,9 +228,14 @@ def _frame(folder: Path) -> ImportedLayout | None:
     data = read_json(path)
     labels = data.get("labels") if isinstance(data, dict) else None
     plain = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if not plain or not isinstance(data.get("bos"), bool) or not isinstance(data.get("template"), dict):
-        raise StoreError("not a frame that softprompt wrote", where=path, hint="remove it, and give --template")
-    return ImportedLayout(Template.from_dict(data["template"]), data["bos"], tuple(labels or ()))
+    try:
+        if not plain or not isinstance(data.get("bos"), bool) or not isinstance(data.get("template"), dict):
+            raise TypeError("template, bos and labels")
+        base = Geometry.from_dict(data["base"]) if data.get("base") is not None else None  # releases before 0.2: none
+    except (KeyError, TypeError, AttributeError) as error:
+        hint = "remove it, and give --template"
+        raise StoreError("not a frame that softprompt wrote", where=path, hint=hint) from error
+    return ImportedLayout(Template.from_dict(data["template"]), data["bos"], tuple(labels or ()), base)
 
 
 def _prompt_config(card: Card) -> dict[str, Any]:
@@ -229,37 +243,13 @@ def _prompt_config(card: Card) -> dict[str, Any]:
 
 
 def _prefix_config(card: Card) -> dict[str, Any]:
-    shape, layers = _uniform(card.geometry), len(card.geometry.layers)
+    shape, layers = the_shape(card.geometry), layer_count(card.geometry)
     width = shape.kv_heads * shape.key_dim
     sizes = {"token_dim": width, "num_attention_heads": shape.kv_heads, "num_layers": layers}
     frozen = card.method.get("frozen_tokens")
     if isinstance(frozen, int) and 0 < frozen <= card.n_tokens:
         return {"peft_type": "CARTRIDGE", "num_frozen_tokens": frozen, **sizes}
     return {"peft_type": "PREFIX_TUNING", "prefix_projection": False, "encoder_hidden_size": width, **sizes}
-
-
-def _readme(card: Card, config: Mapping[str, Any], n_lead: int) -> str:
-    """What to feed the adapter, so that it sees what softprompt would have fed it."""
-    base, bos = public_name(card.geometry.base), card.layout.follow_bos
-    lead = f"The first {n_lead} virtual tokens are the tokens that stand in front of the prompt, such as BOS. "
-    frame = json.dumps(card.template, ensure_ascii=False)
-    lines = [
-        f"---\nbase_model: {json.dumps(base)}\nlibrary_name: peft\ntags: [soft-prompt, softprompt]\n---",
-        f"# {card.name}",
-        f"A soft prompt of {config['num_virtual_tokens']} virtual tokens for the frozen model `{base}`, exported by "
-        f"softprompt as a PEFT adapter of type {config['peft_type']}. {lead if n_lead else ''}",
-        "PEFT puts the virtual tokens in front of everything, so tokenise the text "
-        + ("with" if bos else "without")
-        + " the special tokens that the tokenizer adds, and pad on the right:",
-        "```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, FOLDER)\n"
-        f'batch = tokenizer(texts, add_special_tokens={bos}, padding=True, return_tensors="pt")\n'
-        "logits = model(**batch).logits\n```",
-        f"The texts are rows laid out as in training:\n\n```json\n{frame}\n```",
-        "With kind `chat` the text is the user's turn: render it with the chat template and its generation prompt, "
-        "and take a BOS that the template writes away.",
-        f"`softprompt import FOLDER --model MODEL --name {card.name}` reads it back.",
-    ]
-    return "\n\n".join(lines) + "\n"
 
 
 register_format(Format(_NAME, _matches, read, write, marker=_CONFIG))

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from softprompt.errors import ConfigError, DataError, GeometryError, ModelError, StoreError
+from softprompt.errors import ConfigError, DataError, GeometryError, ModelError, StoreError, WrongBaseError
 from softprompt.prompts import store
 from softprompt.prompts.forms import prompt_digest
 from tests.support.adapters import saved_adapter
@@ -131,6 +132,26 @@ def test_exporting_bos_loads_the_model(base: Path, tmp_path: Path) -> None:
     done("export", "e", "--out", tmp_path / "out", "--dtype", "float32")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["num_virtual_tokens"], config["base_model_name_or_path"]) == (4, "bos")
+
+
+def test_another_base_needs_force(adapter: Path, base: Path) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "someone/else"}))
+    given = ("import", adapter, "--model", base, "--name", "tone", "--dtype", "float32")
+    error = refused(*given)
+    assert isinstance(error, WrongBaseError) and "--force" in str(error.hint)
+    assert not store.home().exists()
+    assert "made for    someone/else" in done(*given, "--force").stdout
+
+
+@pytest.mark.parametrize("name", ["prompt.pt", "prompt.safetensors"])
+def test_a_tensor_alone(name: str, base: Path, tmp_path: Path) -> None:
+    table = torch.randn(4, 32)
+    torch.save(table, tmp_path / name) if name.endswith("pt") else save_file({"p": table}, tmp_path / name)
+    done("import", tmp_path / name, "-m", base, "-n", "tone", "--dtype", "float32")
+    prompt, card = store.load("tone")
+    assert torch.equal(prompt.tensors()["embeddings"], table)
+    assert card.method == {"name": "prompt_tuning", "imported_from": "tensors"}
 
 
 def test_export_mistakes(trained: Path, tmp_path: Path) -> None:

@@ -33,9 +33,15 @@ EMBEDDINGS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 def saved_adapter(kind: str, lm: FrozenLM, folder: Path, seed: int = 0, **changes: Any) -> Path:
     """An adapter of this type with weights like no initialisation, saved by PEFT."""
     make, settings = CONFIGS[kind]
-    config = make(task_type="CAUSAL_LM", **settings | changes)
+    task = "SEQ_2_SEQ_LM" if lm.is_encoder_decoder else "CAUSAL_LM"
+    config = make(**{"task_type": task} | settings | changes)
     if kind in EMBEDDINGS:
         config.token_dim = lm.geometry.hidden
+    elif lm.is_encoder_decoder and "token_dim" not in changes:  # PEFT takes the encoder's depth and the model's width
+        shape = lm.geometry.layers[-1]
+        assert shape is not None
+        config.num_layers = changes.get("num_layers", lm.geometry.sites.count("decoder"))
+        config.num_attention_heads, config.token_dim = shape.kv_heads, shape.kv_heads * shape.key_dim
     torch.manual_seed(seed)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's own, of names that Transformers will drop
@@ -60,6 +66,41 @@ def peft_logits(lm: FrozenLM, folder: Path, rows: Sequence[Sequence[int]], task:
         logits = model(input_ids=ids, attention_mask=mask, **tasks).logits
     logits = logits[:, -longest:]
     return [logits[i, : len(row)] for i, row in enumerate(rows)]
+
+
+def peft_answer_logits(
+    lm: FrozenLM,
+    folder: Path,
+    texts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    task: int | None = None,
+) -> list[Tensor]:
+    """Logits [A, V] at the tokens of each answer of an encoder–decoder: one batch, padded on the right."""
+    tasks = {} if task is None else {"task_ids": torch.full((len(texts),), task)}
+    read = [[*text, *lm.closing] for text in texts]
+    ids, mask = _padded(read, 0), _padded([[1] * len(text) for text in read], 0)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.PeftModel.from_pretrained(copy.deepcopy(lm.hf_model), folder).eval()
+        labels = _padded(answers, -100)
+        logits = model(input_ids=ids, attention_mask=mask, labels=labels, **tasks).logits
+    return [logits[i, : len(answer)] for i, answer in enumerate(answers)]
+
+
+def peft_answers(lm: FrozenLM, folder: Path, text: Sequence[int], n_tokens: int) -> list[int]:
+    """Greedy token ids of one answer of an encoder–decoder, by PEFT's own `generate`."""
+    ids = torch.tensor([[*text, *lm.closing]])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = peft.PeftModel.from_pretrained(copy.deepcopy(lm.hf_model), folder).eval()
+        options = {"do_sample": False, "max_new_tokens": n_tokens, "min_new_tokens": n_tokens}
+        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    return made[0, 1:].tolist()
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
 def uniform(geometry: Geometry) -> bool:
