@@ -53,14 +53,15 @@ def _causal_use(card: Card) -> str:
 def _encoder_decoder_use(card: Card) -> str:
     """Every text ends as its tokenizer ends it; a BOS before the text is written only after the virtual tokens."""
     if card.layout.follow_bos:
-        what, texts, special = "with the special tokens that the tokenizer adds", "texts", True
+        what = "with the special tokens that the tokenizer adds"
+        given = "texts, add_special_tokens=True"
     else:
         what = "with the end token that the tokenizer puts behind a text, and without a BOS"
-        texts, special = "[text + tokenizer.eos_token for text in texts]", False
+        given = "[text + tokenizer.eos_token for text in texts], add_special_tokens=False"
     return (
         "The virtual tokens stand before the text (embeddings) or before the answer (keys and values). Tokenise the "
         f"text {what}, and pad on the right:\n\n"
         "```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, FOLDER)\n"
-        f'batch = tokenizer({texts}, add_special_tokens={special}, padding=True, return_tensors="pt")\n'
+        f'batch = tokenizer({given}, padding=True, return_tensors="pt")\n'
         "answers = model.generate(**batch)\n```"
     )

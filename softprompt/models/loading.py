@@ -68,12 +68,12 @@ def load_model(
     with _Quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_path, **options)
-            model, missing, unexpected = _load_model(source, options | {"dtype": torch_dtype})
+            model, odd_keys = _load_model(source, options | {"dtype": torch_dtype})
             model = _moved(model, device)
         except Exception as error:  # foreign files read by foreign code may raise anything
             raise _unloadable("the base model cannot be loaded", name, error) from error
-    _check_is_language_model(model, unexpected, name)
-    if missing:
+    _check_is_language_model(model, odd_keys["unexpected_keys"], name)
+    if missing := odd_keys["missing_keys"]:
         raise ModelError(
             "the base model's files lack weights, which would be random",
             where=name,
@@ -135,8 +135,8 @@ def _check_is_language_model(model: PreTrainedModel, unexpected: Collection[str]
         )
 
 
-def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedModel, set[str], set[str]]:
-    """The model, from safetensors only (never a pickle), and the names of weights that its files lack or add."""
+def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+    """The model, from safetensors only (never a pickle), and Transformers' missing_keys and unexpected_keys."""
     plain = {name: value for name, value in options.items() if name != "dtype"}
     reads_apart = AutoConfig.from_pretrained(source.path, **plain).is_encoder_decoder
     kind: Any = AutoModelForSeq2SeqLM if reads_apart else AutoModelForCausalLM
@@ -144,7 +144,7 @@ def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedMode
     model, info = loaded
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # SDPA has no soft-capping
-    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
+    return model, {kind: set(info[kind]) for kind in ("missing_keys", "unexpected_keys")}
 
 
 def _unloadable(what: str, name: str, error: Exception) -> ModelError:
