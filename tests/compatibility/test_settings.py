@@ -9,14 +9,17 @@ import pytest
 
 from softprompt.methods.legacy import legacy_dump
 from softprompt.settings import to_yaml
-from softprompt.training.config import resolve
+from softprompt.training.config import Config, resolve
 from tests.support.old_release import ARTIFACTS, EXPECTED
 
 
 @pytest.mark.filterwarnings("ignore::softprompt.deprecation.RenamedWarning")
 @pytest.mark.parametrize("name", [name for name, one in EXPECTED["configs"].items() if one["kind"] == "Config"])
 def test_they_mean_what_they_meant(name: str, tmp_path: Path) -> None:
-    """Checkpoints of that release have digests of settings under their old names and with their old defaults."""
+    """Checkpoints of that release have digests of settings under their old names and with their old defaults.
+
+    Settings that came later have their defaults.
+    """
     expected = EXPECTED["configs"][name]
     path = ARTIFACTS / "configs" / name
     for _ in range(2):
@@ -24,6 +27,8 @@ def test_they_mean_what_they_meant(name: str, tmp_path: Path) -> None:
         dump = settings.model_dump(mode="json")
         dump["method"] = legacy_dump(settings.method)
         dump["train"] = json.loads(json.dumps(settings.train.legacy_dump(exclude=set())))
+        later = {name: dump.pop(name) for name in dump.keys() - expected["settings"].keys()}
         assert dump == expected["settings"]
+        assert later == {name: Config.model_fields[name].default for name in later}
         path = tmp_path / "again.yaml"
         path.write_text(to_yaml(settings), encoding="utf-8")

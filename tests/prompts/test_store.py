@@ -134,11 +134,11 @@ def test_a_failed_save_leaves_no_trace(saved: Path) -> None:
 
 
 def test_another_base_model_is_refused_with_both_names(saved: Path) -> None:
-    mine = geometry(base="owner/other", vocab=301)
+    mine = geometry(base="owner/other", architecture="gpt2")
     with pytest.raises(WrongBaseError) as caught:
         store.load(saved, mine)
     message = str(caught.value)
-    for fact in ("tiny", "owner/other", PLAIN.fingerprint, mine.fingerprint, "vocab is 301", "--model tiny"):
+    for fact in ("tiny", "owner/other", PLAIN.fingerprint, mine.fingerprint, "architecture is gpt2", "--model tiny"):
         assert fact in message
     store.load(saved, geometry(base="owner/other"))
     with pytest.raises(WrongBaseError, match="other weights"):
