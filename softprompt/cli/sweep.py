@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _HELP = {
     "name": "Name of the best soft prompt.",
     "data": "",
+    "base_adapter": "",
     "train.minutes": "Training time of all trials together.",
     "train.steps": "Optimizer steps of each trial.",
 }

@@ -42,6 +42,13 @@ class ForeignFile:
         with zip_archive(self.path, self.path) as archive:
             return tuple(archive.namelist())
 
+    def member(self, name: str) -> Path:
+        """A file of this folder; in the Hub's local cache, where it is a link, the blob of the same repository."""
+        path = self.path / name
+        target = path.resolve()
+        in_cache = target.parent.name == "blobs" and target.parents[1] in self.path.absolute().parents
+        return target if path.is_symlink() and in_cache else path
+
     @property
     def is_safetensors(self) -> bool:
         """Whether it begins like a safetensors file: the length of a JSON header, then that header."""

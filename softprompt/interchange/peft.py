@@ -72,12 +72,12 @@ def read(file: ForeignFile, geometry: Geometry) -> list[ImportedPrompt]:
         GeometryError: a prefix that does not fit the base model.
     """
     folder = file.path
-    config = _config(folder, is_encoder_decoder=bool(geometry.sites))
+    config = _config(file, is_encoder_decoder=bool(geometry.sites))
     kind = config["peft_type"]
-    tensors = _tensors(folder, kind)
+    tensors = _tensors(file, kind)
     tensors["prompt_embeddings"] = table = _table(tensors["prompt_embeddings"], config, folder)
     method: dict[str, Any] = {"name": kind.lower(), "imported_from": _NAME}
-    about = {"made_for": str(config.get("base_model_name_or_path") or ""), "layout": _frame(folder)}
+    about = {"made_for": str(config.get("base_model_name_or_path") or ""), "layout": _frame(file)}
     if kind == _MULTITASK:
         tasks = enumerate(_multitask(tensors, folder))
         return [ImportedPrompt(prompt, method | {"task": str(t)}, task=str(t), **about) for t, prompt in tasks]
@@ -138,10 +138,10 @@ def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None
     write_folder(folder, fill)
 
 
-def _config(folder: Path, *, is_encoder_decoder: bool) -> dict[str, Any]:
+def _config(file: ForeignFile, *, is_encoder_decoder: bool) -> dict[str, Any]:
     """adapter_config.json, of a type that is a soft prompt for this kind of language model."""
-    path = folder / _CONFIG
-    config = read_json(path)
+    path = file.path / _CONFIG
+    config = read_json(file.member(_CONFIG))
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in _TYPES:
         hint = "a LoRA adapter is part of a base model: give it with --base-adapter" if kind == "LORA" else None
@@ -187,15 +187,15 @@ def _table(table: Tensor, config: Mapping[str, Any], where: object) -> Tensor:
     return table[: len(table) // 2] if twice else table
 
 
-def _tensors(folder: Path, kind: str) -> dict[str, Tensor]:
+def _tensors(file: ForeignFile, kind: str) -> dict[str, Tensor]:
     """The tensors of the adapter, no more and no fewer than its type has."""
-    if not (folder / _TENSORS).exists() and (folder / _PICKLE).exists():
-        path = folder / _PICKLE
-        with path.open("rb") as file:
-            tensors: Any = safe_pickle.read_torch_file(file, path)
+    path = file.path / _TENSORS
+    if not path.exists() and (file.path / _PICKLE).exists():
+        path = file.path / _PICKLE
+        with path.open("rb") as stream:
+            tensors: Any = safe_pickle.read_torch_file(stream, path)
     else:
-        path = folder / _TENSORS
-        tensors = read_tensors(path)
+        tensors = read_tensors(file.member(_TENSORS))
     wanted = {"prompt_embeddings", *(_MULTITASK_TENSORS if kind == _MULTITASK else ())}
     if not isinstance(tensors, dict) or tensors.keys() != wanted:
         got = ", ".join(map(str, list(tensors)[:6])) if isinstance(tensors, dict) else shown_path(tensors)
@@ -220,12 +220,12 @@ def _multitask(tensors: Mapping[str, Tensor], where: object) -> list[EmbeddingPr
     return [embedding_prompt(shared * (col @ row), where) for col, row in zip(cols, rows, strict=True)]
 
 
-def _frame(folder: Path) -> ImportedLayout | None:
+def _frame(file: ForeignFile) -> ImportedLayout | None:
     """The frame that softprompt wrote beside its own exports."""
-    path = folder / _FRAME
+    path = file.path / _FRAME
     if not path.exists():
         return None
-    data = read_json(path)
+    data = read_json(file.member(_FRAME))
     labels = data.get("labels") if isinstance(data, dict) else None
     plain = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     try:

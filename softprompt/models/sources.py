@@ -70,9 +70,9 @@ def find_source(name: str) -> Source:
     if path.is_file() and path.suffix == ".gguf":
         return Source(str(converted(path)), "GGUF file")
     if parts := _base_and_adapter(name):
-        return _adapted(find_source(parts[0]), Path(parts[1]))
-    if path.is_dir() and (path / ADAPTER_CONFIG).is_file():
-        return _adapter_source(path)
+        return _adapted(find_source(parts[0]), parts[1])
+    if (folder := _adapter_folder(name)) is not None:
+        return _adapter_source(folder)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError("not a model folder: it has no config.json", where=path)
@@ -95,7 +95,7 @@ def adapted_name(model: str, adapter: str | None) -> str:
     """
     if adapter is None:
         return model
-    if not (_expanded(adapter) / ADAPTER_CONFIG).is_file():
+    if _adapter_folder(adapter) is None:
         hint = (
             "give the folder of a PEFT LoRA adapter; one on the Hub must be downloaded first (hf download OWNER/NAME)"
         )
@@ -112,17 +112,28 @@ def is_here(name: str) -> bool:
     """Whether the model needs no download: it is built in, a path, or in the Hub's local cache."""
     if parts := _base_and_adapter(name):
         return is_here(parts[0])
-    if name in BUILT_IN or _expanded(name).exists():
+    if name in BUILT_IN or _expanded(name).exists() or _adapter_folder(name) is not None:
         return True
     return bool(_HUB_ID.fullmatch(name)) and any(_cached(name, file) for file in _WEIGHTS)
 
 
-def _base_and_adapter(name: str) -> tuple[str, str] | None:
+def _base_and_adapter(name: str) -> tuple[str, Path] | None:
     """The two parts of `BASE+FOLDER`; None for a name that is no such pair."""
     for i in [place for place, sign in enumerate(name) if sign == "+"]:
-        if name[:i] and name[i + 1 :] and (_expanded(name[i + 1 :]) / ADAPTER_CONFIG).is_file():
-            return name[:i], str(_expanded(name[i + 1 :]))
+        folder = _adapter_folder(name[i + 1 :]) if name[:i] and name[i + 1 :] else None
+        if folder is not None:
+            return name[:i], folder
     return None
+
+
+def _adapter_folder(name: str) -> Path | None:
+    """The folder of a PEFT adapter by its path, or by its Hub id in the local cache; None for anything else."""
+    path = _expanded(name)
+    if path.exists():
+        return path if (path / ADAPTER_CONFIG).is_file() else None
+    if not _HUB_ID.fullmatch(name) or (config := _cached_file(name, ADAPTER_CONFIG)) is None:
+        return None
+    return None if _cached(name) else config.parent
 
 
 def _adapter_source(folder: Path) -> Source:
@@ -146,7 +157,7 @@ def _adapter_source(folder: Path) -> Source:
         what = "the adapter names a base model that is not on this machine"
         hint = f"--model {base} --base-adapter {folder} downloads it, if you trust that name"
         raise ModelError(what, where=folder, got=base[:200], hint=hint)
-    if (_expanded(base) / ADAPTER_CONFIG).is_file():
+    if _adapter_folder(base) is not None:
         raise ModelError("the adapter's base model is an adapter itself", where=folder, got=base[:200], hint=hint)
     return replace(_adapted(find_source(base), folder), named_by_file=True)
 
@@ -214,13 +225,19 @@ def _quick_digest(path: Path) -> str:
 
 def _cached(name: str, file: str = "config.json") -> bool:
     """Whether the Hub's local cache has this file of the model. Raises ModelError for what cannot be a name."""
+    return _cached_file(name, file) is not None
+
+
+def _cached_file(name: str, file: str) -> Path | None:
+    """A file of a model in the Hub's local cache, if it is there. Raises ModelError for what cannot be a name."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(name, file), str)
+        found = try_to_load_from_cache(name, file)
     except HFValidationError as error:
         raise ModelError("not a possible name on the Hub", where=name, got=error) from error
+    return Path(found) if isinstance(found, str) else None
 
 
 def _check_hub(name: str) -> None:

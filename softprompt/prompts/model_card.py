@@ -41,6 +41,8 @@ def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
 
 
 def public_name(base: str) -> str:
-    """A base model's name without the path of this machine: only the last part of a local path."""
+    """A base model's name without paths of this machine: the last part of a local path, and of its adapter's."""
+    if "+" in base and not Path(base).exists():
+        return "+".join(public_name(part) for part in base.split("+", 1))
     is_path = base.startswith((".", "~")) or Path(base).is_absolute() or base.count("/") > 1
     return Path(base).name if is_path else base

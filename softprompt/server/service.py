@@ -24,6 +24,7 @@ from softprompt.engine.base import Engine, Job, Token
 from softprompt.errors import DataError, EngineError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import router
+from softprompt.prompts.model_card import public_name
 from softprompt.server.catalogue import Catalogue, CatalogueEntry
 from softprompt.server.error_responses import ApiError, from_text, invalid, unknown_model, unknown_prompt
 from softprompt.server.limits import Limits
@@ -271,4 +272,6 @@ class _TokenTimer:
 def served_name(model: str) -> str:
     """A base model's name in requests: its Hub id or built-in name, or the last part of its path."""
     path = Path(model).expanduser()
-    return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name if path.exists() else model
+    if not path.exists():
+        return public_name(model)
+    return path.resolve().stem if path.suffix == ".gguf" else path.resolve().name

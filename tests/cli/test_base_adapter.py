@@ -13,7 +13,7 @@ from tests.support.rows import labelled, write_jsonl
 from tests.support.shell import SHORT, done, refused
 from tests.support.tiny import tiny_model
 
-VERBS = ("train", "distill", "generate", "chat", "eval", "serve", "import", "export", "compose", "prune")
+VERBS = ("train", "sweep", "distill", "generate", "chat", "eval", "serve", "import", "export", "compose", "prune")
 
 
 @pytest.fixture(scope="module")

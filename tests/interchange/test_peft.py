@@ -125,6 +125,22 @@ def test_a_pickled_adapter_is_read_without_unpickling(tmp_path: Path) -> None:
     assert found.prompt.tensors()["embeddings"].unique().tolist() == [1.0], "safetensors before a pickle"
 
 
+def test_an_adapter_in_the_hub_cache_is_read(tmp_path: Path) -> None:
+    """Its files are links to the blobs of its own repository; links to anywhere else are not followed."""
+    made, blobs = adapter(tmp_path / "made"), tmp_path / "models--owner--adapter" / "blobs"
+    snapshot = blobs.parent / "snapshots" / "abc"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    for number, file in enumerate(made.iterdir()):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    (found,) = read_foreign(snapshot, BASE)
+    assert found.prompt.n_tokens == 3
+    (snapshot / "adapter_config.json").unlink()
+    (snapshot / "adapter_config.json").symlink_to(made / "adapter_config.json")
+    assert "not a plain file" in refused(snapshot).what
+
+
 def test_what_the_adapter_says_of_its_base_is_shown_and_not_kept(tmp_path: Path) -> None:
     (found,) = read_foreign(adapter(tmp_path / "a", config={"base_model_name_or_path": "/home/someone/model"}), BASE)
     assert found.made_for == "/home/someone/model"

@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 import transformers as tf
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -22,6 +23,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.geometry import Geometry
 from softprompt.models.loading import load_model, load_tokenizer
 from softprompt.models.sources import adapted_name, find_source, is_here
+from softprompt.prompts.model_card import public_name
+from softprompt.server.service import served_name
 from tests.support.cases import check_close, text_ids
 from tests.support.lora import TARGETS, logits_of, lora_model, save_lora
 from tests.support.saved import save_tiny
@@ -140,6 +143,25 @@ def test_the_base_can_be_named(base: Path, adapter: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"no adapter_config\.json"):
         adapted_name(str(base), str(base))
     assert "can have one adapter" in refused(adapted_name(str(adapter), str(nameless))).what
+
+
+def test_an_adapter_in_the_hub_cache(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to blobs, as the Hub's client keeps them."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repo = tmp_path / "hub" / "models--owner--lora"
+    snapshot = repo / "snapshots" / "abc"
+    for folder in (repo / "refs", repo / "blobs", snapshot):
+        folder.mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    for number, file in enumerate(adapter.glob("adapter_*")):
+        (repo / "blobs" / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(repo / "blobs" / str(number))
+    assert is_here("owner/lora")
+    assert find_source("owner/lora").adapter == str(snapshot)
+    lm = load32("owner/lora")
+    assert lm.name == "owner/lora"
+    assert lm.geometry.differs(load32(adapter).geometry) is None
+    assert adapted_name("x", "owner/lora") == "x+owner/lora"
 
 
 def test_a_plus_in_a_path_is_part_of_it(tmp_path: Path, adapter: Path) -> None:
@@ -273,6 +295,11 @@ def test_damaged_adapters(damage: Callable[[Path], None], adapter: Path, tmp_pat
     folder = changed(adapter, tmp_path)
     damage(folder)
     assert isinstance(refused(folder), ModelError)
+
+
+def test_no_path_of_this_machine_is_shown() -> None:
+    assert public_name("/home/me/base+/home/me/lora") == "base+lora"
+    assert public_name("owner/base+/home/me/lora") == served_name("owner/base+/home/me/lora") == "owner/base+lora"
 
 
 def test_a_folder_of_both_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
