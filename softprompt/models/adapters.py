@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,22 +78,21 @@ def plain_model(model: PreTrainedModel | PeftModel, name: str) -> tuple[PreTrain
     """
     if not _is_peft(model):
         if getattr(model, "_hf_peft_config_loaded", False):
-            what, hint = "adapters that Transformers attached cannot be merged", "wrap the model with peft.PeftModel"
+            what, hint = "adapters that Transformers attached cannot be merged", "peft.PeftModel.from_pretrained(base, …)"
             raise UnsupportedModelError(what, where=name, hint=hint)
-        assert isinstance(model, PreTrainedModel), "no PEFT model"
-        return model, ()
+        return cast("PreTrainedModel", model), ()
     if model.active_peft_config.is_prompt_learning:
         hint = "softprompt import reads such an adapter; the base model is model.get_base_model()"
         raise UnsupportedModelError("a PeftModel with a soft prompt is no base model", where=name, hint=hint)
     return _attached(model) if getattr(model.get_base_model(), "is_quantized", False) else _merged(model, name)
 
 
-def _is_peft(model: Any) -> bool:
+def _is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
     peft = sys.modules.get("peft")  # a model of PEFT's cannot exist without it
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
-def _merged(model: Any, name: str) -> tuple[PreTrainedModel, tuple[AdaptedWeight, ...]]:
+def _merged(model: PeftModel, name: str) -> tuple[PreTrainedModel, tuple[AdaptedWeight, ...]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     tensors = [*model.parameters(), *model.buffers()]
@@ -105,7 +104,8 @@ def _merged(model: Any, name: str) -> tuple[PreTrainedModel, tuple[AdaptedWeight
             for layer in twin.modules():
                 if isinstance(layer, BaseTunerLayer):
                     _merge_layer(layer)
-            plain = twin.merge_and_unload()
+            tuner: Any = twin.base_model
+            plain = tuner.merge_and_unload()
         except Exception as error:  # of any kind of adapter
             got = f"{type(error).__name__}: {first_line(error)}"[:300]
             raise UnsupportedModelError("the adapter cannot be merged", where=name, got=got) from error
@@ -126,14 +126,15 @@ def _merge_layer(layer: Any) -> None:
         base.register_parameter(key, nn.Parameter(base.get_parameter(key).detach().to(dtype), requires_grad=False))
 
 
-def _attached(model: Any) -> tuple[PreTrainedModel, tuple[AdaptedWeight, ...]]:
+def _attached(model: PeftModel) -> tuple[PreTrainedModel, tuple[AdaptedWeight, ...]]:
     """The base with the adapter's layers in it: quantised weights with an adapter merged would be other weights."""
     base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel), "a language model of Transformers"
     new = {key: weight for key, weight in base.named_parameters() if ".lora_" in key and weight.is_floating_point()}
     return base, _moved_most({key: (torch.zeros_like(weight), weight) for key, weight in new.items()})
 
 
-def _base_parameters(model: Any) -> Iterator[tuple[str, Tensor]]:
+def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The base's own parameters, by the names that they have without PEFT."""
     for name, weight in model.named_parameters(remove_duplicate=False):
         for wrapper in _WRAPPERS:

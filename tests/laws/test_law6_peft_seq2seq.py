@@ -42,7 +42,8 @@ SITES = ("encoder", "decoder", "cross")
 def deep(decoder_layers: int) -> FrozenLM:
     """A T5 whose decoder has this many layers; real ones have an even number."""
     torch.manual_seed(1)
-    config = tf.T5Config(**SEQ2SEQ_CONFIGS["t5"]().to_dict() | {"num_decoder_layers": decoder_layers})
+    config: Any = SEQ2SEQ_CONFIGS["t5"]()
+    config.num_decoder_layers = decoder_layers
     model = tf.T5ForConditionalGeneration(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -129,7 +130,7 @@ def test_exported_embedding_prompts(family: str, tmp_path: Path) -> None:
     card = drafted(lm, prompt, Layout(lead="ab", follow="Row:"))
     folder = exported(lm, prompt, card, tmp_path / "adapter")
     follow = list(layout_ids(lm, card.layout)[1])
-    config = peft_itself.PeftConfig.from_pretrained(str(folder))
+    config: Any = peft_itself.PeftConfig.from_pretrained(str(folder))
     assert (config.task_type, config.num_virtual_tokens) == ("SEQ_2_SEQ_LM", 7)
     theirs = peft_answer_logits(lm, folder, [[*follow, *text] for text in TEXTS], ANSWERS)
     check_rows(our_logits(lm, prompt, card), theirs)
