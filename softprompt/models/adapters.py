@@ -78,8 +78,8 @@ def plain_model(model: PreTrainedModel | PeftModel, name: str) -> tuple[PreTrain
     """
     if not _is_peft(model):
         if getattr(model, "_hf_peft_config_loaded", False):
-            what, hint = "adapters that Transformers attached cannot be merged", "peft.PeftModel.from_pretrained(base, …)"
-            raise UnsupportedModelError(what, where=name, hint=hint)
+            hint = "load the base model without it, and give peft.PeftModel.from_pretrained(base, folder)"
+            raise UnsupportedModelError("adapters that Transformers attached cannot be merged", where=name, hint=hint)
         return cast("PreTrainedModel", model), ()
     if model.active_peft_config.is_prompt_learning:
         hint = "softprompt import reads such an adapter; the base model is model.get_base_model()"

@@ -89,7 +89,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     source = find_source(name)
     with _Quiet():
         try:
-            return AutoTokenizer.from_pretrained(source.tokenizer_path, trust_remote_code=trust_remote_code)
+            return AutoTokenizer.from_pretrained(source.tokenizer_path, **_permissions(source, trust_remote_code))
         except Exception as error:  # as above
             raise _unloadable("the tokenizer cannot be loaded", name, error) from error
 
@@ -108,9 +108,15 @@ def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     source = find_source(name)
     with _Quiet():
         try:
-            return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+            return AutoConfig.from_pretrained(source.path, **_permissions(source, trust_remote_code))
         except Exception as error:  # as above
             raise _unloadable("the base model's config cannot be loaded", name, error) from error
+
+
+def _permissions(source: Source, trust_remote_code: bool) -> dict[str, bool]:
+    """What Transformers may do: neither download nor run anything that a file names."""
+    named_by_user = not source.named_by_file
+    return {"trust_remote_code": trust_remote_code and named_by_user, "local_files_only": not named_by_user}
 
 
 def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
