@@ -7,10 +7,11 @@ With HF_HUB_OFFLINE set nothing is asked and only the local cache is read, as ev
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
+from softprompt.data.memory_rows import memory_rows
 from softprompt.errors import DataError
 
 __all__ = ["is_hub_name", "read_hub"]
@@ -52,7 +53,7 @@ def read_hub(name: str) -> dict[str, Iterable[tuple[str, object]]]:
     # datasets raises errors of many libraries (its own, the Hub's, HTTP, OS); to the user all mean the same.
     except Exception as error:
         raise DataError("the Hub dataset cannot be loaded", where=name, got=_first_line(error)) from error
-    return {split: _rows(f"{name}/{split}", loaded[split]) for split in loaded}
+    return {split: memory_rows(loaded[split], f"{name}/{split}") for split in loaded}
 
 
 def _ask(repo: str) -> None:
@@ -78,19 +79,6 @@ def _ask(repo: str) -> None:
             got=_first_line(error),
             hint="give a file or folder; or set HF_HUB_OFFLINE=1 to use a dataset downloaded before",
         ) from error
-
-
-def _rows(where: str, split: Any) -> Iterator[tuple[str, object]]:
-    """Rows of one split with class numbers turned into names."""
-    names: dict[str, list[str]] = {
-        column: feature.names for column, feature in split.features.items() if hasattr(feature, "names")
-    }
-    for number, row in enumerate(split, start=1):
-        named = dict(row)
-        for column, classes in names.items():
-            value = named[column]
-            named[column] = classes[value] if isinstance(value, int) and value >= 0 else None
-        yield f"{where}:{number}", named
 
 
 def _first_line(error: Exception) -> str:

@@ -6,40 +6,47 @@ Fields that no shape knows are allowed and become template fields when they are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import cast
 
+from softprompt.data.pieces import cut
+from softprompt.data.read_options import ReadOptions
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.base import RowFields, RowShape, brief
 from softprompt.data.row_shapes.completions import PROMPT_COMPLETION
-from softprompt.data.row_shapes.registry import detect_shape
+from softprompt.data.row_shapes.registry import detect_shape, shape_of
 from softprompt.errors import DataError
 
 __all__ = ["parse_rows"]
 
 
-def parse_rows(rows: Iterable[tuple[str, object]], *, require_target: bool = True) -> list[Record]:
-    """Check rows and turn them into records.
+def parse_rows(
+    rows: Iterable[tuple[str, object]], *, require_target: bool = True, options: ReadOptions | None = None
+) -> list[Record]:
+    """Check rows and turn them into records; texts without answers become several, if they are cut into pieces.
 
     Args:
         rows: pairs of `file:line` and the decoded row.
         require_target: False for inference files, whose targets may be missing, null or empty.
+        options: names of columns, pieces and ends of texts.
 
     Raises:
         DataError: a row is not an object, has another shape than the first, lacks a field or has one of
             the wrong type. The first bad row is described; the message counts the others.
     """
+    options = options or ReadOptions()
     records: list[Record] = []
     errors: list[DataError] = []
     first: tuple[RowShape, RowFields] | None = None
     for where, row in rows:
         try:
-            fields = _object(row, where)
+            fields = options.renamed(_object(row, where), where)
             first = first or (detect_shape(fields, where), fields)
-            records.append(_parse(fields, where, *first, require_target))
-            if records[-1].kind != records[0].kind:
-                before = records[0].kind
-                what = f"this row is of kind {records.pop().kind!r}, rows before it are {before!r}"
+            record = _parse(fields, where, *first, require_target)
+            if records and record.kind != records[0].kind:
+                what = f"this row is of kind {record.kind!r}, rows before it are {records[0].kind!r}"
                 raise first[0].error(where, what)
+            records += [record] if shape_of(record).has_answers else _in_pieces(record, options)
         except DataError as error:
             errors.append(error)
     if errors:
@@ -58,7 +65,26 @@ def _parse(row: RowFields, where: str, shape: RowShape, first: RowFields, requir
     """One record; tool definitions are refused in rows of every shape."""
     if row.get("tools") is not None:
         raise shape.error(where, "tool definitions ('tools') are not supported: the model would not see them")
-    return shape.parse(row, where, first=first, require_target=require_target)
+    record = shape.parse(row, where, first=first, require_target=require_target)
+    return replace(record, shape=shape.name, remark=record.remark or shape.remark)
+
+
+def _in_pieces(record: Record, options: ReadOptions) -> list[Record]:
+    """A text without an answer, whole or in pieces; of pieces the last one has the text's end."""
+    text = record.fields.get("text")
+    size = options.pieces
+    if size is None or text is None or len(text.encode("utf-8", "surrogatepass")) <= size:
+        return [record if options.learn_end is not False else replace(record, ends=False)]
+    pieces = cut(text, size)
+    return [
+        replace(
+            record,
+            fields={**record.fields, "text": piece},
+            where=f"{record.where} piece {number}",
+            ends=number == len(pieces) if options.learn_end is None else options.learn_end,
+        )
+        for number, piece in enumerate(pieces, start=1)
+    ]
 
 
 def _counted(error: DataError, more: int) -> DataError:

@@ -1,4 +1,4 @@
-"""Files to decoded rows: JSONL, JSON (a list of objects), CSV (with a header) and Parquet.
+"""Files to decoded rows: JSONL, JSON, CSV and TSV (with a header), Parquet, and text.
 
 Each reader yields (`file:line`, row) and knows nothing about what a row must hold. Text must be UTF-8 (a BOM
 is tolerated); lines of JSONL are bounded, and so are whole files that cannot be read line by line.
@@ -9,13 +9,13 @@ is tolerated); lines of JSONL are bounded, and so are whole files that cannot be
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from softprompt.data.json_rows import json_rows
+from softprompt.data.tables import table_rows
 from softprompt.errors import DataError
 
 __all__ = ["MAX_FILE", "MAX_LINE", "SUFFIXES", "read_rows"]
@@ -76,67 +76,22 @@ def _loads(text: str, where: str) -> object:
 
 
 def _read_json(path: Path) -> Iterator[RawRow]:
-    """A list of objects, decoded one by one so that each has its line."""
-    text = _whole_text(path)
-    decoder = json.JSONDecoder()
-    position = _skip(text, 0)
-    if text[position : position + 1] != "[":
-        raise DataError("a .json data file must be a list of objects", where=f"{path}:1", got=repr(text[:60]))
-    position = _skip(text, position + 1)
-    line, counted = 1, 0
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        where = f"{path}:{line}"
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise DataError("the file is not valid JSON", where=where, got=str(error)) from error
-        yield where, row
-        position = _skip(text, position)
-        if text[position : position + 1] == ",":
-            position = _skip(text, position + 1)
-        elif text[position : position + 1] != "]":
-            raise DataError("the list of rows is broken after this row", where=where, expected="',' or ']'")
-    if _skip(text, position + 1) != len(text):
-        raise DataError("there is text after the list of rows", where=path)
-
-
-def _skip(text: str, position: int) -> int:
-    """The next position that is not JSON whitespace."""
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
+    return json_rows(_whole_text(path), path)
 
 
 def _read_csv(path: Path) -> Iterator[RawRow]:
-    """A header of names, then one row a record; a record may span lines inside quotes."""
-    rows = csv.reader(io.StringIO(_whole_text(path), newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        where = f"{path}:{rows.line_num + 1}"
-        try:
-            cells = next(rows, None)
-        except csv.Error as error:
-            hint = "keep fields under 128 KiB in CSV, or use JSONL" if "limit" in str(error) else None
-            raise DataError("the CSV is broken", where=where, got=str(error), hint=hint) from error
-        if cells is None:
-            return
-        if not cells:  # a blank line
-            continue
-        if header is None:
-            header = [cell.strip() for cell in cells]
-            if len(set(header)) < len(header) or "" in header:
-                raise DataError("the CSV header has an empty or repeated name", where=where, got=", ".join(header))
-        elif len(cells) != len(header):
-            raise DataError(
-                "the row has another number of cells than the header",
-                where=where,
-                expected=f"{len(header)} ({', '.join(header)})",
-                got=len(cells),
-                hint="put cells that hold commas, quotes or line breaks in double quotes",
-            )
-        else:
-            yield where, dict(zip(header, cells, strict=True))
+    return table_rows(_whole_text(path), path)
+
+
+def _read_tsv(path: Path) -> Iterator[RawRow]:
+    return table_rows(_whole_text(path), path, tabs=True)
+
+
+def _read_text(path: Path) -> Iterator[RawRow]:
+    """One row with all the text; line breaks of any system become \n."""
+    text = _whole_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    if text.strip():
+        yield str(path), {"text": text}
 
 
 def _read_parquet(path: Path) -> Iterator[RawRow]:
@@ -196,5 +151,12 @@ def _decode(raw: bytes, path: Path, *, first_line: int, is_start: bool) -> str:
         ) from error
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+_READERS = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+    ".txt": _read_text,
+}
 SUFFIXES = tuple(_READERS)

@@ -6,7 +6,7 @@ Which rows become records, and how, is written down in `row_shapes`. Knows nothi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 __all__ = ["Message", "Record"]
@@ -28,14 +28,19 @@ class Record:
 
     Attributes:
         fields: template fields (text, text2, prompt, ... and any further string field; never the target).
-            Rows of kind "completion" have both `prompt` and `input`, with the same value.
+            Rows of kind "completion" in our own writing have both `prompt` and `input`, with the same value.
         target: label or completion; for conversations the last assistant turn. None: nothing to learn.
-        kind: name of the row's shape, see `row_shapes`.
+        kind: "label", "labels", "choices", "completion", "messages", "text", or that of a shape of your own. It decides
+            what is learned and how answers are scored.
         messages: for conversations all turns; else empty.
         references: every right answer, for generation metrics; `(target,)` unless the row lists more.
         where: `file:line`.
         context: for conversations the number of first turns that are not learned, although assistant turns may be
             among them (the prompt of a prompt/completion row written as message lists).
+        choices: the answers that this row alone has to choose from, in order; `target` is one of them.
+        ends: for texts without answers, whether the end token is learned behind the text.
+        shape: name of the shape that the row was written in.
+        remark: what was left out or added when the row was read, for people.
     """
 
     fields: Mapping[str, str]
@@ -45,6 +50,10 @@ class Record:
     references: tuple[str, ...] = ()
     where: str = ""
     context: int = 0
+    choices: tuple[str, ...] = ()
+    ends: bool = True
+    shape: str = field(default="", compare=False)
+    remark: str = field(default="", compare=False)
 
     @property
     def is_conversation(self) -> bool:

@@ -12,22 +12,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 from softprompt.data.default_template import default_text
 from softprompt.data.hub import is_hub_name, read_hub
+from softprompt.data.memory_rows import RowSource, memory_rows
 from softprompt.data.parsing import parse_rows
+from softprompt.data.read_options import TEXT_PIECES, ReadOptions
 from softprompt.data.readers import SUFFIXES, read_rows
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.sampler import permutation
 from softprompt.data.template import Template
+from softprompt.deprecation import renamed_keywords
 from softprompt.errors import DataError
 
-__all__ = ["Splits", "carve", "data_digest", "inputs_of", "load_rows", "load_splits"]
+__all__ = ["Splits", "carve", "data_digest", "inputs_of", "load_rows", "load_splits", "remarks"]
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _MOST_CARVED = 500
@@ -51,46 +54,54 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
-def load_rows(path: str | Path, *, require_target: bool = True) -> list[Record]:
-    """The checked rows of one JSONL, JSON, CSV or Parquet file; never none.
+@renamed_keywords(path="source")
+def load_rows(source: RowSource, *, require_target: bool = True, options: ReadOptions | None = None) -> list[Record]:
+    """The checked rows of one file (JSONL, JSON, CSV, TSV, Parquet or text), or of rows in memory; never none.
 
     Args:
+        source: a file's path, a list of dicts, or a `datasets.Dataset`.
         require_target: False for inference files.
+        options: names of columns, pieces and ends of texts.
 
     Raises:
         DataError: the file is missing, empty, damaged, not UTF-8, or a row is not usable.
     """
-    return _checked(read_rows(Path(path)), str(path), require_target)
+    if not isinstance(source, str | Path):
+        return _checked(memory_rows(source), "rows", require_target, options)
+    path = Path(source)
+    if path.suffix.lower() == ".txt" and (options is None or options.pieces is None):
+        options = replace(options or ReadOptions(), pieces=TEXT_PIECES)
+    return _checked(read_rows(path), str(source), require_target, options)
 
 
-def load_splits(path: str | Path, *, seed: int = 0, fraction: float = 0.1) -> Splits:
+@renamed_keywords(path="source")
+def load_splits(
+    source: RowSource, *, seed: int = 0, fraction: float = 0.1, options: ReadOptions | None = None
+) -> Splits:
     """The splits of a run.
 
     Args:
-        path: a file (training rows); a folder with `train.*`, one of `validation.*`, `valid.*`, `val.*` or
-            `dev.*`, and `test.*`; or, when nothing has that name, a Hub dataset `owner/name[:config]`.
+        source: a file (training rows); a folder with `train.*`, one of `validation.*`, `valid.*`, `val.*` or `dev.*`,
+            and `test.*`; when nothing has that name, a Hub dataset `owner/name[:config]`; rows in memory (a list of
+            dicts, a `datasets.Dataset`), or a mapping of splits to them.
         seed: chooses the validation rows when they are split off.
         fraction: how many of the training rows are then split off, at most 500.
+        options: names of columns, pieces and ends of texts.
 
     Raises:
         DataError: no training rows, several files for one split, splits of different kinds, a label that
             the training rows do not have, or what `load_rows` refuses.
     """
-    place = Path(path)
-    if place.is_dir():
-        splits = _load_folder(place)
-    elif place.exists() or not is_hub_name(str(path)) or place.suffix.lower() in SUFFIXES:
-        splits = {"train": load_rows(place)}
-    else:
-        splits = _load_hub(str(path))
-    name, notes = _validation_name(splits, path), list[str]()
+    splits, where = _load(source, options), str(source) if isinstance(source, str | Path) else "rows"
+    name, notes = _validation_name(splits, where), list[str]()
     if "train" not in splits:
-        raise DataError("there are no training rows", where=path, expected="train", got=", ".join(splits) or None)
+        raise DataError("there are no training rows", where=where, expected="train", got=", ".join(splits) or None)
     train, test = splits["train"], splits.get("test", [])
     validation = splits[name] if name else []
     if name and name != "validation":
         notes.append(f"{name!r} is the validation split")
     _check_agreement(train, [*validation, *test])
+    notes += remarks([*train, *validation, *test])
     if not validation:
         train, validation = carve(train, fraction, seed)
         notes.append(
@@ -99,6 +110,27 @@ def load_splits(path: str | Path, *, seed: int = 0, fraction: float = 0.1) -> Sp
         )
     notes += _absent_notes(train, splits.get(name or "", []), test) + _overlap_notes(train, validation, test)
     return Splits(train, validation, test, tuple(notes))
+
+
+def remarks(records: Sequence[Record]) -> list[str]:
+    """What was left out or added when rows were read, each with the number of its rows."""
+    counts = Counter(record.remark for record in records if record.remark)
+    return [f"{count} of {len(records)} rows: {remark}" for remark, count in counts.items()]
+
+
+def _load(source: RowSource, options: ReadOptions | None) -> dict[str, list[Record]]:
+    """The splits that a place has, by their names there."""
+    if isinstance(source, Mapping):
+        rows = cast(Mapping[str, object], source)
+        return {name: _checked(memory_rows(part, name), name, True, options) for name, part in rows.items()}
+    if not isinstance(source, str | Path):
+        return {"train": load_rows(source, options=options)}
+    place = Path(source)
+    if place.is_dir():
+        return _load_folder(place, options)
+    if place.exists() or not is_hub_name(str(source)) or place.suffix.lower() in SUFFIXES:
+        return {"train": load_rows(place, options=options)}
+    return _load_hub(str(source), options)
 
 
 def carve(train: Sequence[Record], fraction: float = 0.1, seed: int = 0) -> tuple[list[Record], list[Record]]:
@@ -154,6 +186,8 @@ def data_digest(records: Iterable[Record]) -> str:
             list(record.references),
             record.context,
         ]
+        row += [list(record.choices)] if record.choices else []  # digests of rows without them are those of 0.1
+        row += [False] if not record.ends else []
         sha.update(json.dumps(row, sort_keys=True, separators=(",", ":")).encode() + b"\n")
     return sha.hexdigest()
 
@@ -164,20 +198,24 @@ def inputs_of(record: Record) -> tuple[object, ...]:
     Further fields do not count: most are row numbers and the like, which would hide that rows are the same.
     """
     if record.is_conversation:
-        return record.messages[:-1] if record.target is not None else record.messages
+        turns = record.messages[:-1] if record.target is not None else record.messages
+        return (*turns, *record.choices)
     names = Template("text", default_text(record)).names
-    return tuple(record.fields.get(name) for name in dict.fromkeys((*names, "prompt", "text", "text2")))
+    texts = (record.fields.get(name) for name in dict.fromkeys((*names, "prompt", "text", "text2")))
+    return (*texts, *record.choices)
 
 
-def _checked(rows: Iterable[tuple[str, object]], where: str, require_target: bool = True) -> list[Record]:
+def _checked(
+    rows: Iterable[tuple[str, object]], where: str, require_target: bool = True, options: ReadOptions | None = None
+) -> list[Record]:
     """Parsed rows; none at all is an error."""
-    records = parse_rows(rows, require_target=require_target)
+    records = parse_rows(rows, require_target=require_target, options=options)
     if not records:
         raise DataError("the file has no rows", where=where, hint='write one row a line: {"text": ..., "label": ...}')
     return records
 
 
-def _load_folder(folder: Path) -> dict[str, list[Record]]:
+def _load_folder(folder: Path, options: ReadOptions | None = None) -> dict[str, list[Record]]:
     """The splits in a folder, by the names of their files."""
     splits: dict[str, list[Record]] = {}
     for name in ("train", *VALIDATION_NAMES, "test"):
@@ -186,7 +224,7 @@ def _load_folder(folder: Path) -> dict[str, list[Record]]:
             got = ", ".join(file.name for file in files)
             raise DataError(f"there are several files for the split {name!r}", where=folder, got=got)
         if files:
-            splits[name] = load_rows(files[0])
+            splits[name] = load_rows(files[0], options=options)
     if "train" not in splits:
         raise DataError(
             "the folder has no training file",
@@ -197,14 +235,14 @@ def _load_folder(folder: Path) -> dict[str, list[Record]]:
     return splits
 
 
-def _load_hub(name: str) -> dict[str, list[Record]]:
+def _load_hub(name: str, options: ReadOptions | None = None) -> dict[str, list[Record]]:
     """The splits of a Hub dataset; a test split without any labels is left out, it cannot be scored."""
     splits: dict[str, list[Record]] = {}
     for split, rows in read_hub(name).items():
         if split == "train" or split in VALIDATION_NAMES:
-            splits[split] = _checked(rows, f"{name}/{split}")
+            splits[split] = _checked(rows, f"{name}/{split}", True, options)
         elif split == "test":
-            records = _checked(rows, f"{name}/{split}", require_target=False)
+            records = _checked(rows, f"{name}/{split}", False, options)
             if scorable := [r for r in records if r.target is not None or not shape_of(r).has_answers]:
                 splits[split] = scorable
     return splits

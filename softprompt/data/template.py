@@ -138,11 +138,17 @@ def fill(template: Template, record: Record) -> str:
 
 
 def unused_fields(template: Template, records: Sequence[Record]) -> list[str]:
-    """Fields of the rows that the template leaves out, so that the model never sees them; sorted."""
-    used = set(template.names)
-    if used & {"prompt", "input"}:  # one value under two names
-        used |= {"prompt", "input"}
-    return sorted({name for record in records for name in record.fields} - used)
+    """Fields of the rows that the template leaves out, so that the model never sees them; sorted.
+
+    A field whose text the used ones hold in every row is there under another name: {prompt} is all of {instruction}.
+    """
+    names = {name for record in records for name in record.fields} - set(template.names)
+
+    def is_seen(name: str, record: Record) -> bool:
+        text = record.fields.get(name, "")
+        return any(text in record.fields.get(used, "") for used in template.names)
+
+    return sorted(name for name in names if not all(is_seen(name, record) for record in records))
 
 
 def head(template: Template, tokenizer: Tokenizer) -> str:

@@ -1,4 +1,4 @@
-"""Files to rows: four formats, the right line numbers, and a clear word for every broken file."""
+"""Files to rows: the formats, the right line numbers, and a clear word for every broken file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
         ("a.csv", "a,b\nx," + "y" * 200_000, "2", "use JSONL"),
         ("a.csv", b"a,b\nx,\xe9\n", "2", "not UTF-8"),
         ("a.parquet", b"PAR1", "", "Parquet file cannot be read"),
-        ("a.txt", "hello", "", "unknown kind of data file"),
+        ("a.docx", "hello", "", "unknown kind of data file"),
         ("a", "hello", "", "no suffix"),
     ],
 )

@@ -1,6 +1,6 @@
 """A new shape of rows: one class, registered, and every command takes it.
 
-The shape is multiple choice: a question, its choices, and the number of the right one.
+The shape is a riddle, guesses at it, and the number of the right one.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 LETTERS = "ABCD"
 
 
-class MultipleChoice(RowShape):
-    """Choices become lettered lines, the answer becomes its letter, and letters are ranked as classes are."""
+class Riddle(RowShape):
+    """Guesses become lettered lines, the solution becomes its letter, and letters are ranked as classes are."""
 
-    kind = "multiple_choice"
-    description = "questions with choices"
-    example = '{"question": "2 + 2?", "choices": ["3", "4"], "answer": 1}'
-    source = ("question", "choices")
-    target = "answer"
+    kind = "riddle"
+    description = "riddles with guesses"
+    example = '{"riddle": "2 + 2?", "guesses": ["3", "4"], "solution": 1}'
+    source = ("riddle", "guesses")
+    target = "solution"
     scoring: Scoring = "classification"
 
     def parse(self, row: RowFields, where: str, *, first: RowFields, require_target: bool = True) -> Record:
-        choices, answer = row.get("choices"), row.get("answer")
-        if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
-            raise self.error(where, "field 'choices' must be a list of 2 to 4 strings", got=choices)
-        if require_target and answer not in range(len(choices)):
-            raise self.error(where, "field 'answer' must be the number of a choice, from 0", got=answer)
-        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-        fields = {"question": self.string(row, "question", where), "choices": "\n".join(lines)}
-        target = LETTERS[answer] if isinstance(answer, int) else None
+        guesses, solution = row.get("guesses"), row.get("solution")
+        if not isinstance(guesses, list) or not 2 <= len(guesses) <= len(LETTERS):
+            raise self.error(where, "field 'guesses' must be a list of 2 to 4 strings", got=guesses)
+        if require_target and solution not in range(len(guesses)):
+            raise self.error(where, "field 'solution' must be the number of a guess, from 0", got=solution)
+        lines = [f"{letter}. {guess}" for letter, guess in zip(LETTERS, guesses, strict=False)]
+        fields = {"riddle": self.string(row, "riddle", where), "guesses": "\n".join(lines)}
+        target = LETTERS[solution] if isinstance(solution, int) else None
         return Record(fields, target, self.kind, references=(target,) if target else (), where=where)
 
     def default_text(self, record: Record) -> str:
-        return "{question}\n{choices}\nAnswer:"
+        return "{riddle}\n{guesses}\nAnswer:"
 
 
 @pytest.fixture(autouse=True)
 def shape() -> Iterator[RowShape]:
     """The shape, known while a test runs."""
     known = row_shapes()
-    added = MultipleChoice()
+    added = Riddle()
     register_shape(added)
     yield added
     unregister_shape(added)
     assert row_shapes() == known
 
 
-def question(number: int) -> dict[str, Any]:
-    return {"question": f"Which is {number}?", "choices": [str(number), str(number + 1)], "answer": number % 2}
+def riddle(number: int) -> dict[str, Any]:
+    return {"riddle": f"Which is {number}?", "guesses": [str(number), str(number + 1)], "solution": number % 2}
 
 
 def run(*args: object) -> Any:
@@ -74,15 +74,15 @@ def run(*args: object) -> Any:
 
 
 def test_the_shape_is_found_by_its_fields(shape: RowShape) -> None:
-    record = one(question(3))
+    record = one(riddle(3))
     assert shape_of(record) is shape
-    assert (record.fields["choices"], record.target) == ("A. 3\nB. 4", "B")
+    assert (record.fields["guesses"], record.target) == ("A. 3\nB. 4", "B")
     assert one({"text": "a", "label": "b"}).kind == "label", "the other shapes are as before"
 
 
 def test_its_errors_show_a_right_row(shape: RowShape) -> None:
-    with pytest.raises(DataError, match="number of a choice") as caught:
-        records(question(1), {**question(2), "answer": 7})
+    with pytest.raises(DataError, match="number of a guess") as caught:
+        records(riddle(1), {**riddle(2), "solution": 7})
     assert (caught.value.where, caught.value.expected) == ("f.jsonl:2", shape.example)
     with pytest.raises(DataError, match="none of the known fields") as caught:
         one({"quest": "?"})
@@ -109,8 +109,8 @@ def test_more_fields_make_a_shape_more_specific() -> None:
 
 
 def test_questions_are_the_same_if_their_choices_are(tmp_path: Path) -> None:
-    same, other = question(1), {**question(1), "choices": ["1", "7"]}
-    rows = load_rows(write_jsonl(tmp_path / "rows.jsonl", same, {**same, "answer": 0}, other))
+    same, other = riddle(1), {**riddle(1), "guesses": ["1", "7"]}
+    rows = load_rows(write_jsonl(tmp_path / "rows.jsonl", same, {**same, "solution": 0}, other))
     first, second, third = map(inputs_of, rows)
     assert first == second != third
 
@@ -122,12 +122,12 @@ def test_check_train_and_eval_take_it(tmp_path: Path, monkeypatch: pytest.Monkey
     data.mkdir()
     tiny_model("llama").save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
-    write_jsonl(data / "train.jsonl", *map(question, range(12)))
-    write_jsonl(data / "test.jsonl", *map(question, range(20, 26)))
+    write_jsonl(data / "train.jsonl", *map(riddle, range(12)))
+    write_jsonl(data / "test.jsonl", *map(riddle, range(20, 26)))
 
     report = run("data", "check", data, "--json")
-    assert (report["kind"], report["ok"]) == ("multiple_choice", True)
-    assert report["template"]["text"] == "{question}\n{choices}\nAnswer:"
+    assert (report["kind"], report["ok"]) == ("riddle", True)
+    assert report["template"]["text"] == "{riddle}\n{guesses}\nAnswer:"
     assert report["splits"]["test"]["labels"] == {"A": 3, "B": 3}
 
     tiny = ("--steps", 2, "--n-tokens", 2, "--batch-size", 4, "--dtype", "float32")

@@ -19,13 +19,14 @@ from enum import IntEnum
 from typing import Literal, cast
 
 from softprompt.data.records import Record
+from softprompt.data.row_shapes.names import columns_flag, likely_column
 from softprompt.data.spans import RowEncoder, Span
 from softprompt.errors import DataError
 
 __all__ = ["Match", "RowFields", "RowShape", "Scoring", "brief"]
 
 RowFields = Mapping[str, object]
-Scoring = Literal["classification", "generation", "loss"]
+Scoring = Literal["classification", "choices", "generation", "labels", "loss"]
 
 
 class Match(IntEnum):
@@ -44,21 +45,29 @@ class RowShape(ABC):
     """One accepted way to write a row.
 
     Attributes:
-        kind: name of the shape, in messages and in `softprompt data check`; all rows of a run have the same kind.
+        kind: of the records that it makes. Shapes of one kind are learned and scored alike; all rows of a run have the
+            same kind. The first registered shape of a kind is that kind in our own writing.
+        title: name for people, such as "Alpaca"; empty: the fields.
         description: for people, such as "texts with labels".
         example: a right row, as JSON; error messages show it.
         source: fields that the model reads; each is a non-empty string unless `parse` decides otherwise.
         target: field that the model learns; None if there is none.
-        scoring: "classification" (all targets of the training rows are ranked by log-likelihood), "generation"
-            (an answer is generated and compared with the references) or "loss" (of the learned tokens).
+        optional: further fields that the shape reads where a row has them.
+        scoring: "classification" (all targets of the training rows are ranked by log-likelihood), "choices" (those of
+            the row itself are), "generation" (an answer is generated and compared with the references), "labels" (it
+            is compared as a set of labels) or "loss" (of the learned tokens).
+        remark: what is not learned of such rows, for people; empty if nothing is left out.
     """
 
     kind: str
+    title: str = ""
     description: str
     example: str
     source: tuple[str, ...]
     target: str | None
+    optional: tuple[str, ...] = ()
     scoring: Scoring = "generation"
+    remark: str = ""
 
     @property
     def name(self) -> str:
@@ -83,10 +92,14 @@ class RowShape(ABC):
     # Rows to records
 
     def match(self, row: RowFields) -> Match:
-        """How well a file's first row fits, by the names of its fields alone."""
+        """How well a file's first row fits, by its fields."""
         if any(name not in row for name in self.source):
             return Match.NO
         return Match.COMPLETE if self.target is None or self.target in row else Match.INCOMPLETE
+
+    def reads(self, row: RowFields) -> frozenset[str]:
+        """The fields of a row that this shape would read; of two shapes that fit, the one that reads more is meant."""
+        return frozenset(name for name in (*self.fields, *self.optional) if row.get(name) is not None)
 
     def parse(self, row: RowFields, where: str, *, first: RowFields, require_target: bool = True) -> Record:
         """One checked record.
@@ -127,6 +140,25 @@ class RowShape(ABC):
             raise DataError("the row has no target to learn", where=record.where)
         return [Span(encoder.body(record), False), Span([*encoder.target(record.target), encoder.end], True)]
 
+    def write(self, record: Record) -> dict[str, object]:
+        """A record of this kind as a row of this shape, which reads as the same record.
+
+        Further right answers are in "references", and the other fields are kept.
+        """
+        row: dict[str, object] = {name: record.fields[name] for name in self.source if name in record.fields}
+        if self.target is not None and record.target is not None:
+            row[self.target] = record.target
+        return row | self.write_rest(record, row)
+
+    def write_rest(self, record: Record, row: Mapping[str, object]) -> dict[str, object]:
+        """The fields of a record that are not in `row` yet, and its references where there are several."""
+        rest: dict[str, object] = {
+            name: text for name, text in record.fields.items() if name not in row and name not in self.fields
+        }
+        if len(record.references) > 1 or (record.references and record.target is None):
+            rest["references"] = list(record.references)
+        return rest
+
     # Checks and error messages
 
     def error(self, where: str, what: str, *, got: object = None, hint: str | None = None) -> DataError:
@@ -136,8 +168,9 @@ class RowShape(ABC):
     def string(self, row: RowFields, name: str, where: str) -> str:
         """A field that must be a non-empty string. Raises DataError otherwise."""
         if row.get(name) is None:
-            names = ", ".join(sorted(map(str, row)))
-            raise self.error(where, f"field {name!r} is missing", got=f"fields {names}")
+            names, likely = ", ".join(sorted(map(str, row))), likely_column(name, row)
+            hint = columns_flag({name: likely}) if likely is not None else None
+            raise self.error(where, f"field {name!r} is missing", got=f"fields {names}", hint=hint)
         return self.text(row[name], f"field {name!r}", where)
 
     def text(self, value: object, what: str, where: str) -> str:
@@ -163,7 +196,7 @@ class RowShape(ABC):
 
     def other_strings(self, row: RowFields, names: Iterable[str] = ()) -> dict[str, str]:
         """Further string fields, which a template may use: all but the shape's own, `names` and "references"."""
-        used = {*self.fields, *names, "references"}
+        used = {*self.fields, *self.optional, *names, "references"}
         return {key: value for key, value in row.items() if isinstance(value, str) and key not in used}
 
 

@@ -14,7 +14,7 @@ from softprompt.data.row_shapes.labels import LABELS
 from softprompt.data.spans import RowEncoder, Span
 from softprompt.errors import DataError
 
-__all__ = ["PLAIN_TEXT", "PlainTextShape"]
+__all__ = ["PLAIN_TEXT", "SHAPES", "PlainTextShape"]
 
 _TARGETS = ("label", "completion", "target")
 _WITH_ANSWER = 'rows with an answer, such as {"text": ..., "label": ...}'
@@ -22,7 +22,7 @@ _WITH_ANSWER = 'rows with an answer, such as {"text": ..., "label": ...}'
 
 @final
 class PlainTextShape(RowShape):
-    """Text whose every token but the first is learned, and the end token after it."""
+    """Text whose every token but the first is learned, and the end token after it unless it goes on elsewhere."""
 
     kind = "text"
     description = "plain text, every token is learned"
@@ -58,7 +58,10 @@ class PlainTextShape(RowShape):
                 expected=_WITH_ANSWER,
             )
         ids = encoder.body(record)
-        return [Span(ids[:1], False), Span([*ids[1:], encoder.end], True)]
+        closing = [encoder.end] if record.ends else []
+        if not ids[1:] and not closing:
+            raise DataError("a text of one token has none to learn", where=record.where, hint="leave it out")
+        return [Span(ids[:1], False), Span([*ids[1:], *closing], True)]
 
     def default_text(self, record: Record) -> str:
         """The text, or both texts."""
@@ -73,8 +76,10 @@ class PlainTextShape(RowShape):
                     f"field {key!r} is not known, and rows of text alone are learned whole",
                     where=where,
                     expected=LABELS.example,
-                    hint=f"did you mean {near[0]!r}? If not, rename the field",
+                    hint=f"did you mean {near[0]!r}? --columns {near[0]}={key}; if not, rename the field",
                 )
 
 
 PLAIN_TEXT = PlainTextShape()
+
+SHAPES = (PLAIN_TEXT,)
