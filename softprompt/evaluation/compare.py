@@ -10,6 +10,7 @@ from softprompt.data.row_shapes.registry import shape_of
 from softprompt.deprecation import renamed_keywords
 from softprompt.evaluation.custom_metrics import Metric
 from softprompt.evaluation.evaluate import Evaluation, evaluate
+from softprompt.evaluation.held_out import without_training_rows
 from softprompt.evaluation.metrics import missing_scores
 from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, no_prompt
 from softprompt.formatting.text_prompt import as_turns, instruction_for, text_prompt
@@ -59,32 +60,39 @@ def compare(
     shots: Sequence[Record] = (),
     sampling: Sampling | None = None,
     extra_metrics: Mapping[str, Metric] | None = None,
+    training_rows: bool = False,
 ) -> Comparison:
     """Evaluate base model, text prompt and the soft prompts `names` (one or several) on `rows`.
 
-    Base model and text prompt use the template of the first soft prompt.
+    Base model and text prompt use the template of the first soft prompt. Of the rows of a file that a soft prompt was
+    trained on, only those that training held out are scored, and a note says so.
 
     Args:
         instruction: of the text prompt. If None: the text that the first soft prompt started from, or one made from
             the class labels.
         shots: worked examples in the text prompt.
         extra_metrics: further metrics by name, as in `evaluate`.
+        training_rows: score rows that a soft prompt was trained on, too.
 
     Raises:
         StoreError, WrongBaseError: a soft prompt cannot be used.
-        DataError: the rows cannot.
+        DataError: the rows cannot, or every one of them was trained on by one of several soft prompts.
     """
     names = [names] if isinstance(names, str) else names
     loaded = {name: store.load(store.locate(name), lm.geometry) for name in names}
     soft = {name: from_card(prompt, card) for name, (prompt, card) in loaded.items()}
     card, template = loaded[names[0]][1], soft[names[0]].template
+    notes = list[str]()
+    if rows and not training_rows:
+        held_out = without_training_rows(rows, [card for _, card in loaded.values()])
+        rows, notes = (held_out.rows if len(held_out.rows) < len(rows) else rows), list(held_out.notes)
     if not template.text:  # conversations
         rows = [as_turns(row, template) for row in rows]
     if instruction is None:
         init_text = card.method.get("init_text")
         instruction = str(init_text) if init_text else (instruction_for(card.labels) if card.labels else "")
     base, text = no_prompt(lm, template), text_prompt(lm, template, instruction, shots)
-    notes = list(_notes(rows, text == base))
+    notes += _notes(rows, text == base)
     if any(formatted.template != template for formatted in soft.values()):
         notes.append(f"the soft prompts have different templates; base model and text prompt have that of {names[0]}")
 

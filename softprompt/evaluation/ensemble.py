@@ -15,7 +15,7 @@ from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.errors import ConfigError
 from softprompt.evaluation import metrics
-from softprompt.evaluation.evaluate import Evaluation
+from softprompt.evaluation.evaluate import Evaluation, answer_scores
 from softprompt.prompts.card import Card
 
 
@@ -36,8 +36,7 @@ def vote(evaluations: Sequence[Evaluation], records: Sequence[Record]) -> Evalua
     columns = list(zip(*(evaluation.answers for evaluation in evaluations), strict=True))
     if not shape_of(records[0]).has_classes:
         answers = [_most_frequent([answer.strip() for answer in answers]) for answers in columns]
-        scores = metrics.generation_scores(answers, [record.references for record in records])
-        return Evaluation(scores, len(records), tuple(answers))
+        return Evaluation(answer_scores(answers, records), len(records), tuple(answers))
     classes = evaluations[0].labels
     if any(evaluation.labels != classes for evaluation in evaluations):
         raise _other_classes("the prompts", [list(evaluation.labels) for evaluation in evaluations])

@@ -1,7 +1,7 @@
 """Evaluates a soft prompt, the base model or a text prompt on labeled rows.
 
-Classification ranks all labels by log-likelihood (`label_ranking`), generation decodes and compares with the
-references, plain text gets loss and perplexity.
+Classification ranks all labels by log-likelihood, multiple choice the choices of each row (`label_ranking`); generation
+decodes and compares with the references, several labels as sets; plain text gets loss and perplexity.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from softprompt.data.records import Record
+from softprompt.data.row_shapes.base import Scoring
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.spans import prompt_ids
 from softprompt.data.tokenize import tokenize
@@ -21,7 +22,7 @@ from softprompt.deprecation import renamed_keywords
 from softprompt.errors import ConfigError, DataError
 from softprompt.evaluation import metrics
 from softprompt.evaluation.custom_metrics import Metric, scores_of
-from softprompt.evaluation.label_ranking import rank_labels
+from softprompt.evaluation.label_ranking import rank_choices, rank_labels
 from softprompt.evaluation.metrics import Score
 from softprompt.formatting.context import check_context, check_records, end_ids
 from softprompt.formatting.formatted_prompt import FormattedPrompt
@@ -40,9 +41,9 @@ class Evaluation:
     """Scores of one formatted prompt, with its answers.
 
     Attributes:
-        answers: predicted label or generated text of each row; empty for loss.
+        answers: predicted label, likeliest choice or generated text of each row; empty for loss.
         labels: the classes, for classification.
-        log_likelihoods: of each row the log-likelihood of every class.
+        log_likelihoods: of each row the log-likelihood of every class, or of each of its choices.
     """
 
     scores: dict[str, Score]
@@ -68,7 +69,7 @@ def evaluate(
     sampling: Sampling | None = None,
     extra_metrics: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
-    """Score a prompt on rows of one kind: classification, generation, or loss of plain text.
+    """Score a prompt on rows of one kind: classification, multiple choice, generation, or loss of plain text.
 
     BLEU and ROUGE-L of generated answers need the extra `eval`; without it they are left out.
 
@@ -84,9 +85,10 @@ def evaluate(
     extra_metrics = extra_metrics or {}
     if not records:
         raise DataError("there are no rows to evaluate")
-    scoring = shape_of(records[0]).scoring
-    if scoring == "classification":
-        evaluation = classification(lm, formatted, records, labels)
+    scoring = scoring_of(records)
+    if scoring in ("classification", "choices"):
+        ranked = scoring == "classification"
+        evaluation = classification(lm, formatted, records, labels) if ranked else choice(lm, formatted, records)
         extra_scores = scores_of(extra_metrics, evaluation.answers, [record.references for record in records])
         return replace(evaluation, scores=evaluation.scores | extra_scores)
     if scoring == "loss":
@@ -98,8 +100,23 @@ def evaluate(
             raise DataError("the row has no answer to compare with", where=record.where)
     answers = [answer.text for answer in answer_all(lm, formatted, records, sampling or Sampling())]
     references = [record.references for record in records]
-    scores = metrics.generation_scores(answers, references) | scores_of(extra_metrics, answers, references)
+    scores = answer_scores(answers, records) | scores_of(extra_metrics, answers, references)
     return Evaluation(scores, len(records), tuple(answers))
+
+
+def scoring_of(records: Sequence[Record]) -> Scoring:
+    """How rows are scored: by the choices of their own if they have some, otherwise as their shape says."""
+    return "choices" if records[0].choices else shape_of(records[0]).scoring
+
+
+def answer_scores(answers: Sequence[str], records: Sequence[Record]) -> dict[str, Score]:
+    """The scores of one answer a row, however it came about."""
+    scoring = scoring_of(records)
+    if scoring in ("classification", "choices"):
+        pairs = zip(answers, records, strict=True)
+        return {"accuracy": metrics.proportion([answer.strip() == str(row.target).strip() for answer, row in pairs])}
+    score = metrics.label_scores if scoring == "labels" else metrics.generation_scores
+    return score(answers, [record.references for record in records])
 
 
 def classification(
@@ -119,6 +136,26 @@ def classification(
     }
     answers = tuple(classes[i] for i in best.tolist())
     return Evaluation(scores, len(records), answers, tuple(classes), tuple(map(tuple, totals.tolist())))
+
+
+def choice(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -> Evaluation:
+    """Accuracy of each row's likeliest choice (`accuracy`), and of the likeliest per token (`accuracy_norm`).
+
+    Raises DataError for a row without a right choice.
+    """
+    for record in records:
+        if record.target is None:
+            raise DataError("the row does not say which choice is right", where=record.where)
+    ranked = rank_choices(lm, formatted, records)
+    rows = list(zip(records, ranked, strict=True))
+    answers = [record.choices[int(totals.argmax())] for record, (totals, _) in rows]
+    best_norm = [record.choices[int((totals / lengths).argmax())] for record, (totals, lengths) in rows]
+    scores = {
+        name: metrics.proportion([answer == record.target for answer, record in zip(chosen, records, strict=True)])
+        for name, chosen in (("accuracy", answers), ("accuracy_norm", best_norm))
+    }
+    likelihoods = tuple(tuple(totals.tolist()) for totals, _ in ranked)
+    return Evaluation(scores, len(records), tuple(answers), log_likelihoods=likelihoods)
 
 
 def answer_all(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], sampling: Sampling) -> list[Answer]:

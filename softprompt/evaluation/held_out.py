@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from softprompt.data.read_options import ReadOptions, parse_columns
 from softprompt.data.records import Record
-from softprompt.data.splits import carve, data_digest, load_rows, load_splits
+from softprompt.data.splits import carve, data_digest, load_rows, load_splits, remarks
 from softprompt.errors import DataError
 from softprompt.prompts.card import Card
 
@@ -27,7 +28,9 @@ class HeldOutRows:
     notes: tuple[str, ...] = ()
 
 
-def held_out_rows(data: str, shots: int = 3, shots_data: str | None = None, *cards: Card) -> HeldOutRows:
+def held_out_rows(
+    data: str, shots: int = 3, shots_data: str | None = None, *cards: Card, columns: str | None = None
+) -> HeldOutRows:
     """Select the rows to evaluate and the examples of the text prompt.
 
     From a folder: its test rows (validation rows if it has none), and examples from its training rows. From a file:
@@ -37,14 +40,23 @@ def held_out_rows(data: str, shots: int = 3, shots_data: str | None = None, *car
         data: a file, a folder or a Hub dataset.
         shots: how many examples.
         shots_data: file or folder of the examples, if not the training rows of `data`.
-        cards: of the soft prompts to be scored; rows that one of them was trained on are left out, or noted.
+        cards: of the soft prompts to be scored; rows that one of them was trained on are left out, or noted. Rows are
+            read as those of the first card were: with its names of columns, if they have them, and its pieces.
+        columns: other names of columns, as in `train --columns`.
 
     Raises DataError as `load_splits`, and if every row is a training row of some soft prompt.
     """
-    selected = _from_file(load_rows(data), cards) if Path(data).is_file() else _from_folder(data, cards)
+    options = read_options_of(cards, columns)
+    if Path(data).is_file():
+        rows = load_rows(data, options=options)
+        selected = without_training_rows(rows, cards)
+        selected = replace(selected, notes=(*remarks(rows), *selected.notes))
+    else:
+        selected = _from_folder(data, cards, options)
     source = selected.shots
     if shots_data:
-        source = load_rows(shots_data) if Path(shots_data).is_file() else load_splits(shots_data).train
+        is_file = Path(shots_data).is_file()
+        source = load_rows(shots_data, options=options) if is_file else load_splits(shots_data, options=options).train
     return replace(selected, shots=pick_shots(source, shots))
 
 
@@ -55,7 +67,14 @@ def selection_rows(data: str, card: Card) -> HeldOutRows:
     """
     if Path(data).is_file():
         return held_out_rows(data, 0, None, card)
-    return HeldOutRows(load_splits(data, seed=_seeds([card])[0]).validation, [], ("chosen by the validation rows",))
+    splits = load_splits(data, seed=_seeds([card])[0], options=read_options_of([card]))
+    return HeldOutRows(splits.validation, [], ("chosen by the validation rows",))
+
+
+def read_options_of(cards: Sequence[Card], columns: str | None = None) -> ReadOptions:
+    """How to read rows for these soft prompts: as the rows of the first one were read, but for `columns`."""
+    options = ReadOptions.of_card(cards[0].data.get("reading")) if cards else ReadOptions()
+    return options if columns is None else replace(options, columns=parse_columns(columns), lenient=False)
 
 
 def _seeds(cards: Sequence[Card]) -> list[int]:
@@ -63,9 +82,9 @@ def _seeds(cards: Sequence[Card]) -> list[int]:
     return sorted({place["seed"] for card in cards for place in card.trained_on}) or [0]
 
 
-def _from_folder(data: str, cards: Sequence[Card]) -> HeldOutRows:
+def _from_folder(data: str, cards: Sequence[Card], options: ReadOptions) -> HeldOutRows:
     """Rows of a folder or Hub dataset, split as in training; `shots` are all training rows."""
-    first, *others = [load_splits(data, seed=seed) for seed in _seeds(cards)]
+    first, *others = [load_splits(data, seed=seed, options=options) for seed in _seeds(cards)]
     held_out = [splits.test or splits.validation for splits in (first, *others)]
     rows = _in_all(held_out[0], held_out)
     kind = "test" if first.test else "validation"
@@ -73,8 +92,14 @@ def _from_folder(data: str, cards: Sequence[Card]) -> HeldOutRows:
     return HeldOutRows(rows, first.train, (*first.notes, f"scored on {which}"))
 
 
-def _from_file(rows: list[Record], cards: Sequence[Card]) -> HeldOutRows:
-    """Rows of one file; `shots` are the training rows of the first soft prompt that was trained on the file."""
+def without_training_rows(rows: Sequence[Record], cards: Sequence[Card]) -> HeldOutRows:
+    """The rows of one file without those that a soft prompt was trained on, by the digests in the cards.
+
+    `shots` are the training rows of the first soft prompt that was trained on the file. Rows that are exactly the
+    training rows stay, with a note.
+
+    Raises DataError if every row was trained on by one of several soft prompts.
+    """
     digest, notes = data_digest(rows), list[str]()
     held_out, source = list[list[Record]](), list[Record]()
     for card in cards:
@@ -90,7 +115,7 @@ def _from_file(rows: list[Record], cards: Sequence[Card]) -> HeldOutRows:
                 held_out.append(spared)
                 source = source or rest
     if not held_out:
-        return HeldOutRows(rows, source, tuple(dict.fromkeys(notes)))
+        return HeldOutRows(list(rows), source, tuple(dict.fromkeys(notes)))
     kept = _in_all(rows, held_out)
     note = f"scored on the {len(kept)} rows held out in training; the other {len(rows) - len(kept)} were trained on"
     return HeldOutRows(kept, source, (*dict.fromkeys(notes), note))

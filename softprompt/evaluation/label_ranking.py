@@ -1,4 +1,4 @@
-"""Ranks class labels by their log-likelihood after each row's text, which runs once for all labels.
+"""Ranks class labels, or each row's choices, by log-likelihood after the row's text, which runs once for all.
 
 The labels are a trie of tokens: shared beginnings run once, and the last token of a label does not run at all.
 
@@ -42,6 +42,32 @@ def rank_labels(
     for part in by_tokens(sizes(bodies, prefixes, trie), _TOKENS):
         totals[part] = trie.totals(lm, states_of(lm, prefixes, [bodies[i] for i in part], trie)).cpu()
     return totals, torch.tensor(trie.lengths, dtype=torch.float)
+
+
+@torch.no_grad()
+def rank_choices(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -> list[tuple[Tensor, Tensor]]:
+    """For each row the log-likelihood [C] of each of its own C choices after its text, and their numbers of tokens [C].
+
+    The choices of a row are a trie of their own; rows of a causal model run packed, whatever their choices.
+    """
+    tries = [LabelTrie.of(lm, formatted, record.choices) for record in records]
+    bodies = [prompt_ids(record, formatted.template, lm.tokenizer) for record in records]
+    prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
+    for record, body, trie in zip(records, bodies, tries, strict=True):
+        check_records(lm, [record], [body], prefixes.lengths[0] + max(trie.lengths) - 1)
+    totals: list[Tensor] = [torch.empty(0)] * len(records)
+    if lm.is_encoder_decoder:
+        for i, (body, trie) in enumerate(zip(bodies, tries, strict=True)):
+            totals[i] = trie.totals(lm, _levels(lm, prefixes, [body], trie))[0].cpu()
+    else:
+        sizes = [len(body) + len(trie.tokens) for body, trie in zip(bodies, tries, strict=True)]
+        for part in by_tokens(sizes, _TOKENS):
+            rows = [tries[i].row_for(bodies[i]) for i in part]
+            states = packed_hidden_states(lm, prefixes, rows).split([len(row.ids) for row in rows])
+            for i, row_states in zip(part, states, strict=True):
+                totals[i] = tries[i].totals(lm, row_states[None, len(bodies[i]) - 1 :])[0].cpu()
+    lengths = [torch.tensor(trie.lengths, dtype=torch.float) for trie in tries]
+    return list(zip(totals, lengths, strict=True))
 
 
 def _packed(lm: FrozenLM, prefixes: PrefixKV, bodies: Sequence[Sequence[int]], trie: LabelTrie) -> Tensor:

@@ -135,6 +135,29 @@ def generation_scores(answers: Sequence[str], references: Sequence[Sequence[str]
     return scores | {name: score(answers, references) for name, score in optional.items() if name not in missing}
 
 
+def label_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
+    """Scores of several labels a row, written between commas in any order: exact match of the sets, and micro F1.
+
+    F1 counts the labels of all rows together, and its interval resamples the rows.
+    """
+    pairs = [
+        (_label_set(answer), _label_set(accepted[0])) for answer, accepted in zip(answers, references, strict=True)
+    ]
+    counts = np.array([[len(answer & truth), len(answer) + len(truth)] for answer, truth in pairs])
+
+    def micro_f1(rows: Sequence[int]) -> float:
+        shared, both = counts[list(rows)].sum(0).tolist()
+        return 2 * shared / both
+
+    exact = proportion([answer == truth for answer, truth in pairs])
+    return {"exact_match": exact, "f1": bootstrap(len(pairs), micro_f1)}
+
+
+def _label_set(text: str) -> frozenset[str]:
+    """The labels in a text; an empty text holds one, the empty one."""
+    return frozenset(label.strip() for label in text.split(","))
+
+
 def missing_scores() -> dict[str, str]:
     """The scores that `generation_scores` leaves out, each with the module that it needs and that is not installed."""
     needs = {"bleu": "sacrebleu", "rouge_l": "rouge_score"}

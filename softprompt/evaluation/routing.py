@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from softprompt.data.records import Record
-from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.spans import prompt_ids
 from softprompt.errors import ConfigError
-from softprompt.evaluation import metrics
-from softprompt.evaluation.evaluate import Evaluation
+from softprompt.evaluation.evaluate import Evaluation, answer_scores
 from softprompt.formatting.formatted_prompt import FormattedPrompt
 from softprompt.formatting.inputs import text_to_record
 from softprompt.inference.generate import Request
@@ -78,9 +76,4 @@ def routed(
     loaded = router.load_router(store.locate(name), lm.geometry)
     expert_ids = [loaded.choose(lm, prompt_ids(record, template_of.template, lm.tokenizer)) for record in records]
     answers = [evaluations[expert].answers[i] for i, expert in enumerate(expert_ids)]
-    if shape_of(records[0]).has_classes:
-        hits = [answer == record.target for answer, record in zip(answers, records, strict=True)]
-        scores = {"accuracy": metrics.proportion(hits)}
-    else:
-        scores = metrics.generation_scores(answers, [record.references for record in records])
-    return Evaluation(scores, len(records), tuple(answers))
+    return Evaluation(answer_scores(answers, records), len(records), tuple(answers))
