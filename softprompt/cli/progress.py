@@ -33,9 +33,7 @@ def progress_for(
     if not console.is_terminal:
         yield lambda event: _plain(event, console)
         return
-    from softprompt.objectives.schedule import default_steps
-
-    steps = settings.steps or (None if settings.minutes else default_steps(rows, settings.batch_size))
+    steps = settings.total_steps(rows)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),

@@ -136,7 +136,7 @@ def _notes(prepared: PreparedTraining) -> Iterator[str]:
         if unused := unused_fields(task.template, task.splits.train):
             notes.append(f"the template does not use the fields {', '.join(unused)}")
         if task.dropped:
-            notes.append(f"{task.dropped} rows of over {prepared.config.max_length} tokens left out")
+            notes.append(f"{task.dropped} rows of over {task.longest} tokens left out")
         for note in notes:
             yield f"{task.name}{': ' * bool(task.name)}{note}"
 

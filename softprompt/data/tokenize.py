@@ -50,12 +50,14 @@ def tokenize(
     *,
     max_length: int,
     on_long: Literal["error", "drop"] = "error",
+    context: int | None = None,
 ) -> list[Example]:
     """Every row as ids and mask, in order.
 
     Args:
         max_length: the most tokens a row may have after the prefix, end token included.
         on_long: "error", or "drop" to leave longer rows out; `len(records) - len(result)` were dropped.
+        context: of the model in tokens, if known; the hint then never names a length beyond it.
 
     Raises:
         DataError: a row has no target, no text or no learned token, is too long, or does not fit the
@@ -71,7 +73,9 @@ def tokenize(
             where=long[0].where,
             expected=f"at most {max_length} tokens after the prefix",
             got=f"{len(long[0].ids)} tokens in this row",
-            hint=f"--max-length {longest} to keep them all, or --drop-long to leave them out",
+            hint="--drop-long leaves them out"
+            if context is not None and longest > context
+            else f"--max-length {longest} to keep them all, or --drop-long to leave them out",
         )
     kept = [example for example in examples if len(example.ids) <= max_length]
     if not kept:

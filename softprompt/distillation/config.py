@@ -160,7 +160,11 @@ class DistillConfig(BaseModel):
                     part = {key: value for key, value in part.items() if key in names or value != own.get(key)}
                     own = {key: value for key, value in own.items() if key in names}
                 filled[section] = own | part
-                if section == "train" and part.get("minutes") is not None and "steps" not in part:
+                if (
+                    section == "train"
+                    and any(part.get(key) is not None for key in ("minutes", "epochs"))
+                    and "steps" not in part
+                ):
                     filled[section]["steps"] = None
         return filled
 

@@ -104,6 +104,11 @@ def context_length(name: str, *, trust_remote_code: bool = False) -> int:
     return context_of(_config(name, trust_remote_code).get_text_config())
 
 
+def vocabulary_size(name: str, *, trust_remote_code: bool = False) -> int:
+    """Rows of the model's embedding table; no weights are loaded. Raises ModelError."""
+    return int(_config(name, trust_remote_code).get_text_config().vocab_size)
+
+
 def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     source = find_source(name)
     with _Quiet():

@@ -104,6 +104,7 @@ def describe(prepared: PreparedTraining, lm: FrozenLM, part: PromptPart, result:
             "train_sha256": data_digest(task.splits.train),
             "train_rows": len(task.train),
             "validation_rows": len(task.validation),
+            **({"reading": reading} if (reading := task.reading.to_dict()) else {}),
         },
         metrics=metrics,
     )

@@ -6,6 +6,7 @@ suggestion.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,6 +16,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from softprompt.methods.config import MethodConfig
 from softprompt.methods.registry import method_settings
 from softprompt.models.sources import adapted_name
+from softprompt.objectives.schedule import default_steps
 from softprompt.settings import Section, flag, resolve_settings
 
 # A section whose class depends on its `name`.
@@ -31,6 +33,12 @@ class TrainConfig(Section):
         ge=1,
         description="optimizer steps; chosen from the number of rows if not given",
         json_schema_extra=flag("--steps", help="Optimizer steps."),
+    )
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        description="passes over the training rows, instead of steps",
+        json_schema_extra=flag("--epochs", help="Passes over the training rows, instead of steps."),
     )
     minutes: float | None = Field(
         default=None,
@@ -51,7 +59,10 @@ class TrainConfig(Section):
     accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")
     optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="optimizer")
     lr: float = Field(
-        default=2e-2, gt=0, description="peak learning rate", json_schema_extra=flag("--lr", help="Peak learning rate.")
+        default=2e-2,
+        gt=0,
+        description="peak learning rate",
+        json_schema_extra=flag("--lr", "--learning-rate", help="Peak learning rate."),
     )
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -74,10 +85,18 @@ class TrainConfig(Section):
     )
     track: Literal["none", "tensorboard", "trackio", "wandb"] = Field(default="none", description="also log there")
 
+    def total_steps(self, rows: int) -> int | None:
+        """Steps of a run on so many training rows; None if only minutes end it."""
+        by_epochs = None if self.epochs is None else math.ceil(self.epochs * rows / self.batch_size)
+        if given := [steps for steps in (self.steps, by_epochs) if steps is not None]:
+            return min(given)
+        return None if self.minutes is not None else default_steps(rows, self.batch_size)
+
     def legacy_dump(self, exclude: set[str]) -> dict[str, Any]:
         """The section as 0.1 dumped it, for digests: a run that 0.1 left unfinished can be resumed."""
         old_keys = {new: old for old, new in self.renamed_keys.items()}
-        return {old_keys.get(key, key): value for key, value in self.model_dump(exclude=exclude).items()}
+        unknown = exclude | ({"epochs"} if self.epochs is None else set())  # 0.1 had no epochs
+        return {old_keys.get(key, key): value for key, value in self.model_dump(exclude=unknown).items()}
 
 
 class Config(Section):
@@ -128,8 +147,24 @@ class Config(Section):
     )
     drop_long: bool = Field(
         default=False,
-        description="leave longer rows out instead of stopping",
+        description="leave out rows longer than that, or than the model's context, instead of stopping",
         json_schema_extra=flag("--drop-long", help="Leave longer rows out."),
+    )
+    columns: str | dict[str, str] | None = Field(
+        default=None,
+        description="other names of columns, e.g. prompt=question,completion=answer; several as {task: text}",
+        json_schema_extra=flag("--columns", help="Columns by other names: prompt=question,completion=answer."),
+    )
+    pieces: int | None = Field(
+        default=None,
+        ge=16,
+        description="cut texts without answers into pieces of so many bytes, four a token or so; 2048 for .txt files",
+        json_schema_extra=flag("--pieces", help="Cut long texts into pieces of so many bytes."),
+    )
+    learn_end: bool | None = Field(
+        default=None,
+        description="learn the end token behind texts without answers (default: behind the last piece of each text)",
+        json_schema_extra=flag("--learn-end/--no-learn-end", help="Learn the end token behind texts without answers."),
     )
     dtype: str = Field(
         default="auto",

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from softprompt.data.default_template import default_template
+from softprompt.data.memory_rows import RowSource
+from softprompt.data.read_options import ReadOptions, parse_columns
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.splits import Splits, load_splits
-from softprompt.data.template import Template, answered_apart, bos_ids
+from softprompt.data.template import Template, answered_apart, bos_ids, head
 from softprompt.data.tokenize import Example, tokenize
-from softprompt.data.tokenizer import Tokenizer
-from softprompt.errors import ConfigError
+from softprompt.data.tokenizer import Tokenizer, encode
+from softprompt.data.vocabulary import check_vocabulary
+from softprompt.errors import ConfigError, DataError
 from softprompt.files import check_run_folder
 from softprompt.methods.registry import method_spec
 from softprompt.models.device import pick_device
-from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer
+from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer, vocabulary_size
 from softprompt.prompts import store
 from softprompt.prompts.forms import form_class
 from softprompt.settings import unescaped
@@ -43,6 +46,8 @@ class PreparedTask:
         name: empty if it is the only one.
         train, validation: tokenized; each row carries the number of its task.
         dropped: rows left out because they were too long.
+        longest: the most tokens that a row may have.
+        reading: how the rows were read.
     """
 
     name: str
@@ -51,6 +56,8 @@ class PreparedTask:
     train: Sequence[Example]
     validation: Sequence[Example]
     dropped: int
+    longest: int = 0
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -90,9 +97,18 @@ class PreparedTraining:
 
 
 def prepare(
-    config: Config, *, overwrite: bool = False, resume: bool = False, trust_remote_code: bool = False
+    config: Config,
+    *,
+    data: RowSource | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    trust_remote_code: bool = False,
 ) -> PreparedTraining:
     """Check names, every row of data, and lengths in tokens; choose the recipe.
+
+    Args:
+        data: rows in memory (a list of dicts, a `datasets.Dataset`, or a mapping of splits to them) or a place, instead
+            of `config.data`.
 
     Raises:
         ConfigError: name or data missing.
@@ -100,26 +116,33 @@ def prepare(
         DataError: anything wrong with the rows.
         ModelError: the tokenizer cannot be found.
     """
-    if not config.name or not config.data:
+    if not config.name or (not config.data and data is None):
         missing = "name" if not config.name else "data"
         raise ConfigError(f"{missing} is not given", hint="softprompt train --model M --data D --name N")
     tracking.check_tracker(config.train.track)
     folder = store.locate(config.name)
     run = folder.parent / RUNS / folder.name
-    sources = config.data if isinstance(config.data, dict) else {"": config.data}
+    sources = _sources(config, data)
     _check_names(config, list(sources), folder, overwrite)
     check_run_folder(run, latest_step(run) is not None, overwrite=overwrite, resume=resume)
     tokenizer = load_tokenizer(config.base_model, trust_remote_code=trust_remote_code)
     config = _as_long_as_its_start(config, tokenizer)
     apart = is_encoder_decoder(config.base_model, trust_remote_code=trust_remote_code)
     shape = answered_apart if apart else _as_it_is
+    context = context_length(config.base_model, trust_remote_code=trust_remote_code)
     tasks = tuple(
-        _task(config, number, name, path, tokenizer, shape) for number, (name, path) in enumerate(sources.items())
+        _task(config, number, name, source, tokenizer, shape, context)
+        for number, (name, source) in enumerate(sources.items())
     )
-    room = 0 if apart else context_length(config.base_model, trust_remote_code=trust_remote_code) // 4
+    vocabulary = vocabulary_size(config.base_model, trust_remote_code=trust_remote_code)
+    for task in tasks:
+        check_vocabulary([*task.train, *task.validation], tokenizer, vocabulary)
+    room = 0 if apart else context // 4
     gpu = pick_device(config.device)[0].startswith("cuda")
     facts = auto.TaskStats.of([task.train for task in tasks], [task.classes for task in tasks], room, gpu)
     config, choices = auto.choose(config, facts)
+    if config.drop_long and not apart:
+        tasks = tuple(_fitting(task, config, tokenizer, context) for task in tasks)
     return PreparedTraining(config, facts, choices, tasks, folder, run)
 
 
@@ -170,20 +193,62 @@ def _as_it_is(template: Template) -> Template:
     return template
 
 
+def _sources(config: Config, data: RowSource | None) -> dict[str, RowSource]:
+    """Where the rows of each task come from; "" is the only task's name."""
+    if data is not None:
+        return {"": data}
+    assert config.data is not None
+    return dict(config.data) if isinstance(config.data, dict) else {"": config.data}
+
+
+def _of_task(setting: str | dict[str, str] | None, task: str) -> str | None:
+    """A setting that is one for all tasks, or one for each."""
+    return setting.get(task) if isinstance(setting, dict) else setting
+
+
 def _task(
-    config: Config, number: int, name: str, path: str, tokenizer: Tokenizer, shape: Callable[[Template], Template]
+    config: Config,
+    number: int,
+    name: str,
+    source: RowSource,
+    tokenizer: Tokenizer,
+    shape: Callable[[Template], Template],
+    context: int,
 ) -> PreparedTask:
     """Load and tokenize the rows of one task; `shape` adapts a template to the model."""
-    splits = load_splits(path, seed=config.train.seed)
-    text = config.template.get(name) if isinstance(config.template, dict) else config.template
-    text = unescaped(text) if text else None
-    template = shape(default_template(splits.train, tokenizer, text, config.chat))
+    options = ReadOptions(parse_columns(_of_task(config.columns, name)), config.pieces, config.learn_end)
+    splits = load_splits(source, seed=config.train.seed, options=options)
+    text = _of_task(config.template, name)
+    template = shape(default_template(splits.train, tokenizer, unescaped(text) if text else None, config.chat))
     on_long = "drop" if config.drop_long else "error"
 
     def ids(records: Sequence[Record]) -> list[Example]:
-        rows = tokenize(records, template, tokenizer, max_length=config.max_length, on_long=on_long)
+        rows = tokenize(records, template, tokenizer, max_length=config.max_length, on_long=on_long, context=context)
         return [replace(row, task=number) for row in rows] if number else rows
 
     rows, held_out = ids(splits.train), ids(splits.validation)
     dropped = len(splits.train) + len(splits.validation) - len(rows) - len(held_out)
-    return PreparedTask(name, splits, template, rows, held_out, dropped)
+    return PreparedTask(name, splits, template, rows, held_out, dropped, config.max_length, options)
+
+
+def _fitting(task: PreparedTask, config: Config, tokenizer: Tokenizer, context: int) -> PreparedTask:
+    """The task without the rows that do not fit in the model's context behind the prompt; those are counted.
+
+    Raises DataError if no training row fits.
+    """
+    before = encode(head(task.template, tokenizer), tokenizer)
+    begins = form_class("kv").begins_the_sequence and method_spec(config.method.name).trains_kv
+    room = context - config.method.n_tokens - len(before) - (0 if begins else len(bos_ids(tokenizer)))
+    train, validation = ([row for row in rows if len(row.ids) <= room] for rows in (task.train, task.validation))
+    if not train:
+        shortest = min(len(row.ids) for row in task.train)
+        raise DataError(
+            "no row fits in the model's context behind the prompt",
+            expected=f"rows of at most {max(0, room)} tokens",
+            got=f"at least {shortest} tokens",
+            hint="fewer --n-tokens, or a model with a longer context",
+        )
+    left_out = len(task.train) + len(task.validation) - len(train) - len(validation)
+    return replace(
+        task, train=train, validation=validation, dropped=task.dropped + left_out, longest=min(room, task.longest)
+    )

@@ -243,7 +243,9 @@ def _task(
     lead, follow = layout_ids(lm, layout_for(lm, task.template, prompt.form))
     around = len(lead) + prompt.n_tokens + len(follow)
     lengths = [(row.where, len(row.ids), around) for row in (*task.train, *task.validation)]
-    check_context(lm, lengths, "--max-length N --drop-long leaves such rows out; fewer --n-tokens make room")
+    room = lm.geometry.max_positions - around
+    drop = f"--max-length {room} --drop-long leaves such rows out; " if room >= 2 else ""
+    check_context(lm, lengths, f"{drop}fewer --n-tokens make room")
     shared = [data_digest(task.splits.train), data_digest(task.splits.validation), task.template.to_dict(), *identity]
     whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
     rows = [

@@ -20,7 +20,7 @@ from softprompt.data.sampler import sample
 from softprompt.data.task_mixture import TaskMixture
 from softprompt.data.tokenize import Example
 from softprompt.errors import NonFiniteLossError
-from softprompt.objectives.schedule import Budget, default_steps, rate
+from softprompt.objectives.schedule import Budget, rate
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.base import SoftPrompt
 from softprompt.training.config import TrainConfig
@@ -123,9 +123,7 @@ class Trial:
             [task.validation[i] for i in sample(len(task.validation), settings.eval_rows, settings.seed)]
             for task in tasks
         ]
-        steps = settings.steps
-        if steps is None and settings.minutes is None:
-            steps = default_steps(sum(map(len, lengths)), settings.batch_size)
+        steps = settings.total_steps(sum(map(len, lengths)))
         self.budget = Budget(steps, settings.minutes * 60 if settings.minutes else None)
         self.state = TrialState()
         self.best: dict[str, Tensor] = {}
