@@ -2,11 +2,13 @@
 
 check     are the files usable, what is in them, and would the model learn to stop
 preview   the rows as the model sees them, with what is learned marked
+convert   the rows in our own writing, whatever shape they have
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -21,25 +23,33 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
+from softprompt.data.convert import described, write_rows
 from softprompt.data.default_template import default_template, default_text
+from softprompt.data.read_options import ReadOptions, parse_columns
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
-from softprompt.data.splits import data_digest, inputs_of, load_rows, load_splits
+from softprompt.data.splits import data_digest, inputs_of, load_rows, load_splits, remarks
 from softprompt.data.targets import end_id, target_text
 from softprompt.data.template import Template, answered_apart, check_fit, fill, head, unused_fields
 from softprompt.data.tokenize import tokenize
 from softprompt.data.tokenizer import Tokenizer, decode
+from softprompt.data.vocabulary import check_vocabulary
 from softprompt.errors import DataError
 from softprompt.settings import unescaped
 from softprompt.training.config import Config
 
 __all__ = ["data_app"]
 
-data_app = typer.Typer(no_args_is_help=True, help="Check and preview training data.")
+data_app = typer.Typer(no_args_is_help=True, help="Check, preview and convert training data.")
 
 DataPath = Annotated[str, typer.Argument(help="A data file, a folder with train.*, or a Hub dataset.")]
 TemplateText = Annotated[str | None, typer.Option("--template", help=r"A prompt such as 'Review: {text}\nSentiment:'.")]
 Chat = Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template or not.")]
+Columns = Annotated[str | None, typer.Option("--columns", help="Other names: prompt=question,completion=answer.")]
+Pieces = Annotated[int | None, typer.Option("--pieces", min=16, help="Cut long texts into pieces of so many bytes.")]
+LearnEnd = Annotated[
+    bool | None, typer.Option("--learn-end/--no-learn-end", help="Learn the end token behind texts without answers.")
+]
 _Model = Annotated[str | None, typer.Option("--model", help="A base model, to see its tokens.")]
 
 UNLIMITED = sys.maxsize
@@ -52,21 +62,25 @@ def check(
     template: TemplateText = None,
     chat: Chat = None,
     model: _Model = None,
+    columns: Columns = None,
+    pieces: Pieces = None,
+    learn_end: LearnEnd = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check every row, and show what the data is: rows, labels, lengths, overlap, the end of an answer."""
-    splits = load_splits(path)
+    splits = load_splits(path, options=ReadOptions(parse_columns(columns), pieces, learn_end))
     tokenizer = _tokenizer(model)
     chosen = _template(splits.train, template, chat, model, tokenizer)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     report: dict[str, object] = {
         "path": path,
         "kind": splits.train[0].kind,
+        "shape": described(splits.train[0]),
         "template": chosen.to_dict(),
         "splits": {name: _describe(rows, chosen, tokenizer) for name, rows in parts.items() if rows},
         "duplicates": _duplicates(splits.train, {"validation": splits.validation, "test": splits.test}),
         "end": _end(chosen, tokenizer),
-        "notes": [*splits.notes, *_notes(parts, chosen, tokenizer)],
+        "notes": [*splits.notes, *_notes(parts, chosen, tokenizer, model)],
         "ok": True,
     }
     if as_json:
@@ -81,13 +95,19 @@ def preview(
     template: TemplateText = None,
     chat: Chat = None,
     model: _Model = None,
+    columns: Columns = None,
+    pieces: Pieces = None,
+    learn_end: LearnEnd = None,
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
 ) -> None:
     """Show rows as the model sees them: the constant head, the body, and in «» what is learned."""
-    records = load_rows(path) if Path(path).is_file() else load_splits(path).train
+    options = ReadOptions(parse_columns(columns), pieces, learn_end)
+    is_file = Path(path).is_file()
+    records = load_rows(path, options=options) if is_file else load_splits(path, options=options).train
     tokenizer = _tokenizer(model)
     chosen = _template(records, template, chat, model, tokenizer)
     console = Console()
+    console.print(Text(f"{described(records[0])}, {shape_of(records[0]).description}", style="dim"))
     for record in records[:rows]:
         console.print(Rule(Text(record.where, style="dim"), align="left", style="dim"))
         shown = _as_text(record, chosen) if tokenizer is None else _as_tokens(record, chosen, tokenizer)
@@ -95,6 +115,24 @@ def preview(
     console.print(Text.assemble(("head", "dim"), " · body · ", ("«learned»", _LEARNED)))
     if tokenizer is None:
         console.print(Text("Add --model to see tokens and the end of the answer.", style="dim"))
+
+
+@data_app.command("convert")
+def convert_rows(
+    path: Annotated[str, typer.Argument(help="A data file of any shape.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new file, .jsonl.")],
+    columns: Columns = None,
+    pieces: Pieces = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+) -> None:
+    """Write rows of any shape in our own writing, one JSON object a line; a run learns the same from both files."""
+    records = load_rows(path, options=ReadOptions(parse_columns(columns), pieces))
+    write_rows(out, records, overwrite=overwrite)
+    for note in remarks(records):
+        typer.echo(f"note: {note}", err=True)
+    rows = f"{len(records)} row{'s' * (len(records) != 1)}"
+    typer.echo(f"{rows}: {described(records[0])}, written as {shape_of(records[0]).example}")
+    typer.echo(f"softprompt data check {shlex.quote(str(out))}")
 
 
 def _tokenizer(model: str | None) -> Tokenizer | None:
@@ -143,14 +181,19 @@ def _describe(rows: Sequence[Record], template: Template, tokenizer: Tokenizer |
     return info
 
 
-def _notes(parts: dict[str, list[Record]], template: Template, tokenizer: Tokenizer | None) -> list[str]:
+def _notes(
+    parts: dict[str, list[Record]], template: Template, tokenizer: Tokenizer | None, model: str | None
+) -> list[str]:
     """What training would leave out or refuse."""
     unused = unused_fields(template, [row for rows in parts.values() for row in rows])
     notes = [f"the template does not use the fields {', '.join(unused)}"] if unused else []
-    if tokenizer is not None:
+    if tokenizer is not None and model is not None:
+        from softprompt.models.loading import vocabulary_size
+
         most = Config().max_length
         for name in ("train", "validation"):
             examples = tokenize(parts[name], template, tokenizer, max_length=UNLIMITED)
+            check_vocabulary(examples, tokenizer, vocabulary_size(model))
             if long := sum(len(example.ids) > most for example in examples):
                 advice = "training wants --max-length N for them, or --drop-long"
                 notes.append(f"{long} rows of {name} are longer than {most} tokens: {advice}")
@@ -194,7 +237,7 @@ def _print_report(report: dict[str, object], console: Console) -> None:
     splits, duplicates = report["splits"], report["duplicates"]
     assert isinstance(splits, dict)
     assert isinstance(duplicates, dict)
-    console.print(Text(f"{report['path']}: rows of kind {report['kind']}"))
+    console.print(Text(f"{report['path']}: rows of kind {report['kind']}, {report['shape']}"))
     table = Table(box=None, pad_edge=False)
     for column in ("split", "rows", "asked in train", "length", "min", "median", "95 %", "max"):
         table.add_column(column, justify="left" if column in ("split", "length") else "right")

@@ -36,10 +36,11 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands in for the model code, which is not what is tested here."""
-    tokenizers = {"tiny": BytesTokenizer(), "endless": BytesTokenizer(None, eos=None)}
+    tokenizers = {"tiny": BytesTokenizer(), "small": BytesTokenizer(), "endless": BytesTokenizer(None, eos=None)}
     module = ModuleType("softprompt.models.loading")
     module.__dict__["load_tokenizer"] = tokenizers.__getitem__
     module.__dict__["is_encoder_decoder"] = lambda model: False
+    module.__dict__["vocabulary_size"] = {"tiny": 2000, "endless": 2000, "small": 1000}.__getitem__
     monkeypatch.setitem(sys.modules, "softprompt.models.loading", module)
 
 
