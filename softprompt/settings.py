@@ -18,6 +18,44 @@ MAX_YAML_BYTES = 2**20
 
 MAPPINGS = ("data", "template")  # one for all, or one for each task: data.TASK
 
+# Names of the same settings in Transformers, PEFT and TRL.
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulate",
+    "max_grad_norm": "clip",
+    "grad_clip": "clip",
+    "lr_scheduler_type": "schedule",
+    "lr_scheduler": "schedule",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
+    "optim": "optimizer",
+    "eval_steps": "evals",
+    "save_steps": "save_every",
+    "report_to": "track",
+    "early_stopping_patience": "patience",
+    "num_virtual_tokens": "n_tokens",
+    "prompt_length": "n_tokens",
+    "prompt_tuning_init": "init",
+    "prompt_tuning_init_text": "init_text",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "block_size": "pieces",
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "tokenizer_name_or_path": "model",
+    "dataset": "data",
+    "dataset_name": "data",
+    "train_file": "data",
+    "output_dir": "name",
+    "torch_dtype": "dtype",
+}
+
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -210,15 +248,20 @@ def _set(merged: dict[str, Any], name: str, value: Any, origin: str, known: dict
     if value is None and any(key.startswith(f"{name}.") for key in known):
         return  # a section of a YAML file with nothing in it
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
-            key for key in known if key.split(".")[-1] == name.split(".")[-1]
-        ]
-        hint = f"did you mean {close[0]}?" if close else "--print-config shows them all"
-        raise ConfigError(f"unknown setting {name!r}", where=origin, hint=hint)
+        raise ConfigError(f"unknown setting {name!r}", where=origin, hint=_suggestion(name, known))
     *sections, leaf = name.split(".")
     for section in sections:
         merged = merged.setdefault(section, {})
     merged[leaf] = value
+
+
+def _suggestion(name: str, known: dict[str, str]) -> str:
+    """A hint with the setting that is most likely meant."""
+    leaf = name.rpartition(".")[2]
+    meant = {leaf, OTHER_NAMES.get(leaf, leaf)}
+    close = [key for key in known if key.rpartition(".")[2] in meant]
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else "--print-config shows them all"
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

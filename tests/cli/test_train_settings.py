@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,6 +34,10 @@ EXAMPLES: dict[str, Any] = {
     "lr": 0.125,
     "seed": 5,
     "max_length": 99,
+    "columns": "prompt=q,completion=a",
+    "pieces": 512,
+    "learn_end": True,
+    "epochs": 2.5,
     "drop_long": True,
     "dtype": "float16",
     "device": "cuda",
@@ -82,13 +87,39 @@ def test_help_lists_what_can_be_set() -> None:
     """Every flag, and the choices of those that have some."""
     text = " ".join(done("train", "--help", COLUMNS="80").stdout.split())
     for flag in EXAMPLES:
-        assert f" --{flag.replace('_', '-')} " in text
+        assert re.search(rf" --{flag.replace('_', '-')}[ ,]", text)
     shown = done("train", "--print-config").stdout
     for name in ("name", "init"):
         for choice in get_args(MethodConfig.model_fields[name].annotation):
             assert choice in shown
     for choice in ("prefix-tuning", "prompt-tuning", "demonstrations"):
         assert choice in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        (["--train.learning_rate", "1e-3"], "train.lr"),
+        (["--train.num_train_epochs", "3"], "train.epochs"),
+        (["--train.per_device_train_batch_size", "3"], "train.batch_size"),
+        (["--num-virtual-tokens", "3"], "method.n_tokens"),
+        (["--model-name-or-path", "x"], "model"),
+        (["--train.epoch", "3"], "train.epochs"),
+        (["--train.lrr", "3"], "train.lr"),
+        (["--warmup-ratio", "0.1"], "train.warmup"),
+        (["--steps-per-run", "3"], None),
+    ],
+)
+def test_names_of_other_libraries_are_understood_or_answered(typed: list[str], wanted: str | None) -> None:
+    error = refused("train", *typed, "--print-config")
+    assert "unknown setting" in error.what
+    if wanted is not None:
+        assert str(error.hint).startswith(f"did you mean {wanted}?")
+
+
+def test_epochs_and_learning_rate_are_flags() -> None:
+    found = settings("--epochs", 3, "--learning-rate", "1e-3")
+    assert (found["train.epochs"], found["train.lr"], found["train.steps"]) == (3.0, 1e-3, None)
 
 
 def test_yaml_then_environment_then_flags(tmp_path: Path) -> None:
