@@ -39,6 +39,7 @@ from softprompt.training.events import Event
 from softprompt.training.initialization import build_start
 from softprompt.training.loop import Result, train
 from softprompt.training.recorder import RunRecorder, record_events
+from softprompt.training.resume import explained_refusal
 from softprompt.training.trial import Task, Trial
 
 
@@ -99,7 +100,7 @@ def distill(
     starts = {} if resume else compacted_starts(prepared, lm, text, splits, progress(report, "fit"))
     trials = {str(size): _trial(prepared, lm, text, size, starts.get(size), splits) for size in prepared.sizes}
     recorder = RunRecorder(prepared.run, prepared.folder.name, settings, settings.train.track)
-    with record_events(recorder, True, resume, report) as record:
+    with record_events(recorder, True, resume, report) as record, explained_refusal(prepared.run, settings):
         outcomes = train(lm, list(trials.values()), prepared.run, resume=resume, report=record)
     results = dict(zip(trials, outcomes, strict=True))
     if any(result.interrupted for result in outcomes):

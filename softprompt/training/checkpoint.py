@@ -21,6 +21,7 @@ from torch import Tensor
 from softprompt.errors import CheckpointError, StoreError
 from softprompt.files import read_json, read_tensors, recover_folder, write_folder, write_json
 
+OTHER_RUN = "the checkpoint belongs to a run with other settings, data or base model"
 KEEP = 2  # checkpoints of a run that stay on disk
 
 # Nested dicts and lists of tensors and JSON values. `Any`: json.loads and optimizers' state_dict() give no other type.
@@ -86,7 +87,7 @@ def latest_checkpoint(folder: Path, run: str) -> Checkpoint:
             continue
         if checkpoint.run != run:
             raise CheckpointError(
-                "the checkpoint belongs to a run with other settings, data or base model",
+                OTHER_RUN,
                 where=path,
                 hint="repeat the command of that run with --resume, or start anew with --overwrite",
             )

@@ -44,6 +44,7 @@ from softprompt.training.initialization import training_start
 from softprompt.training.loop import Result, train
 from softprompt.training.prepare import PreparedTask, PreparedTraining, check_outputs_free, prepare
 from softprompt.training.recorder import RunRecorder, record_events
+from softprompt.training.resume import explained_refusal
 from softprompt.training.trial import Task, Trial
 
 __all__ = ["BuiltTrial", "FitResult", "PreparedTraining", "build_trial", "fit", "prepare", "recording"]
@@ -122,7 +123,8 @@ def fit(
     if built.init_losses:
         report(Event("init", 0, built.init_losses))
     processes = PartialState(cpu=lm.device.type == "cpu")
-    with record_events(recording(prepared), processes.is_main_process, resume, report) as everywhere:
+    recorded = record_events(recording(prepared), processes.is_main_process, resume, report)
+    with explained_refusal(run, prepared.config), recorded as everywhere:
         (result,) = train(lm, [trial], run, resume=resume, report=everywhere)
     if result.interrupted:
         return FitResult(result, run)

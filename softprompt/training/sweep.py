@@ -27,6 +27,7 @@ from softprompt.training.events import Event
 from softprompt.training.loop import Result, train
 from softprompt.training.prepare import PreparedTraining, check_outputs_free
 from softprompt.training.recorder import record_events
+from softprompt.training.resume import explained_refusal
 from softprompt.training.run import build_trial, recording, save_run
 
 RUNGS = (0.25, 0.5)  # shares of the run after which the worse half stops
@@ -111,7 +112,8 @@ def sweep(
     for trial in trials:
         trial.state.init_seconds = time.monotonic() - begin
     processes = PartialState(cpu=lm.device.type == "cpu")
-    with record_events(recording(prepared), processes.is_main_process, resume, report) as record:
+    recorded = record_events(recording(prepared), processes.is_main_process, resume, report)
+    with explained_refusal(prepared.run, prepared.config), recorded as record:
         results = train(lm, trials, prepared.run, rungs=rungs, resume=resume, report=record)
     ranked = dict(sorted(zip(cells, results, strict=True), key=lambda pair: _loss(pair[1])))
     if any(result.interrupted for result in results):

@@ -318,14 +318,17 @@ def test_a_resumed_run_has_the_template_and_the_start_of_the_first(
     """Else the card would name one frame and the prompt be trained in two."""
     stopped_run(base, tmp_path)
     other = settings(base, tmp_path, **changes)
-    with pytest.raises(CheckpointError, match="other settings, data or base model"):
+    with pytest.raises(CheckpointError, match="with other settings") as caught:
         fit(prepare(other, resume=True), resume=True)
+    (name,) = (change.replace("__", ".") for change in changes)
+    assert str(caught.value.expected).startswith(f"{name} ") and str(caught.value.got).startswith(f"{name} ")
+    assert caught.value.expected != caught.value.got
 
 
 def test_a_resumed_run_is_judged_by_the_same_rows(base: Path, tmp_path: Path) -> None:
     stopped_run(base, tmp_path)
     write_jsonl(tmp_path / "data" / "validation.jsonl", *labelled(8, 200))
-    with pytest.raises(CheckpointError, match="other settings, data or base model"):
+    with pytest.raises(CheckpointError, match="same settings, but with other rows"):
         fit(prepare(settings(base, tmp_path), resume=True), resume=True)
 
 
