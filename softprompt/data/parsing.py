@@ -5,7 +5,8 @@ Fields that no shape knows are allowed and become template fields when they are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -38,7 +39,7 @@ def parse_rows(
     records: list[Record] = []
     errors: list[DataError] = []
     first: tuple[RowShape, RowFields] | None = None
-    for where, row in rows:
+    for where, row in _told_apart(rows):
         try:
             fields = options.renamed(_object(row, where), where)
             first = first or (detect_shape(fields, where), fields)
@@ -52,6 +53,14 @@ def parse_rows(
     if errors:
         raise _counted(errors[0], len(errors) - 1)
     return records
+
+
+def _told_apart(rows: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:
+    """The rows with places of their own, which they are known by: the second row of a line is `file:line row 2`."""
+    seen = Counter[str]()
+    for where, row in rows:
+        seen[where] += 1
+        yield (where if seen[where] == 1 else f"{where} row {seen[where]}"), row
 
 
 def _object(row: object, where: str) -> RowFields:

@@ -60,3 +60,4 @@ def test_squad_as_its_authors_wrote_it(tmp_path: Path) -> None:
     rows = load_rows(path)
     assert [row.fields["prompt"] for row in rows[:2]] == ["Blue is a color.\nWhich?", "Blue is a color.\nWhy?"]
     assert [row.target for row in rows] == ["Blue", "unanswerable"] * 2
+    assert [row.where.removeprefix(f"{path}:") for row in rows] == ["1", "1 row 2", "1 row 3", "1 row 4"]
