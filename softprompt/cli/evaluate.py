@@ -31,6 +31,9 @@ def eval_command(
     shots_data: Annotated[
         str | None, typer.Option(help="Where they come from; the folder's train.* if --data is one.")
     ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns by other names, if not those of training: prompt=question.")
+    ] = None,
     vote: Annotated[bool, typer.Option("--vote", help="Score the majority of the soft prompts too.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
@@ -59,7 +62,7 @@ def eval_command(
     routers = routers_of(parse_names(names))
     chosen = expanded(parse_names(names), routers)
     cards = {name: store.load_card(store.locate(name)) for name in chosen}
-    held_out = held_out_rows(data, shots, shots_data, *cards.values())
+    held_out = held_out_rows(data, shots, shots_data, *cards.values(), columns=columns)
     rows = held_out.rows[:limit]
     if vote:
         check_vote(cards, rows)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from softprompt.data.memory_rows import RowSource
 from softprompt.data.read_options import ReadOptions, parse_columns
 from softprompt.data.records import Record
 from softprompt.data.splits import carve, data_digest, load_rows, load_splits, remarks
@@ -29,7 +30,7 @@ class HeldOutRows:
 
 
 def held_out_rows(
-    data: str, shots: int = 3, shots_data: str | None = None, *cards: Card, columns: str | None = None
+    data: RowSource, shots: int = 3, shots_data: str | None = None, *cards: Card, columns: str | None = None
 ) -> HeldOutRows:
     """Select the rows to evaluate and the examples of the text prompt.
 
@@ -37,7 +38,7 @@ def held_out_rows(
     all rows, or only the held-out ones if a soft prompt was trained on the rest.
 
     Args:
-        data: a file, a folder or a Hub dataset.
+        data: a file, a folder, a Hub dataset, or rows in memory.
         shots: how many examples.
         shots_data: file or folder of the examples, if not the training rows of `data`.
         cards: of the soft prompts to be scored; rows that one of them was trained on are left out, or noted. Rows are
@@ -47,7 +48,8 @@ def held_out_rows(
     Raises DataError as `load_splits`, and if every row is a training row of some soft prompt.
     """
     options = read_options_of(cards, columns)
-    if Path(data).is_file():
+    in_one_piece = not isinstance(data, Mapping) if not isinstance(data, str | Path) else Path(data).is_file()
+    if in_one_piece:
         rows = load_rows(data, options=options)
         selected = without_training_rows(rows, cards)
         selected = replace(selected, notes=(*remarks(rows), *selected.notes))
@@ -82,7 +84,7 @@ def _seeds(cards: Sequence[Card]) -> list[int]:
     return sorted({place["seed"] for card in cards for place in card.trained_on}) or [0]
 
 
-def _from_folder(data: str, cards: Sequence[Card], options: ReadOptions) -> HeldOutRows:
+def _from_folder(data: RowSource, cards: Sequence[Card], options: ReadOptions) -> HeldOutRows:
     """Rows of a folder or Hub dataset, split as in training; `shots` are all training rows."""
     first, *others = [load_splits(data, seed=seed, options=options) for seed in _seeds(cards)]
     held_out = [splits.test or splits.validation for splits in (first, *others)]
