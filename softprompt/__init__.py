@@ -29,6 +29,7 @@ _PUBLIC = {
     "softprompt.inference.decoding": ("Answer",),
     "softprompt.inference.generate": ("Request", "generate", "load_prompts"),
     "softprompt.inference.sampling": ("Sampling",),
+    "softprompt.modeling.soft_prompt_model": ("SoftPromptModel",),
     "softprompt.models.frozen_lm": ("FrozenLM",),
     "softprompt.models.geometry": ("Geometry",),
     "softprompt.models.loading": ("load_model",),

@@ -16,6 +16,7 @@ from softprompt.inference.generate import Request as Request
 from softprompt.inference.generate import generate as generate
 from softprompt.inference.generate import load_prompts as load_prompts
 from softprompt.inference.sampling import Sampling as Sampling
+from softprompt.modeling.soft_prompt_model import SoftPromptModel as SoftPromptModel
 from softprompt.models.frozen_lm import FrozenLM as FrozenLM
 from softprompt.models.geometry import Geometry as Geometry
 from softprompt.models.loading import load_model as load_model
@@ -42,6 +43,7 @@ __all__ = [
     "KVPrompt",
     "Request",
     "Sampling",
+    "SoftPromptModel",
     "SoftpromptError",
     "compare",
     "evaluate",
