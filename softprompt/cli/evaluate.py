@@ -13,6 +13,7 @@ from rich.text import Text
 
 from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Metrics, Model, TrustRemoteCode, parse_names
+from softprompt.errors import ConfigError
 from softprompt.settings import unescaped
 
 _BASELINES = ("base", "text_prompt")
@@ -22,8 +23,13 @@ _FORMATTED = (*_BASELINES, "soft_prompt")
 def eval_command(
     names: Annotated[str, typer.Argument(help="A soft prompt's name or path, or several: a,b,c.")],
     data: Annotated[
-        str, typer.Option("--data", "-d", help="Rows with answers: a file, or a folder with train.* and test.*.")
-    ],
+        str | None,
+        typer.Option("--data", "-d", help="Rows with answers: a file, or a folder with train.* and test.*."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="In place of --data: lm-evaluation-harness' tasks, their files or folders: a,b,c."),
+    ] = None,
     model: Model = None,
     base_adapter: BaseAdapter = None,
     text_prompt: Annotated[str | None, typer.Option(help="Instruction of the text prompt to compare with.")] = None,
@@ -38,6 +44,11 @@ def eval_command(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
     metric: Metrics = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="With --tasks: examples before a question.")] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="With --tasks: texts as conversations.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --tasks: texts run at once.")] = 8,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -45,7 +56,8 @@ def eval_command(
 ) -> None:
     """Evaluate soft prompts beside the base model and a text prompt, with 95 % confidence intervals.
 
-    Of a file that a soft prompt was trained on, only the rows held out in training are scored.
+    Of a file that a soft prompt was trained on, only the rows held out in training are scored. With --tasks the scores
+    are lm-evaluation-harness' own, beside the base model.
     """
     from softprompt.cli.base_model import load_base
     from softprompt.evaluation.compare import EMPTY_TEXT_PROMPT, compare
@@ -58,9 +70,20 @@ def eval_command(
     from softprompt.inference.sampling import Sampling
     from softprompt.prompts import store
 
-    extra_metrics = load_custom_metrics(metric or [])
+    if (data is None) == (tasks is None):
+        raise ConfigError(
+            "give rows with --data, or names of tasks with --tasks", got=f"--data {data}, --tasks {tasks}"
+        )
     routers = routers_of(parse_names(names))
     chosen = expanded(parse_names(names), routers)
+    if data is None:
+        from softprompt.cli.evaluate_tasks import TaskOptions, eval_tasks
+
+        options = TaskOptions(num_fewshot, limit, apply_chat_template, batch_size)
+        lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter)
+        eval_tasks(lm, chosen, str(tasks), options, as_json=as_json)
+        return
+    extra_metrics = load_custom_metrics(metric or [])
     cards = {name: store.load_card(store.locate(name)) for name in chosen}
     held_out = held_out_rows(data, shots, shots_data, *cards.values(), columns=columns)
     rows = held_out.rows[:limit]
