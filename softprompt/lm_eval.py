@@ -8,8 +8,9 @@ is the command `lm_eval` with the model type registered. In Python importing thi
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -31,6 +32,7 @@ _HFLM: Any = huggingface.HFLM  # decorators hide the types of these two
 _simple_evaluate: Any = lm_eval.simple_evaluate
 BASE = "base"  # the base model's name in a `TaskComparison`
 _STDERR = "_stderr"
+TaskScores = dict[str, dict[str, tuple[float, float | None]]]  # by task, by metric: value and standard error
 
 
 @register_model("softprompt")
@@ -83,10 +85,10 @@ class TaskComparison:
         rows: number of documents of each task.
     """
 
-    scores: dict[str, dict[str, dict[str, tuple[float, float | None]]]]
+    scores: dict[str, TaskScores]
     rows: dict[str, int]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """{"rows": {task: n}, "base": {task: {metric: value, metric_stderr: …}}, "soft_prompts": {name: …}}"""
         plain = {
             model: {task: _with_errors(metrics) for task, metrics in by_task.items()}
@@ -122,7 +124,7 @@ def evaluate_tasks(
     """
     prompts = {name: load_prompt(lm, name, is_trainable=False) for name in names}
     manager, chosen = _find_tasks(tasks)
-    scores, rows = dict[str, Any](), dict[str, int]()
+    scores, rows = dict[str, TaskScores](), dict[str, int]()
     for name in (BASE, *prompts):
         model = lm.hf_model if name == BASE else SoftPromptModel(lm, prompts[name])
         report = _simple_evaluate(
@@ -142,19 +144,21 @@ def evaluate_tasks(
 
 
 def _find_tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[str]]:
-    """A manager that knows these tasks, and their names or files. Raises ConfigError for an unknown one."""
-    folders = [task for task in tasks if Path(task).is_dir()]
-    manager = TaskManager(include_path=list[str | Path](folders) or None)
-    chosen = list[str]()
+    """A manager that knows these tasks, and their names or files. Raises ConfigError for an unknown one.
+
+    The harness' own thousands of task files are read only if one of them is named, here or in a task's file.
+    """
+    files = {task: _files(task) for task in tasks if Path(task).is_dir() or task.endswith((".yaml", ".yml"))}
+    chosen = [part for task in tasks for part in files.get(task, [task])]
+    folders: list[str | Path] = [task for task in files if Path(task).is_dir()]
+    if len(files) == len(tasks):
+        manager = TaskManager(include_path=folders or None, include_defaults=False)
+        with contextlib.suppress(Exception):
+            manager.load(chosen)
+            return manager, chosen
+    manager = TaskManager(include_path=folders or None)
     for task in tasks:
-        if task in folders:
-            files = sorted(str(path) for path in Path(task).rglob("*.yaml") if not path.name.startswith("_"))
-            if not files:
-                raise ConfigError("the folder has no task files", where="--tasks", got=task, expected="*.yaml")
-            chosen += files
-        elif task in manager.all_tasks or (task.endswith((".yaml", ".yml")) and Path(task).is_file()):
-            chosen.append(task)
-        else:
+        if task not in files and task not in manager.all_tasks:
             close = difflib.get_close_matches(task, manager.all_tasks, n=3)
             hint = f"did you mean {', '.join(close)}?" if close else "lm_eval ls tasks shows all of them"
             raise ConfigError("unknown task", where="--tasks", got=task, hint=hint)
@@ -166,7 +170,17 @@ def _find_tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[str]]:
     return manager, chosen
 
 
-def _metrics(values: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
+def _files(task: str) -> list[str]:
+    """The task files of a folder, or this one. Raises ConfigError if there are none."""
+    path = Path(task)
+    files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+    chosen = [str(file) for file in files if file.is_file() and not file.name.startswith("_")]
+    if not chosen:
+        raise ConfigError("there are no task files", where="--tasks", got=task, expected="*.yaml")
+    return chosen
+
+
+def _metrics(values: Mapping[str, object]) -> dict[str, tuple[float, float | None]]:
     """{"acc,none": 0.5, "acc_stderr,none": 0.1} as {"acc": (0.5, 0.1)}; a filter's name stays in the metric's."""
     metrics = dict[str, tuple[float, float | None]]()
     for key, value in values.items():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models import huggingface
+from lm_eval.tasks import TaskManager
 
 from softprompt import lm_eval as ours
 from softprompt.errors import ConfigError
@@ -117,11 +118,11 @@ def test_hflm_unchanged() -> None:
 def test_the_model_type(world: Path, tasks: Path) -> None:
     """`simple_evaluate(model="softprompt")` scores as HFLM with the same model does."""
     arguments: dict[str, Any] = {"pretrained": str(world), "prompt": "tone", "dtype": "float32"}
-    task = str(tasks / "letters.yaml")
-    report = simple_evaluate("softprompt", arguments, [task], device="cpu", bootstrap_iters=0)
+    task, local = str(tasks / "letters.yaml"), TaskManager(include_defaults=False)
+    report = simple_evaluate("softprompt", arguments, [task], device="cpu", bootstrap_iters=0, task_manager=local)
     model = SoftPromptModel.from_pretrained(str(world), "tone", dtype="float32", device="cpu")
     plain = HFLM(pretrained=model, tokenizer=model.tokenizer)
-    wanted = simple_evaluate(plain, tasks=[task], bootstrap_iters=0)
+    wanted = simple_evaluate(plain, tasks=[task], bootstrap_iters=0, task_manager=local)
     assert report is not None and wanted is not None
     assert report["results"]["letters"]["acc,none"] == wanted["results"]["letters"]["acc,none"]
 

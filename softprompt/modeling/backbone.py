@@ -123,8 +123,7 @@ class SoftPromptBackbone(nn.Module):
             else:
                 cache.append(ids_BL, visible_BL)
                 states_BLH = self._continued(cache, prefix_kv, ids_BL.shape[1], last_only)
-        output: Any = cache  # typed as one of Transformers' own
-        return BaseModelOutputWithPast(last_hidden_state=states_BLH, past_key_values=output)
+        return BaseModelOutputWithPast(last_hidden_state=states_BLH, past_key_values=cache)
 
     def live(self) -> SoftPrompt:
         """The soft prompt, with gradient if it is being trained."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,14 +97,11 @@ def load_prompt(lm: FrozenLM, name: str | Path, *, is_trainable: bool) -> ModelP
     prompt, card = store.load(_folder(name), lm.geometry)
     if not is_trainable:
         return ModelPrompt(FixedPrompt(prompt), card)
-    settings: dict[str, Any] = {
-        "name": "prompt-tuning" if prompt.input_embeddings() is not None else "prefix-tuning",
-        "n_tokens": prompt.n_tokens,
-        "init": "prompt",
-    }
-    method = build_method(settings["name"], lm, Start(prompt.n_tokens, init="prompt", prompt=prompt))
+    name_of_method = "prompt-tuning" if prompt.input_embeddings() is not None else "prefix-tuning"
+    method = build_method(name_of_method, lm, Start(prompt.n_tokens, init="prompt", prompt=prompt))
     data = {"trained_on": card.trained_on} if card.trained_on else {}
-    about = settings | {"init_from": card.name, "init_sha256": card.sha256}
+    about: dict[str, object] = {"name": name_of_method, "n_tokens": prompt.n_tokens, "init": "prompt"}
+    about |= {"init_from": card.name, "init_sha256": card.sha256}
     template = Template.from_dict(card.template)
     (live,) = method.freeze()
     draft = Card.draft(
@@ -123,7 +120,7 @@ def load_prompt(lm: FrozenLM, name: str | Path, *, is_trainable: bool) -> ModelP
 
 def new_prompt(
     lm: FrozenLM,
-    method: str | Mapping[str, Any] | MethodConfig,
+    method: str | Mapping[str, object] | MethodConfig,
     *,
     template: str | Template | None = None,
     labels: Sequence[str] = (),
@@ -210,7 +207,7 @@ def _template(lm: FrozenLM, template: str | Template | None) -> Template:
     return Template("chat") if has_chat_template(lm.tokenizer) else Template("text", "{text}")
 
 
-def _settings(method: str | Mapping[str, Any] | MethodConfig) -> MethodConfig:
+def _settings(method: str | Mapping[str, object] | MethodConfig) -> MethodConfig:
     """The settings, of which none needs a task's rows. Raises ConfigError."""
     try:
         settings = method_settings({"name": method} if isinstance(method, str) else method)

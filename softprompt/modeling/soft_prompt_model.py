@@ -17,7 +17,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
     def from_method(
         cls,
         base: str | PreTrainedModel | FrozenLM,
-        method: str | Mapping[str, Any] | MethodConfig = "prompt-tuning",
+        method: str | Mapping[str, object] | MethodConfig = "prompt-tuning",
         *,
         template: str | Template | None = None,
         labels: Sequence[str] = (),
@@ -234,9 +234,13 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
         with torch.no_grad():
             self.card = write_into(Path(save_directory), self.model.live().freeze(), self.card, own)
 
+    if TYPE_CHECKING:  # Transformers types its own for its own models alone
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Transformers' inputs of a step, without positions: they are known from the mask, for any padding side."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         inputs.pop("position_ids", None)
         return inputs
 
@@ -276,34 +280,36 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
         """Refused: the base model is frozen."""
         raise _frozen("its embeddings cannot be replaced")
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+    def resize_token_embeddings(self, *args: object, **kwargs: object) -> nn.Embedding:
         """Refused: the base model is frozen."""
         raise _frozen("its vocabulary cannot be resized")
 
     def enable_input_require_grads(self) -> None:
         """Nothing: gradients reach the soft prompt by themselves, also with gradient checkpointing."""
 
-    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+    def tie_weights(self, *args: object, **kwargs: object) -> None:
         """Nothing: the base model's weights are tied already."""
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: object, **kwargs: object) -> None:
         """Recompute layers in the backward pass; the base model's own switch would drop the prefix."""
         self.model.gradient_checkpointing = enable
 
     def _prepare_cache_for_generation(
         self,
         generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
+        model_kwargs: dict[str, object],
         generation_mode: object,
         batch_size: int,
         max_cache_length: int,
-    ) -> None:
-        """The cache of a generation, unless there is one or none is wanted."""
+    ) -> bool:
+        """Make the cache of a generation; returns whether there was none and one is wanted."""
         wanted = generation_config.cache_implementation
         if wanted not in (None, "dynamic"):
             raise ConfigError("a soft prompt has a cache of its own", where="cache_implementation", got=wanted)
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+        new = generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None
+        if new:
             model_kwargs["past_key_values"] = GenerationCache()
+        return new
 
 
 def _config(lm: FrozenLM, taken: int) -> PreTrainedConfig:

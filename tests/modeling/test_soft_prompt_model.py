@@ -240,3 +240,17 @@ def test_imported_prompts_stand_before_bos() -> None:
     row = [BOS, *text_ids(4, 1)]
     with torch.no_grad():
         check_close(model(torch.tensor([row])).logits[0], plain_logits(lm, Prefix(model.model.live()), row))
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
+def test_mixed_precision(method: str) -> None:
+    """As `Trainer(bf16=True)` runs it: rounded logits, and a gradient in float32."""
+    model = SoftPromptModel.from_method(tiny_lm(), {"name": method, "n_tokens": 4}).train()
+    ids, mask = padded(texts(), "left")
+    wanted = model(ids, attention_mask=mask).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
+    assert ((output.logits - wanted).norm() / wanted.norm()) < 0.05
+    output.loss.backward()
+    grads = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    assert all(grad is not None and grad.dtype == torch.float32 and grad.norm() > 0 for grad in grads)
