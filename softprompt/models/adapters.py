@@ -71,20 +71,20 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 def plain_model(model: PreTrainedModel | PeftModel, name: str) -> tuple[PreTrainedModel, tuple[AdaptedWeight, ...]]:
     """A model without PEFT's layers that computes the same, and the weights that an adapter moved most.
 
-    A model without adapters is returned as it is. Of a PeftModel, everything is shared but the adapted layers, and the
-    PeftModel itself stays as it was.
+    A model without adapters is returned as it is. Of a PeftModel, or a model that Transformers itself attached adapters
+    to (`add_adapter`), everything is shared but the adapted layers, and the model itself stays as it was.
 
-    Raises UnsupportedModelError for prompts of PEFT, and for adapters inside a plain Transformers model.
+    Raises UnsupportedModelError for prompts of PEFT, and for adapters that cannot be merged.
     """
-    if not _is_peft(model):
-        if getattr(model, "_hf_peft_config_loaded", False):
-            hint = "load the base model without it, and give peft.PeftModel.from_pretrained(base, folder)"
-            raise UnsupportedModelError("adapters that Transformers attached cannot be merged", where=name, hint=hint)
+    base = model
+    if _is_peft(model):
+        base = model.get_base_model()
+        if model.active_peft_config.is_prompt_learning:
+            hint = "softprompt import reads such an adapter; the base model is model.get_base_model()"
+            raise UnsupportedModelError("a PeftModel with a soft prompt is no base model", where=name, hint=hint)
+    elif not getattr(model, "_hf_peft_config_loaded", False):
         return cast("PreTrainedModel", model), ()
-    if model.active_peft_config.is_prompt_learning:
-        hint = "softprompt import reads such an adapter; the base model is model.get_base_model()"
-        raise UnsupportedModelError("a PeftModel with a soft prompt is no base model", where=name, hint=hint)
-    return _attached(model) if getattr(model.get_base_model(), "is_quantized", False) else _merged(model, name)
+    return _attached(base) if getattr(base, "is_quantized", False) else _merged(model, name)
 
 
 def _is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
@@ -92,7 +92,7 @@ def _is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
-def _merged(model: PeftModel, name: str) -> tuple[PreTrainedModel, tuple[AdaptedWeight, ...]]:
+def _merged(model: nn.Module, name: str) -> tuple[PreTrainedModel, tuple[AdaptedWeight, ...]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     tensors = [*model.parameters(), *model.buffers()]
@@ -105,10 +105,11 @@ def _merged(model: PeftModel, name: str) -> tuple[PreTrainedModel, tuple[Adapted
                 if isinstance(layer, BaseTunerLayer):
                     _merge_layer(layer)
             tuner: Any = twin.base_model
-            plain = tuner.merge_and_unload()
+            merged = tuner.merge_and_unload() if _is_peft(twin) else _without_layers(twin)
         except Exception as error:  # of any kind of adapter
             got = f"{type(error).__name__}: {first_line(error)}"[:300]
             raise UnsupportedModelError("the adapter cannot be merged", where=name, got=got) from error
+    plain = cast("PreTrainedModel", merged)
     after = plain.named_parameters(remove_duplicate=False)
     return plain, _moved_most({key: (before.get(key), weight) for key, weight in after})
 
@@ -126,9 +127,20 @@ def _merge_layer(layer: Any) -> None:
         base.register_parameter(key, nn.Parameter(base.get_parameter(key).detach().to(dtype), requires_grad=False))
 
 
-def _attached(model: PeftModel) -> tuple[PreTrainedModel, tuple[AdaptedWeight, ...]]:
+def _without_layers(model: nn.Module) -> nn.Module:
+    """A Transformers model whose own adapters are merged, with plain layers in place of PEFT's."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for place, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            model.set_submodule(place, layer.get_base_layer())
+    vars(model).pop("peft_config", None)
+    vars(model)["_hf_peft_config_loaded"] = False
+    return model
+
+
+def _attached(base: nn.Module) -> tuple[PreTrainedModel, tuple[AdaptedWeight, ...]]:
     """The base with the adapter's layers in it: quantised weights with an adapter merged would be other weights."""
-    base = model.get_base_model()
     assert isinstance(base, PreTrainedModel), "a language model of Transformers"
     new = {key: weight for key, weight in base.named_parameters() if ".lora_" in key and weight.is_floating_point()}
     return base, _moved_most({key: (torch.zeros_like(weight), weight) for key, weight in new.items()})

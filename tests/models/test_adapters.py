@@ -341,13 +341,19 @@ def test_a_soft_prompt_of_peft_is_no_base_model() -> None:
     assert "softprompt import" in str(caught.value.hint)
 
 
-def test_adapters_inside_a_transformers_model_are_refused() -> None:
+def test_adapters_that_transformers_attached_are_merged_too(tmp_path: Path) -> None:
     import copy
 
     model = copy.deepcopy(tiny_model("llama"))
-    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(UnsupportedModelError, match="Transformers attached"):
-        FrozenLM(model, tiny_tokenizer(), "x")
+    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    wanted = logits_of(model.eval(), IDS)
+    lm = FrozenLM(model, tiny_tokenizer(), "x")
+    check_close(logits_of(lm.hf_model, IDS), wanted)
+    assert torch.equal(logits_of(model, IDS), wanted) and model.active_adapters() == ["default"]
+    assert len(lm.geometry.adapted) == 2
+    lm.hf_model.save_pretrained(tmp_path / "merged")
+    tiny_tokenizer().save_pretrained(tmp_path / "merged")
+    assert load32(tmp_path / "merged").geometry.differs(lm.geometry) is None
 
 
 def test_a_quantised_model_keeps_its_adapter_attached(monkeypatch: pytest.MonkeyPatch) -> None:
