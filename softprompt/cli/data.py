@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
+from softprompt.cli.options import BaseAdapter
 from softprompt.data.convert import described, write_rows
 from softprompt.data.default_template import default_template, default_text
 from softprompt.data.read_options import ReadOptions, parse_columns
@@ -35,6 +36,7 @@ from softprompt.data.tokenize import tokenize
 from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.data.vocabulary import check_vocabulary
 from softprompt.errors import DataError
+from softprompt.models.sources import adapted_name
 from softprompt.settings import unescaped
 from softprompt.training.config import Config
 
@@ -62,6 +64,7 @@ def check(
     template: TemplateText = None,
     chat: Chat = None,
     model: _Model = None,
+    base_adapter: BaseAdapter = None,
     columns: Columns = None,
     pieces: Pieces = None,
     learn_end: LearnEnd = None,
@@ -69,6 +72,7 @@ def check(
 ) -> None:
     """Check every row, and show what the data is: rows, labels, lengths, overlap, the end of an answer."""
     splits = load_splits(path, options=ReadOptions(parse_columns(columns), pieces, learn_end))
+    model = adapted_name(model, base_adapter) if model else base_adapter
     tokenizer = _tokenizer(model)
     chosen = _template(splits.train, template, chat, model, tokenizer)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
@@ -95,6 +99,7 @@ def preview(
     template: TemplateText = None,
     chat: Chat = None,
     model: _Model = None,
+    base_adapter: BaseAdapter = None,
     columns: Columns = None,
     pieces: Pieces = None,
     learn_end: LearnEnd = None,
@@ -104,6 +109,7 @@ def preview(
     options = ReadOptions(parse_columns(columns), pieces, learn_end)
     is_file = Path(path).is_file()
     records = load_rows(path, options=options) if is_file else load_splits(path, options=options).train
+    model = adapted_name(model, base_adapter) if model else base_adapter
     tokenizer = _tokenizer(model)
     chosen = _template(records, template, chat, model, tokenizer)
     console = Console()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _TENSORS = "adapter_model.safetensors"
 _PROBED = 16  # parameters of which a card lists a weight
+_TABLES = re.compile(r"\b(embed_tokens|lm_head|wte|shared|embed_in|embed_out|word_embeddings)(\.base_layer)?\.weight$")
 _WRAPPERS = (".base_layer", ".original_module")  # that PEFT puts around a module
 _PREFIX = "base_model.model."  # of the names in a PeftModel
 _TASKS = {False: ("CAUSAL_LM", None), True: ("SEQ_2_SEQ_LM", None)}  # by whether it is an encoder–decoder
@@ -54,10 +57,11 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            shapes = _stored_shapes(folder)
-            _fit_table(model, shapes)
+            rows, table = table_length(folder), model.get_input_embeddings()
+            if rows is not None and rows != len(table.get_parameter("weight")):
+                model.resize_token_embeddings(rows, mean_resizing=False)
             adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
-            if stray := _left_out(model, shapes):
+            if stray := _left_out(model, _stored_shapes(folder)):
                 raise ValueError(f"the file holds more than the config names, e.g. {stray[0]}")
             return adapted
         except Exception as error:  # a foreign file read by foreign code may raise anything
@@ -193,24 +197,32 @@ def _check_config(folder: Path, is_encoder_decoder: bool) -> None:
         got = odd[0] if odd else f"init_lora_weights {str(beginning)[:60]}"
         raise ModelError(what, where=path, got=got, hint="merge it in PEFT and save the model")
     if not (folder / _TENSORS).is_file():
-        hint = "save it anew with PEFT's save_pretrained, which writes safetensors"
-        raise ModelError("the adapter's weights are not in safetensors", where=folder, expected=_TENSORS, hint=hint)
+        raise _no_safetensors(folder)
+
+
+def table_length(folder: Path) -> int | None:
+    """Rows of the embedding table in an adapter that brings one, which may have tokens added; None without one.
+
+    Raises ModelError for a damaged file, or none in safetensors.
+    """
+    if not (folder / _TENSORS).is_file():
+        raise _no_safetensors(folder)
+    try:
+        shapes = _stored_shapes(folder)
+    except (SafetensorError, OSError) as error:
+        raise ModelError("damaged weights of an adapter", where=folder, got=first_line(error)) from error
+    rows = {shape[0] for key, shape in shapes.items() if _TABLES.search(key) and len(shape) == 2}
+    return rows.pop() if len(rows) == 1 else None
+
+
+def _no_safetensors(folder: Path) -> ModelError:
+    hint = "save it anew with PEFT's save_pretrained, which writes safetensors"
+    return ModelError("the adapter's weights are not in safetensors", where=folder, expected=_TENSORS, hint=hint)
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import safe_open
-
     with safe_open(folder / _TENSORS, framework="pt") as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
-
-
-def _fit_table(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give the embedding table as many rows as the adapter's, which may have tokens added."""
-    table: Any = model.get_input_embeddings()
-    ends = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "shared.weight")
-    rows = {shape[0] for key, shape in shapes.items() if key.endswith(ends) and shape[1:] == table.weight.shape[1:]}
-    if len(rows) == 1 and rows != {len(table.weight)}:
-        model.resize_token_embeddings(rows.pop(), mean_resizing=False)
 
 
 def _left_out(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from softprompt.errors import ConfigError, ModelError, first_line
-from softprompt.models.adapters import with_adapter
+from softprompt.models.adapters import table_length, with_adapter
 from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.measure import context_of
@@ -105,8 +105,10 @@ def context_length(name: str, *, trust_remote_code: bool = False) -> int:
 
 
 def vocabulary_size(name: str, *, trust_remote_code: bool = False) -> int:
-    """Rows of the model's embedding table; no weights are loaded. Raises ModelError."""
-    return int(_config(name, trust_remote_code).get_text_config().vocab_size)
+    """Rows of the model's embedding table, its adapter's included; no weights are loaded. Raises ModelError."""
+    adapter = find_source(name).adapter
+    rows = int(_config(name, trust_remote_code).get_text_config().vocab_size)
+    return (table_length(Path(adapter)) if adapter else None) or rows
 
 
 def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:

@@ -38,6 +38,7 @@ def test_a_prompt_of_an_adapted_base(base: Path, adapter: Path, tmp_path: Path) 
 def test_the_folder_of_the_adapter_is_a_base_model(adapter: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", *labelled(8))
     done("data", "check", data, "--model", adapter)
+    assert "»" in done("data", "preview", data, "--base-adapter", adapter).stdout
     done("train", "--model", adapter, "--data", data, "--name", "tone", *SHORT)
     assert store.load_card(store.locate("tone")).geometry.base == str(adapter)
     done("generate", "tone", "hello", "--max-new-tokens", 2, "--dtype", "float32")
