@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 # Public names by the module that defines them. Loaded when first used: torch and transformers take seconds, and
 # `softprompt --help` needs neither. Type checkers read the same table from __init__.pyi (scripts/stubs writes it).
 _PUBLIC = {
+    "softprompt.data.read_options": ("ReadOptions",),
     "softprompt.data.splits": ("load_rows", "load_splits"),
     "softprompt.errors": ("SoftpromptError",),
     "softprompt.evaluation.compare": ("compare",),

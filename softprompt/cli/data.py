@@ -48,7 +48,7 @@ DataPath = Annotated[str, typer.Argument(help="A data file, a folder with train.
 TemplateText = Annotated[str | None, typer.Option("--template", help=r"A prompt such as 'Review: {text}\nSentiment:'.")]
 Chat = Annotated[bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template or not.")]
 Columns = Annotated[str | None, typer.Option("--columns", help="Other names: prompt=question,completion=answer.")]
-Pieces = Annotated[int | None, typer.Option("--pieces", min=16, help="Cut long texts into pieces of so many bytes.")]
+Pieces = Annotated[int | None, typer.Option("--pieces", min=1, help="Cut long texts into pieces of so many bytes.")]
 LearnEnd = Annotated[
     bool | None, typer.Option("--learn-end/--no-learn-end", help="Learn the end token behind texts without answers.")
 ]
@@ -196,13 +196,16 @@ def _notes(
     if tokenizer is not None and model is not None:
         from softprompt.models.loading import vocabulary_size
 
-        most = Config().max_length
+        learned = {
+            name: tokenize(rows, template, tokenizer, max_length=UNLIMITED) for name, rows in parts.items() if rows
+        }
+        places = [(row.where, row.ids) for examples in learned.values() for row in examples]
+        check_vocabulary(places, tokenizer, vocabulary_size(model))
         for name in ("train", "validation"):
-            examples = tokenize(parts[name], template, tokenizer, max_length=UNLIMITED)
-            check_vocabulary(examples, tokenizer, vocabulary_size(model))
-            if long := sum(len(example.ids) > most for example in examples):
-                advice = "training wants --max-length N for them, or --drop-long"
-                notes.append(f"{long} rows of {name} are longer than {most} tokens: {advice}")
+            lengths = [len(example.ids) for example in learned[name]]
+            if long := sum(length > Config().max_length for length in lengths):
+                advice = f"training wants --max-length {max(lengths)} for them, or --drop-long"
+                notes.append(f"{long} rows of {name} are longer than {Config().max_length} tokens: {advice}")
     return notes
 
 

@@ -45,7 +45,7 @@ class ReadOptions:
         columns, pieces = found.get("columns"), found.get("pieces")
         pairs = cast(Mapping[object, object], columns) if isinstance(columns, Mapping) else dict[object, object]()
         names = {ours: theirs for ours, theirs in pairs.items() if isinstance(ours, str) and isinstance(theirs, str)}
-        size = pieces if type(pieces) is int and pieces >= 16 else None
+        size = pieces if type(pieces) is int and pieces >= 1 else None
         ends = found.get("learn_end")
         return ReadOptions(names, size, ends if isinstance(ends, bool) else None, lenient=True)
 

@@ -18,6 +18,7 @@ from softprompt.data.row_shapes.base import Scoring
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.spans import prompt_ids
 from softprompt.data.tokenize import tokenize
+from softprompt.data.vocabulary import check_vocabulary
 from softprompt.deprecation import renamed_keywords
 from softprompt.errors import ConfigError, DataError
 from softprompt.evaluation import metrics
@@ -175,6 +176,7 @@ def loss(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) ->
     """Mean -log p of the learned tokens (loss), and its exponential (perplexity)."""
     prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
     examples = tokenize(records, formatted.template, lm.tokenizer, max_length=sys.maxsize)
+    check_vocabulary([(example.where, example.ids) for example in examples], lm.tokenizer, lm.geometry.vocab)
     rows = [(example.where, len(example.ids), prefixes.lengths[0]) for example in examples]
     check_context(lm, rows, "leave the row out, or give the text prompt fewer --shots")
     sums = [0.0] * len(examples)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from softprompt.data.records import Record
 from softprompt.data.targets import end_id
 from softprompt.data.template import Template
+from softprompt.data.vocabulary import check_vocabulary
 from softprompt.errors import DataError
 from softprompt.models.frozen_lm import FrozenLM
 
@@ -36,6 +37,11 @@ def check_context(lm: FrozenLM, rows: Iterable[tuple[str, int, int]], hint: str)
 
 
 def check_records(lm: FrozenLM, records: Sequence[Record], bodies: Sequence[Sequence[int]], around: int) -> None:
-    """`check_context` for records whose texts are these token ids, with `around` tokens around each."""
+    """`check_context` for records whose texts are these token ids, with `around` tokens around each.
+
+    Raises DataError, too, for tokens that the model has no embedding of.
+    """
+    known = [(record.where, body) for record, body in zip(records, bodies, strict=True)]
+    check_vocabulary(known, lm.tokenizer, lm.geometry.vocab)
     rows = [(record.where, len(body), around) for record, body in zip(records, bodies, strict=True)]
     check_context(lm, rows, "leave the row out, ask for fewer new tokens, or give the text prompt fewer --shots")

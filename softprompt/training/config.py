@@ -157,7 +157,7 @@ class Config(Section):
     )
     pieces: int | None = Field(
         default=None,
-        ge=16,
+        ge=1,
         description="cut texts without answers into pieces of so many bytes, four a token or so; 2048 for .txt files",
         json_schema_extra=flag("--pieces", help="Cut long texts into pieces of so many bytes."),
     )

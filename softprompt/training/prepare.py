@@ -136,7 +136,7 @@ def prepare(
     )
     vocabulary = vocabulary_size(config.base_model, trust_remote_code=trust_remote_code)
     for task in tasks:
-        check_vocabulary([*task.train, *task.validation], tokenizer, vocabulary)
+        check_vocabulary([(row.where, row.ids) for row in (*task.train, *task.validation)], tokenizer, vocabulary)
     room = 0 if apart else context // 4
     gpu = pick_device(config.device)[0].startswith("cuda")
     facts = auto.TaskStats.of([task.train for task in tasks], [task.classes for task in tasks], room, gpu)

@@ -135,4 +135,67 @@ def test_what_training_would_leave_out_or_refuse_is_noted(tmp_path: Path) -> Non
     path = write_jsonl(tmp_path / "rows.jsonl", *rows)
     report = json.loads(run("check", str(path), "--json", "--model", "tiny").stdout)
     assert "the template does not use the fields system" in report["notes"]
-    assert any("1 rows of train are longer than 1024 tokens" in note for note in report["notes"])
+    (note,) = (note for note in report["notes"] if "1 rows of train are longer than 1024 tokens" in note)
+    assert f"--max-length {report['splits']['train']['tokens']['max']} " in note
+
+
+def test_tokens_that_the_model_lacks_name_their_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": "1 2" if i == 1 else "a b", "completion": "3"} for i in range(3)]
+    path = write_jsonl(tmp_path / "rows.jsonl", *rows)
+    with pytest.raises(DataError, match="2 of 3 rows hold tokens that the model has no embedding of") as caught:
+        run("check", path, "--model", "small", "--no-chat")
+    assert {f"{path}:1", f"{path}:3"} == {str(caught.value.where), str(caught.value.got).rpartition(" ")[2]}
+    assert "' b' (id 1098)" in str(caught.value.got)
+    run("check", path, "--model", "tiny", "--no-chat")
+
+
+ALPACA = [{"instruction": "Say", "input": str(i), "output": f"ok {i}"} for i in range(20)]
+
+
+def test_check_and_preview_say_which_shape_was_recognized(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", *ALPACA)
+    report = json.loads(run("check", path, "--json").stdout)
+    assert (report["kind"], report["shape"]) == ("completion", "Alpaca (instruction + output)")
+    assert "rows of kind completion, Alpaca (instruction + output)" in run("check", path).output
+    output = run("preview", path, "--model", "tiny", "--no-chat", "-n", "1").output
+    assert "Alpaca (instruction + output), prompts with completions" in output
+    assert "Say\n0« o»" in output
+
+
+def test_check_notes_what_is_not_learned(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b"} for i in range(20)]
+    report = json.loads(run("check", write_jsonl(tmp_path / "rows.jsonl", *rows), "--json").stdout)
+    assert report["notes"][0] == "20 of 20 rows: the chosen answers are learned; the rejected ones are not used"
+
+
+def test_columns_by_other_names(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", *({"q": f"{i}?", "best": ["a"]} for i in range(20)))
+    with pytest.raises(DataError, match="--columns"):
+        run("check", path)
+    columns = ("--columns", "prompt=q,completion=best.0")
+    assert json.loads(run("check", path, *columns, "--json").stdout)["kind"] == "completion"
+    assert "0?« a»" in run("preview", path, *columns, "-n", "1").output
+
+
+def test_convert_writes_our_own_rows(tmp_path: Path) -> None:
+    path, out = write_jsonl(tmp_path / "rows.jsonl", *ALPACA), tmp_path / "new.jsonl"
+    output = run("convert", path, "--out", out).output
+    assert "20 rows: Alpaca (instruction + output), written as" in output
+    assert json.loads(out.read_text().splitlines()[3]) == {"prompt": "Say\n3", "completion": "ok 3"}
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    learned = [run("preview", file, "--model", "tiny", "-n", "20").output.split("─")[-1] for file in (path, out)]
+    assert learned[0] == learned[1]
+    with pytest.raises(DataError, match="there already"):
+        run("convert", path, "--out", out)
+    run("convert", path, "--out", out, "--overwrite")
+    with pytest.raises(DataError, match=r"ends in \.jsonl"):
+        run("convert", path, "--out", tmp_path / "new.csv")
+
+
+def test_preview_of_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_text("It rains.\n\n" * 40)
+    shown = run("preview", path, "--pieces", "100", "--model", "tiny", "-n", "99").output
+    assert shown.count("</s>") == 1
+    assert "</s>" not in run("preview", path, "--pieces", "100", "--no-learn-end", "--model", "tiny", "-n", "99").output
+    assert json.loads(run("check", path, "--pieces", "100", "--json").stdout)["splits"]["train"]["rows"] >= 4

@@ -144,6 +144,8 @@ def test_tokens_that_the_model_lacks_are_found_before_training(tmp_path: Path) -
         assert "a.jsonl:4" in str(error) or "a.jsonl:8" in str(error)
     kept = write_jsonl(tmp_path / "b.jsonl", *(row for row in rows if strange not in row["prompt"]))
     done("train", "--model", folder, "--data", kept, "--name", "tone", *SMALL)
+    error = refused("eval", "tone", "--model", folder, "--data", path, "--shots", 0, "--dtype", "float32")
+    assert "no embedding of" in error.what
 
 
 def test_epochs_are_passes_over_the_rows(base: Path, tmp_path: Path) -> None:
