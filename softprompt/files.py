@@ -9,11 +9,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from softprompt.errors import CheckpointError, StoreError
+from softprompt.json_types import JSON, JSONObject
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `softprompt --help` needs this module
     from torch import Tensor
@@ -120,7 +121,7 @@ def recover_all(folder: Path, holding: str) -> None:
         recover_folder(old.with_name(old.name[1 : -len(".old")]))
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     """Pretty JSON, UTF-8; StoreError for NaN and what else JSON cannot hold."""
     try:
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -129,8 +130,8 @@ def write_json(path: Path, data: Any) -> None:
         raise StoreError(f"cannot be written as JSON: {error}", where=path) from error
 
 
-def read_json(path: Path) -> Any:
-    """Raises StoreError for a missing, oversized, linked or broken file."""
+def read_json(path: Path) -> JSON:
+    """The value in a JSON file. Raises StoreError for a missing, oversized, linked or broken file."""
     _check_plain(path, MAX_JSON_BYTES)
     try:
         return json.loads(path.read_bytes(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
@@ -180,7 +181,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_duplicates(pairs: list[tuple[str, JSON]]) -> JSONObject:
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
         raise ValueError(f"duplicate key {next(k for k in keys if keys.count(k) > 1)!r}")

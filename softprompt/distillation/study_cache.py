@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 
 from softprompt.data.soft_labels import SoftLabels
@@ -26,6 +27,7 @@ from softprompt.files import read_json, read_tensors, write_json, writing
 IDENTITY_FILE = "notebook.json"
 KINDS_0_1 = {"gap": "cloze"}  # kinds of queries in caches of softprompt 0.1, and their names now
 TeacherAnswer = tuple[tuple[int, ...], SoftLabels]  # token ids of an answer, and the soft labels of each
+_QUERIES = TypeAdapter(list[Query])
 
 
 class StudyCache:
@@ -62,7 +64,7 @@ class StudyCache:
     def queries(self) -> list[list[Query]]:
         """All batches of queries so far."""
         paths = sorted(self.folder.glob("inputs-*.json"))
-        return [[_query(fields) for fields in read_json(path)] for path in paths]
+        return [_read_queries(path) for path in paths]
 
     def add_queries(self, number: int, batch: Sequence[Query]) -> None:
         """Write a batch of queries."""
@@ -99,7 +101,11 @@ class StudyCache:
         return self.folder / f"lessons-{number:05d}.safetensors"
 
 
-def _query(fields: Mapping[str, object]) -> Query:
-    """A query as it stands in the cache, its kind under today's name."""
-    query = Query(**fields)  # type: ignore[arg-type]
-    return Query(query.chunk, KINDS_0_1.get(query.kind, query.kind), query.text, query.answer)
+def _read_queries(path: Path) -> list[Query]:
+    """A batch of queries, their kinds under today's names. Raises StoreError for another content."""
+    try:
+        batch = _QUERIES.validate_python(read_json(path))
+    except ValidationError as error:
+        hint = f"delete {path.parent}, and queries and answers are made again"
+        raise StoreError("not a batch of queries", where=path, got=str(error), hint=hint) from error
+    return [replace(query, kind=KINDS_0_1.get(query.kind, query.kind)) for query in batch]

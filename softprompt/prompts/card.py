@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import datetime
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, Literal, cast
+from typing import Literal, TypedDict, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -34,6 +35,20 @@ class Layout(BaseModel):
     follow_bos: bool = False
 
 
+class TrainedRows(TypedDict):
+    """A set of training rows: its digest, and the seed that split its validation rows off."""
+
+    sha256: str
+    seed: int
+
+
+class Provenance(TypedDict):
+    """The fields of a card that say when it was written, and with which software."""
+
+    versions: dict[str, str]
+    created: str
+
+
 class Card(BaseModel):
     """The contents of card.json. Unknown keys and other format versions are refused."""
 
@@ -44,21 +59,21 @@ class Card(BaseModel):
     form: str  # name of a registered form, see forms.register_form
     n_tokens: int = Field(ge=1, le=1_000_000)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the tensors, see forms.prompt_digest
-    base: dict[str, Any]  # Geometry.to_dict
+    base: dict[str, object]  # Geometry.to_dict
     layout: Layout = Layout()
-    template: dict[str, Any] = {}  # data.template.Template.to_dict
+    template: dict[str, object] = {}  # data.template.Template.to_dict
     labels: tuple[str, ...] = ()  # the classes, for a classification prompt
-    method: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
-    data: dict[str, Any] = {}  # digest and row counts; never the rows
-    metrics: dict[str, Any] = {}
+    method: dict[str, object] = {}
+    recipe: dict[str, object] = {}
+    data: dict[str, object] = {}  # digest and row counts; never the rows
+    metrics: dict[str, object] = {}
     versions: dict[str, str] = {}
     created: str = ""
     license: str | None = None
 
     @field_validator("base")
     @classmethod
-    def _base_is_a_geometry(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _base_is_a_geometry(cls, value: dict[str, object]) -> dict[str, object]:
         try:
             return Geometry.from_dict(value).to_dict()
         except (KeyError, TypeError) as error:
@@ -79,12 +94,12 @@ class Card(BaseModel):
         base: Geometry,
         *,
         layout: Layout,
-        template: dict[str, Any],
+        template: Mapping[str, object],
         labels: tuple[str, ...] = (),
-        method: dict[str, Any],
-        recipe: dict[str, Any] | None = None,
-        data: dict[str, Any] | None = None,
-        metrics: dict[str, Any] | None = None,
+        method: Mapping[str, object],
+        recipe: Mapping[str, object] | None = None,
+        data: Mapping[str, object] | None = None,
+        metrics: Mapping[str, object] | None = None,
         license: str | None = None,  # noqa: A002 - the field's name
     ) -> Card:
         """A card written now for an unsaved prompt: `store.save` replaces the sha256 of zeros."""
@@ -95,12 +110,12 @@ class Card(BaseModel):
             sha256="0" * 64,
             base=base.to_dict(),
             layout=layout,
-            template=template,
+            template=dict(template),
             labels=labels,
-            method=method,
-            recipe=recipe or {},
-            data=data or {},
-            metrics=metrics or {},
+            method=dict(method),
+            recipe=dict(recipe or {}),
+            data=dict(data or {}),
+            metrics=dict(metrics or {}),
             license=license,
             **provenance(),
         )
@@ -111,26 +126,30 @@ class Card(BaseModel):
         return Geometry.from_dict(self.base)
 
     @property
-    def trained_on(self) -> list[dict[str, Any]]:
-        """{"sha256", "seed"} of every set of training rows, including those of a composed prompt's inputs.
+    def trained_on(self) -> list[TrainedRows]:
+        """Every set of training rows, including those of a composed prompt's inputs.
 
         Such rows should not be scored. Entries of another shape are dropped, since a card may come from a stranger.
         """
         inputs = self.data.get("trained_on")
-        entries: list[Any] = [{"sha256": self.data.get("train_sha256"), "seed": self.recipe.get("seed", 0)}]
-        entries += inputs if isinstance(inputs, list) else []
-        valid = [cast("dict[str, Any]", entry) for entry in entries if isinstance(entry, dict)]
-        digests = [entry for entry in valid if isinstance(entry.get("sha256"), str)]
-        return [{"sha256": entry["sha256"], "seed": _seed_of(entry)} for entry in digests]
+        entries: list[object] = [{"sha256": self.data.get("train_sha256"), "seed": self.recipe.get("seed", 0)}]
+        entries += cast("list[object]", inputs) if isinstance(inputs, list) else []
+        return [rows for entry in entries if (rows := _trained_rows(entry)) is not None]
 
 
-def _seed_of(entry: dict[str, Any]) -> int:
-    seed = entry.get("seed")
-    return seed if type(seed) is int and 0 <= seed < 2**63 else 0
+def _trained_rows(entry: object) -> TrainedRows | None:
+    """A set of training rows as cards name it, None for anything else; a seed that is none is 0."""
+    if not isinstance(entry, dict):
+        return None
+    fields = cast("dict[object, object]", entry)
+    sha256, seed = fields.get("sha256"), fields.get("seed")
+    if not isinstance(sha256, str):
+        return None
+    return {"sha256": sha256, "seed": seed if type(seed) is int and 0 <= seed < 2**63 else 0}
 
 
-def provenance() -> dict[str, Any]:
-    """The fields `versions` and `created` of a card written now."""
+def provenance() -> Provenance:
+    """The date and the versions of the software that writes a card now."""
     versions = {name: version(name) for name in ("softprompt", "torch", "transformers")}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"versions": versions | {"python": platform.python_version()}, "created": now}

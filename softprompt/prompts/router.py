@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import final
 
 import torch
+from pydantic import BaseModel
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
@@ -40,6 +41,14 @@ class Router:
         return int((self.weights.to(lm.device) @ pooled(lm, ids)).argmax())
 
 
+class _RouterFile(BaseModel):
+    """The contents of router.json."""
+
+    format_version: object
+    names: tuple[str, ...]
+    base: dict[str, object]
+
+
 @torch.no_grad()
 def pooled(lm: FrozenLM, ids: Sequence[int]) -> Tensor:
     """The router's input for a text: the mean [H] of its tokens' embeddings, in float32."""
@@ -65,15 +74,15 @@ def load_router(folder: Path, geometry: Geometry | None = None) -> Router:
     """The router, checked. Raises StoreError, or WrongBaseError if it was trained for another base model."""
     recover_folder(folder)
     path = folder / ROUTER
-    contents = read_json(path)
+    data = read_json(path)
     try:
-        version = contents["format_version"]
-        names = tuple(contents["names"])
-        base = Geometry.from_dict(contents["base"])
+        contents = _RouterFile.model_validate(data)
+        base = Geometry.from_dict(contents.base)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"not a router: {error}", where=path) from error
-    if version != _FORMAT_VERSION:
-        raise StoreError("unknown format version", where=path, expected=_FORMAT_VERSION, got=version)
+    names = contents.names
+    if contents.format_version != _FORMAT_VERSION:
+        raise StoreError("unknown format version", where=path, expected=_FORMAT_VERSION, got=contents.format_version)
     if geometry is not None and (reason := geometry.differs(base)):
         got = f"{geometry.base}: {reason}"
         raise WrongBaseError("this router belongs to another base model", where=folder, expected=base.base, got=got)

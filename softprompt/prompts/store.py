@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
 
 from pydantic import ValidationError
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
@@ -108,7 +107,7 @@ def load_card(folder: Path) -> Card:
     if not folder.is_dir():
         raise StoreError("no such soft prompt", where=folder, hint="softprompt list shows what is there")
     data = read_json(folder / CARD)
-    version = cast("dict[str, Any]", data).get("format_version") if isinstance(data, dict) else None
+    version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
         raise StoreError(
             "unknown format version",

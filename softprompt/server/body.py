@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
 
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from softprompt.json_types import JSONObject
 from softprompt.server.error_responses import ApiError, invalid
 from softprompt.server.limits import Limits
 
@@ -16,7 +16,7 @@ from softprompt.server.limits import Limits
 _PARTS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
-async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
+async def read_object(request: Request, limits: Limits) -> JSONObject:
     """The body's JSON object. Raises ApiError 400, 408, 413 or 415."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "The content type must be application/json.", "unsupported_media_type")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -25,7 +25,7 @@ class ClientGoneError(ApiError):
         super().__init__(499, "The client has closed the connection.", "client_gone")
 
 
-async def cancel_on_disconnect(receive: Receive, deadline: float, work: Coroutine[Any, Any, _T]) -> _T:
+async def cancel_on_disconnect(receive: Receive, deadline: float, work: Coroutine[object, object, _T]) -> _T:
     """The result of `work`. Whenever this raises, `work` has been cancelled and has ended.
 
     Args:
@@ -65,7 +65,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, first: Mapping[str, Any], events: AsyncGenerator[Mapping[str, Any], None], deadline: float
+        self, first: Mapping[str, object], events: AsyncGenerator[Mapping[str, object], None], deadline: float
     ) -> None:
         super().__init__()
         del self.headers["content-length"]
@@ -74,7 +74,7 @@ class EventStream(Response):
 
     @classmethod
     async def begin(
-        cls, receive: Receive, events: AsyncGenerator[Mapping[str, Any], None], deadline: float
+        cls, receive: Receive, events: AsyncGenerator[Mapping[str, object], None], deadline: float
     ) -> EventStream:
         """Wait for the first event. Raises its errors and those of `cancel_on_disconnect`."""
         return cls(await cancel_on_disconnect(receive, deadline, _next(events)), events, deadline)
@@ -110,5 +110,5 @@ async def _send_part(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
-def _event(content: Mapping[str, Any]) -> bytes:
+def _event(content: Mapping[str, object]) -> bytes:
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"

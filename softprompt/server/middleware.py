@@ -6,7 +6,6 @@ import re
 import time
 import traceback
 import uuid
-from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -56,7 +55,7 @@ class RequestMiddleware:
         status = 0
         request_id = headers.get("x-request-id", "")
         request_id = request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
-        log_fields: dict[str, Any] = {}
+        log_fields: dict[str, object] = {}
         scope.setdefault("state", {}).update(request_id=request_id, opened=opened, log_fields=log_fields)
 
         async def sending(message: Message) -> None:
@@ -82,7 +81,7 @@ class RequestMiddleware:
                     await error_response(internal(request_id))(scope, receive, sending)
             self._log_request(scope, status, time.monotonic() - opened, log_fields)
 
-    def _log_request(self, scope: Scope, status: int, seconds: float, log_fields: dict[str, Any]) -> None:
+    def _log_request(self, scope: Scope, status: int, seconds: float, log_fields: dict[str, object]) -> None:
         route = getattr(scope.get("route"), "path", "other")  # the template, never what a client sent
         self._metrics.http.labels(route, str(status)).inc()
         log.info("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **log_fields)

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel
 
+from softprompt.json_types import JSON, JSONObject
 from softprompt.server.error_responses import ErrorReply
 
 ERROR_STATUSES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 
 
-def request_body(kind: type[BaseModel]) -> dict[str, Any]:
+def request_body(kind: type[BaseModel]) -> dict[str, object]:
     """The description of a JSON body."""
     schema = kind.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}}
 
 
-def responses(kind: Any, *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
+def responses(kind: type, *, stream: bool = False) -> dict[int | str, dict[str, object]]:
     """Descriptions of the success response, also as an event stream, and of the errors."""
-    success: dict[str, Any] = {"model": kind, "description": "The answer."}
+    success: dict[str, object] = {"model": kind, "description": "The answer."}
     if stream:
         success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-    errors = {status: {"model": ErrorReply, "description": "Not answered."} for status in ERROR_STATUSES}
+    errors: dict[int | str, dict[str, object]] = {
+        status: {"model": ErrorReply, "description": "Not answered."} for status in ERROR_STATUSES
+    }
     return {200: success, **errors}
 
 
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+def _inlined(schema: JSONObject) -> JSON:
     """The schema with its own definitions inlined, since the document has no place for them."""
-    definitions: dict[str, Any] = schema.pop("$defs", {})
+    definitions = schema.pop("$defs", None)
 
-    def resolved(value: Any) -> Any:
+    def resolved(value: JSON) -> JSON:
         if isinstance(value, list):
             return [resolved(part) for part in value]
         if not isinstance(value, dict):
             return value
-        if "$ref" in value:
-            return resolved(definitions[value["$ref"].rpartition("/")[2]])
+        reference = value.get("$ref")
+        if isinstance(reference, str) and isinstance(definitions, dict):
+            return resolved(definitions[reference.rpartition("/")[2]])
         return {name: resolved(part) for name, part in value.items()}
 
     return resolved(schema)

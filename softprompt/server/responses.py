@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import (
-    Any,
-    Literal,
-    NotRequired,  # pydantic reads them, and wants these before Python 3.12
-)
+from typing import Literal, NotRequired  # pydantic reads them, and wants these before Python 3.12
 
 from typing_extensions import TypedDict
 
@@ -162,25 +158,25 @@ class ResponseBuilder:
             "system_fingerprint": work.fingerprint,
         }
 
-    def whole(self, answers: Sequence[FullResponse], tokens: int) -> dict[str, Any]:
+    def whole(self, answers: Sequence[FullResponse], tokens: int) -> dict[str, object]:
         """The complete response: a ChatCompletion or TextCompletion."""
         choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
         kind = "chat.completion" if self._chat else "text_completion"
         return self._head | {"object": kind, "choices": choices, "usage": self.usage(tokens)}
 
-    def chunk(self, piece: TextPiece) -> dict[str, Any]:
+    def chunk(self, piece: TextPiece) -> dict[str, object]:
         """An event with a piece of an answer: a ChatChunk or TextCompletion."""
         logprobs = self._scored(piece.scored) if piece.scored else None
         choice = {"index": piece.choice, "logprobs": logprobs, "finish_reason": piece.finish or None}
         return self._event([choice | ({"delta": {"content": piece.text}} if self._chat else {"text": piece.text})])
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening(self) -> list[dict[str, object]]:
         """The events before any text: for a chat, one with the role for each answer."""
         delta = {"role": "assistant", "content": ""}
         first = {"delta": delta, "logprobs": None, "finish_reason": None}
         return [self._event([first | {"index": i}]) for i in range(len(self._work.jobs))] if self._chat else []
 
-    def closing(self, tokens: int) -> dict[str, Any]:
+    def closing(self, tokens: int) -> dict[str, object]:
         """The last event of a stream, with the usage."""
         return self._event([]) | {"usage": self.usage(tokens)}
 
@@ -193,16 +189,16 @@ class ResponseBuilder:
             "total_tokens": prompt_tokens + tokens,
         }
 
-    def _event(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _event(self, choices: Sequence[Mapping[str, object]]) -> dict[str, object]:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         return self._head | {"object": kind, "choices": choices}
 
-    def _choice(self, index: int, answer: FullResponse) -> dict[str, Any]:
+    def _choice(self, index: int, answer: FullResponse) -> dict[str, object]:
         logprobs = self._scored(answer.scored) if self._logprobs else None
-        choice = {"index": index, "logprobs": logprobs, "finish_reason": answer.finish}
+        choice: dict[str, object] = {"index": index, "logprobs": logprobs, "finish_reason": answer.finish}
         if not self._chat:
-            return choice | {"text": answer.text}
-        return choice | {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            return {**choice, "text": answer.text}
+        return {**choice, "message": {"role": "assistant", "content": answer.text, "refusal": None}}
 
     def _scored(self, scored: Sequence[ScoredToken]) -> ChatLogprobs | TextLogprobs:
         return _chat_logprobs(scored) if self._chat else _text_logprobs(scored)

@@ -7,8 +7,8 @@ refused with a suggestion. No field holds a template, a path, a URL or a tensor.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -88,8 +88,8 @@ class Turn(_Strict):
     refusal: None = None
     audio: None = None
     function_call: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[object], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[object], Field(max_length=0)] | None = None
 
     @property
     def message(self) -> Message:
@@ -145,7 +145,7 @@ class CompletionRequest(GenerationFields):
 RequestType = TypeVar("RequestType", ChatRequest, CompletionRequest)
 
 
-def parse_request(kind: type[RequestType], body: dict[str, Any]) -> RequestType:
+def parse_request(kind: type[RequestType], body: Mapping[str, object]) -> RequestType:
     """Validate a JSON body. Raises ApiError 400 with the name of the invalid field."""
     for name in sorted(body.keys() & NEUTRAL.keys()):
         if body[name] is not None and body[name] not in NEUTRAL[name]:

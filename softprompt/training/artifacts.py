@@ -8,7 +8,7 @@ NAME.1 … NAME.4, NAME   the experts of a routed mixture, and their router
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,8 +77,13 @@ def write_part(
 def curves(metrics: Path, trial: str = "") -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """(step, loss) pairs of training and of validation from a metrics file; `trial` names one trial of a sweep."""
     lines = [line for line in read_log(metrics) if trial_of(line) == trial]
-    training = [(line["step"], line["loss"]) for line in lines if line["event"] == "step"]
-    return training, [(line["step"], line["validation_loss"]) for line in lines if line["event"] == "validation"]
+    return _points(lines, "step", "loss"), _points(lines, "validation", "validation_loss")
+
+
+def _points(lines: Sequence[Mapping[str, object]], event: str, number: str) -> list[tuple[float, float]]:
+    """(step, number) of every event of one kind."""
+    pairs = [(line.get("step"), line.get(number)) for line in lines if line.get("event") == event]
+    return [(step, value) for step, value in pairs if isinstance(step, int | float) and isinstance(value, int | float)]
 
 
 def describe(prepared: PreparedTraining, lm: FrozenLM, part: PromptPart, result: Result, name: str) -> Card:

@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from softprompt.files import writing
+from softprompt.json_types import JSONObject
 
-Line: TypeAlias = dict[str, Any]  # an event as JSON
+Line: TypeAlias = JSONObject  # an event as JSON
 
 
 class RunLog:
@@ -49,14 +50,19 @@ def _until(events: list[Line], step: int) -> list[Line]:
     for i in reversed(range(len(events))):
         if events[i].get("event") == "checkpoint" and events[i].get("step") == step:
             return events[: i + 1]
-    return [event for event in events if event.get("step", 0) <= step]  # killed before the line was written
+    return [event for event in events if _step(event) <= step]  # killed before the line was written
+
+
+def _step(event: Line) -> float:
+    step = event.get("step")
+    return step if isinstance(step, int | float) else 0
 
 
 def read_log(path: Path) -> list[Line]:
     """The events of a file; a last line cut short by a crash is left out."""
     if not path.exists():
         return []
-    events = []
+    events = list[Line]()
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             events.append(json.loads(line))

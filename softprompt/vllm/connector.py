@@ -25,7 +25,7 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +49,23 @@ _REQUEST_PARAM, _FOLDER_OPTION = "soft_prompt", "soft_prompts"
 REFUSED_PREFIX = "refused"  # not an id; a request with this name fails
 PREFIX_CACHE_BYTES = 2**30  # of prefixes in a worker's memory; the least recently used are evicted
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.|(?:^|\.)h\.(\d+)\.")
+
+
+class CacheWriter(Protocol):
+    """The implementation of an attention layer of vLLM."""
+
+    def do_kv_cache_update(
+        self, layer: AttentionLayer, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, /
+    ) -> None: ...
+
+
+class AttentionLayer(Protocol):
+    """The parts of vLLM's attention layer that the connector uses."""
+
+    kv_cache: Tensor
+    head_size: int
+    num_kv_heads: int
+    impl: CacheWriter
 
 
 @dataclass
@@ -77,7 +94,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
         self._block = vllm_config.cache_config.block_size
         self._lengths: dict[str, int] = {}
         self._loads: list[PrefixLoad] = []
-        self._layers: list[tuple[int, Any]] = []
+        self._layers: list[tuple[int, AttentionLayer]] = []
         self._held: OrderedDict[str, Tensor] = OrderedDict()
         self._failed: set[int] = set()
 
@@ -154,7 +171,7 @@ class SoftPromptConnector(KVConnectorBase_V1):
                 raise GeometryError("keys and values of this layer cannot be written", where=name)
             self._layers.append((int(numbers[1] or numbers[2]), modules[name]))
 
-    def start_load_kv(self, forward_context: object, **kwargs: Any) -> None:
+    def start_load_kv(self, forward_context: object, **kwargs: object) -> None:
         """Write the keys and values of this step's loads into the cache."""
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, PrefixLoads)
@@ -210,14 +227,14 @@ class SoftPromptConnector(KVConnectorBase_V1):
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing to wait for: loads end before the step."""
 
-    def save_kv_layer(self, layer_name: str, kv_layer: Tensor, attn_metadata: object, **kwargs: Any) -> None:
+    def save_kv_layer(self, layer_name: str, kv_layer: Tensor, attn_metadata: object, **kwargs: object) -> None:
         """Nothing is saved."""
 
     def wait_for_save(self) -> None:
         """Nothing is saved."""
 
 
-def transfer_config(folder: Path) -> dict[str, Any]:
+def transfer_config(folder: Path) -> dict[str, object]:
     """vLLM's KVTransferConfig that loads compiled prefixes from a folder."""
     return {
         "kv_connector": SoftPromptConnector.__name__,
@@ -227,6 +244,6 @@ def transfer_config(folder: Path) -> dict[str, Any]:
     }
 
 
-def request_params(name: str) -> dict[str, Any]:
+def request_params(name: str) -> dict[str, object]:
     """The kv_transfer_params of a request with this prefix."""
     return {_REQUEST_PARAM: name}

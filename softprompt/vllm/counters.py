@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from softprompt.engine.base import EngineStats
+
+if TYPE_CHECKING:
+    from vllm.v1.metrics.stats import SchedulerStats
 
 
 class VllmCounters:
@@ -33,8 +36,8 @@ class VllmCounters:
         cached, computed = now.cached_tokens - before.cached_tokens, now.computed_tokens - before.computed_tokens
         return replace(now, cached_tokens=cached, computed_tokens=computed)
 
-    def update(self, engine: int, step: Any) -> None:
-        """Add a step of one engine, given as vLLM's SchedulerStats."""
+    def update(self, engine: int, step: SchedulerStats) -> None:
+        """Add a step of one engine."""
         old, cache = self._engines.get(engine, EngineStats(0, 0, 0.0)), step.prefix_cache_stats
         queries, hits = (cache.queries, cache.hits) if cache is not None else (0, 0)
         self._engines[engine] = EngineStats(
@@ -61,7 +64,11 @@ class _Logger(StatLoggerBase):
         self._counters, self._engine = counters, engine
 
     def record(
-        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: object,
+        mm_cache_stats: object = None,
+        engine_idx: int = 0,
     ) -> None:
         if scheduler_stats is not None:
             self._counters.update(engine_idx, scheduler_stats)

@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
@@ -70,7 +70,7 @@ class VllmEngine:
     Raises ConfigError for an argument that vLLM does not have, or that this engine sets itself.
     """
 
-    def __init__(self, lm: FrozenLM, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, lm: FrozenLM, options: Mapping[str, object] | None = None) -> None:
         self._lm, self._options = lm, dict(options or {})
         known = {field.name for field in fields(AsyncEngineArgs)}
         for name in self._options:
@@ -213,7 +213,7 @@ class VllmEngine:
         if source.adapter:
             what, hint = "vLLM would run the base model without its adapter", "merge it in PEFT, and save the model"
             raise EngineError(what, where=self._lm.name, hint=hint)
-        arguments: dict[str, Any] = {
+        arguments: dict[str, object] = {
             "model": source.path,
             "dtype": str(self._lm.dtype).removeprefix("torch."),
             "skip_tokenizer_init": True,

@@ -11,11 +11,13 @@ Folder, tokenizer and the base model's names are those that vLLM was started wit
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +26,7 @@ from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import DataError, StoreError
 from softprompt.formatting.formatted_prompt import FormattedPrompt
 from softprompt.formatting.inputs import chat_input_ids, text_input_ids
+from softprompt.json_types import JSON
 from softprompt.models.loading import load_tokenizer
 from softprompt.server.error_responses import ApiError, from_text, invalid
 from softprompt.server.schema import ChatRequest, CompletionRequest, parse_request
@@ -72,19 +75,20 @@ class SoftPrompts:
     async def _rewrite_body(self, scope: Scope, path: str, body: bytes) -> bytes:
         """The body for vLLM. Raises ApiError."""
         try:
-            content = json.loads(body)  # as vLLM does; it reports invalid JSON itself
+            content: JSON = json.loads(body)  # as vLLM does; it reports invalid JSON itself
         except RecursionError as error:
             raise invalid("The body is nested too deep.", code="invalid_json") from error
         except ValueError:
             return body
         removed = remove_field(content, _TRANSFER_FIELD)
         folder = self._folder_of(scope)
-        if path in (CHAT_PATH, COMPLETION_PATH) and isinstance(content, dict) and isinstance(content.get("model"), str):
-            prompt = await run_sync(folder.find, content["model"])
+        model = content.get("model") if isinstance(content, dict) else None
+        if path in (CHAT_PATH, COMPLETION_PATH) and isinstance(content, dict) and isinstance(model, str):
+            prompt = await run_sync(folder.find, model)
             if prompt is not None:
                 read = read_chat if path == CHAT_PATH else read_completion
-                content = await run_sync(read, content, prompt, folder, limiter=self._texts, abandon_on_cancel=True)
-                return json.dumps(content).encode()
+                request = await run_sync(read, content, prompt, folder, limiter=self._texts, abandon_on_cancel=True)
+                return json.dumps(request).encode()
         return json.dumps(content).encode() if removed else body
 
 
@@ -102,7 +106,7 @@ class PromptFolder:
         self.served = served
 
     @classmethod
-    def of(cls, state: Any) -> PromptFolder:
+    def of(cls, state: State) -> PromptFolder:
         """The folder, tokenizer and names of vLLM's command line; `state` is its application's state."""
         config = state.vllm_config
         folder = (config.kv_transfer_config.kv_connector_extra_config or {}).get("soft_prompts", "")
@@ -121,9 +125,10 @@ class PromptFolder:
             raise ApiError(500, "This soft prompt cannot be used.", "unusable_soft_prompt") from error
 
 
-def remove_field(body: Any, field: str) -> bool:
+def remove_field(body: JSON, field: str) -> bool:
     """Remove a field from all objects in a JSON body; returns whether any had it."""
-    removed, left = False, [body]
+    removed = False
+    left: list[JSON] = [body]
     while left:
         part = left.pop()
         if isinstance(part, dict):
@@ -135,7 +140,7 @@ def remove_field(body: Any, field: str) -> bool:
     return removed
 
 
-def read_chat(body: dict[str, Any], prompt: PublishedPrompt, folder: PromptFolder) -> dict[str, Any]:
+def read_chat(body: Mapping[str, object], prompt: PublishedPrompt, folder: PromptFolder) -> dict[str, object]:
     """vLLM's body for a chat request with a soft prompt. Raises ApiError."""
     request = parse_request(ChatRequest, body)
     messages = [turn.message for turn in request.messages]
@@ -145,7 +150,8 @@ def read_chat(body: dict[str, Any], prompt: PublishedPrompt, folder: PromptFolde
         raise from_text(error, "messages") from error
     turns = [{"role": message.role, "content": message.content} for message in messages]
     # vLLM uses `prompt_token_ids` of another server instead of rendering the messages.
-    return _base_request(body, prompt, folder) | {
+    return {
+        **_base_request(body, prompt, folder),
         "messages": turns,
         _TRANSFER_FIELD: {
             "soft_prompt": prompt.id,
@@ -154,7 +160,7 @@ def read_chat(body: dict[str, Any], prompt: PublishedPrompt, folder: PromptFolde
     }
 
 
-def read_completion(body: dict[str, Any], prompt: PublishedPrompt, folder: PromptFolder) -> dict[str, Any]:
+def read_completion(body: Mapping[str, object], prompt: PublishedPrompt, folder: PromptFolder) -> dict[str, object]:
     """vLLM's body for a completion request with a soft prompt. Raises ApiError."""
     request = parse_request(CompletionRequest, body)
     texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
@@ -167,11 +173,11 @@ def read_completion(body: dict[str, Any], prompt: PublishedPrompt, folder: Promp
         except DataError as error:
             raise from_text(error, "prompt") from error
         rows.append(_with_placeholders(ids, prompt, request.repetition_penalty))
-    return _base_request(body, prompt, folder) | {"prompt": rows, _TRANSFER_FIELD: {"soft_prompt": prompt.id}}
+    return {**_base_request(body, prompt, folder), "prompt": rows, _TRANSFER_FIELD: {"soft_prompt": prompt.id}}
 
 
-def _base_request(body: dict[str, Any], prompt: PublishedPrompt, folder: PromptFolder) -> dict[str, Any]:
-    return body | {"model": folder.served[0], "stop_token_ids": list(prompt.end_ids)}
+def _base_request(body: Mapping[str, object], prompt: PublishedPrompt, folder: PromptFolder) -> dict[str, object]:
+    return {**body, "model": folder.served[0], "stop_token_ids": list(prompt.end_ids)}
 
 
 def _with_placeholders(ids: list[int], prompt: PublishedPrompt, repetition_penalty: float | None) -> list[int]:

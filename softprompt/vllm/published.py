@@ -13,7 +13,8 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, StrictInt, ValidationError
 
 from softprompt.data.template import Template
 from softprompt.errors import DataError, StoreError
@@ -45,6 +46,17 @@ class PublishedPrompt:
     id: str
     size: int
     template: Template
+    end_ids: tuple[int, ...]
+    base: str
+
+
+class _PublishedFile(BaseModel):
+    """The contents of NAME.json."""
+
+    name: str
+    id: str
+    size: StrictInt
+    template: dict[str, object]
     end_ids: tuple[int, ...]
     base: str
 
@@ -86,22 +98,16 @@ def find_published(folder: Path, name: str) -> PublishedPrompt | None:
     if not store.PROMPT_NAME.fullmatch(name) or not _json_path(folder, name).is_file():
         return None
     path = _json_path(folder, name)
-    content: Any = read_json(path)
+    content = read_json(path)
     try:
-        entry = PublishedPrompt(
-            content["name"],
-            content["id"],
-            content["size"],
-            Template.from_dict(content["template"]),
-            tuple(content["end_ids"]),
-            content["base"],
-        )
-        wrong = entry.name != name or not PREFIX_ID.fullmatch(entry.id) or type(entry.size) is not int or entry.size < 1
-    except (KeyError, TypeError, DataError) as error:
+        saved = _PublishedFile.model_validate(content)
+        template = Template.from_dict(saved.template)
+    except (ValidationError, DataError) as error:
         raise StoreError("not a published soft prompt", where=path, got=repr(error)) from error
-    if wrong or not prefix_path(folder, entry.id).is_file():
+    wrong = saved.name != name or not PREFIX_ID.fullmatch(saved.id) or saved.size < 1
+    if wrong or not prefix_path(folder, saved.id).is_file():
         raise StoreError("not a published soft prompt, or its compiled prefix is gone", where=path)
-    return entry
+    return PublishedPrompt(saved.name, saved.id, saved.size, template, saved.end_ids, saved.base)
 
 
 def published_names(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -37,14 +37,14 @@ class VllmOptions(BaseModel):
         return texts
 
     @property
-    def engine_arguments(self) -> dict[str, Any]:
+    def engine_arguments(self) -> dict[str, object]:
         """vLLM's engine arguments by name."""
         return parse_engine_arguments(self.engine_option)
 
 
-def parse_engine_arguments(texts: Sequence[str]) -> dict[str, Any]:
+def parse_engine_arguments(texts: Sequence[str]) -> dict[str, object]:
     """vLLM's engine arguments by name, from NAME=VALUE. A value is JSON, or else a text. Raises ConfigError."""
-    arguments = dict[str, Any]()
+    arguments = dict[str, object]()
     for text in texts:
         name, value = text.split("=", 1) if "=" in text else ("", text)
         if not name.isidentifier() or name in arguments:

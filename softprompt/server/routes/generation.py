@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -52,7 +51,7 @@ class _GenerationCall:
         self._service, self._request = service, request
         self._log_content = log_content
         self._opened: float = request.state.opened
-        self._log_fields: dict[str, Any] = request.state.log_fields
+        self._log_fields: dict[str, object] = request.state.log_fields
 
     async def reply(
         self, kind: type[RequestType], convert: Callable[[RequestType, Limits], GenerationRequest]
@@ -70,7 +69,7 @@ class _GenerationCall:
             return await EventStream.begin(receive, self._events(generation, chat, fields.include_usage), deadline)
         return JSONResponse(await cancel_on_disconnect(receive, deadline, self._whole(generation, chat)))
 
-    async def _whole(self, generation: GenerationRequest, chat: bool) -> dict[str, Any]:
+    async def _whole(self, generation: GenerationRequest, chat: bool) -> dict[str, object]:
         with self._service.rate_limit.request(self._request.state.caller):
             async with self._service.working(generation) as work, aclosing(self._pieces(generation, work)) as pieces:
                 answers, tokens = [FullResponse() for _ in work.jobs], 0
@@ -83,7 +82,7 @@ class _GenerationCall:
 
     async def _events(
         self, generation: GenerationRequest, chat: bool, usage: bool
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    ) -> AsyncGenerator[dict[str, object], None]:
         with self._service.rate_limit.request(self._request.state.caller):
             async with self._service.working(generation) as work, aclosing(self._pieces(generation, work)) as pieces:
                 replies = ResponseBuilder(work, generation.model, chat=chat, logprobs=generation.logprobs is not None)
