@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any
 
 from softprompt.data.memory_rows import memory_rows
 from softprompt.errors import DataError
@@ -40,7 +39,7 @@ def read_hub(name: str) -> dict[str, Iterable[tuple[str, object]]]:
     assert match is not None, "callers check is_hub_name"
     repo, config = match.groups()
     try:
-        datasets: Any = import_module("datasets")
+        datasets = import_module("datasets")
     except ImportError as error:
         raise DataError(
             f"there is no file or folder {name!r}, and Hub datasets need the package datasets",
@@ -49,7 +48,7 @@ def read_hub(name: str) -> dict[str, Iterable[tuple[str, object]]]:
         ) from error
     _ask(repo)
     try:
-        loaded: Any = datasets.load_dataset(repo, config)
+        loaded = datasets.load_dataset(repo, config)
     # datasets raises errors of many libraries (its own, the Hub's, HTTP, OS); to the user all mean the same.
     except Exception as error:
         raise DataError("the Hub dataset cannot be loaded", where=name, got=_first_line(error)) from error

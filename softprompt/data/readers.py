@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from softprompt.data.json_rows import json_rows
 from softprompt.data.tables import table_rows
@@ -111,7 +110,7 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
                 decoded += batch.nbytes  # encoded, a repeated cell takes no room: the size above says little
                 if decoded > MAX_FILE:
                     raise _too_large(path, decoded)
-                rows: list[dict[str, Any]] = batch.to_pylist()
+                rows: list[dict[str, object]] = batch.to_pylist()
                 for row in rows:
                     number += 1
                     yield f"{path}:row {number}", row

@@ -6,15 +6,22 @@ section 3.5.2). Within a task the order is that of `Batches`; with one task it i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from typing import TypedDict, final
 
 import numpy as np
 
 from softprompt.data.sampler import Batches
 from softprompt.errors import DataError
 
-__all__ = ["TaskMixture"]
+__all__ = ["MixtureState", "TaskMixture"]
+
+
+class MixtureState(TypedDict):
+    """Where a sampler of several tasks is: the number of batches drawn, and the state of each task's `Batches`."""
+
+    batch: int
+    tasks: list[dict[str, int]]
 
 
 @final
@@ -54,11 +61,11 @@ class TaskMixture:
         self.batch += 1
         return [(t, i) for t, task in enumerate(self.tasks) for i in task.take(counts[t])]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> MixtureState:
         """Where the sampler is; JSON safe."""
         return {"batch": self.batch, "tasks": [task.state() for task in self.tasks]}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: MixtureState) -> None:
         """Go to where `state` was taken. Raises DataError if that was of other rows or settings."""
         if set(state) != {"batch", "tasks"} or len(state["tasks"]) != len(self.tasks):
             raise DataError("not the state of this sampler", expected=f"{len(self.tasks)} tasks", got=sorted(state))

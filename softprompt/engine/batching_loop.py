@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from transformers.generation.continuous_batching.continuous_api import (
     BackgroundThreadStatus,
     ContinuousBatchProcessor,
+    ProtoPretrainedModel,
 )
+from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState
 
 from softprompt.engine.base import EngineStats, Job, Token
@@ -37,7 +39,7 @@ from softprompt.engine.paged_cache import (
     virtual_spans,
 )
 from softprompt.engine.sampler import Sampler
-from softprompt.engine.transformers_compat import OpenManager
+from softprompt.engine.transformers_compat import OpenManager, synchronous_io
 from softprompt.engine.virtual_tokens import LoadedPrompt, only_text_ids
 from softprompt.errors import EngineError, first_line
 from softprompt.inference.sampling import argmax_ids
@@ -127,7 +129,7 @@ class BatchingLoop(OpenManager):
         super().__init__(model, GenerationConfig(do_sample=False, eos_token_id=-1), config)  # type: ignore[arg-type]
         self.output_router = _NullRouter()  # type: ignore[assignment]
         self.ended, self._report = "", report
-        self._lm = lm
+        self._lm, self._model = lm, model
         self._commands: deque[tuple[BatchRow, bool]] = deque()
         self._command_lock = threading.Lock()
         self._rows: dict[str, BatchRow] = {}
@@ -137,14 +139,14 @@ class BatchingLoop(OpenManager):
         self._cached, self._computed = 0, 0
         self._stats = EngineStats(0, 0, 0.0)
 
-    def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
+    def switch_to_cb_friendly_attn(self, model: ProtoPretrainedModel, auto_switch_to_flash: bool = True) -> None:
         model.set_attn_implementation(ATTENTION_NAME)
 
     def prepare(self) -> None:
         """Allocate the cache, so that its errors are raised here and not in the thread."""
         processor = self.create_processor()
         # By default a step reads at most as many keys as the cache holds, but rows that share a prefix read more.
-        io: Any = processor.inputs_and_outputs
+        io = synchronous_io(processor)
         most = processor.scheduler.max_requests_per_batch * self._lm.geometry.max_positions
         processor.cache.max_tokens_read = most
         io.read_index_storage = io.read_index_storage.new_zeros(len(processor.cache.cache_allocators), most)
@@ -244,7 +246,7 @@ class BatchingLoop(OpenManager):
     @torch.inference_mode()
     def run_step(self) -> None:
         assert self.batch_processor is not None
-        io: Any = self.batch_processor.inputs_and_outputs
+        io = synchronous_io(self.batch_processor)
         rows = [self._rows[request.state.request_id] for request in io.requests_in_batch]
         try:
             logits_RV = self._forward(io, rows).float()
@@ -265,7 +267,7 @@ class BatchingLoop(OpenManager):
                 io.cache.mark_complete_blocks(request.state, request.complete_blocks)
             request.complete_blocks = {}
 
-    def _forward(self, io: Any, rows: list[BatchRow]) -> Tensor:
+    def _forward(self, io: ContinuousBatchingIOs, rows: list[BatchRow]) -> Tensor:
         """Logits [R, V]."""
         data, cache = io.get_model_kwargs(), io.cache
         pieces = []
@@ -283,8 +285,7 @@ class BatchingLoop(OpenManager):
         for span in spans:
             if span.loaded.embeddings is not None:
                 embeds_QH[span.start : span.stop] = span.loaded.embeddings[span.begin : span.end]
-        model: Any = self.model
-        states_QH = model.base_model(
+        states_QH = self._model.base_model(
             inputs_embeds=embeds_QH[None],
             position_ids=data["position_ids"],
             use_cache=False,
@@ -303,7 +304,7 @@ class BatchingLoop(OpenManager):
         self._outputs.append((row, token))
         return token.id
 
-    def _fail_batch(self, io: Any, rows: list[BatchRow], error: Exception) -> None:
+    def _fail_batch(self, io: ContinuousBatchingIOs, rows: list[BatchRow], error: Exception) -> None:
         """Fail the rows of this batch. Raises the error if the next batch would fail, too."""
         self._failed_steps += 1
         if self._failed_steps >= FAILED_STEPS or isinstance(error, torch.AcceleratorError):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -154,7 +154,7 @@ def plan_attention(
     # everything is read at once.
     whole = window is not None or not len(flat) or flat.device.type != "cpu"
     decoding = next((i for i, piece in enumerate(pieces) if piece.length > 1), len(pieces)) if len(flat) else 0
-    rows = decoding if whole else _rows_at_once(allocator, max(sizes[:decoding], default=0), dtype)
+    rows = decoding if whole else _rows_at_once(allocator, max(sizes[:decoding], default=0))
     reads = list[CacheRead]()
     slot, query = 0, 0
     for first in range(0, decoding, rows or 1):
@@ -169,11 +169,10 @@ def plan_attention(
     return AttentionPlan(write, (_joined(reads),) if whole else tuple(reads))
 
 
-def _rows_at_once(allocator: CacheAllocator, longest: int, dtype: torch.dtype) -> int:
+def _rows_at_once(allocator: CacheAllocator, longest: int) -> int:
     """Number of rows whose keys and values fit in a core's cache between gathering and use."""
-    any_allocator: Any = allocator
-    numbers = 2 * any_allocator.num_key_value_heads * any_allocator.head_dim * longest
-    return max(1, CORE_CACHE_BYTES // max(1, numbers * dtype.itemsize))
+    row_bytes = allocator.bytes_per_page // allocator.tokens_per_page * longest
+    return max(1, CORE_CACHE_BYTES // max(1, row_bytes))
 
 
 def _padded(flat: Tensor, sizes: Sequence[int], filler: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -254,8 +253,14 @@ def attention(
     return torch.softmax(scores, -1, dtype=torch.float32).to(queries.dtype) @ values
 
 
+class AttentionModule(Protocol):
+    """The part of an attention layer of Transformers that is used here."""
+
+    layer_idx: int
+
+
 def paged_attention(
-    module: Any,
+    module: AttentionModule,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -264,7 +269,7 @@ def paged_attention(
     step: AttentionStep | None = None,
     scaling: float | None = None,
     softcap: float | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[Tensor, None]:
     """The attention of Transformers' models during a step; query, key and value are [1, heads, Q, D].
 
@@ -277,7 +282,7 @@ def paged_attention(
     return step.attend(module.layer_idx, query[0], key[0], value[0], scale, softcap)[None], None
 
 
-def no_mask(*_: Any, **__: Any) -> None:
+def no_mask(*_: object, **__: object) -> None:
     """No mask: a step builds its own masks."""
 
 

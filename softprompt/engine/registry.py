@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -85,10 +85,13 @@ class EngineSpec(Generic[Options]):
             raise MissingExtraError(what, where=f"--engine {self.name}", hint=self.install_hint)
 
 
-_engines: dict[str, EngineSpec[Any]] = {}
+# An engine found by name: its settings class is known at run time only.
+AnyEngineSpec: TypeAlias = EngineSpec[Any]
+
+_engines: dict[str, AnyEngineSpec] = {}
 
 
-def register_engine(spec: EngineSpec[Any]) -> None:
+def register_engine(spec: AnyEngineSpec) -> None:
     """Add an engine. Raises ConfigError if another one has its name."""
     if _engines.get(spec.name, spec) is not spec:
         raise ConfigError("an engine of this name is registered already", where=_ENTRY_POINTS, got=spec.name)
@@ -100,7 +103,7 @@ def unregister_engine(name: str) -> None:
     del _engines[name]
 
 
-def find_engine(name: str) -> EngineSpec[Any]:
+def find_engine(name: str) -> AnyEngineSpec:
     """The engine of this name. Raises ConfigError if there is none, or if the plug-in that has it is broken."""
     if name in _engines:
         return _engines[name]
@@ -114,7 +117,7 @@ def engine_names() -> list[str]:
     return list(dict.fromkeys([*_engines, *(entry.name for entry in entry_points(group=_ENTRY_POINTS))]))
 
 
-def usable_engines() -> Iterator[EngineSpec[Any]]:
+def usable_engines() -> Iterator[AnyEngineSpec]:
     """All engines; plug-ins that cannot be loaded are left out."""
     for name in engine_names():
         try:
@@ -128,7 +131,7 @@ def missing_packages(packages: tuple[str, ...]) -> list[str]:
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
-def _load(entry: EntryPoint) -> EngineSpec[Any]:
+def _load(entry: EntryPoint) -> AnyEngineSpec:
     try:
         spec = entry.load()
     except Exception as error:  # code of another distribution

@@ -14,6 +14,7 @@ from transformers.generation.continuous_batching.continuous_api import (
     ContinuousBatchingManager,
     ContinuousBatchProcessor,
 )
+from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
 
@@ -72,6 +73,13 @@ class OpenScheduler(FIFOScheduler):
 def register_scheduler(name: str, scheduler: type[FIFOScheduler]) -> None:
     """Make a scheduler known to Transformers under this name."""
     SCHEDULER_MAPPING[name] = scheduler
+
+
+def synchronous_io(processor: ContinuousBatchProcessor) -> ContinuousBatchingIOs:
+    """The inputs and outputs of a batch; `use_async_batching` is off, so there is one set of them."""
+    io = processor.inputs_and_outputs
+    assert isinstance(io, ContinuousBatchingIOs)
+    return io
 
 
 def free_blocks(allocator: CacheAllocator) -> list[int]:

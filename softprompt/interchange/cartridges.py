@@ -12,7 +12,6 @@ and the second takes the number of heads for the number of frozen tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ def read(file: ForeignFile, geometry: Geometry) -> list[ImportedPrompt]:
     return [ImportedPrompt(KVPrompt(tuple(zip(keys, values, strict=True))), method)]
 
 
-def _whole(saved: Mapping[str, Any], part: str, where: object) -> tuple[list[Tensor], int]:
+def _whole(saved: Mapping[str, object], part: str, where: object) -> tuple[list[Tensor], int]:
     """Per layer [K, P, D], and how many of the P are frozen."""
     trained = parameters(saved[f"trainable_{part}"], f"{where}: trainable_{part}")
     name = next((f"{kind}_{part}" for kind in _FROZEN if saved.get(f"{kind}_{part}") is not None), None)
@@ -68,7 +67,7 @@ def _whole(saved: Mapping[str, Any], part: str, where: object) -> tuple[list[Ten
     return whole, still[0].shape[2] if still else 0
 
 
-def _check_order(saved: Mapping[str, Any], where: object) -> None:
+def _check_order(saved: Mapping[str, object], where: object) -> None:
     """Some forks freeze ranges anywhere; only a first range leaves the two lists in the order of the tokens."""
     ranges = saved.get("freeze_ranges")
     first = isinstance(ranges, list) and len(ranges) == 1 and isinstance(ranges[0], tuple) and ranges[0][:1] == (0,)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class OpaqueObject:
     """A placeholder for an object that is not constructed: the name of its class, and its state."""
 
     kind: str
-    state: dict[Any, Any] = field(default_factory=dict)
+    state: dict[object, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Storage:
     numel: int
 
 
-def read_torch_file(file: IO[bytes], where: object) -> Any:
+def read_torch_file(file: IO[bytes], where: object) -> object:
     """The saved object, made of dict, list, tuple, str, numbers, Tensor and `OpaqueObject`. Tensors are on the CPU.
 
     Args:
@@ -113,7 +113,7 @@ class _Archive:
         self.loaded: dict[Storage, Tensor] = {}
         self.left = MAX_STORAGE_BYTES
 
-    def load(self) -> Any:
+    def load(self) -> object:
         if f"{self.root}byteorder" in self.archive.namelist() and self._member("byteorder", 16) != b"little":
             raise StoreError("written on a big-endian machine", where=self.where, hint=SAFE_HINT)
         return _Machine(self).run(self._member("data.pkl", MAX_PICKLE_BYTES))
@@ -154,11 +154,11 @@ class _Machine:
 
     def __init__(self, archive: _Archive) -> None:
         self.archive, self.where = archive, archive.where
-        self.stack: list[Any] = []
-        self.marked: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[object] = []
+        self.marked: list[list[object]] = []
+        self.memo: dict[object, object] = {}
 
-    def run(self, program: bytes) -> Any:
+    def run(self, program: bytes) -> object:
         try:
             for opcode, argument, _ in pickletools.genops(program):
                 self._step(opcode.name, argument)
@@ -167,7 +167,7 @@ class _Machine:
             raise StoreError("damaged pickle in a torch.save file", where=self.where, got=str(error)[:120]) from error
         return result
 
-    def _step(self, name: str, argument: Any) -> None:
+    def _step(self, name: str, argument: object) -> None:
         if name in _LITERALS:
             self.stack.append(argument)
         elif name in _CONSTANTS:
@@ -184,54 +184,56 @@ class _Machine:
                 raise self._refused(f"the pickle instruction {name}")
             _STEPS[name](self, argument)
 
-    def _mark(self, _: Any) -> None:
+    def _mark(self, _: object) -> None:
         self.marked.append(self.stack)
         self.stack = []
 
-    def _to_mark(self) -> list[Any]:
+    def _to_mark(self) -> list[object]:
         items, self.stack = self.stack, self.marked.pop()
         return items
 
-    def _tuple(self, _: Any) -> None:
+    def _tuple(self, _: object) -> None:
         items = self._to_mark()
         self.stack.append(tuple(items))
 
-    def _append(self, _: Any) -> None:
+    def _append(self, _: object) -> None:
         self._extend([self.stack.pop()])
 
-    def _appends(self, _: Any) -> None:
+    def _appends(self, _: object) -> None:
         self._extend(self._to_mark())
 
-    def _extend(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
+    def _extend(self, items: list[object]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list):
             raise TypeError("items for what is no list")
-        self.stack[-1].extend(items)
+        target.extend(items)
 
-    def _set_item(self, _: Any) -> None:
+    def _set_item(self, _: object) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self._set([key, value])
 
-    def _set_items(self, _: Any) -> None:
+    def _set_items(self, _: object) -> None:
         self._set(self._to_mark())
 
-    def _set(self, flat: list[Any]) -> None:
-        if not isinstance(self.stack[-1], dict):
+    def _set(self, flat: list[object]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
             raise TypeError("entries for what is no dict")
         for key, value in _pairs(flat):
             if not isinstance(key, (str, int)):
                 raise self._refused(f"a dict key of type {type(key).__name__}")
-            self.stack[-1][key] = value
+            target[key] = value
 
-    def _put(self, argument: Any) -> None:
+    def _put(self, argument: object) -> None:
         self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
 
-    def _get(self, argument: Any) -> None:
+    def _get(self, argument: object) -> None:
         self.stack.append(self.memo[argument])
 
-    def _global(self, argument: str) -> None:
-        self._name(argument.replace(" ", "."))
+    def _global(self, argument: object) -> None:
+        self._name(str(argument).replace(" ", "."))
 
-    def _stack_global(self, _: Any) -> None:
+    def _stack_global(self, _: object) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         self._name(f"{module}.{name}" if isinstance(name, str) and isinstance(module, str) else "?")
 
@@ -240,16 +242,16 @@ class _Machine:
             raise self._refused(full[:120])
         self.stack.append(PickleName(full))
 
-    def _reduce(self, _: Any) -> None:
+    def _reduce(self, _: object) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, PickleName) or not isinstance(arguments, tuple):
             raise TypeError("a call of what is no name")
         self.stack.append(self._stand_in(function.full, arguments))
 
-    def _stand_in(self, name: str, arguments: tuple[Any, ...]) -> Any:
+    def _stand_in(self, name: str, arguments: tuple[object, ...]) -> object:
         """The result that the named function would return."""
         if name == TENSOR:
-            return self._tensor(*arguments)
+            return self._tensor(*arguments[:4])
         if name == PARAMETER and isinstance(arguments[0], Tensor):
             return arguments[0]
         if name == DICT and not arguments:
@@ -258,13 +260,13 @@ class _Machine:
             return OpaqueObject(name)
         raise self._refused(f"a call of {name} that torch.save does not write")
 
-    def _new_object(self, _: Any) -> None:
+    def _new_object(self, _: object) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
         if not isinstance(kind, PickleName) or kind.full != PARAMETER_LIST or arguments != ():
             raise self._refused("an object of a class that holds no tensors")
         self.stack.append(OpaqueObject(kind.full))
 
-    def _build(self, _: Any) -> None:
+    def _build(self, _: object) -> None:
         """Gives an object its state: kept for an OpaqueObject, dropped for the `_metadata` of a state dict."""
         state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, OpaqueObject) and isinstance(state, dict):
@@ -272,7 +274,7 @@ class _Machine:
         elif not isinstance(made, dict):
             raise self._refused(f"a state for {type(made).__name__}")
 
-    def _persistent(self, _: Any) -> None:
+    def _persistent(self, _: object) -> None:
         reference = self.stack.pop()  # ("storage", class, key, device it was saved from, numbers)
         if not isinstance(reference, tuple) or len(reference) != 5:
             raise ValueError("a reference that is no storage")
@@ -283,19 +285,18 @@ class _Machine:
             raise ValueError("a reference that is no storage")
         self.stack.append(Storage(STORAGE_DTYPES[storage.full], key, numel))
 
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    def _tensor(self, storage: object, offset: object, size: object, stride: object) -> Tensor:
         """A view of a storage, after checking that it stays inside and repeats nothing (which could be endless)."""
-        numbers = [offset, *size, *stride]
-        if not isinstance(storage, Storage) or len(size) != len(stride):
+        lengths, steps = _natural(size), _natural(stride)
+        (first,) = _natural((offset,))
+        if not isinstance(storage, Storage) or len(lengths) != len(steps):
             raise ValueError("a tensor without storage or with unequal size and stride")
-        if any(type(number) is not int or number < 0 for number in numbers):
-            raise ValueError("a tensor whose size, stride or offset is no natural number")
-        if prod(size) == 0:
-            return torch.empty(size, dtype=storage.dtype)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if last >= storage.numel or prod(size) > storage.numel:
+        if prod(lengths) == 0:
+            return torch.empty(lengths, dtype=storage.dtype)
+        last = first + sum((n - 1) * step for n, step in zip(lengths, steps, strict=True))
+        if last >= storage.numel or prod(lengths) > storage.numel:
             raise ValueError("a tensor reaches beyond its storage")
-        return torch.as_strided(self.archive.storage(storage), size, stride, offset)
+        return torch.as_strided(self.archive.storage(storage), lengths, steps, first)
 
     def _refused(self, found: str) -> StoreError:
         return StoreError(
@@ -306,11 +307,18 @@ class _Machine:
         )
 
 
-def _pairs(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
+def _natural(numbers: object) -> list[int]:
+    """The natural numbers of a tuple. Raises ValueError for anything else."""
+    if not isinstance(numbers, tuple | list) or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("a tensor whose size, stride or offset is no natural number")
+    return list(numbers)
+
+
+def _pairs(flat: list[object]) -> Iterator[tuple[object, object]]:
     return zip(flat[::2], flat[1::2], strict=True)
 
 
-_STEPS = {
+_STEPS: dict[str, Callable[[_Machine, object], None]] = {
     "MARK": _Machine._mark,
     "TUPLE": _Machine._tuple,
     "APPEND": _Machine._append,

@@ -14,7 +14,7 @@ from softprompt.data.tokenize import Example
 from softprompt.methods.config import MethodConfig
 from softprompt.prompts.base import SoftPrompt
 
-_Settings = TypeVar("_Settings", bound=MethodConfig)
+_Settings_co = TypeVar("_Settings_co", bound=MethodConfig, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class MethodContext(Generic[_Settings]):
+class MethodContext(Generic[_Settings_co]):
     """What a run gives a method besides its start.
 
     Attributes:
@@ -50,7 +50,7 @@ class MethodContext(Generic[_Settings]):
         n_tasks: how many tasks are trained together.
     """
 
-    settings: _Settings
+    settings: _Settings_co
     prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
     n_tasks: int = 1
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -125,11 +125,17 @@ class _Recorded:
                 static.copy_(value)
 
 
+class _Context(Protocol):
+    """The context that PyTorch passes from the forward pass to the backward pass."""
+
+    recorded: _Recorded
+
+
 class _Replayed(torch.autograd.Function):
     """The losses of a captured pass, whose gradient is the captured backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, recorded: _Recorded, batch: Batch, *leaves: Tensor) -> Tensor:
+    def forward(ctx: _Context, recorded: _Recorded, batch: Batch, *leaves: Tensor) -> Tensor:
         recorded.load(batch, leaves)
         with torch.enable_grad():
             recorded.forward()
@@ -137,8 +143,8 @@ class _Replayed(torch.autograd.Function):
         return recorded.losses.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        recorded: _Recorded = ctx.recorded
+    def backward(ctx: _Context, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        recorded = ctx.recorded
         recorded.weights.copy_(grad_outputs[0])
         recorded.backward()
         learned_grads = iter(recorded.grads)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any, final
+from typing import final
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -95,12 +95,14 @@ class AttentionSwitch:
         """The function that the model's own implementation would call."""
         return attention_function(module, self._plain)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type[AttentionSwitch], tuple[()]]:
         """A copied model gets a switch of its own: locks and thread-local values cannot be copied."""
         return AttentionSwitch, ()
 
 
-def _dispatch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
+def _dispatch(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: object
+) -> object:
     """[B, L, H, D], as Transformers' attention functions."""
     switch: AttentionSwitch = vars(module)[_ATTRIBUTE]
     function = switch.call.function or switch.plain_function(module)

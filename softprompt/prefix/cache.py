@@ -36,7 +36,9 @@ class PrefixCache(Cache):
         self.record = record
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         past = self.past[layer_idx]
         if past is not None:
             key_states = torch.cat([past[0], key_states], dim=2)
@@ -76,7 +78,9 @@ class GrowingCache(Cache):
                 buffer[row_T, :, self.slots + column_T] = states_TKD
             self.used[i] = self.slots + length
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         if layer_idx not in self.buffers:
             self.buffers[layer_idx] = self._new(layer_idx, len(key_states), (key_states, value_states))
             self.used[layer_idx] = self.slots
@@ -159,7 +163,9 @@ class CrossCache(Cache):
         self.past = past
         self.layers: Any = []  # Transformers reads `keys` and `values` of each
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         assert layer_idx == len(self.layers), "every layer once, from the first to the last"
         past = self.past[layer_idx]
         if past is not None:

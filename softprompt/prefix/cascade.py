@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def _attention(
     value_BKCD: Tensor,
     attention_mask: Tensor,
     scaling: float | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[Tensor, None]:
     """[B, L, H, D'], as Transformers' attention functions; `attention_mask` [B, 1, L, S + C] is added to the scores."""
     past = layers[cast("int", module.layer_idx)]

@@ -9,8 +9,6 @@ Shapes: B rows, E encoder tokens, T decoder tokens, S slots of a prefix, H width
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
@@ -28,7 +26,7 @@ def run_encoder(lm: FrozenLM, embeds_BEH: Tensor, visible_BK: Tensor, cache: Cac
         visible_BK: True for each key, those of the cache first, that all of the row's tokens attend to.
         cache: holds the prefix's keys and values of each layer.
     """
-    encoder: Any = lm.hf_model.get_encoder()
+    encoder = lm.hf_model.get_encoder()
     _open(PrefixRuntime.of(lm), encoder)
     mask = additive(visible_BK[:, None, :], lm.dtype)
     return encoder(inputs_embeds=embeds_BEH, attention_mask=mask, **{_OPTION: cache}).last_hidden_state
@@ -50,7 +48,7 @@ def run_decoder(
         crossing_BK: True for each key of the cross-attention, those of its prefix first, that the row attends to.
         cache: holds the prefixes of self-attention and cross-attention.
     """
-    decoder: Any = lm.hf_model.get_decoder()
+    decoder = lm.hf_model.get_decoder()
     out = decoder(
         input_ids=ids_BT,
         attention_mask=additive(visible_BTK, lm.dtype),
@@ -71,6 +69,6 @@ def _open(runtime: PrefixRuntime, encoder: nn.Module) -> None:
         runtime.encoder_is_open = True
 
 
-def _pass_cache(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _pass_cache(_: nn.Module, args: object, kwargs: dict[str, object]) -> tuple[object, dict[str, object]]:
     cache = kwargs.pop(_OPTION, None)
     return args, kwargs if cache is None else kwargs | {"past_key_values": cache}
