@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from softprompt.deprecation import warn_renamed
@@ -74,7 +76,7 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _respelled(cls, values: Any) -> Any:
+    def _respelled(cls, values: object) -> object:
         return respell(cls, values) if isinstance(values, dict) else values
 
     @classmethod
@@ -82,18 +84,18 @@ class Section(BaseModel):
         """Subclasses by the `name` that tells them apart, each with settings of its own; usually none."""
         return {}
 
-    def ignored(self) -> dict[str, Any]:
+    def ignored(self) -> dict[str, object]:
         """Settings that were given and have no effect here; `to_yaml` writes them, so that digests stay the same."""
         return {}
 
 
-def respell(section: type[Section], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def respell(section: type[Section], values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """The values of a section with renamed keys and values replaced, each with a warning.
 
     Args:
         prefix: of the section, for the warning, e.g. "train.".
     """
-    spelled = dict[str, Any]()
+    spelled = dict[str, object]()
     for old_key, value in values.items():
         key = section.renamed_keys.get(old_key, old_key)
         if key != old_key:
@@ -106,7 +108,7 @@ def respell(section: type[Section], values: dict[str, Any], prefix: str = "") ->
     return spelled
 
 
-def split_names(value: Any) -> Any:
+def split_names(value: object) -> object:
     """Names or numbers typed as one text: a,b,c."""
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
@@ -116,7 +118,7 @@ def unescaped(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def flag(*names: str, help: str = "", old: tuple[str, ...] = ()) -> dict[str, Any]:  # noqa: A002
+def flag(*names: str, help: str = "", old: tuple[str, ...] = ()) -> JsonDict:  # noqa: A002
     """Metadata of a settings field that has a short flag on the command line: `json_schema_extra=flag("--lr")`.
 
     Args:
@@ -124,12 +126,33 @@ def flag(*names: str, help: str = "", old: tuple[str, ...] = ()) -> dict[str, An
         help: one line for --help; the field's description if empty.
         old: spellings of earlier releases, which work with a warning.
     """
-    return {"flags": list(names), "help": help, "old": list(old)}
+    return {"flags": [*names], "help": help, "old": [*old]}
+
+
+@dataclass(frozen=True)
+class SettingFlag:
+    """The metadata of `flag` at a field: spellings, the line in --help, and spellings of earlier releases."""
+
+    names: tuple[str, ...] = ()
+    help: str = ""
+    old: tuple[str, ...] = ()
+
+
+def flag_of(field: FieldInfo) -> SettingFlag:
+    """The flag of a settings field; one without names if it has none."""
+    extra = field.json_schema_extra
+    if not isinstance(extra, dict):
+        return SettingFlag()
+    return SettingFlag(_texts(extra.get("flags")), str(extra.get("help") or ""), _texts(extra.get("old")))
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 def resolve_settings(
     kind: type[Settings],
-    flags: dict[str, Any],
+    flags: Mapping[str, object],
     yaml_path: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> Settings:
@@ -142,10 +165,10 @@ def resolve_settings(
     Raises:
         ConfigError: unknown key (with the closest known one), wrong type or value; names the source.
     """
-    merged: dict[str, Any] = {}
+    merged: dict[str, object] = {}
     origins: dict[str, str] = {}
     known = known_keys(kind)
-    sources: list[tuple[str, dict[str, Any]]] = [
+    sources: list[tuple[str, dict[str, object]]] = [
         (str(yaml_path), _flatten(_read_yaml(yaml_path)) if yaml_path else {}),
         ("environment", _nulls(_from_environment(environment or {}))),
         ("flags", _nulls({name: value for name, value in flags.items() if value is not None})),
@@ -193,10 +216,10 @@ def _section_keys(section: type[BaseModel]) -> dict[str, str]:
     return keys | {name: f"{keys[name]} (of {', '.join(having)})" for name, having in owners.items()}
 
 
-def _respelled_setting(kind: type[BaseModel], name: str, value: Any) -> tuple[str, Any]:
+def _respelled_setting(kind: type[BaseModel], name: str, value: object) -> tuple[str, object]:
     """A dotted setting in today's spelling."""
     section_name, _, key = name.rpartition(".")
-    section: Any = kind.model_fields[section_name].annotation if section_name in kind.model_fields else kind
+    section = kind.model_fields[section_name].annotation if section_name in kind.model_fields else kind
     if (section_name and section is kind) or not (isinstance(section, type) and issubclass(section, Section)):
         return name, value
     prefix = f"{section_name}." if section_name else ""
@@ -230,7 +253,7 @@ def to_yaml(config: BaseModel) -> str:
     return "".join(lines)
 
 
-def _dump(config: BaseModel) -> dict[str, Any]:
+def _dump(config: BaseModel) -> dict[str, object]:
     values = config.model_dump(mode="json")
     for name in type(config).model_fields:
         section = getattr(config, name)
@@ -239,7 +262,7 @@ def _dump(config: BaseModel) -> dict[str, Any]:
     return values
 
 
-def _set(merged: dict[str, Any], name: str, value: Any, origin: str, known: dict[str, str]) -> None:
+def _set(merged: dict[str, object], name: str, value: object, origin: str, known: dict[str, str]) -> None:
     head, _, task = name.partition(".")
     if head in MAPPINGS and task:
         by_task = merged.get(head)
@@ -251,7 +274,9 @@ def _set(merged: dict[str, Any], name: str, value: Any, origin: str, known: dict
         raise ConfigError(f"unknown setting {name!r}", where=origin, hint=_suggestion(name, known))
     *sections, leaf = name.split(".")
     for section in sections:
-        merged = merged.setdefault(section, {})
+        inner = merged.setdefault(section, {})
+        assert isinstance(inner, dict)  # `known` has a section or a setting of that name, never both
+        merged = inner
     merged[leaf] = value
 
 
@@ -264,13 +289,15 @@ def _suggestion(name: str, known: dict[str, str]) -> str:
     return f"did you mean {close[0]}?" if close else "--print-config shows them all"
 
 
-def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(data: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested sections as dotted names; what belongs to single tasks stays in one piece."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in data.items():
         name = f"{prefix}{key}".replace("-", "_")
-        whole = not isinstance(value, dict) or name in MAPPINGS
-        flat |= {name: value} if whole else _flatten(value, f"{name}.")
+        if isinstance(value, dict) and name not in MAPPINGS:
+            flat |= _flatten(value, f"{name}.")
+        else:
+            flat[name] = value
     return flat
 
 
@@ -283,12 +310,12 @@ def _from_environment(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _nulls(values: dict[str, Any]) -> dict[str, Any]:
+def _nulls(values: Mapping[str, object]) -> dict[str, object]:
     """The word null as YAML reads it."""
     return {name: None if value == "null" else value for name, value in values.items()}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise ConfigError("no such config file", where=path)
     if path.stat().st_size > MAX_YAML_BYTES:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from softprompt.cli.fidelity_table import print_fidelity
 from softprompt.cli.options import (
     AsJson,
     ConfigFile,
+    Flags,
     Metrics,
     Overwrite,
     PrintConfig,
@@ -46,7 +47,7 @@ DEGRADED = 0.9  # of the effect of the text; below it more tokens are proposed
 @with_settings(DistillConfig, defaults=True)
 def distill_command(
     context: typer.Context,
-    flags: dict[str, Any],
+    flags: Flags,
     config: ConfigFile = None,
     overwrite: Overwrite = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -75,7 +76,7 @@ def distill_command(
     sys.exit(_run(prepared, own, overwrite=overwrite, resume=resume, as_json=as_json, trust=trust_remote_code))
 
 
-def distill_flags(flags: dict[str, Any], config: str | None, rest: list[str]) -> tuple[dict[str, Any], Path | None]:
+def distill_flags(flags: Flags, config: str | None, rest: list[str]) -> tuple[dict[str, object], Path | None]:
     """Dotted settings as typed, and the YAML file; `--n-tokens` with one number is `method.n_tokens`.
 
     Args:
@@ -84,16 +85,17 @@ def distill_flags(flags: dict[str, Any], config: str | None, rest: list[str]) ->
         rest: the arguments after it, dotted flags among them.
     """
     dotted, yaml_path = parse_overrides([config, *rest] if config else rest, old_flags(DistillConfig))
-    changes: dict[str, Any] = {}
+    changes: dict[str, object] = {}
     for setting in ("template", "method.init_text"):
-        if flags[setting] is not None:
-            changes[setting] = unescaped(flags[setting])
+        text = flags[setting]
+        if isinstance(text, str):
+            changes[setting] = unescaped(text)
     if flags["method.init_from"] is not None and flags["method.init"] is None:
         changes["method.init"] = "prompt"
     sizes = flags["sizes"]
-    if sizes is not None and "," not in sizes:
+    if isinstance(sizes, str) and "," not in sizes:
         changes |= {"sizes": None, "method.n_tokens": sizes}
-    return flags | changes | dotted, yaml_path
+    return {**flags, **changes, **dotted}, yaml_path
 
 
 def _run(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, get_origin
+from typing import TYPE_CHECKING, get_origin
 
 from pydantic import BaseModel, ValidationError
 from typer.core import TyperCommand
 
-from softprompt.engine.registry import EngineSpec, find_engine, usable_engines
+from softprompt.engine.registry import AnyEngineSpec, find_engine, usable_engines
 from softprompt.errors import ConfigError
+from softprompt.settings import flag_of
+
+if TYPE_CHECKING:  # for types alone: where Typer keeps its click is private to it
+    from typer._click import Context, HelpFormatter
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class EngineFlag:
     repeatable: bool
 
 
-def engine_named(name: str) -> EngineSpec[Any]:
+def engine_named(name: str) -> AnyEngineSpec:
     """An engine of this package or of a plug-in. Raises ConfigError if there is none of this name."""
     _register_built_in()
     return find_engine(name)
@@ -47,14 +51,14 @@ def engine_flags(settings: type[BaseModel]) -> dict[str, EngineFlag]:
     return flags
 
 
-def parse_engine_options(engine: EngineSpec[Any], arguments: Iterable[str]) -> BaseModel:
+def parse_engine_options(engine: AnyEngineSpec, arguments: Iterable[str]) -> BaseModel:
     """The engine's options, from the arguments that are no option of the verb itself.
 
     Raises ConfigError for an option that the engine does not have, naming the engine that has it, and for a value that
     its settings class refuses.
     """
     flags = engine_flags(engine.options)
-    values = dict[str, Any]()
+    values = dict[str, bool | str | list[str]]()
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -68,7 +72,9 @@ def parse_engine_options(engine: EngineSpec[Any], arguments: Iterable[str]) -> B
         if not attached and not rest:
             raise ConfigError("this option needs a value", where=name)
         value = attached[0] if attached else rest.pop(0)
-        values[flag.field] = [*values.get(flag.field, ()), value] if flag.repeatable else value
+        earlier = values.get(flag.field)
+        several = [*(earlier if isinstance(earlier, list) else ()), value]
+        values[flag.field] = several if flag.repeatable else value
     try:
         return engine.options.model_validate(values)
     except ValidationError as error:
@@ -82,7 +88,7 @@ def parse_engine_options(engine: EngineSpec[Any], arguments: Iterable[str]) -> B
 class EngineCommand(TyperCommand):
     """A verb whose --help also lists the engines and their options, grouped by engine."""
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         super().format_options(ctx, formatter)
         _register_built_in()
         engines = list(usable_engines())
@@ -102,8 +108,7 @@ def _register_built_in() -> None:
 def _help_rows(settings: type[BaseModel]) -> list[tuple[str, str]]:
     rows = []
     for name, field in settings.model_fields.items():
-        extra = field.json_schema_extra
-        text = (str(extra.get("help") or "") if isinstance(extra, dict) else "") or field.description or ""
+        text = flag_of(field).help or field.description or ""
         default = field.get_default(call_default_factory=True)
         shown = "" if default in (None, False, "", ()) else f"  [default: {default}]"
         value = "" if field.annotation is bool else " <value>"
@@ -111,14 +116,12 @@ def _help_rows(settings: type[BaseModel]) -> list[tuple[str, str]]:
     return rows
 
 
-def _spellings(settings: type[BaseModel], field: str) -> list[str]:
+def _spellings(settings: type[BaseModel], field: str) -> tuple[str, ...]:
     """Flags of a field; by default its name."""
-    extra = settings.model_fields[field].json_schema_extra
-    flags = extra.get("flags") if isinstance(extra, dict) else None
-    return [str(name) for name in flags] if isinstance(flags, list) and flags else [f"--{field.replace('_', '-')}"]
+    return flag_of(settings.model_fields[field]).names or (f"--{field.replace('_', '-')}",)
 
 
-def _unknown(argument: str, engine: EngineSpec[Any]) -> ConfigError:
+def _unknown(argument: str, engine: AnyEngineSpec) -> ConfigError:
     name = argument.partition("=")[0]
     owners = [other.name for other in usable_engines() if name in engine_flags(other.options)]
     if owners and engine.name not in owners:

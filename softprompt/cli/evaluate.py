@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -122,10 +123,11 @@ def eval_command(
         console.print(Text("the text prompt has no examples: --shots-data FILE gives it some", style="dim"))
 
 
-def _flat(results: dict[str, Any]) -> dict[str, dict[str, object]]:
+def _flat(results: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """One entry a row of the table; a soft prompt that is named as another row is told apart."""
-    soft = results.get("soft_prompts", {})
-    rows = {formatted: values for formatted, values in results.items() if values is not soft}
+    named = results.get("soft_prompts")
+    soft = named if isinstance(named, dict) else {}
+    rows = {key: values for key, values in results.items() if isinstance(values, dict) and values is not soft}
     own = {name if name not in rows else f"prompt {name}": values for name, values in soft.items()}
     last = {"vote": rows.pop("vote")} if "vote" in rows else {}
     return rows | own | last

@@ -6,8 +6,9 @@ import os
 import sys
 import warnings
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -19,18 +20,21 @@ from softprompt.cli.verbs import SECTIONS, Verb, all_verbs, find_verb
 from softprompt.deprecation import RenamedWarning, warn_renamed
 from softprompt.errors import ModelError, SoftpromptError, StoreError, is_out_of_memory
 
-_PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+if TYPE_CHECKING:  # for types alone: where Typer keeps its click is private to it
+    from typer._click import Command, Context, HelpFormatter
+
+_plain_typer = partial(typer.Typer, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 _OTHER_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 class VerbGroup(TyperGroup):
     """The table of verbs as a Typer group: a verb's module is imported when the verb is used."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Context) -> list[str]:
         """Names of all verbs."""
         return list(all_verbs())
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         """The command of a verb, None if there is no such verb; an old name warns."""
         verb, renamed = find_verb(cmd_name)
         if verb is None:
@@ -39,7 +43,7 @@ class VerbGroup(TyperGroup):
             warn_renamed(f"softprompt {cmd_name}", f"softprompt {verb.name}")
         return command_of(verb)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Each section with its verbs, one line each, from the table: no verb's module is imported."""
         verbs = all_verbs().values()
         width = max(len(verb.name) for verb in verbs)
@@ -48,7 +52,7 @@ class VerbGroup(TyperGroup):
             with formatter.section(section):
                 formatter.write_dl(rows)
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
         """The command that the first argument names; a wrong name ends with the closest ones."""
         if not args[0].startswith("-") and find_verb(args[0])[0] is None:
             close = ", ".join(map(repr, get_close_matches(args[0], all_verbs())))
@@ -56,10 +60,10 @@ class VerbGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def command_of(verb: Verb) -> Any:
+def command_of(verb: Verb) -> Command:
     """A verb's command, as Typer makes it; imports the verb's module."""
     target = verb.load()
-    parent = typer.Typer(**_PLAIN)
+    parent = _plain_typer()
     if isinstance(target, typer.Typer):
         parent.add_typer(target, name=verb.name)
     else:
@@ -69,11 +73,10 @@ def command_of(verb: Verb) -> Any:
     return getattr(command, "commands", {}).get(verb.name, command)
 
 
-app = typer.Typer(
+app = _plain_typer(
     cls=VerbGroup,
     no_args_is_help=True,
     help="Train, study and serve soft prompts for frozen language models.",
-    **_PLAIN,
 )
 
 
@@ -109,9 +112,16 @@ def _one_line_warnings() -> None:
     shown, package = set[str](), str(Path(__file__).parents[1])
     default = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if not issubclass(category, RenamedWarning) and not str(place[0]).startswith(package):
-            default(message, category, *place, **more)
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, RenamedWarning) and not filename.startswith(package):
+            default(message, category, filename, lineno, file, line)
         elif str(message) not in shown:
             shown.add(str(message))
             Console(stderr=True, soft_wrap=True).print(Text.assemble(("warning: ", "yellow"), escaped(str(message))))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from dataclasses import dataclass, replace
+from types import GenericAlias, NoneType, UnionType
+from typing import Annotated, TypeAlias, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from softprompt.errors import ConfigError
+from softprompt.settings import flag_of
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")]
 BaseAdapter = Annotated[
@@ -36,6 +37,13 @@ PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the set
 ConfigFile = Annotated[str | None, typer.Argument(help="Settings in YAML; flags win over it.")]
 
 
+# The value of an option as Typer gives it; None if it was not typed.
+Typed: TypeAlias = bool | int | float | str | list[str] | None
+
+# Values of a verb's settings, by dotted name.
+Flags: TypeAlias = dict[str, Typed]
+
+
 def parse_names(names: str) -> list[str]:
     """The soft prompts of an argument `a,b,c`, each once. Raises ConfigError if there is none."""
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
@@ -53,23 +61,26 @@ class SettingOption:
         flags: its spellings, e.g. ("--model", "-m").
         old_flags: spellings of earlier releases.
         help: one line.
-        type: of its value as typed.
+        value_type: type of its value as typed, e.g. int, or list[str] if the option may be repeated.
     """
 
     setting: str
     flags: tuple[str, ...]
     old_flags: tuple[str, ...]
     help: str
-    type: Any
+    value_type: type | GenericAlias
 
     @property
     def parameter(self) -> str:
         """The name of the function's parameter: that of the flag."""
         return self.flags[0].partition("/")[0].lstrip("-").replace("-", "_")
 
-    def annotation(self) -> Any:
-        """As Typer reads it; every option is None if it is not typed."""
-        return Annotated[self.type | None, typer.Option(*self.flags, help=self.help)]
+    def as_parameter(self) -> inspect.Parameter:
+        """A keyword of the verb's function, as Typer reads it; None if the option is not typed."""
+        option = typer.Option(None, *self.flags, help=self.help)
+        return inspect.Parameter(
+            self.parameter, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=self.value_type | None
+        )
 
 
 def setting_options(kind: type[BaseModel], *, defaults: bool = False) -> list[SettingOption]:
@@ -81,12 +92,12 @@ def setting_options(kind: type[BaseModel], *, defaults: bool = False) -> list[Se
         defaults: whether to show the defaults; not where a recipe chooses values that are not given.
     """
     sections = {name: field.annotation for name, field in kind.model_fields.items() if _is_section(field)}
-    values = kind().model_dump() if defaults else {}
+    values = kind() if defaults else None
     options = _options_of(kind, "", values)
     taken = {option.flags for option in options}
     for section, inner in sections.items():
         assert isinstance(inner, type)
-        inner_options = _options_of(inner, f"{section}.", values.get(section, {}))
+        inner_options = _options_of(inner, f"{section}.", getattr(values, section, None))
         options += [option for option in inner_options if option.flags not in taken]
     return options
 
@@ -102,7 +113,7 @@ def with_settings(
     only: Mapping[str, str] | None = None,
     repeatable: Collection[str] = (),
     defaults: bool = False,
-) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorates a verb's function: in place of its parameter `flags` come the options of the settings.
 
     The function gets `flags` as {dotted setting: value as typed, None if it was not}.
@@ -116,23 +127,24 @@ def with_settings(
     options = setting_options(kind, defaults=defaults)
     if only is not None:
         options = [option for option in options if option.setting in only]
-    annotations: dict[str, Any] = {}
-    for option in options:
-        text = (only or {}).get(option.setting) or option.help
-        value_type = list[str] if option.setting in repeatable else option.type
-        annotations[option.parameter] = SettingOption(
-            option.setting, option.flags, option.old_flags, text, value_type
-        ).annotation()
+    parameters_of_flags = [
+        replace(
+            option,
+            help=(only or {}).get(option.setting) or option.help,
+            value_type=list[str] if option.setting in repeatable else option.value_type,
+        ).as_parameter()
+        for option in options
+    ]
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., None]:
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
         parameters: list[inspect.Parameter] = []
         for parameter in inspect.signature(function, eval_str=True).parameters.values():
             if parameter.name == "flags":
-                parameters += [_keyword(name, annotation) for name, annotation in annotations.items()]
+                parameters += parameters_of_flags
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
-        def command(**arguments: Any) -> None:
+        def command(**arguments: object) -> None:
             flags = {option.setting: arguments.pop(option.parameter) for option in options}
             function(flags=flags, **arguments)
 
@@ -145,23 +157,17 @@ def with_settings(
     return decorate
 
 
-def _keyword(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _options_of(kind: type[BaseModel], prefix: str, values: Mapping[str, Any]) -> list[SettingOption]:
-    """Options of the fields of one class; `values` are the defaults to show."""
+def _options_of(kind: type[BaseModel], prefix: str, defaults: BaseModel | None) -> list[SettingOption]:
+    """Options of the fields of one class; `defaults` has those to show."""
     options: list[SettingOption] = []
     for name, field in kind.model_fields.items():
-        extra = field.json_schema_extra
-        if not isinstance(extra, dict) or "flags" not in extra:
+        flag = flag_of(field)
+        if not flag.names:
             continue
-        metadata: dict[str, Any] = extra
-        value = values.get(name)
+        value = getattr(defaults, name, None)
         shown = "" if value in (None, "", ()) or value is False else f"  [default: {value}]"
-        text = (metadata["help"] or _sentence(field)) + shown
-        flags, old = tuple(metadata["flags"]), tuple(metadata.get("old", ()))
-        options.append(SettingOption(f"{prefix}{name}", flags, old, text, _type_of(field)))
+        text = (flag.help or _sentence(field)) + shown
+        options.append(SettingOption(f"{prefix}{name}", flag.names, flag.old, text, _type_of(field)))
     return options
 
 
@@ -174,9 +180,9 @@ def _sentence(field: FieldInfo) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _type_of(field: FieldInfo) -> Any:
+def _type_of(field: FieldInfo) -> type:
     """The type of a value as typed: a number or a switch where the setting is one, otherwise text."""
     members = [field.annotation]
     if get_origin(field.annotation) in (Union, UnionType):
         members = [member for member in get_args(field.annotation) if member is not NoneType]
-    return members[0] if members[0] in (int, float, bool) else str
+    return next((number for number in (int, float, bool) if members[0] is number), str)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softprompt.cli.options import AsJson, Overwrite, TrustRemoteCode, old_flags, with_settings
+from softprompt.cli.options import AsJson, Flags, Overwrite, TrustRemoteCode, old_flags, with_settings
 from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.progress import print_next, progress_for
 from softprompt.cli.train import parse_sources
@@ -34,7 +34,7 @@ _HELP = {
 @with_settings(Config, only=_HELP, repeatable=["data"])
 def sweep_command(
     context: typer.Context,
-    flags: dict[str, Any],
+    flags: Flags,
     given: Annotated[
         list[str], typer.Argument(help="Settings in YAML (optional), then axes: train.lr=1e-2,3e-2 and so on.")
     ],
@@ -60,7 +60,7 @@ def sweep_command(
     axes = [text for text in given if "=" in text]
     others = [text for text in given if "=" not in text]
     dotted, yaml_path = parse_overrides([*others, *context.args], old_flags(Config))
-    shared = flags | {"data": parse_sources(flags["data"])} | dotted
+    shared: dict[str, object] = {**flags, "data": parse_sources(flags["data"]), **dotted}
     cells = grid(axes)
     configs = {cell: resolve(shared | values, yaml_path, dict(os.environ)) for cell, values in cells.items()}
     base = resolve(shared, yaml_path, dict(os.environ))

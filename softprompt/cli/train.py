@@ -8,13 +8,22 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from softprompt.cli.options import ConfigFile, Overwrite, PrintConfig, TrustRemoteCode, old_flags, with_settings
+from softprompt.cli.options import (
+    ConfigFile,
+    Flags,
+    Overwrite,
+    PrintConfig,
+    TrustRemoteCode,
+    Typed,
+    old_flags,
+    with_settings,
+)
 from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.progress import print_next, progress_for
 from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, StoreError, TrainError
@@ -31,7 +40,7 @@ _START_WORDS = {"selected": "the most attended tokens", "best": "the best of sev
 @with_settings(Config, repeatable=["data"])
 def train_command(
     context: typer.Context,
-    flags: dict[str, Any],
+    flags: Flags,
     config: ConfigFile = None,
     overwrite: Overwrite = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
@@ -64,7 +73,7 @@ def train_command(
     sys.exit(code)
 
 
-def train_flags(flags: dict[str, Any], config: str | None, rest: list[str]) -> tuple[dict[str, Any], Path | None]:
+def train_flags(flags: Flags, config: str | None, rest: list[str]) -> tuple[dict[str, object], Path | None]:
     """Dotted settings as typed, and the YAML file.
 
     Args:
@@ -74,10 +83,12 @@ def train_flags(flags: dict[str, Any], config: str | None, rest: list[str]) -> t
     """
     dotted, yaml_path = parse_overrides([config, *rest] if config else rest, old_flags(Config))
     text = flags["method.init_text"]
-    changes = {"data": parse_sources(flags["data"]), "method.init_text": None if text is None else unescaped(text)}
+    changes: dict[str, object] = {"data": parse_sources(flags["data"])}
+    if isinstance(text, str):
+        changes["method.init_text"] = unescaped(text)
     if flags["method.init_from"] is not None and flags["method.init"] is None:
         changes["method.init"] = "prompt"
-    return flags | changes | dotted, yaml_path
+    return {**flags, **changes, **dotted}, yaml_path
 
 
 def run_training(
@@ -193,12 +204,12 @@ def _stopped(run: Path, by: signal.Signals) -> int:
     return 128 + by
 
 
-def parse_sources(data: list[str] | None) -> str | dict[str, str] | None:
+def parse_sources(data: Typed) -> str | dict[str, str] | None:
     """Places of the training data: one, or {task: place} if --data is TASK=PLACE, any number of times.
 
     Raises ConfigError if one of several has no task, or two have the same one.
     """
-    if not data:
+    if not isinstance(data, list) or not data:
         return None
     pairs = [text.partition("=") for text in data]
     if len(data) == 1 and (not pairs[0][1] or Path(data[0]).exists()):

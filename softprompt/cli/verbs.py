@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
 
 import typer
 from typer.core import TyperCommand
@@ -48,7 +47,7 @@ class Verb:
     command: str = ""
     old_names: tuple[str, ...] = ()
 
-    def load(self) -> Callable[..., Any] | typer.Typer:
+    def load(self) -> Callable[..., None] | typer.Typer:
         """Its function, or its own Typer app; imports the module."""
         return getattr(importlib.import_module(self.module), self.function)
 
@@ -58,8 +57,18 @@ class Verb:
         return getattr(importlib.import_module(module), name) if module else TyperCommand
 
 
-def _builtin(name: str, module: str, function: str, section: str, summary: str, **more: Any) -> Verb:
-    return Verb(name, f"softprompt.cli.{module}", function, section, summary, **more)
+def _builtin(
+    name: str,
+    module: str,
+    function: str,
+    section: str,
+    summary: str,
+    *,
+    other_flags: bool = False,
+    command: str = "",
+    old_names: tuple[str, ...] = (),
+) -> Verb:
+    return Verb(name, f"softprompt.cli.{module}", function, section, summary, other_flags, command, old_names)
 
 
 BUILT_IN_VERBS = (

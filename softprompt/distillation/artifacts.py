@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from softprompt.distillation.fidelity import Fidelity
 from softprompt.distillation.prepare import PreparedDistillation
@@ -69,10 +68,10 @@ def _card(prepared: PreparedDistillation, lm: FrozenLM, name: str, result: Resul
     )
 
 
-def _data(prepared: PreparedDistillation, report: Fidelity) -> dict[str, Any]:
+def _data(prepared: PreparedDistillation, report: Fidelity) -> dict[str, object]:
     """The card's section about the text and the queries."""
     settings = prepared.settings
-    data: dict[str, Any] = {
+    data: dict[str, object] = {
         "text_sha256": prepared.sha256,
         "text_characters": len(prepared.text),
         "text_tokens": report.tokens,
@@ -87,7 +86,7 @@ def _data(prepared: PreparedDistillation, report: Fidelity) -> dict[str, Any]:
     return data
 
 
-def _metrics(result: Result, report: Fidelity, size: str) -> dict[str, Any]:
+def _metrics(result: Result, report: Fidelity, size: str) -> dict[str, object]:
     """The card's section about training and fidelity."""
     student = report.soft[size]
     return {

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from softprompt.distillation.build import cached_dataset
 from softprompt.distillation.config import DistillConfig, study_0_1
@@ -97,13 +96,15 @@ def load_source(source: str, *, trust_remote_code: bool = False) -> PreparedDist
     if prepared.sha256 != card.data["text_sha256"] or prepared.rows_sha256 != card.data.get("train_sha256", ""):
         message = "the text or the rows are not those that the soft prompt was distilled from"
         raise DataError(message, where=f"{prepared.where}, {source}", hint="restore the old file, or distill it again")
-    if _split_settings(settings) != (study_0_1(card.data["study"]), card.recipe["seed"], card.recipe["eval_rows"]):
+    study = card.data["study"]
+    held_out = study_0_1(study) if isinstance(study, dict) else None
+    if _split_settings(settings) != (held_out, card.recipe["seed"], card.recipe["eval_rows"]):
         message = "a later run of that name holds out other queries"
         raise StoreError(message, where=run, hint=f"distill {source} again")
     return prepared
 
 
-def _split_settings(settings: DistillConfig) -> tuple[dict[str, Any], int, int]:
+def _split_settings(settings: DistillConfig) -> tuple[dict[str, object], int, int]:
     """The settings that decide which queries are held out."""
     return study_0_1(settings.study.model_dump(mode="json")), settings.train.seed, settings.train.eval_rows
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +77,7 @@ class Fidelity:
         """The share of the divergence between no text and full text that this soft prompt removes."""
         return 1 - self.soft[name].divergence / self.no_text.divergence if self.no_text.divergence else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As JSON."""
         soft = {name: asdict(scores) | {"recovered": self.recovered(name)} for name, scores in self.soft.items()}
         baselines = {"no_text": asdict(self.no_text), "full_text": asdict(self.full_text)}

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
@@ -34,7 +34,7 @@ class MethodConfig(Section):
         "name": {"mixture": "attempt"},
         "init": {"attended": "selected"},
     }
-    _foreign: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _foreign: dict[str, object] = PrivateAttr(default_factory=dict)
 
     name: str = Field(
         default="prefix-tuning",
@@ -93,17 +93,17 @@ class MethodConfig(Section):
         start = (self.init_from,) if self.init_from else ()
         return (*start, *self.teachers)
 
-    def foreign(self) -> dict[str, Any]:
+    def foreign(self) -> dict[str, object]:
         """Settings of other methods that were set, as 0.1 allowed; they have no effect."""
         return dict(self._foreign)
 
-    def ignored(self) -> dict[str, Any]:
+    def ignored(self) -> dict[str, object]:
         """As `foreign`, without those at the default that 0.1 had; `to_yaml` writes them."""
         from softprompt.methods.legacy import not_default
 
         return not_default(self._foreign)
 
-    def with_foreign(self, values: Mapping[str, Any]) -> MethodConfig:
+    def with_foreign(self, values: Mapping[str, object]) -> MethodConfig:
         """A copy that remembers settings of other methods."""
         copy = self.model_copy()
         copy._foreign = dict(values)

@@ -6,7 +6,6 @@ Settings files of 0.1 list them all, and digests in its checkpoints cover them a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import Field
 
@@ -25,13 +24,13 @@ class ForeignFields(Section):
     sites: Sites = None
 
 
-def not_default(values: Mapping[str, Any]) -> dict[str, Any]:
+def not_default(values: Mapping[str, object]) -> dict[str, object]:
     """The values that differ from the default of 0.1."""
     defaults = ForeignFields().model_dump(mode="json")
     return {name: value for name, value in values.items() if value != defaults[name]}
 
 
-def legacy_dump(settings: MethodConfig, **defaults: Any) -> dict[str, Any]:
+def legacy_dump(settings: MethodConfig, **defaults: object) -> dict[str, object]:
     """The section as 0.1 dumped it, for digests: a run that 0.1 left unfinished can be resumed.
 
     Args:
@@ -41,5 +40,6 @@ def legacy_dump(settings: MethodConfig, **defaults: Any) -> dict[str, Any]:
     values |= settings.model_dump(mode="json")
     for name, renamed in MethodConfig.renamed_values.items():
         old_values = {new: old for old, new in renamed.items()}
-        values[name] = old_values.get(values[name], values[name])
+        value = str(values[name])
+        values[name] = old_values.get(value, value)
     return values

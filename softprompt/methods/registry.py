@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -81,11 +81,14 @@ class MethodSpec(Generic[SettingsType]):
         return self.form is not None and form_class(self.form).begins_the_sequence
 
 
-_specs: dict[str, MethodSpec[Any]] = {}
+# A method found by name: its settings class is known at run time only.
+AnyMethodSpec: TypeAlias = MethodSpec[Any]
+
+_specs: dict[str, AnyMethodSpec] = {}
 _broken: dict[str, str] = {}  # plug-ins that cannot be used, with the reason
 
 
-def register_method(spec: MethodSpec[Any]) -> None:
+def register_method(spec: AnyMethodSpec) -> None:
     """Add a method. Raises ConfigError if another one has its name."""
     if _specs.get(spec.name, spec) is not spec:
         raise ConfigError("a method of this name is registered already", where=METHOD_PLUGINS, got=spec.name)
@@ -112,7 +115,7 @@ def load_method_plugins() -> None:
             _broken[entry.name] = f"{METHOD_PLUGINS}: {entry.value} is not a MethodSpec of this name"
 
 
-def method_specs() -> dict[str, MethodSpec[Any]]:
+def method_specs() -> dict[str, AnyMethodSpec]:
     """Every method by name, sorted."""
     _discover()
     return dict(sorted(_specs.items()))
@@ -126,7 +129,7 @@ def _discover() -> None:
     load_method_plugins()
 
 
-def method_spec(name: str) -> MethodSpec[Any]:
+def method_spec(name: str) -> AnyMethodSpec:
     """The method by name. Raises ConfigError for an unknown name."""
     specs = method_specs()
     if name not in specs:
@@ -135,7 +138,7 @@ def method_spec(name: str) -> MethodSpec[Any]:
     return specs[name]
 
 
-def build_method(name: str, lm: FrozenLM, start: Start, context: MethodContext[Any] | None = None) -> Method:
+def build_method(name: str, lm: FrozenLM, start: Start, context: MethodContext[MethodConfig] | None = None) -> Method:
     """The method by name, at its start. Raises ConfigError for an unknown name.
 
     Args:
@@ -152,39 +155,40 @@ def build_method(name: str, lm: FrozenLM, start: Start, context: MethodContext[A
     return spec.build(lm, start, context)
 
 
-def method_settings(values: Any) -> Any:
+def parse_method(values: object) -> object:
+    """A `method` section as pydantic finds it, parsed by `method_settings`; what is no section stays as it is."""
+    if isinstance(values, MethodConfig):
+        return method_settings(values.model_dump(exclude_unset=True)) if type(values) is MethodConfig else values
+    return method_settings(values) if isinstance(values, Mapping) else values  # which pydantic refuses
+
+
+def method_settings(values: Mapping[str, object]) -> MethodConfig:
     """The `method` section, validated by the settings class of the method that `name` names.
 
     Settings of 0.1 that this method does not have are ignored, with a warning unless they are at their default.
 
     Raises ValidationError: an unknown method, a setting that this method does not have, or a wrong value.
     """
-    if isinstance(values, MethodConfig):
-        if type(values) is not MethodConfig:
-            return values
-        values = values.model_dump(exclude_unset=True)
-    if not isinstance(values, Mapping):
-        return values  # pydantic refuses it
-    values = respell(MethodConfig, dict(values), "method.")
+    values = respell(MethodConfig, values, "method.")
     name = values.setdefault("name", MethodConfig.model_fields["name"].default)
     specs = method_specs()
-    if name not in specs:
-        raise _refused("name", name, _broken.get(name, f"unknown method; there are {', '.join(specs)}"))
+    if not isinstance(name, str) or name not in specs:
+        raise _refused("name", name, _broken.get(str(name), f"unknown method; there are {', '.join(specs)}"))
     settings = specs[name].settings
     own = {key: value for key, value in values.items() if key in settings.model_fields}
     return settings.model_validate(own).with_foreign(_foreign(settings, name, values))
 
 
-def setting_names(values: Mapping[str, Any]) -> set[str]:
+def setting_names(values: Mapping[str, object]) -> set[str]:
     """The settings that the method of a `method` section has; those of every method if it is unknown."""
     default = MethodConfig.model_fields["name"].default
-    name = values.get("name", default)
+    name = str(values.get("name", default))
     name = MethodConfig.renamed_values["name"].get(name, name)
     spec = method_specs().get(name)
     return set((spec.settings if spec else MethodConfig).model_fields)
 
 
-def _foreign(settings: type[MethodConfig], name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _foreign(settings: type[MethodConfig], name: str, values: Mapping[str, object]) -> dict[str, object]:
     """Settings that the method does not have and 0.1 allowed. Raises ValidationError for others."""
     from softprompt.methods.legacy import ForeignFields, not_default
 
@@ -200,7 +204,7 @@ def _foreign(settings: type[MethodConfig], name: str, values: Mapping[str, Any])
     return checked
 
 
-def _refused(key: str, value: Any, message: str) -> ValidationError:
+def _refused(key: str, value: object, message: str) -> ValidationError:
     escaped = message.replace("{", "{{").replace("}", "}}")
     error = InitErrorDetails(type=PydanticCustomError("method", escaped), loc=(key,), input=value)  # pyright: ignore[reportArgumentType]
     return ValidationError.from_exception_data("method", [error])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from softprompt.data.tokenize import Example
 from softprompt.methods.registry import method_spec
@@ -22,7 +21,7 @@ class Choice:
     """A chosen setting: its dotted name, its value, and the reason."""
 
     setting: str
-    value: Any
+    value: object
     why: str
 
 

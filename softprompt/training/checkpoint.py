@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from softprompt.files import read_json, read_tensors, recover_folder, write_fold
 OTHER_RUN = "the checkpoint belongs to a run with other settings, data or base model"
 KEEP = 2  # checkpoints of a run that stay on disk
 
-# Nested dicts and lists of tensors and JSON values. `Any`: json.loads and optimizers' state_dict() give no other type.
+# Nested dicts and lists of tensors and JSON values, as optimizers' `state_dict` has them: PyTorch does not type it.
 Tree: TypeAlias = Any
 
 
@@ -43,6 +44,14 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]
     data: dict[str, Tree]
+
+
+class _StateFile(BaseModel):
+    """The contents of state.json."""
+
+    run: str
+    step: int
+    facts: dict[str, Tree]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -79,10 +88,10 @@ def latest_checkpoint(folder: Path, run: str) -> Checkpoint:
     errors = []
     for path in reversed(_folders(folder)):
         try:
-            data = read_json(path / "state.json")
+            state = _StateFile.model_validate(read_json(path / "state.json"))
             tensors = read_tensors(path / "state.safetensors")
-            checkpoint = Checkpoint(data["run"], data["step"], tensors, data["facts"])
-        except (StoreError, KeyError, TypeError) as error:
+            checkpoint = Checkpoint(state.run, state.step, tensors, state.facts)
+        except (StoreError, ValidationError) as error:
             errors.append(f"{path.name}: {error}")
             continue
         if checkpoint.run != run:

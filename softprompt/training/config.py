@@ -9,18 +9,51 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from softprompt.methods.config import MethodConfig
-from softprompt.methods.registry import method_settings
+from softprompt.methods.registry import method_settings, parse_method
 from softprompt.models.sources import adapted_name
 from softprompt.objectives.schedule import default_steps
 from softprompt.settings import Section, flag, resolve_settings
 
 # A section whose class depends on its `name`.
-MethodSection = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(method_settings)]
+MethodSection = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(parse_method)]
+
+# Settings that training and distillation share.
+ModelName = Annotated[
+    str,
+    Field(
+        description="base model: Hub id, folder, GGUF file or smollm2-135m",
+        json_schema_extra=flag("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m."),
+    ),
+]
+AdapterFolder = Annotated[
+    str | None,
+    Field(
+        description="PEFT folder whose LoRA weights are merged into the base model",
+        json_schema_extra=flag("--base-adapter", help="PEFT folder whose LoRA weights are merged into the base model."),
+    ),
+]
+PromptName = Annotated[
+    str | None,
+    Field(
+        description="name of the soft prompt", json_schema_extra=flag("--name", "-n", help="Name of the soft prompt.")
+    ),
+]
+DtypeName = Annotated[
+    str,
+    Field(
+        description="auto, float32, bfloat16, float16 (of the base model)",
+        json_schema_extra=flag("--dtype", help="auto, float32, bfloat16 or float16."),
+    ),
+]
+DeviceName = Annotated[
+    str,
+    Field(description="auto, cpu, cuda, mps", json_schema_extra=flag("--device", help="auto, cpu, cuda or mps.")),
+]
 
 
 class TrainConfig(Section):
@@ -92,7 +125,7 @@ class TrainConfig(Section):
             return min(given)
         return None if self.minutes is not None else default_steps(rows, self.batch_size)
 
-    def legacy_dump(self, exclude: set[str]) -> dict[str, Any]:
+    def legacy_dump(self, exclude: set[str]) -> dict[str, object]:
         """The section as 0.1 dumped it, for digests: a run that 0.1 left unfinished can be resumed."""
         old_keys = {new: old for old, new in self.renamed_keys.items()}
         unknown = exclude | ({"epochs"} if self.epochs is None else set())  # 0.1 had no epochs
@@ -107,16 +140,8 @@ class Config(Section):
         description="auto: what is not given is chosen from task and time; fixed: the defaults",
         json_schema_extra=flag("--recipe", help="auto chooses what is not given; fixed does not."),
     )
-    model: str = Field(
-        default="smollm2-135m",
-        description="base model: Hub id, folder, GGUF file or smollm2-135m",
-        json_schema_extra=flag("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m."),
-    )
-    base_adapter: str | None = Field(
-        default=None,
-        description="PEFT folder whose LoRA weights are merged into the base model",
-        json_schema_extra=flag("--base-adapter", help="PEFT folder whose LoRA weights are merged into the base model."),
-    )
+    model: ModelName = "smollm2-135m"
+    base_adapter: AdapterFolder = None
     data: str | dict[str, str] | None = Field(
         default=None,
         description="file, folder with train/validation/test, or Hub data set; several as {task: path}",
@@ -124,11 +149,7 @@ class Config(Section):
             "--data", "-d", help="File, folder with train.* and test.*, or Hub data set; several: TASK=PLACE."
         ),
     )
-    name: str | None = Field(
-        default=None,
-        description="name of the soft prompt",
-        json_schema_extra=flag("--name", "-n", help="Name of the soft prompt."),
-    )
+    name: PromptName = None
     template: str | dict[str, str] | None = Field(
         default=None,
         description='how a row becomes text, e.g. "Review: {text}\\nSentiment:"; several as {task: text}',
@@ -166,16 +187,8 @@ class Config(Section):
         description="learn the end token behind texts without answers (default: behind the last piece of each text)",
         json_schema_extra=flag("--learn-end/--no-learn-end", help="Learn the end token behind texts without answers."),
     )
-    dtype: str = Field(
-        default="auto",
-        description="auto, float32, bfloat16, float16 (of the base model)",
-        json_schema_extra=flag("--dtype", help="auto, float32, bfloat16 or float16."),
-    )
-    device: str = Field(
-        default="auto",
-        description="auto, cpu, cuda, mps",
-        json_schema_extra=flag("--device", help="auto, cpu, cuda or mps."),
-    )
+    dtype: DtypeName = "auto"
+    device: DeviceName = "auto"
     method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()
 
@@ -185,6 +198,8 @@ class Config(Section):
         return adapted_name(self.model, self.base_adapter)
 
 
-def resolve(flags: dict[str, Any], yaml_path: Path | None = None, environment: dict[str, str] | None = None) -> Config:
+def resolve(
+    flags: Mapping[str, object], yaml_path: Path | None = None, environment: dict[str, str] | None = None
+) -> Config:
     """The settings of a training run, see `resolve_settings`."""
     return resolve_settings(Config, flags, yaml_path, environment)

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 
@@ -167,7 +166,7 @@ def build_trial(prepared: PreparedTraining, lm: FrozenLM, name: str = "") -> Bui
     """
     if prepared.config.method.init != "best":
         try:
-            return BuiltTrial(prepared, _candidate(prepared, lm, name))
+            return BuiltTrial(prepared, _build_trial(prepared, lm, name))
         except (ConfigError, UnsupportedModelError):  # keys that cannot move, no room for a demonstration
             if not any(choice.setting == "method.init" for choice in prepared.choices):
                 raise
@@ -184,7 +183,7 @@ def _best_of(inits: Sequence[Init], prepared: PreparedTraining, lm: FrozenLM, na
     for init in inits:
         try:
             variant = _with_init(prepared, init)
-            made[init] = variant, _candidate(variant, lm, name)
+            made[init] = variant, _build_trial(variant, lm, name)
         except (ConfigError, UnsupportedModelError):  # no labels, no room for a demonstration, keys that cannot move
             if init == inits[0]:
                 raise
@@ -198,7 +197,7 @@ def _with_init(prepared: PreparedTraining, init: Init) -> PreparedTraining:
     return replace(prepared, config=prepared.config.model_copy(update={"method": method}))
 
 
-def _candidate(prepared: PreparedTraining, lm: FrozenLM, trial_name: str) -> Trial:
+def _build_trial(prepared: PreparedTraining, lm: FrozenLM, trial_name: str) -> Trial:
     """The method at the start that the settings describe."""
     config = prepared.config
     loaded = {name: store.load(name, lm.geometry)[0] for name in config.method.prompt_names()}
@@ -238,7 +237,7 @@ def _task(
     task: PreparedTask,
     lm: FrozenLM,
     prompt: SoftPrompt,
-    identity: list[Any],
+    identity: Sequence[object],
     masked_spans: Mapping[str, tuple[int, int]],
 ) -> Task:
     """The rows of a task with the layout that its prompt will be saved with; DataError if one is too long."""

@@ -11,13 +11,15 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.optim.optimizer import StateDict
 
 from softprompt.data.sampler import sample
-from softprompt.data.task_mixture import TaskMixture
+from softprompt.data.task_mixture import MixtureState, TaskMixture
 from softprompt.data.tokenize import Example
 from softprompt.errors import NonFiniteLossError
 from softprompt.objectives.schedule import Budget, rate
@@ -86,10 +88,23 @@ class TrialState:
     history: list[dict[str, float]] = field(default_factory=list)
 
     @staticmethod
-    def of(saved: Mapping[str, Any]) -> TrialState:
+    def of(saved: Mapping[str, object]) -> TrialState:
         """The state in a checkpoint, also in one of release 0.1."""
         renamed = {"judged": "validation_share", "before": "init_seconds"}
-        return TrialState(**{renamed.get(name, name): value for name, value in saved.items()})
+        return _STATE.validate_python({renamed.get(name, name): value for name, value in saved.items()})
+
+
+_STATE = TypeAdapter(TrialState)
+
+
+class TrialTree(TypedDict):
+    """Everything of a trial that changes in training; a checkpoint has it."""
+
+    learner: dict[str, Tensor]
+    best: dict[str, Tensor]
+    optimizer: StateDict
+    batches: MixtureState
+    record: dict[str, object]  # a TrialState
 
 
 class Trial:
@@ -238,8 +253,8 @@ class Trial:
             self.learner.load_state_dict(self.best)
         return self.learner.freeze()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that changes in training, as a tree of tensors and JSON data; see `load_state_dict`."""
+    def state_dict(self) -> TrialTree:
+        """Everything that changes in training; see `load_state_dict`."""
         return {
             "learner": dict(self.learner.state_dict()),
             "best": self.best,
@@ -248,7 +263,7 @@ class Trial:
             "record": vars(self.state),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: TrialTree) -> None:
         """Continue from `state`. Raises DataError if it was taken with other rows or settings."""
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
