@@ -6,60 +6,36 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.engine_options import engine_named, parse_engine_options
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import BaseAdapter, Device, Dtype, Model, TrustRemoteCode
-from softprompt.engine.registry import BaseModelOptions, EngineSpec, missing_packages
+from softprompt.cli.options import BaseAdapter, Device, Dtype, Flags, Model, TrustRemoteCode, with_settings
+from softprompt.engine.registry import AnyEngineSpec, BaseModelOptions, missing_packages
 from softprompt.errors import ConfigError, MissingExtraError
+from softprompt.server.config import ServerConfig
+from softprompt.settings import resolve_settings
 
 if TYPE_CHECKING:
+    from softprompt.server.rate_limit import RateLimit
     from softprompt.server.service import Service
 
 SERVER_PACKAGES = ("fastapi", "limits", "prometheus_client", "structlog", "uvicorn")  # the extra `serve`
 
 
-class Log(StrEnum):
-    """How log lines look."""
-
-    auto = "auto"
-    json = "json"
-    console = "console"
-
-
+@with_settings(ServerConfig, repeatable=["prompt", "limit", "allow_host"], defaults=True)
 def serve_command(
     context: typer.Context,
+    flags: Flags,
     model: Model = None,
     base_adapter: BaseAdapter = None,
-    prompts_dir: Annotated[
-        Path | None, typer.Option(help="Folder of soft prompts, loaded on first use. [$SOFTPROMPT_HOME]")
-    ] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH or NAME: loaded at the start, never evicted; repeatable.")
-    ] = None,
-    max_loaded: Annotated[int, typer.Option(help="Soft prompts in memory at a time.", min=1)] = 64,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine need keys.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 is any free one.", min=0, max=65535)] = 8000,
-    served_name: Annotated[str | None, typer.Option(help="What requests call the base model.")] = None,
-    api_keys: Annotated[
-        Path | None, typer.Option(help="File of users' keys, one a line. [$SOFTPROMPT_API_KEYS]")
-    ] = None,
-    admin_keys: Annotated[
-        Path | None, typer.Option(help="File of the admin's keys, one a line. [$SOFTPROMPT_ADMIN_KEYS]")
-    ] = None,
-    rate: Annotated[str, typer.Option(help="Requests of one key in a time, such as 600/minute.")] = "",
-    limit: Annotated[list[str] | None, typer.Option(help="NAME=NUMBER, see docs/server.md; repeatable.")] = None,
-    allow_host: Annotated[list[str] | None, typer.Option(help="Name in the Host header; repeatable.")] = None,
-    log: Annotated[Log, typer.Option(help="auto: console on a terminal.")] = Log.auto,
-    log_content: Annotated[bool, typer.Option("--log-content", help="Log texts and answers.")] = False,
-    openapi: Annotated[bool, typer.Option("--openapi", help="Serve /openapi.json.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Load everything, answer once with each, and exit.")] = False,
     engine: Annotated[str, typer.Option(help="What runs the model, see below.")] = "transformers",
     dtype: Dtype = "auto",
@@ -72,55 +48,80 @@ def serve_command(
 
     Requests cannot make it load anything but soft prompts of that folder. Keys come from files or the environment only.
     """
-    from softprompt.prompts import store
-
+    settings = resolve_settings(ServerConfig, flags)
     spec = engine_named(engine)
     engine_options = parse_engine_options(spec, context.args)
     check_installed(spec)
-    from softprompt.cli.base_model import load_base
     from softprompt.server.api_keys import ADMIN_ENV, USER_ENV, ApiKeys, read_keys
     from softprompt.server.app import create_app
-    from softprompt.server.catalogue import Catalogue
     from softprompt.server.limits import parse_limits
     from softprompt.server.logs import configure
     from softprompt.server.rate_limit import RateLimit
-    from softprompt.server.service import Service
-    from softprompt.server.service import served_name as name_of
     from softprompt.server.uvicorn_server import check_address, default_hosts, listen, run_server
 
-    keys = ApiKeys(read_keys(USER_ENV, api_keys), read_keys(ADMIN_ENV, admin_keys))
-    rate_limit, pinned = RateLimit(parse_limits(limit or ()), rate), pinned_paths(prompt or ())
-    folder = prompts_dir or (None if pinned or not store.home().is_dir() else store.home())
-    _check_places(max_loaded, len(pinned), folder)
-    check_address(host, keys)
-    configure("json" if log is Log.json or (log is Log.auto and not sys.stderr.isatty()) else "console")
-    listening = None if check else listen(host, port)
+    keys = ApiKeys(read_keys(USER_ENV, settings.api_keys), read_keys(ADMIN_ENV, settings.admin_keys))
+    rate_limit = RateLimit(parse_limits(settings.limit), settings.rate)
+    prompts = find_prompts(settings)
+    check_address(settings.host, keys)
+    as_json = settings.log == "json" or (settings.log == "auto" and not sys.stderr.isatty())
+    configure("json" if as_json else "console")
+    listening = None if check else listen(settings.host, settings.port)
     base = spec.prepare_base(BaseModelOptions(dtype, device, trust_remote_code))
-    lm = load_base(
-        model, [] if model else _folders(pinned, folder), base.dtype, base.device, base.trust_remote_code, base_adapter
-    )
-    service = Service(
-        lm,
-        spec.create(lm, engine_options, base),
-        Catalogue(lm.geometry, folder, pinned),
-        name=served_name or name_of(lm.name),
-        places=max_loaded,
-        pinned=frozenset(pinned),
-        rate_limit=rate_limit,
-    )
+    run = _Engine(spec, engine_options, base, model, base_adapter)
+    service = _load_service(settings, prompts, rate_limit, run)
     if listening is None:
         raise typer.Exit(asyncio.run(_checked(service)))
-    hosts = frozenset(map(str.lower, allow_host)) if allow_host else default_hosts(host)
-    app = create_app(service, keys, hosts=hosts, log_content=log_content, openapi=openapi)
+    hosts = frozenset(map(str.lower, settings.allow_host)) or default_hosts(settings.host)
+    app = create_app(service, keys, hosts=hosts, log_content=settings.log_content, openapi=settings.openapi)
     asyncio.run(run_server(service, app, listening))
 
 
-def check_installed(engine: EngineSpec[Any]) -> None:
+@dataclass(frozen=True)
+class _Engine:
+    """The chosen engine, its options, and the base model that it runs."""
+
+    spec: AnyEngineSpec
+    options: BaseModel
+    base: BaseModelOptions
+    model: str | None
+    adapter: str | None
+
+
+@dataclass(frozen=True)
+class ServedPrompts:
+    """The soft prompts that are served: those of a folder, on first use, and those named, at the start."""
+
+    folder: Path | None
+    pinned: dict[str, Path]
+
+    def paths(self) -> list[str]:
+        """Soft prompts whose cards name the base model when --model does not. Raises ConfigError if there is none."""
+        from softprompt.prompts import store
+
+        paths = list(self.pinned.values())
+        if not paths and self.folder is not None:
+            paths = [path for path, card in store.list_cards(self.folder) if not isinstance(card, Exception)]
+        if not paths:
+            raise ConfigError("there is no soft prompt whose card names a base model", hint="give --model")
+        return [str(path.resolve()) for path in paths]
+
+
+def check_installed(engine: AnyEngineSpec) -> None:
     """Raises MissingExtraError if a package of the server or of its engine is missing."""
     if missing := missing_packages(SERVER_PACKAGES):
         got = f"no {', '.join(missing)}"
         raise MissingExtraError("the server needs packages of its own", got=got, hint="pip install softprompt[serve]")
     engine.check_installed()
+
+
+def find_prompts(settings: ServerConfig) -> ServedPrompts:
+    """The soft prompts to serve. Raises ConfigError, StoreError."""
+    from softprompt.prompts import store
+
+    pinned = pinned_paths(settings.prompt)
+    folder = settings.prompts_dir or (None if pinned or not store.home().is_dir() else store.home())
+    _check_places(settings.max_loaded, len(pinned), folder)
+    return ServedPrompts(folder, pinned)
 
 
 def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:
@@ -151,16 +152,24 @@ def _check_places(places: int, pinned: int, folder: Path | None) -> None:
         )
 
 
-def _folders(pinned: dict[str, Path], folder: Path | None) -> list[str]:
-    """Soft prompts whose cards name the base model when --model does not."""
-    from softprompt.prompts import store
+def _load_service(settings: ServerConfig, prompts: ServedPrompts, rate_limit: RateLimit, engine: _Engine) -> Service:
+    """The base model, loaded, with its engine and the soft prompts; the engine is not started."""
+    from softprompt.cli.base_model import load_base
+    from softprompt.server.catalogue import Catalogue
+    from softprompt.server.service import Service, served_name
 
-    paths = list(pinned.values())
-    if not paths and folder is not None:
-        paths = [path for path, card in store.list_cards(folder) if not isinstance(card, Exception)]
-    if not paths:
-        raise ConfigError("there is no soft prompt whose card names a base model", hint="give --model")
-    return [str(path.resolve()) for path in paths]
+    base = engine.base
+    named = [] if engine.model else prompts.paths()
+    lm = load_base(engine.model, named, base.dtype, base.device, base.trust_remote_code, engine.adapter)
+    return Service(
+        lm,
+        engine.spec.create(lm, engine.options, base),
+        Catalogue(lm.geometry, prompts.folder, prompts.pinned),
+        name=settings.served_name or served_name(lm.name),
+        places=settings.max_loaded,
+        pinned=frozenset(prompts.pinned),
+        rate_limit=rate_limit,
+    )
 
 
 async def _checked(service: Service) -> int:

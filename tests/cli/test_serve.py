@@ -88,6 +88,8 @@ def test_the_cards_name_the_base_model(shelf: Path) -> None:
         (("--prompt", "one=SHELF/one", "--max-loaded", "1"), "no place for the soft prompts"),
         (("--prompts-dir", "none"), "no such folder"),
         (("--api-keys", "none"), "cannot be read"),
+        (("--port", "70000"), "port"),
+        (("--log", "yaml"), "log"),
     ],
 )
 def test_what_cannot_be_served(given: tuple[str, ...], message: str, base: Path, shelf: Path) -> None:
