@@ -67,8 +67,8 @@ def serve_command(
     configure("json" if as_json else "console")
     listening = None if check else listen(settings.host, settings.port)
     base = spec.prepare_base(BaseModelOptions(dtype, device, trust_remote_code))
-    run = _Engine(spec, engine_options, base, model, base_adapter)
-    service = _load_service(settings, prompts, rate_limit, run)
+    chosen = _Engine(spec, engine_options, base, model, base_adapter)
+    service = _load_service(settings, prompts, rate_limit, chosen)
     if listening is None:
         raise typer.Exit(asyncio.run(_checked(service)))
     hosts = frozenset(map(str.lower, settings.allow_host)) or default_hosts(settings.host)

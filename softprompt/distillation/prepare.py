@@ -93,12 +93,14 @@ def prepare_distillation(
     study_cache = run.with_name(run.name + STUDY_SUFFIX)
     unfinished = latest_step(run) is not None
     check_run_folder(run, unfinished, study_cache.exists(), overwrite=overwrite, resume=resume)
+    # files first: their mistakes show before a model is downloaded or converted
+    demonstrations, rows = _load_rows(settings)
+    source = None if settings.demonstrations else _read_text(Path(settings.text or settings.document or ""))
     if is_encoder_decoder(settings.base_model, trust_remote_code=trust_remote_code):
         raise ConfigError("distillation is for causal models", where="model", got=f"{settings.model}: encoder-decoder")
     tokenizer = load_tokenizer(settings.base_model, trust_remote_code=trust_remote_code)
-    demonstrations, rows = _load_rows(settings)
     template = _template(settings, [*demonstrations, *rows], tokenizer)
-    text, where = _read_text(settings, demonstrations, template)
+    text, where = source or (_worked_examples(demonstrations, template), str(settings.demonstrations))
     context = context_length(settings.base_model, trust_remote_code=trust_remote_code)
     chunks = _checked_chunks(settings, text, where, tokenizer, context)
     return PreparedDistillation(settings, text, where, chunks, template, tuple(rows), sizes, folder, run, study_cache)
@@ -198,12 +200,14 @@ def _default_text(rows: Sequence[Record], settings: DistillConfig) -> str:
     return f"{text}\nLabel:" if rows and shape_of(rows[0]).has_classes else f"Input: {text}\nOutput:"
 
 
-def _read_text(settings: DistillConfig, demonstrations: Sequence[Record], template: Template) -> tuple[str, str]:
-    """The text and its file."""
-    if settings.demonstrations:
-        bare = Template("text", template.text.removeprefix(APART) or "{prompt}")
-        return APART.join(worked_example(bare, row) for row in demonstrations), settings.demonstrations
-    path = Path(settings.text or settings.document or "")
+def _worked_examples(demonstrations: Sequence[Record], template: Template) -> str:
+    """The demonstrations as a text."""
+    bare = Template("text", template.text.removeprefix(APART) or "{prompt}")
+    return APART.join(worked_example(bare, row) for row in demonstrations)
+
+
+def _read_text(path: Path) -> tuple[str, str]:
+    """The text and its file. Raises DataError."""
     if not path.is_file():
         raise DataError("no such file", where=path, hint="--text or --document names a file in UTF-8")
     if path.stat().st_size > MAX_TEXT_BYTES:

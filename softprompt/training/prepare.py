@@ -125,14 +125,16 @@ def prepare(
     sources = _sources(config, data)
     _check_names(config, list(sources), folder, overwrite)
     check_run_folder(run, latest_step(run) is not None, overwrite=overwrite, resume=resume)
+    # rows first: their mistakes show before a model is downloaded or converted
+    loaded = {name: _splits(config, name, source) for name, source in sources.items()}
     tokenizer = load_tokenizer(config.base_model, trust_remote_code=trust_remote_code)
     config = _as_long_as_its_start(config, tokenizer)
     apart = is_encoder_decoder(config.base_model, trust_remote_code=trust_remote_code)
     shape = answered_apart if apart else _as_it_is
     context = context_length(config.base_model, trust_remote_code=trust_remote_code)
     tasks = tuple(
-        _task(config, number, name, source, tokenizer, shape, context)
-        for number, (name, source) in enumerate(sources.items())
+        _task(config, number, name, splits, tokenizer, shape, context)
+        for number, (name, splits) in enumerate(loaded.items())
     )
     vocabulary = vocabulary_size(config.base_model, trust_remote_code=trust_remote_code)
     for task in tasks:
@@ -206,18 +208,22 @@ def _of_task(setting: str | dict[str, str] | None, task: str) -> str | None:
     return setting.get(task) if isinstance(setting, dict) else setting
 
 
+def _splits(config: Config, name: str, source: RowSource) -> Splits:
+    """The rows of one task."""
+    options = ReadOptions(parse_columns(_of_task(config.columns, name)), config.pieces, config.learn_end)
+    return load_splits(source, seed=config.train.seed, options=options)
+
+
 def _task(
     config: Config,
     number: int,
     name: str,
-    source: RowSource,
+    splits: Splits,
     tokenizer: Tokenizer,
     shape: Callable[[Template], Template],
     context: int,
 ) -> PreparedTask:
-    """Load and tokenize the rows of one task; `shape` adapts a template to the model."""
-    options = ReadOptions(parse_columns(_of_task(config.columns, name)), config.pieces, config.learn_end)
-    splits = load_splits(source, seed=config.train.seed, options=options)
+    """Tokenize the rows of one task; `shape` adapts a template to the model."""
     text = _of_task(config.template, name)
     template = shape(default_template(splits.train, tokenizer, unescaped(text) if text else None, config.chat))
     on_long = "drop" if config.drop_long else "error"

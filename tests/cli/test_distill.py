@@ -84,6 +84,10 @@ def test_settings_are_explained_and_kept(base: Path, rows: Path) -> None:
 def test_mistakes(base: Path, rows: Path) -> None:
     assert isinstance(refused("distill", "--name", "a", "--model", base), ConfigError)
     assert isinstance(refused("distill", "--text", "none.md", "--name", "a", "--model", base), DataError)
+    empty = write_jsonl(rows.with_name("empty.jsonl"))
+    for source in (("--text", "none.md"), ("--demonstrations", empty), ("--text", "policy.md", "--data", empty)):
+        error = refused("distill", *source, "--name", "a", "--model", "no-model")
+        assert isinstance(error, DataError), "files come first: a missing model would be an error, too"
     error = refused("distill", "--text", "policy.md", "--name", "a", "--study.querys", 3)
     assert "did you mean study.queries" in str(error.hint)
     error = refused("distill", "--text", "policy.md", "--name", "a", "--n-tokens", "4,x")

@@ -263,13 +263,13 @@ def test_a_run_that_fails_says_how_to_go_on(command: tuple[object, ...], monkeyp
         ({"rows.jsonl": '{"question": "a"}\n'}, ["rows.jsonl:1", "none of the known fields"]),
     ],
 )
-def test_bad_data_is_found_before_the_model_is_loaded(
-    files: dict[str, str], parts: list[str], base: Path, tmp_path: Path
-) -> None:
+def test_bad_data_is_found_before_the_model_is_loaded(files: dict[str, str], parts: list[str], tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    error = refused("train", "--model", base, "--data", tmp_path / "rows.jsonl", "--name", "tone", *SHORT)
-    assert isinstance(error, DataError)
+    error = refused(
+        "train", "--model", tmp_path / "no-model", "--data", tmp_path / "rows.jsonl", "--name", "tone", *SHORT
+    )
+    assert isinstance(error, DataError), "rows come first: a missing model would be an error, too"
     assert [part for part in parts if part not in str(error)] == []
     assert not store.home().exists()
 
