@@ -28,7 +28,7 @@ class PowerCut(BaseException):
 class Disk:
     """Makes every call that touches the disk count, and the one at number `at` and all after it fail.
 
-    Dead calls after the first matter: a process without power cannot clean up behind itself either.
+    Dead calls after the first matter: a process without power cannot clean up after itself either.
     """
 
     def __init__(self, at: int, failure: BaseException, *, stays: bool) -> None:

@@ -52,7 +52,7 @@ def test_lines_are_answered(trained: Path) -> None:
     one = talk_of("ok")
     wanted = [said(one, "question 3"), said(one, "question 5")]
     assert wanted[0] == "ok"
-    assert result.stdout == "".join(escaped(text) + "\n" for text in wanted), "the second is read behind the first"
+    assert result.stdout == "".join(escaped(text) + "\n" for text in wanted), "the second is read after the first"
 
 
 def test_commands_are_no_texts(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

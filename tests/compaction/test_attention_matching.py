@@ -1,4 +1,4 @@
-"""A soft prompt fitted to what rows get behind the text."""
+"""A soft prompt fitted to what rows get after the text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def losses(lm: FrozenLM, prompt: SoftPrompt, rows: AttentionTargets) -> list[flo
 @pytest.mark.parametrize("form", ["kv", "embedding"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_nearer_to_the_text(family: str, form: str) -> None:
-    """What other rows are and get behind it, than those that it was fitted on, in every layer."""
+    """What other rows are and get after it, than those that it was fitted on, in every layer."""
     lm, readings = tiny_lm(family), [SelectionInput(TEXT, FOLLOW, rows(60))]
     before: SoftPrompt = select_by_attention(lm, readings, 12) if form == "kv" else embeddings(lm, 12)
     after = fit_to_attention(lm, before, collect_targets(lm, readings), follow=FOLLOW)
@@ -57,7 +57,7 @@ def test_it_is_nearer_to_the_text(family: str, form: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_the_loss_is_what_the_first_layer_lacks(family: str) -> None:
-    """Of all tokens, against the model's own attention behind the prompt, written out."""
+    """Of all tokens, against the model's own attention after the prompt, written out."""
     lm, reading = tiny_lm(family), SelectionInput(TEXT, FOLLOW, rows(5))
     prompt = select_by_attention(lm, [reading], 12)
     behind_text = collect_targets(lm, [reading])
@@ -81,7 +81,7 @@ def test_the_loss_is_what_the_first_layer_lacks(family: str) -> None:
 
 
 def _heard_behind(lm: FrozenLM, prompt: KVPrompt, reading: SelectionInput) -> AttentionTargets:
-    """The same of rows behind a prompt in the text's place."""
+    """The same of rows after a prompt in the text's place."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             attention_matching,

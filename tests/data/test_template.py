@@ -126,7 +126,7 @@ def test_end_of_chat_is_what_the_chat_template_writes() -> None:
     chat = Template("chat", "{text}")
     assert end_id(chat, TOK) == END  # not EOS, and without one too
     assert end_id(chat, BytesTokenizer(eos=None)) == END
-    assert end_id(chat, BytesTokenizer(llama2)) == EOS  # behind a space
+    assert end_id(chat, BytesTokenizer(llama2)) == EOS  # after a space
     assert end_id(Template("chat"), TOK) == END
 
 

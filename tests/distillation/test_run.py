@@ -287,16 +287,16 @@ def test_a_run_that_was_stopped_before_training_goes_on(base: Path, place: Path,
 
 
 def test_the_soft_labels_are_the_teachers(base: Path, place: Path) -> None:
-    """Teacher and student read the same row; a student with the text in front has no loss but the lumped rest's."""
+    """Teacher and student read the same row; a student with the text before it has no loss but the lumped rest's."""
     prepared, lm = prepare_distillation(settings(base, place)), load_model(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     parts = build.build_dataset(prepared, teacher, lambda event: None)
     examples = [one.example(prepared.template, lm.tokenizer) for one in parts.train]
     with torch.no_grad():
-        behind = prepare_prefixes(lm, [teacher.prefix(0)])
-        own = token_losses(lm, behind, examples)
-        states, targets = supervised(lm, behind, examples, None)
-        plain = token_losses(lm, behind, [replace(one, lesson=None) for one in examples])
+        prefix_kv = prepare_prefixes(lm, [teacher.prefix(0)])
+        own = token_losses(lm, prefix_kv, examples)
+        states, targets = supervised(lm, prefix_kv, examples, None)
+        plain = token_losses(lm, prefix_kv, [replace(one, lesson=None) for one in examples])
     assert own.abs().max() < 1e-5
     assert_close(plain, cross_entropies(states, targets, lm.logits))
     assert len(own) == learned_tokens(examples)

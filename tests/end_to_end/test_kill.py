@@ -85,7 +85,7 @@ def straight(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
 
 
 def busy(seconds: float) -> None:
-    """Let less than a step pass: kills must not always fall right behind a report."""
+    """Let less than a step pass: kills must not always fall right after a report."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass

@@ -56,7 +56,7 @@ def start(seed: int = 0) -> Start:
 
 
 def said(lm: FrozenLM, prompt: SoftPrompt, rows: list[Example]) -> list[tuple[int, ...]]:
-    """Greedy answers behind the prompt."""
+    """Greedy answers after the prompt."""
     own = task()
     prefixes = prepare_prefixes(lm, [Prefix(prompt, own.lead, own.follow)])
     texts = [row.ids[: row.mask.index(True)] for row in rows]
@@ -139,7 +139,7 @@ def test_rank_is_brute_force(labels: list[str], form: str, tokens: int, monkeypa
     own = formatted(lm, form)
     totals, lengths = rank_labels(lm, own, rows, labels)
     begins = any(a != b and b.startswith(a) for a in labels for b in labels)
-    assert lengths.tolist() == [len(label) + begins for label in labels], "nothing in front: a text of its own"
+    assert lengths.tolist() == [len(label) + begins for label in labels], "nothing before it: a text of its own"
     for row, found in zip(rows, totals, strict=True):
         for label, ours in zip(labels, found, strict=True):
             target = [*target_ids(label, TEMPLATE, lm.tokenizer), *([END] if begins else [])]

@@ -1,4 +1,4 @@
-"""Virtual ids and the tensors behind them."""
+"""Virtual ids and their tensors."""
 
 from __future__ import annotations
 

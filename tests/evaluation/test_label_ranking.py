@@ -27,7 +27,7 @@ def test_rank_is_brute_force(family: str, labels: list[str], small: bool, monkey
     begins = any(a != b and b.startswith(a) for a in labels for b in labels)
     totals, lengths = rank_labels(lm, formatted(lm), rows, labels)
     assert_close(totals, brute_force(lm, formatted(lm), rows, labels, end=begins), rtol=1e-4, atol=1e-3)
-    assert lengths.tolist() == [len(label) + 1 + begins for label in labels], "a space in front, the end behind"
+    assert lengths.tolist() == [len(label) + 1 + begins for label in labels], "a space before, the end after"
 
 
 @pytest.mark.parametrize("form", ["none", "embedding", "kv"])

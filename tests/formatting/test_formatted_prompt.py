@@ -51,7 +51,7 @@ def written(lm: FrozenLM, formatted: FormattedPrompt) -> str:
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_layout(bos: bool) -> None:
-    """BOS in front of everything but a KV prompt, which brings its own."""
+    """BOS before everything but a KV prompt, which brings its own."""
     lm = tiny_lm("llama", bos=bos)
     for form in ("embedding", None):
         assert layout_for(lm, PLAIN, form) == Layout(bos=bos, follow="Review:")
@@ -71,7 +71,7 @@ def test_layout_with_lead() -> None:
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_layout_with_bos_behind_the_virtual_tokens(bos: bool) -> None:
-    """As tools have it that put a prompt in front of everything; nothing where the tokenizer adds no BOS."""
+    """As tools have it that put a prompt before everything; nothing where the tokenizer adds no BOS."""
     lm = tiny_lm("llama", bos=bos)
     lead, follow = layout_ids(lm, Layout(lead="Hi", follow="Review:", follow_bos=True))
     assert lead == tuple(lm.encode("Hi"))

@@ -101,7 +101,7 @@ def test_many_rows_are_decoded_in_parts(size: int, monkeypatch: pytest.MonkeyPat
 
 @torch.no_grad()
 def test_behind_one_prefix_as_many_rows_as_take_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Than a few would with a copy each: behind a prefix of twice a row's length, three times as many."""
+    """Than a few would with a copy each: after a prefix of twice a row's length, three times as many."""
     lm, sizes = tiny_lm("llama"), list[int]()
     start = decoding.start_decoding
 

@@ -130,7 +130,7 @@ def test_any_plain_data(value: Any) -> None:
 
 
 def test_parameter_lists() -> None:
-    tensors = [torch.randn(1, 2, 3, 4) for _ in range(12)]  # more than ten: "10" is not behind "1"
+    tensors = [torch.randn(1, 2, 3, 4) for _ in range(12)]  # more than ten: "10" is not after "1"
     (made,) = read(saved([nn.ParameterList(tensors)]))
     assert isinstance(made, OpaqueObject) and made.kind == PARAMETER_LIST
     assert same(parameters(made, "x"), tensors)

@@ -1,4 +1,4 @@
-"""The plain way that other libraries go: concatenate the virtual tokens in front of every row, one row at a time,
+"""The plain way that other libraries go: concatenate the virtual tokens before every row, one row at a time,
 logits everywhere. Slow and obvious; every fast path is compared with it."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
 
 def plain_logits(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> Tensor:
-    """Logits [T, V] at the T text positions of one row behind one prefix, with gradient."""
+    """Logits [T, V] at the T text positions of one row after one prefix, with gradient."""
     text = torch.tensor([list(prefix.follow) + list(ids)], device=lm.device)
     if isinstance(prefix.prompt, KVPrompt):
         cache = DynamicCache()

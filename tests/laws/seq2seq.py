@@ -1,5 +1,5 @@
 """Encoder–decoders the plain way, one row at a time: the encoder written out as in the T5 paper, with a prefix's keys
-and values in front; the decoder as Transformers runs it behind a cache that holds a prefix.
+and values before it; the decoder as Transformers runs it after a cache that holds a prefix.
 
 Raffel et al.: Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer. JMLR 2020.
 https://arxiv.org/abs/1910.10683
@@ -24,7 +24,7 @@ from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 from tests.support.cases import random_prompt
 
-END = 2  # the tiny tokenizer's, behind every text that an encoder reads
+END = 2  # the tiny tokenizer's, after every text that an encoder reads
 SUBSETS = (("encoder",), ("decoder",), ("cross",), ("encoder", "cross"), SITES)
 
 

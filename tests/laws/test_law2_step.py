@@ -57,7 +57,7 @@ def check_step(lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example]
 
 @pytest.mark.parametrize("capacity", [1, 20, 10_000, None])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mixed_bank(family: str, capacity: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_prefixes(family: str, capacity: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm(family)
     if capacity is not None:
         monkeypatch.setattr(rows_module, "best_capacity", lambda *_: capacity)
@@ -67,7 +67,7 @@ def test_mixed_bank(family: str, capacity: int | None, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("form", ["embedding", "kv"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_prompt(family: str, form: str) -> None:
-    """The everyday case, where the prefix is not copied: `Bank.past` expands it."""
+    """The everyday case, where the prefix is not copied: `PrefixKV.past` expands it."""
     lm = tiny_lm(family)
     lead = () if form == "kv" else (3,)
     prefix = Prefix(random_prompt(lm, form, 7, 5, grad=True), lead, (50, 51))

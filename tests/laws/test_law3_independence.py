@@ -26,15 +26,15 @@ Lengths = st.lists(st.tuples(st.integers(1, 14), st.integers(0, PREFIXES - 1)), 
 
 
 @functools.cache
-def one_bank(family: str, owner: int) -> PrefixKV:
-    """A bank of this prefix alone."""
+def one_prefix(family: str, owner: int) -> PrefixKV:
+    """This prefix alone."""
     lm = tiny_lm(family)
     with torch.no_grad():
         return prepare_prefixes(lm, [mixed_prefixes(lm)[owner]])
 
 
 @functools.cache
-def big_bank(family: str) -> PrefixKV:
+def many_prefixes(family: str) -> PrefixKV:
     lm = tiny_lm(family)
     with torch.no_grad():
         return prepare_prefixes(lm, mixed_prefixes(lm))
@@ -44,7 +44,7 @@ def alone(family: str, ids: list[int], owner: int) -> Tensor:
     """Logits [T, V] of a row that has the model for itself."""
     lm = tiny_lm(family)
     with torch.no_grad():
-        return lm.logits(packed_hidden_states(lm, one_bank(family, owner), [Row(ids)]))
+        return lm.logits(packed_hidden_states(lm, one_prefix(family, owner), [Row(ids)]))
 
 
 @given(st.sampled_from(FAMILIES), Lengths, st.integers(1, 60) | st.none(), st.randoms(use_true_random=False))
@@ -54,7 +54,7 @@ def test_packed_rows(family: str, kinds: list[tuple[int, int]], capacity: int | 
     rows = [Row(text_ids(n, 100 + i), owner) for i, (n, owner) in enumerate(kinds)]
     order.shuffle(rows)
     with torch.no_grad():
-        states = packed_hidden_states(lm, big_bank(family), rows, capacity=capacity)
+        states = packed_hidden_states(lm, many_prefixes(family), rows, capacity=capacity)
     parts = lm.logits(states).split([len(row.ids) for row in rows])
     for row, ours in zip(rows, parts, strict=True):
         check_close(ours, alone(family, list(row.ids), row.prefix))
@@ -67,7 +67,7 @@ def test_session_with_rows_that_leave(family: str, kinds: list[tuple[int, int]],
     lm = tiny_lm(family)
     rows = [text_ids(n, 200 + i) for i, (n, _) in enumerate(kinds)]
     prefix_ids = [owner for _, owner in kinds]
-    session, active = DecodingSession(lm, big_bank(family), rows, prefix_ids, room=4), list(range(len(rows)))
+    session, active = DecodingSession(lm, many_prefixes(family), rows, prefix_ids, room=4), list(range(len(rows)))
     for step in range(4):
         kept = data.draw(
             st.permutations(range(len(active))).flatmap(
@@ -91,9 +91,9 @@ def test_greedy_answers(family: str) -> None:
     rows = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5)]
     prefix_ids, ends = [0, 1, 2, 3, 4, 5, 1], [*range(FIRST), *range(FIRST, VOCAB, 9)]
     sampling = Sampling(max_new_tokens=12)
-    together = decode_batch(lm, big_bank(family), rows, prefix_ids, sampling, end_ids=[ends] * len(rows))
+    together = decode_batch(lm, many_prefixes(family), rows, prefix_ids, sampling, end_ids=[ends] * len(rows))
     for row, owner, ours in zip(rows, prefix_ids, together, strict=True):
-        (single,) = decode_batch(lm, one_bank(family, owner), [row], [0], sampling, end_ids=[ends])
+        (single,) = decode_batch(lm, one_prefix(family, owner), [row], [0], sampling, end_ids=[ends])
         assert (ours.ids, ours.text, ours.finish) == (single.ids, single.text, single.finish)
 
 
@@ -103,7 +103,7 @@ def test_greedy_answers_do_end_at_different_times() -> None:
     rows = [text_ids(n, 400 + n) for n in (3, 11, 1, 7, 14, 2, 5)]
     ends = [*range(FIRST), *range(FIRST, VOCAB, 9)]
     answers = decode_batch(
-        lm, big_bank("llama"), rows, [0, 1, 2, 3, 4, 5, 1], Sampling(max_new_tokens=12), end_ids=[ends] * 7
+        lm, many_prefixes("llama"), rows, [0, 1, 2, 3, 4, 5, 1], Sampling(max_new_tokens=12), end_ids=[ends] * 7
     )
     assert len({len(answer.ids) for answer in answers}) > 2
     assert {answer.finish for answer in answers} == {"stop", "length"}

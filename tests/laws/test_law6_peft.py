@@ -42,7 +42,7 @@ PAIRS.remove(("opt", "CPT"))
 
 
 def our_logits(lm: FrozenLM, prompt: SoftPrompt, card: Card, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits at the tokens of each row, all rows packed behind the prompt in its card's frame."""
+    """Logits at the tokens of each row, all rows packed after the prompt in its card's frame."""
     with torch.no_grad():
         prefixes = prepare_prefixes(lm, [from_card(prompt, card).prefix(lm)])
         logits = lm.logits(packed_hidden_states(lm, prefixes, [Row(row) for row in rows]))
@@ -74,7 +74,7 @@ def test_imported_adapters(family: str, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["embedding", "kv"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exported_prompts(family: str, form: str, tmp_path: Path) -> None:
-    """With BOS and lead in front of an embedding prompt, which PEFT cannot have there: they become virtual tokens."""
+    """With BOS and lead before an embedding prompt, which PEFT cannot have there: they become virtual tokens."""
     lm = tiny_lm(family, bos=True)
     prompt, card = made(
         lm, form, Layout(bos=form == "embedding", lead="ab" if form == "embedding" else "", follow="Row:")
@@ -87,7 +87,7 @@ def test_exported_prompts(family: str, form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["embedding", "kv"])
 def test_out_and_in_again(form: str, tmp_path: Path) -> None:
-    """Nothing in front: the same bits. Frame and labels come back too."""
+    """Nothing before it: the same bits. Frame and labels come back too."""
     lm = tiny_lm(bos=True)
     prompt, card = made(lm, form, Layout(follow="Row:"), labels=("yes", "no"), method={"name": "x"})
     (found,) = imported(lm, exported(lm, prompt, card, tmp_path / "adapter"))

@@ -1,8 +1,8 @@
 """The laws for encoder–decoders: T5, T5 1.1 (gated, as FLAN-T5), mT5, umT5.
 
 Law 1 holds for embedding prompts. It does not for KV prompts that are harvested from a text: the encoder looks both
-ways, so the text's keys and values are others once something comes behind it. What holds is that the keys and values
-which tokens have *with* all that comes behind them stand for these tokens, at every site.
+ways, so the text's keys and values are others once something comes after it. What holds is that the keys and values
+which tokens have *with* all that comes after them stand for these tokens, at every site.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def test_law_2_loss_and_gradient(family: str, tokens: int, monkeypatch: pytest.M
     wanted = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
     unfelt = 0
     for one, other in zip(found, wanted, strict=True):
-        if other is None or other.norm() == 0:  # the row behind it learns nothing
+        if other is None or other.norm() == 0:  # the row after it learns nothing
             unfelt += 1
             continue
         assert one is not None and (one - other).norm() <= 1e-4 * other.norm()

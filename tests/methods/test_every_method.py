@@ -102,7 +102,7 @@ def test_the_state_carries_all_that_the_prompts_are_made_of(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_global_random_state_is_left_alone(name: str) -> None:
-    """Not touched by building or training, so a candidate learns the same alone and among others."""
+    """Not touched by building or training, so a trial learns the same alone and among others."""
     lm, before = tiny_lm("llama"), torch.get_rng_state()
     for init in ("uniform", "vocab", "normal"):
         learn(lm, learner(lm, name, init=init), answers(8, 0), steps=1)

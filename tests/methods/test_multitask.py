@@ -47,11 +47,11 @@ def test_a_row_stands_behind_the_prompt_of_its_task() -> None:
     prompts, prefix_ids = method.assign(two_tasks(5, 0))
     assert (len(prompts), list(prefix_ids)) == (3, [0, 1, 0, 1, 0])
     single = learner(tiny_lm("llama"), "multitask")
-    assert list(single.assign(answers(3, 0))[1]) == [0, 0, 0], "the shared prompt stands in front of none"
+    assert list(single.assign(answers(3, 0))[1]) == [0, 0, 0], "the shared prompt stands before none"
 
 
 def test_tasks_that_contradict_each_other_are_learned_together() -> None:
-    """Better than behind the shared prompt, much better than behind the other task's."""
+    """Better than after the shared prompt, much better than after the other task's."""
     lm, held_out = tiny_lm("llama"), two_tasks(16, 1000)
     method = learner(lm, "multitask", n_tasks=2)
     before = judged(lm, method, held_out)

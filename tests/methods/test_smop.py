@@ -112,7 +112,7 @@ def test_the_prompts_start_where_the_initialiser_says_with_a_seed_each() -> None
 
 
 def test_it_tells_two_kinds_of_text_apart() -> None:
-    """Better than behind any one of its prompts, and every kind of text mostly behind the same."""
+    """Better than after any one of its prompts, and every kind of text mostly after the same."""
     lm, held_out, method = tiny_lm("llama"), kinds(24, 1000), smop(n_prompts=2)
     before = judged(lm, method, held_out)
     learn(lm, method, kinds(64, 0), steps=150)

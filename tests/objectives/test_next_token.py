@@ -1,4 +1,4 @@
-"""The loss of tokenised rows: which tokens count, behind which prefix."""
+"""The loss of tokenised rows: which tokens count, after which prefix."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_owners_default_to_the_first_prefix() -> None:
 
 
 def test_only_learned_tokens_count() -> None:
-    """A given token behind the last learned one changes nothing, nor does the mask of another row."""
+    """A given token after the last learned one changes nothing, nor does the mask of another row."""
     lm = tiny_lm("llama")
     own, ids = prepare_prefixes(lm, [Prefix()]), text_ids(6, 1)
     one = token_losses(lm, own, [row(ids, [2, 4])])

@@ -1,4 +1,4 @@
-"""What rows ask and get in each layer, and what they would get behind other keys: against the model's own attention."""
+"""What rows ask and get in each layer, and what they would get after other keys: against the model's own attention."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def nothing(states_TH: Tensor, numbers: Sequence[int]) -> Tensor:
     return states_TH.sum()
 
 
-def heard(lm: FrozenLM, prefix: Prefix) -> list[LayerTrace]:
+def traces(lm: FrozenLM, prefix: Prefix) -> list[LayerTrace]:
     found = record_attention(lm, prepare_prefixes(lm, [prefix]), [Row(row) for row in ROWS], nothing)
     return [layer for layer in found if layer is not None]
 
 
 def handed_on(lm: FrozenLM, ids: Sequence[int]) -> list[Tensor]:
-    """By layer what the projection behind attention is given [tokens, heads · D]."""
+    """By layer what the projection after attention is given [tokens, heads · D]."""
     found: list[Tensor] = []
     hooks = [
         part.register_forward_pre_hook(lambda _, args: found.append(args[0][0]))
@@ -63,7 +63,7 @@ def test_what_rows_get_is_what_the_model_hands_on(family: str, numbers: int, mon
     monkeypatch.setattr(attention_trace, "_WEIGHTS", numbers)
     lm = tiny_lm(family)
     before = str(lm.hf_model.config._attn_implementation)
-    found = heard(lm, Prefix(lead=TEXT))
+    found = traces(lm, Prefix(lead=TEXT))
     assert lm.hf_model.config._attn_implementation == before and len(found) == 2
     short_first = [handed_on(lm, [*TEXT, *row]) for row in sorted(ROWS, key=len)]
     for i, (layer, kv) in enumerate(
@@ -78,27 +78,27 @@ def test_what_rows_get_is_what_the_model_hands_on(family: str, numbers: int, mon
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("gpt2", "opt")])
 def test_moved_queries_ask_a_shorter_prompt_as_rows_behind_it_do(family: str) -> None:
-    """In the first layer, where what rows are does not depend on what stands in front of them."""
+    """In the first layer, where what rows are does not depend on what stands before them."""
     lm = tiny_lm(family)
     layers = compute_keys_values(lm, Prefix(lead=tuple(text_ids(4, 7))))
     prompt = KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers))
-    layer = heard(lm, Prefix(lead=TEXT))[0].moved(lm, 0, 4 - len(TEXT))
+    layer = traces(lm, Prefix(lead=TEXT))[0].moved(lm, 0, 4 - len(TEXT))
     assert prompt.layers[0] is not None
-    wanted = heard(lm, Prefix(prompt))[0]
+    wanted = traces(lm, Prefix(prompt))[0]
     assert_close(layer.attend_to(*prompt.layers[0]), wanted.output, rtol=1e-4, atol=1e-5)
     assert layer.positions.tolist() == wanted.positions.tolist()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_where_positions_are_learned_queries_stay(family: str) -> None:
-    layer = heard(tiny_lm(family), Prefix(lead=TEXT))[0]
+    layer = traces(tiny_lm(family), Prefix(lead=TEXT))[0]
     moved = layer.moved(tiny_lm(family), 0, -5)
     assert torch.equal(moved.queries, layer.queries) and torch.equal(moved.positions, layer.positions - 5)
 
 
 def test_a_token_beyond_the_window_sees_its_own_row_alone() -> None:
     """And leaves the gradient of the others as it is."""
-    layer = heard(tiny_lm("mistral"), Prefix(lead=TEXT))[0]
+    layer = traces(tiny_lm("mistral"), Prefix(lead=TEXT))[0]
     assert layer.window == 11
     far = replace(layer, positions=torch.tensor([9, 10, 11, 9, 10, 11, 12, 90]))
     keys, values = (torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (0, 1))
@@ -136,7 +136,7 @@ def test_the_gradient_is_by_what_attention_gives(family: str) -> None:
 
 
 def test_tokens_and_parts() -> None:
-    layer = heard(tiny_lm("llama"), Prefix(lead=TEXT))[0]
+    layer = traces(tiny_lm("llama"), Prefix(lead=TEXT))[0]
     parts = [layer.of(torch.tensor([0, 1])), layer.of(torch.arange(2, 8))]
     both = LayerTrace.joined(parts)
     for name in ("queries", "own", "mass", "output", "gradient", "positions"):
@@ -147,4 +147,4 @@ def test_a_model_whose_attention_cannot_be_set_is_refused(monkeypatch: pytest.Mo
     lm = tiny_lm("llama")
     monkeypatch.setattr(PrefixRuntime, "can_switch_attention", property(lambda self: False))
     with pytest.raises(UnsupportedModelError, match="cannot be recorded"):
-        heard(lm, Prefix(lead=TEXT))
+        traces(lm, Prefix(lead=TEXT))

@@ -19,7 +19,7 @@ STEPS = 6
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_steps_equal_the_full_forward(family: str) -> None:
-    """Rows grow past the sliding window, behind prefixes of every kind."""
+    """Rows grow past the sliding window, after prefixes of every kind."""
     lm = tiny_lm(family)
     prefixes = mixed_prefixes(lm)
     prefix_ids = [*range(len(prefixes)), 1, 0]
@@ -44,7 +44,7 @@ def test_no_gradient_even_behind_a_live_prompt() -> None:
 
 
 def test_the_bank_is_not_written_to() -> None:
-    """One bank serves many sessions."""
+    """One PrefixKV serves many decodings."""
     lm = tiny_lm("llama")
     for prefixes in ([mixed_prefixes(lm)[1]], mixed_prefixes(lm)):
         own = require_causal(prepare_prefixes(lm, prefixes))

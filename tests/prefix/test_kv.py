@@ -1,4 +1,4 @@
-"""What a bank holds: keys, values and positions of prefixes of any length."""
+"""A batch of prefixes: keys, values and positions of prefixes of any length."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_lead_in_front_of_a_kv_prompt_is_refused() -> None:
 
 
 def test_positions_and_lengths_of_a_mixed_bank() -> None:
-    """KV prompts stand in the first slots, what is run behind them; -1 marks an empty slot."""
+    """KV prompts stand in the first slots, what is run after them; -1 marks an empty slot."""
     lm = tiny_lm("llama")
     own = made(lm, mixed_prefixes(lm))
     assert own.lengths == (13, 7, 10, 2, 3, 0)
@@ -127,7 +127,7 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     packed_hidden_states(lm, own, [Row(text_ids(room, 0))])
     with pytest.raises(DataError, match=f"(?s)do not fit.*{size + 1}"):
         packed_hidden_states(lm, own, [Row(text_ids(room + 1, 0))])
-    packed_hidden_states(lm, own, [Row(text_ids(room + 1, 0), 1)])  # behind the shorter prefix it does
+    packed_hidden_states(lm, own, [Row(text_ids(room + 1, 0), 1)])  # after the shorter prefix it does
     with pytest.raises(DataError, match="a row has no tokens"):
         packed_hidden_states(lm, own, [Row([5]), Row([])])
 

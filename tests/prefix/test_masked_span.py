@@ -27,7 +27,7 @@ def logits(lm: FrozenLM, prefixes: list[Prefix], owner: int) -> Tensor:
 
 @torch.no_grad()
 def masked_oracle(lm: FrozenLM, prefix: Prefix) -> Tensor:
-    """The model's own forward over the concatenation, hidden tokens masked out for all that come behind them."""
+    """The model's own forward over the concatenation, hidden tokens masked out for all that come after them."""
     assert isinstance(prefix.prompt, EmbeddingPrompt)
     found = []
     for row in ROWS:
@@ -53,7 +53,7 @@ def test_an_embedding_prompt(family: str, span: tuple[int, int]) -> None:
 @pytest.mark.parametrize("form", ["embedding", "kv"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_unseen_does_not_matter(family: str, form: str) -> None:
-    """Other numbers there change nothing for these rows, and much for rows that see them; bank mates do not matter."""
+    """Other numbers there change nothing for these rows, much for rows that see them; other prefixes do not matter."""
     lm = tiny_lm(family)
     one, other = random_prompt(lm, form, 6, 1), random_prompt(lm, form, 6, 1)
     with torch.no_grad():

@@ -34,7 +34,7 @@ def shared(prompts: Path) -> Iterator[Live]:
 
 @pytest.fixture
 def server(shared: Live) -> Iterator[Live]:
-    """The shared server; behind each test nothing runs any more."""
+    """The shared server; after each test nothing runs any more."""
     yield shared
     shared.engine.pace, shared.engine.broken = 0.0, ""
     shared.idle()

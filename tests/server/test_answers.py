@@ -115,7 +115,7 @@ def test_the_base_model_reads_the_text_as_it_is(server: Live) -> None:
 
 
 def seen(server: Live, model: str, *turns: tuple[str, str], **fields: Any) -> str:
-    """What the model reads of a conversation, behind the virtual tokens."""
+    """What the model reads of a conversation, after the virtual tokens."""
     messages = [{"role": role, "content": content} for role, content in turns]
     body = {"model": model, "messages": messages, "temperature": 0, "max_completion_tokens": 4}
     reply = server.ask("POST", "/v1/chat/completions", body | fields)

@@ -139,7 +139,7 @@ def test_logprobs_of_a_completion(server: Live) -> None:
 
 
 def test_logprobs_end_with_the_stop_string(server: Live) -> None:
-    """Tokens behind it are not reported, and those in front all are; streamed or not."""
+    """Tokens after it are not reported, and those before it all are; streamed or not."""
     asked = {"model": "talk", "messages": SAY, "temperature": 0, "max_tokens": 40, "logprobs": True}
     text = server.ask("POST", "/v1/chat/completions", asked).json["choices"][0]["message"]["content"]
     for stream in (False, True):

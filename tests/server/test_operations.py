@@ -77,7 +77,7 @@ def test_metrics(prompts: Path) -> None:
         later = metrics(server)
         assert later["request_queue_time_seconds_count"] == 11
         waited = [one["request_queue_time_seconds_sum"] for one in (found, later)]
-        assert waited[0] < 0.1 < waited[1], "one stood behind twenty tokens of another"
+        assert waited[0] < 0.1 < waited[1], "one waited for twenty tokens of another"
         for connection in held:
             connection.close()
 

@@ -43,7 +43,7 @@ def random_prompt(lm: FrozenLM, form: str, n_tokens: int, seed: int, *, grad: bo
 
 
 def mixed_prefixes(lm: FrozenLM, *, grad: bool = False) -> list[Prefix]:
-    """Every kind of prefix in one bank: both forms, both lengths, with and without text around, and none at all.
+    """Every kind of prefix in one batch: both forms, both lengths, with and without text around, and none at all.
 
     The first is longer than the tiny models' sliding window of 11.
     """

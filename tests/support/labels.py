@@ -19,7 +19,7 @@ from tests.support.rows import records
 TEMPLATE = Template("text", "Text: {text}\nLabel:")
 TEXTS = ("short", "a good deal longer than that", "mid one", "x", "another of the kind")
 LABELS = {
-    "one token each": ["a", "b"],  # behind a space, which all share
+    "one token each": ["a", "b"],  # after a space, which all share
     "several tokens": ["good", "bad", "so-so"],
     "shared beginnings": ["positive", "posh", "negative", "neg-like"],
     "one begins another": ["pos", "positive", "neg"],

@@ -21,18 +21,18 @@ FOLLOW = (50, 51)
 def nats_behind(
     lm: FrozenLM, prompts: Sequence[SoftPrompt], prefix_ids: Sequence[int], rows: Sequence[Example]
 ) -> Tensor:
-    """Mean -log p of the learned tokens, row i behind prompt owners[i]."""
+    """Mean -log p of the learned tokens, row i after prompt owners[i]."""
     prefixes = prepare_prefixes(lm, [Prefix(prompt, (), FOLLOW) for prompt in prompts])
     return token_losses(lm, prefixes, rows, list(prefix_ids)).sum() / learned_tokens(rows)
 
 
 def nats(lm: FrozenLM, method: Method, rows: Sequence[Example]) -> Tensor:
-    """Of rows behind the live prompts, with gradient into the method."""
+    """Of rows after the live prompts, with gradient into the method."""
     return nats_behind(lm, *method.assign(rows), rows)
 
 
 def judged(lm: FrozenLM, method: Method, rows: Sequence[Example]) -> float:
-    """Of rows behind the method as it will be frozen."""
+    """Of rows after the method as it will be frozen."""
     method.eval()
     with torch.no_grad():
         loss = nats(lm, method, rows).item()

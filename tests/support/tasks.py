@@ -23,7 +23,7 @@ METHOD_NAMES = ("prompt-tuning", "prefix-tuning", "prefix-tuning-mlp")  # a meth
 
 
 def answers(count: int, seed: int) -> list[Example]:
-    """Random bytes of 2 to 9 tokens, behind which the same three tokens and the end are learned."""
+    """Random bytes of 2 to 9 tokens, after which the same three tokens and the end are learned."""
     rows = []
     for i in range(count):
         given = text_ids(2 + (seed + i) % 8, seed + i)

@@ -100,7 +100,7 @@ SEQ2SEQ_FAMILIES = tuple(SEQ2SEQ_CONFIGS)
 
 def tiny_tokenizer(*, bos: bool = False, closing: bool = False) -> tf.PreTrainedTokenizerBase:
     """One token per byte plus ChatML's special tokens; `bos` makes it put <s> first, as Llama's does, and `closing`
-    makes it put the end token behind every text, as T5's does, which has no BOS and no chat template either."""
+    makes it put the end token after every text, as T5's does, which has no BOS and no chat template either."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     vocab = {token: i for i, token in enumerate([*SPECIAL, *sorted(alphabet)])}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))

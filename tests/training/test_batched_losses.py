@@ -1,4 +1,4 @@
-"""Many candidates in the same forward passes: each learns what it learns alone, and the worse half may stop."""
+"""Many trials in the same forward passes: each learns what it learns alone, and the worse half may stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from softprompt.training.trial import Task, Trial
 from tests.support.tasks import answers, learner, settings, task
 from tests.support.tiny import FAMILIES, tiny_lm
 
-# What a candidate learns alone and among others differs by the order of sums: relative to its largest number.
+# What a trial learns alone and among others differs by the order of sums: relative to its largest number.
 TOLERANCE = 2e-4
 KINDS: list[tuple[str, dict[str, Any]]] = [
     ("prompt-tuning", {"lr": 0.03, "seed": 1}),
@@ -72,7 +72,7 @@ def test_alone_and_among_others(family: str, tmp_path: Path) -> None:
 
 
 def test_in_groups_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too many rows for one forward pass: candidates are run group by group."""
+    """Too many rows for one forward pass: trials are run group by group."""
     together = run(trials(), tmp_path / "all")
     monkeypatch.setattr(train_module, "TOKENS_AT_ONCE", 100)
     for one, other in zip(together, run(trials(), tmp_path / "groups"), strict=True):
@@ -112,7 +112,7 @@ def test_the_worse_half_stops_at_a_rung(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [2, 5])
 def test_a_population_is_resumed(stop: int, tmp_path: Path) -> None:
-    """Bit by bit, also behind a rung."""
+    """Bit by bit, also after a rung."""
     own = [0, 1, 2, 4, 6]
     straight = run(trials(only=own), tmp_path / "straight", rungs=(0.5,))
     sent: list[int] = []

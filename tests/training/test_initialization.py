@@ -35,7 +35,7 @@ from tests.support.rows import records
 from tests.support.saved import save_tiny, settings
 from tests.support.tiny import tiny_lm
 
-END = "<|im_end|>"  # also behind a demonstration: it ends as a row does in training
+END = "<|im_end|>"  # also after a demonstration: it ends as a row does in training
 PLAIN, CHAT = Template("text", "Row: {text}\nLabel:"), Template("chat", "{text}")
 
 
@@ -102,7 +102,7 @@ def test_not_one_fits() -> None:
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
 def test_training_starts_from_in_context_learning(method: str, base: Path, tmp_path: Path) -> None:
-    """Rows behind the fresh prompt see the demonstrations as text; a demonstration's own row does not see itself."""
+    """Rows after the fresh prompt see the demonstrations as text; a demonstration's own row does not see itself."""
     lm = tiny_lm("llama", bos=True)
     config = settings(base, tmp_path, method__name=method, method__init="demonstrations", method__n_tokens=170)
     trial = build_trial(prepare(config), lm).trial
@@ -183,7 +183,7 @@ def test_rewinding_starts_from_some_tokens_of_the_start(method: str, base: Path,
 
 @pytest.mark.parametrize("recipe", ["auto", "fixed"])
 def test_a_prompt_to_start_from_says_how_long(recipe: str, base: Path, tmp_path: Path) -> None:
-    """Without a number of tokens; an embedding prompt that becomes keys and values stands behind BOS there."""
+    """Without a number of tokens; an embedding prompt that becomes keys and values stands after BOS there."""
     lm = tiny_lm("llama", bos=True)
     fit(prepare(settings(base, tmp_path, name="old", method__name="prompt-tuning", method__n_tokens=5)), lm)
     old = store.load("old", lm.geometry)[0]

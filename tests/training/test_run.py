@@ -255,9 +255,9 @@ def test_init_selected_of_an_embedding_prompt(base: Path, tmp_path: Path) -> Non
     (task,) = prepare(config).tasks
     between = layout_ids(lm, layout_for(lm, task.template, "embedding"))
     assert between[0] == tuple(bos_ids(lm.tokenizer))
-    _, behind = layout_ids(lm, layout_for(lm, task.template, "kv"))
+    _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
     rows = task.train[: initialization.SELECTION_ROWS]
-    reading = SelectionInput((*bos_ids(lm.tokenizer), *lm.encode(text)), behind, rows, 1)
+    reading = SelectionInput((*bos_ids(lm.tokenizer), *lm.encode(text)), follow, rows, 1)
     runs = [tuple(lm.encode(text)[:8]), *select_ids_by_attention(lm, [reading], 8, RUN_LENGTHS)]
     near = EmbeddingPrompt(lm.embed(torch.tensor(lowest_loss(lm, runs, between, reading.rows))).float())
     assert_close(prompt.tensors(), fit_to_attention(lm, near, collect_targets(lm, [reading]), *between).tensors())

@@ -242,7 +242,7 @@ def test_the_model_is_loaded_as_the_settings_say(base: Path, tmp_path: Path, mon
 
 
 def test_conversations(base: Path, tmp_path: Path) -> None:
-    """No template, no labels, nothing in front of the rows but the prompt."""
+    """No template, no labels, nothing before the rows but the prompt."""
     turns = [[("user", f"Say {i}"), ("assistant", f"{i}!")] for i in range(6)]
     rows = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in turns]
     data = write_jsonl(tmp_path / "talk.jsonl", *rows)

@@ -85,7 +85,7 @@ def test_a_file_that_is_not_there_has_no_events(tmp_path: Path) -> None:
 
 
 def test_what_came_behind_a_checkpoint_comes_again(tmp_path: Path) -> None:
-    """A validation at the checkpoint's step, logged behind it, must not stand there twice."""
+    """A validation at the checkpoint's step, logged after it, must not stand there twice."""
     log = written(tmp_path / "m.jsonl", 1)
     log.write({"event": "checkpoint", "step": 1})
     log.write({"event": "validation", "step": 1})

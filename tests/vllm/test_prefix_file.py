@@ -1,4 +1,4 @@
-"""A compiled prefix is its prefix: the same answers behind it, one name for one content, and no trust in files."""
+"""A compiled prefix is its prefix: the same answers after it, one name for one content, and no trust in files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.tiny import tiny_lm, tiny_seq2seq
 
 
 def as_kv(compiled_L2TKD: Tensor) -> Prefix:
-    """What an engine makes of it: keys and values at positions 0, 1, …, and text behind."""
+    """What an engine makes of it: keys and values at positions 0, 1, …, and text after."""
     return Prefix(KVPrompt(tuple((keys.transpose(0, 1), values.transpose(0, 1)) for keys, values in compiled_L2TKD)))
 
 

@@ -1,4 +1,4 @@
-"""What vLLM says behind a compiled prefix is what `generate` says, and what cannot be right fails."""
+"""What vLLM says after a compiled prefix is what `generate` says, and what cannot be right fails."""
 
 # pyright: reportMissingImports=false
 

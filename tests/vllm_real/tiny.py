@@ -1,4 +1,4 @@
-"""A random two-layer Llama whose heads are as wide as vLLM's CPU kernels want them, and what `generate` says behind
+"""A random two-layer Llama whose heads are as wide as vLLM's CPU kernels want them, and what `generate` says after
 prefixes of every kind."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def tiny(base: Path) -> FrozenLM:
 
 
 def prefixes(lm: FrozenLM) -> list[Prefix]:
-    """Both forms, shorter and longer than a block, whole blocks, text in front and behind; and none."""
+    """Both forms, shorter and longer than a block, whole blocks, text before and after; and none."""
     return [
         Prefix(random_prompt(lm, "embedding", 5, 1), (3, 9), (20, 21, 22)),
         Prefix(random_prompt(lm, "kv", 7, 2), (), (30, 31)),
