@@ -210,8 +210,11 @@ def _of_task(setting: str | dict[str, str] | None, task: str) -> str | None:
 
 def _splits(config: Config, name: str, source: RowSource) -> Splits:
     """The rows of one task."""
-    options = ReadOptions(parse_columns(_of_task(config.columns, name)), config.pieces, config.learn_end)
-    return load_splits(source, seed=config.train.seed, options=options)
+    return load_splits(source, seed=config.train.seed, options=_read_options(config, name))
+
+
+def _read_options(config: Config, name: str) -> ReadOptions:
+    return ReadOptions(parse_columns(_of_task(config.columns, name)), config.pieces, config.learn_end)
 
 
 def _task(
@@ -234,7 +237,7 @@ def _task(
 
     rows, held_out = ids(splits.train), ids(splits.validation)
     dropped = len(splits.train) + len(splits.validation) - len(rows) - len(held_out)
-    return PreparedTask(name, splits, template, rows, held_out, dropped, config.max_length, options)
+    return PreparedTask(name, splits, template, rows, held_out, dropped, config.max_length, _read_options(config, name))
 
 
 def _fitting(task: PreparedTask, config: Config, tokenizer: Tokenizer, context: int) -> PreparedTask:
