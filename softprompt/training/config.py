@@ -37,7 +37,7 @@ AdapterFolder = Annotated[
         json_schema_extra=flag("--base-adapter", help="PEFT folder whose LoRA weights are merged into the base model."),
     ),
 ]
-PromptName = Annotated[
+ArtifactName = Annotated[
     str | None,
     Field(
         description="name of the soft prompt", json_schema_extra=flag("--name", "-n", help="Name of the soft prompt.")
@@ -149,7 +149,7 @@ class Config(Section):
             "--data", "-d", help="File, folder with train.* and test.*, or Hub data set; several: TASK=PLACE."
         ),
     )
-    name: PromptName = None
+    name: ArtifactName = None
     template: str | dict[str, str] | None = Field(
         default=None,
         description='how a row becomes text, e.g. "Review: {text}\\nSentiment:"; several as {task: text}',
