@@ -17,6 +17,7 @@ from softprompt.cli.main import app
 from softprompt.cli.options import setting_options
 from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.train import train_flags
+from softprompt.methods.registry import method_specs
 from softprompt.models import loading
 from softprompt.models.sources import Source, find_source
 from softprompt.prompts import store
@@ -196,3 +197,9 @@ def test_every_link_leads_somewhere(name: str) -> None:
         target = ((ROOT / name).parent / link).resolve()
         assert target.is_relative_to(ROOT)
         assert target.exists(), f"{name} links to {link}"
+
+
+def test_its_table_has_every_method() -> None:
+    table = page("README.md").partition("## Methods\n")[2].partition("\n\nThe start:")[0]
+    listed = [name for row in table.splitlines() if row.startswith("| ") for name in re.findall(r"`([\w-]+)`", row)]
+    assert sorted(listed) == sorted(method_specs())

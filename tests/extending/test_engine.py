@@ -9,72 +9,20 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
 
 from softprompt.engine import registry
-from softprompt.engine.base import Engine, EngineStats, Job, Token
-from softprompt.engine.registry import BaseModelOptions, EngineSpec
-from softprompt.errors import ConfigError, EngineError, MissingExtraError
-from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.kv import Prefix
+from softprompt.engine.registry import EngineSpec
+from softprompt.errors import ConfigError, MissingExtraError
 from softprompt.server import logs
 from softprompt.server.uvicorn_server import listen
-from softprompt.settings import flag
+from tests.extending.toy_engine import TOY, ToyOptions, create_toy
 from tests.support.shell import done, refused
 from tests.support.tiny import DEVICE, tiny_model, tiny_tokenizer
-
-
-class ToyOptions(BaseModel):
-    """Options of the toy engine."""
-
-    times: int = Field(default=2, ge=1, json_schema_extra=flag("--own-option", help="How often the text is echoed."))
-    shout: bool = Field(default=False, json_schema_extra=flag("--shout/--whisper", help="In capitals."))
-
-
-class ToyEngine:
-    """Answers with the last token of the text, again and again."""
-
-    failure = ""
-
-    def __init__(self, lm: FrozenLM, times: int) -> None:
-        self.context, self._times = lm.geometry.max_positions, times
-        self._prompts: dict[str, Prefix] = {}
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    async def load(self, name: str, prefix: Prefix) -> None:
-        self._prompts[name] = prefix
-
-    async def unload(self, name: str) -> None:
-        del self._prompts[name]
-
-    def loaded(self) -> tuple[str, ...]:
-        return tuple(self._prompts)
-
-    async def stream(self, job: Job) -> AsyncGenerator[Token, None]:
-        if job.prompt is not None and job.prompt not in self._prompts:
-            raise EngineError("not loaded", got=job.prompt)
-        for i in range(self._times):
-            yield Token(job.ids[-1], "length" if i == self._times - 1 else "")
-
-    def stats(self) -> EngineStats:
-        return EngineStats(0, 0, 0.0)
-
-    def check_integrity(self) -> None: ...
-
-
-def create_toy(lm: FrozenLM, options: ToyOptions, base: BaseModelOptions) -> Engine:
-    return ToyEngine(lm, options.times)
-
-
-TOY = EngineSpec("toy", "Echoes.", ToyOptions, create_toy)
 
 
 @pytest.fixture

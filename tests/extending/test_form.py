@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -21,13 +19,12 @@ from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, l
 from softprompt.inference.generate import Request, generate, load_prompts
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.geometry import Geometry, LayerShape
+from softprompt.models.geometry import Geometry
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts import store
-from softprompt.prompts.base import Shape, SoftPrompt
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import check_fits, form_class, prompt_digest, register_form, unregister_form
-from softprompt.prompts.kv_prompt import KVPrompt
+from tests.extending.toy_form import LowRankPrompt, columns
 from tests.laws.oracle import plain_logits
 from tests.support.rows import records
 from tests.support.saved import save_tiny
@@ -35,53 +32,6 @@ from tests.support.shell import done, parsed
 from tests.support.tiny import tiny_lm
 
 TEMPLATE = Template("text", "Row: {text}\nLabel:")
-
-
-def columns(layers: tuple[LayerShape | None, ...]) -> int:
-    return sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers if layer is not None)
-
-
-@dataclass(frozen=True, eq=False)
-class LowRankPrompt(SoftPrompt):
-    """`tokens` [P, r] @ `basis` [r, C]: the keys and values of all layers, of any rank r."""
-
-    tokens: Tensor
-    basis: Tensor
-    layers: tuple[LayerShape | None, ...]
-
-    form: ClassVar[str] = "low-rank"
-    begins_the_sequence: ClassVar[bool] = True
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"tokens": self.tokens, "basis": self.basis}
-
-    @classmethod
-    def expected_shapes(
-        cls, geometry: Geometry, n_tokens: int, stored: Mapping[str, Shape] | None = None
-    ) -> dict[str, Shape]:
-        rank = (stored or {}).get("tokens", (n_tokens, 2))[-1]
-        return {"tokens": (n_tokens, rank), "basis": (rank, columns(geometry.layers))}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], geometry: Geometry) -> LowRankPrompt:
-        return cls(tensors["tokens"], tensors["basis"], geometry.layers)
-
-    def replace_tensors(self, tensors: Mapping[str, Tensor]) -> LowRankPrompt:
-        return LowRankPrompt(tensors["tokens"], tensors["basis"], self.layers)
-
-    def materialize(self) -> KVPrompt:
-        def empty(heads: int, size: int) -> Tensor:
-            return torch.empty(heads, self.n_tokens, size, device="meta")
-
-        like = (
-            layer and (empty(layer.kv_heads, layer.key_dim), empty(layer.kv_heads, layer.value_dim))
-            for layer in self.layers
-        )
-        return KVPrompt(tuple(like)).from_matrix(self.tokens @ self.basis)
 
 
 @pytest.fixture(scope="module")

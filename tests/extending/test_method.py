@@ -6,49 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from pydantic import Field
-from torch import nn
 from torch.testing import assert_close
 
 from softprompt.errors import ConfigError
 from softprompt.methods import registry
-from softprompt.methods.base import Method, MethodContext, Start
-from softprompt.methods.config import MethodConfig
-from softprompt.methods.initializers import initial_embeddings
+from softprompt.methods.base import Start
 from softprompt.methods.registry import MethodSpec, build_method, method_settings, method_spec
-from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
-from softprompt.prompts.forms import EmbeddingPrompt
+from tests.extending.toy_method import TOY, Toy, ToyConfig
 from tests.support.rows import labelled, write_jsonl
 from tests.support.saved import TEMPLATE, save_tiny
 from tests.support.shell import SHORT, done, refused
 from tests.support.tiny import tiny_lm
-
-
-class ToyConfig(MethodConfig):
-    """Settings of the toy method: those of every method, and one more."""
-
-    scale: float = Field(default=1.0, gt=0, description="factor of what is learned")
-
-
-class Toy(Method):
-    """P' = P + scale · d: one direction d [H] is learned, and added to every virtual token P [P, H]."""
-
-    start: torch.Tensor
-
-    def __init__(self, lm: FrozenLM, start: Start, context: MethodContext[ToyConfig]) -> None:
-        super().__init__()
-        self.register_buffer("start", initial_embeddings(lm, start))
-        self.direction = nn.Parameter(torch.zeros_like(self.start[0]))
-        self.scale = context.settings.scale
-
-    def forward(self) -> tuple[EmbeddingPrompt]:
-        """The live soft prompt; training stores what it returns last."""
-        return (EmbeddingPrompt(self.start + self.scale * self.direction),)
-
-
-TOY = MethodSpec("toy", ToyConfig, build=Toy, form="embedding")
 
 
 @pytest.fixture

@@ -14,40 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from softprompt.cli.main import app
-from softprompt.data.records import Record
-from softprompt.data.row_shapes.base import RowFields, RowShape, Scoring
+from softprompt.data.row_shapes.base import RowShape
 from softprompt.data.row_shapes.registry import register_shape, row_shapes, shape_of, unregister_shape
 from softprompt.data.splits import inputs_of, load_rows
 from softprompt.errors import DataError
+from tests.extending.toy_row_shape import Riddle
 from tests.support.rows import one, records, write_jsonl
 from tests.support.tiny import tiny_model, tiny_tokenizer
-
-LETTERS = "ABCD"
-
-
-class Riddle(RowShape):
-    """Guesses become lettered lines, the solution becomes its letter, and letters are ranked as classes are."""
-
-    kind = "riddle"
-    description = "riddles with guesses"
-    example = '{"riddle": "2 + 2?", "guesses": ["3", "4"], "solution": 1}'
-    source = ("riddle", "guesses")
-    target = "solution"
-    scoring: Scoring = "classification"
-
-    def parse(self, row: RowFields, where: str, *, first: RowFields, require_target: bool = True) -> Record:
-        guesses, solution = row.get("guesses"), row.get("solution")
-        if not isinstance(guesses, list) or not 2 <= len(guesses) <= len(LETTERS):
-            raise self.error(where, "field 'guesses' must be a list of 2 to 4 strings", got=guesses)
-        if require_target and solution not in range(len(guesses)):
-            raise self.error(where, "field 'solution' must be the number of a guess, from 0", got=solution)
-        lines = [f"{letter}. {guess}" for letter, guess in zip(LETTERS, guesses, strict=False)]
-        fields = {"riddle": self.string(row, "riddle", where), "guesses": "\n".join(lines)}
-        target = LETTERS[solution] if isinstance(solution, int) else None
-        return Record(fields, target, self.kind, references=(target,) if target else (), where=where)
-
-    def default_text(self, record: Record) -> str:
-        return "{riddle}\n{guesses}\nAnswer:"
 
 
 @pytest.fixture(autouse=True)

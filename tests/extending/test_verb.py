@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import Annotated
 
 import pytest
-import typer
 
 from softprompt.cli import verbs
 from softprompt.cli.verbs import Verb, register_verb
+from tests.extending.toy_verb import DISTANCE, distance_command
 from tests.support.shell import done, softprompt
-
-DISTANCE = Verb("distance", "toy_package.distance", "distance_command", "Geometry", "Distance of two numbers.")
-
-
-def distance_command(
-    first: float,
-    second: float,
-    squared: Annotated[bool, typer.Option("--squared", help="Print its square.")] = False,
-) -> None:
-    """Print the distance of two numbers."""
-    distance = abs(first - second)
-    typer.echo(distance**2 if squared else distance)
 
 
 @pytest.fixture(autouse=True)
