@@ -27,6 +27,7 @@ from softprompt.cli.options import (
     with_settings,
 )
 from softprompt.cli.overrides import parse_overrides
+from softprompt.cli.sources import check_sources
 from softprompt.distillation.config import DistillConfig
 from softprompt.settings import resolve_settings, to_yaml, unescaped
 
@@ -64,6 +65,9 @@ def distill_command(
     questions and requests about it (--data gives your own instead). The result is compared, on held-out messages,
     with no text and with the full text. A distilled prompt holds its source: treat it with the same care.
     """
+    for place in (flags["data"], flags["demonstrations"]):
+        if isinstance(place, str) and not print_config:
+            check_sources(place)
     settings = resolve_settings(DistillConfig, *distill_flags(flags, config, context.args), dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)

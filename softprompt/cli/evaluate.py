@@ -14,6 +14,7 @@ from rich.text import Text
 
 from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Metrics, Model, TrustRemoteCode, parse_names
+from softprompt.cli.sources import check_sources
 from softprompt.errors import ConfigError
 from softprompt.settings import unescaped
 
@@ -60,6 +61,8 @@ def eval_command(
     Of a file that a soft prompt was trained on, only the rows held out in training are scored. With --tasks the scores
     are lm-evaluation-harness' own, beside the base model.
     """
+    for source in (data, shots_data):
+        check_sources(source)
     from softprompt.cli.base_model import load_base
     from softprompt.evaluation.compare import EMPTY_TEXT_PROMPT, compare
     from softprompt.evaluation.custom_metrics import load_custom_metrics

@@ -20,13 +20,13 @@ from softprompt.cli.options import (
     Overwrite,
     PrintConfig,
     TrustRemoteCode,
-    Typed,
     old_flags,
     with_settings,
 )
 from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.progress import print_next, progress_for
-from softprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, StoreError, TrainError
+from softprompt.cli.sources import check_sources, parse_sources
+from softprompt.errors import CheckpointError, NonFiniteLossError, StoreError, TrainError
 from softprompt.settings import to_yaml, unescaped
 from softprompt.training.config import Config, resolve
 
@@ -56,6 +56,8 @@ def train_command(
     Every setting has a dotted flag too, such as --train.warmup 0.1 or --train.patience null; --print-config shows
     and explains them all.
     """
+    if not print_config:
+        check_sources(parse_sources(flags["data"]))
     settings = resolve(*train_flags(flags, config, context.args), dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
@@ -202,21 +204,3 @@ def _stopped(run: Path, by: signal.Signals) -> int:
     )
     Console(stderr=True, soft_wrap=True).print(Text(f"stopped by {by.name}\n{then}", style="yellow"))
     return 128 + by
-
-
-def parse_sources(data: Typed) -> str | dict[str, str] | None:
-    """Places of the training data: one, or {task: place} if --data is TASK=PLACE, any number of times.
-
-    Raises ConfigError if one of several has no task, or two have the same one.
-    """
-    if not isinstance(data, list) or not data:
-        return None
-    pairs = [text.partition("=") for text in data]
-    if len(data) == 1 and (not pairs[0][1] or Path(data[0]).exists()):
-        return data[0]
-    if bare := [text for text, (_, equals, _) in zip(data, pairs, strict=True) if not equals]:
-        raise ConfigError("one of several --data has no name", expected="--data TASK=PLACE", got=bare[0])
-    places = {name: place for name, _, place in pairs}
-    if len(places) < len(pairs):
-        raise ConfigError("two --data have the same name", got=", ".join(name for name, _, _ in pairs))
-    return places

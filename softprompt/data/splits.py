@@ -30,7 +30,7 @@ from softprompt.data.template import Template
 from softprompt.deprecation import renamed_keywords
 from softprompt.errors import DataError
 
-__all__ = ["Splits", "carve", "data_digest", "inputs_of", "load_rows", "load_splits", "remarks"]
+__all__ = ["Splits", "carve", "check_place", "data_digest", "inputs_of", "load_rows", "load_splits", "remarks"]
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _MOST_CARVED = 500
@@ -72,6 +72,21 @@ def load_rows(source: RowSource, *, require_target: bool = True, options: ReadOp
     if path.suffix.lower() == ".txt" and (options is None or options.pieces is None):
         options = replace(options or ReadOptions(), pieces=TEXT_PIECES)
     return _checked(read_rows(path), str(source), require_target, options)
+
+
+def check_place(path: str | Path) -> None:
+    """Refuse a place without a data file, or a file without a row, before anything slow: one row is read.
+
+    A folder is left to `load_splits`, and so is what may be a Hub dataset.
+
+    Raises:
+        DataError: the file is missing, empty, of an unknown kind, or damaged where it begins.
+    """
+    place = Path(path)
+    if place.is_dir() or _may_be_hub(place, path):
+        return
+    if next(read_rows(place), None) is None:
+        raise _no_rows(path)
 
 
 @renamed_keywords(path="source")
@@ -128,9 +143,9 @@ def _load(source: RowSource, options: ReadOptions | None) -> dict[str, list[Reco
     place = Path(source)
     if place.is_dir():
         return _load_folder(place, options)
-    if place.exists() or not is_hub_name(str(source)) or place.suffix.lower() in SUFFIXES:
-        return {"train": load_rows(place, options=options)}
-    return _load_hub(str(source), options)
+    if _may_be_hub(place, source):
+        return _load_hub(str(source), options)
+    return {"train": load_rows(place, options=options)}
 
 
 def carve(train: Sequence[Record], fraction: float = 0.1, seed: int = 0) -> tuple[list[Record], list[Record]]:
@@ -211,8 +226,17 @@ def _checked(
     """Parsed rows; none at all is an error."""
     records = parse_rows(rows, require_target=require_target, options=options)
     if not records:
-        raise DataError("the file has no rows", where=where, hint='write one row a line: {"text": ..., "label": ...}')
+        raise _no_rows(where)
     return records
+
+
+def _no_rows(where: str | Path) -> DataError:
+    return DataError("the file has no rows", where=where, hint='write one row a line: {"text": ..., "label": ...}')
+
+
+def _may_be_hub(place: Path, path: str | Path) -> bool:
+    """Whether this names a Hub dataset, if there is one: no file here, and not the name of one."""
+    return not place.exists() and is_hub_name(str(path)) and place.suffix.lower() not in SUFFIXES
 
 
 def _load_folder(folder: Path, options: ReadOptions | None = None) -> dict[str, list[Record]]:

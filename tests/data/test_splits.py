@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softprompt.data import splits
-from softprompt.data.splits import carve, data_digest, inputs_of, load_rows, load_splits
+from softprompt.data.splits import carve, check_place, data_digest, inputs_of, load_rows, load_splits
 from softprompt.errors import DataError
 from tests.support.rows import labelled, records, write_jsonl
 
@@ -207,3 +207,18 @@ def test_labels_that_a_split_lacks_are_noted(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "validation.jsonl", *labelled(1, 20))
     write_jsonl(tmp_path / "test.jsonl", *labelled(2, 30))
     assert load_splits(tmp_path).notes == ("validation has no row labelled 'odd'",)
+
+
+def test_a_place_without_a_row_is_refused_at_once(tmp_path: Path) -> None:
+    """Folders and possible names of Hub datasets are left to `load_splits`."""
+    check_place(write_jsonl(tmp_path / "rows.jsonl", {"prompt": "a", "completion": "b"}))
+    check_place(tmp_path)
+    check_place("owner/name")
+    for name, message in (
+        ("none.jsonl", "no such data file"),
+        ("none", "no such data file"),
+        ("empty.jsonl", "no rows"),
+    ):
+        (tmp_path / "empty.jsonl").write_text("\n")
+        with pytest.raises(DataError, match=message):
+            check_place(tmp_path / name)
