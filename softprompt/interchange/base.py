@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class ImportedPrompt:
     """
 
     prompt: SoftPrompt
-    method: dict[str, Any]
+    method: dict[str, object]
     task: str = ""
     made_for: str = ""
     layout: ImportedLayout | None = None

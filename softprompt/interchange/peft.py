@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel, StrictBool
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,6 +38,7 @@ from softprompt.interchange.foreign_file import ForeignFile
 from softprompt.interchange.peft_layers import from_flat, layer_count, the_shape, to_flat
 from softprompt.interchange.peft_readme import adapter_readme
 from softprompt.interchange.registry import Format, register_format
+from softprompt.json_types import JSONObject
 from softprompt.models.geometry import Geometry
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
@@ -73,14 +74,14 @@ def read(file: ForeignFile, geometry: Geometry) -> list[ImportedPrompt]:
     """
     folder = file.path
     config = _config(file, is_encoder_decoder=bool(geometry.sites))
-    kind = config["peft_type"]
+    kind = str(config["peft_type"])
     tensors = _tensors(file, kind)
     tensors["prompt_embeddings"] = table = _table(tensors["prompt_embeddings"], config, folder)
-    method: dict[str, Any] = {"name": kind.lower(), "imported_from": _NAME}
+    method: dict[str, object] = {"name": kind.lower(), "imported_from": _NAME}
     about = {"made_for": str(config.get("base_model_name_or_path") or ""), "layout": _frame(file)}
     if kind == _MULTITASK:
         tasks = enumerate(_multitask(tensors, folder))
-        return [ImportedPrompt(prompt, method | {"task": str(t)}, task=str(t), **about) for t, prompt in tasks]
+        return [ImportedPrompt(prompt, {**method, "task": str(t)}, task=str(t), **about) for t, prompt in tasks]
     if kind in _KV_TYPES:
         if kind == "CARTRIDGE" and isinstance(config.get("num_frozen_tokens"), int):
             method["frozen_tokens"] = config["num_frozen_tokens"]
@@ -138,12 +139,12 @@ def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None
     write_folder(folder, fill)
 
 
-def _config(file: ForeignFile, *, is_encoder_decoder: bool) -> dict[str, Any]:
+def _config(file: ForeignFile, *, is_encoder_decoder: bool) -> JSONObject:
     """adapter_config.json, of a type that is a soft prompt for this kind of language model."""
     path = file.path / _CONFIG
     config = read_json(file.member(_CONFIG))
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind not in _TYPES:
+    if not isinstance(config, dict) or not isinstance(kind, str) or kind not in _TYPES:
         hint = "a LoRA adapter is part of a base model: give it with --base-adapter" if kind == "LORA" else None
         raise StoreError(
             "this adapter is no soft prompt", where=path, expected=f"peft_type {', '.join(_TYPES)}", got=kind, hint=hint
@@ -176,7 +177,7 @@ def _check_encoder_decoder(kind: str, submodules: object, path: Path) -> None:
         raise StoreError(f"this adapter is not read: {reason}", where=path, got=got)
 
 
-def _table(table: Tensor, config: Mapping[str, Any], where: object) -> Tensor:
+def _table(table: Tensor, config: Mapping[str, object], where: object) -> Tensor:
     """The P rows of `prompt_embeddings` that are used, checked against the config."""
     n_tokens = config.get("num_virtual_tokens")
     twice = config.get("num_transformer_submodules") == 2 and config["peft_type"] in _EMBEDDING_TYPES
@@ -193,7 +194,7 @@ def _tensors(file: ForeignFile, kind: str) -> dict[str, Tensor]:
     if not path.exists() and (file.path / _PICKLE).exists():
         path = file.path / _PICKLE
         with path.open("rb") as stream:
-            tensors: Any = safe_pickle.read_torch_file(stream, path)
+            tensors: object = safe_pickle.read_torch_file(stream, path)
     else:
         tensors = read_tensors(file.member(_TENSORS))
     wanted = {"prompt_embeddings", *(_MULTITASK_TENSORS if kind == _MULTITASK else ())}
@@ -220,29 +221,35 @@ def _multitask(tensors: Mapping[str, Tensor], where: object) -> list[EmbeddingPr
     return [embedding_prompt(shared * (col @ row), where) for col, row in zip(cols, rows, strict=True)]
 
 
+class _FrameFile(BaseModel):
+    """The contents of frame.json."""
+
+    template: dict[str, object]
+    bos: StrictBool
+    labels: tuple[str, ...]
+    base: dict[str, object] | None = None  # releases before 0.2 wrote none
+
+
 def _frame(file: ForeignFile) -> ImportedLayout | None:
     """The frame that softprompt wrote beside its own exports."""
     path = file.path / _FRAME
     if not path.exists():
         return None
     data = read_json(file.member(_FRAME))
-    labels = data.get("labels") if isinstance(data, dict) else None
-    plain = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     try:
-        if not plain or not isinstance(data.get("bos"), bool) or not isinstance(data.get("template"), dict):
-            raise TypeError("template, bos and labels")
-        base = Geometry.from_dict(data["base"]) if data.get("base") is not None else None  # releases before 0.2: none
-    except (KeyError, TypeError, AttributeError) as error:
+        frame = _FrameFile.model_validate(data)
+        base = None if frame.base is None else Geometry.from_dict(frame.base)
+    except (KeyError, TypeError, ValueError) as error:
         hint = "remove it, and give --template"
         raise StoreError("not a frame that softprompt wrote", where=path, hint=hint) from error
-    return ImportedLayout(Template.from_dict(data["template"]), data["bos"], tuple(labels or ()), base)
+    return ImportedLayout(Template.from_dict(frame.template), frame.bos, frame.labels, base)
 
 
-def _prompt_config(card: Card) -> dict[str, Any]:
+def _prompt_config(card: Card) -> dict[str, object]:
     return {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM", "token_dim": card.geometry.hidden}
 
 
-def _prefix_config(card: Card) -> dict[str, Any]:
+def _prefix_config(card: Card) -> dict[str, object]:
     shape, layers = the_shape(card.geometry), layer_count(card.geometry)
     width = shape.kv_heads * shape.key_dim
     sizes = {"token_dim": width, "num_attention_heads": shape.kv_heads, "num_layers": layers}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from softprompt.prompts.card import Card
 from softprompt.prompts.model_card import public_name
 
 
-def adapter_readme(card: Card, config: Mapping[str, Any], n_lead: int) -> str:
+def adapter_readme(card: Card, config: Mapping[str, object], n_lead: int) -> str:
     """Markdown.
 
     Args:

@@ -180,7 +180,7 @@ def _check_config(folder: Path, is_encoder_decoder: bool) -> None:
     path = folder / ADAPTER_CONFIG
     config = read_json(path.resolve())
     kind, task = (config.get(key) if isinstance(config, dict) else None for key in ("peft_type", "task_type"))
-    if kind != "LORA":
+    if not isinstance(config, dict) or kind != "LORA":
         hint = (
             "softprompt import reads soft prompts of PEFT; another adapter can be merged in PEFT and saved as a model"
         )

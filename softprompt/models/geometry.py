@@ -166,7 +166,7 @@ class Geometry:
             return "one of the two models has an adapter (LoRA) that the other lacks"
         return None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain JSON data; `from_dict` is the inverse. Sites and adapters are written where there are some."""
         plain = asdict(replace(self, weights=None))
         return {k: v for k, v in plain.items() if k not in _MEASURED and (v or k not in _OPTIONAL)}
@@ -192,7 +192,7 @@ class Geometry:
         sizes = [size for layer in self.layers if layer is not None for size in vars(layer).values()]
         sizes += [window for window in self.windows if window is not None]
         moved = self.adapted
-        kinds: list[tuple[type, list[Any]]] = [
+        kinds: list[tuple[type, Sequence[object]]] = [
             (str, [self.base, self.architecture, *self.sites, *(name for name, _, _ in moved)]),
             (
                 int,
