@@ -58,9 +58,9 @@ def read(file: ForeignFile, geometry: Geometry) -> list[ImportedPrompt]:
     for name in chosen:
         tensor = _load(file.path, name) if file.is_safetensors else tensors[name]
         prompt = embedding_prompt(tensor.reshape(shapes[name]), f"{file.path}: {name}"[:200])
-        method = {"name": "prompt_tuning", "imported_from": _NAME}
+        method: dict[str, object] = {"name": "prompt_tuning", "imported_from": _NAME}
         task = name if len(chosen) > 1 else ""
-        prompts.append(ImportedPrompt(prompt, method | ({"task": task} if task else {}), task=task))
+        prompts.append(ImportedPrompt(prompt, {**method, "task": task} if task else method, task=task))
     return prompts
 
 
