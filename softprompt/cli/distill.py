@@ -27,7 +27,7 @@ from softprompt.cli.options import (
     with_settings,
 )
 from softprompt.cli.overrides import parse_overrides
-from softprompt.cli.sources import check_sources
+from softprompt.cli.sources import check_data_places
 from softprompt.distillation.config import DistillConfig
 from softprompt.settings import resolve_settings, to_yaml, unescaped
 
@@ -67,7 +67,7 @@ def distill_command(
     """
     for place in (flags["data"], flags["demonstrations"]):
         if isinstance(place, str) and not print_config:
-            check_sources(place)
+            check_data_places(place)
     settings = resolve_settings(DistillConfig, *distill_flags(flags, config, context.args), dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from softprompt.cli.escape import escaped
 from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Metrics, Model, TrustRemoteCode, parse_names
-from softprompt.cli.sources import check_sources
+from softprompt.cli.sources import check_data_places
 from softprompt.errors import ConfigError
 from softprompt.settings import unescaped
 
@@ -62,7 +62,7 @@ def eval_command(
     are lm-evaluation-harness' own, beside the base model.
     """
     for source in (data, shots_data):
-        check_sources(source)
+        check_data_places(source)
     from softprompt.cli.base_model import load_base
     from softprompt.evaluation.compare import EMPTY_TEXT_PROMPT, compare
     from softprompt.evaluation.custom_metrics import load_custom_metrics

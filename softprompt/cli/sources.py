@@ -26,7 +26,7 @@ def parse_sources(data: Typed) -> str | dict[str, str] | None:
     return places
 
 
-def check_sources(sources: str | dict[str, str] | None) -> None:
+def check_data_places(sources: str | dict[str, str] | None) -> None:
     """Refuse missing and empty files at once: everything after this imports PyTorch. Raises DataError."""
     from softprompt.data.splits import check_place
 

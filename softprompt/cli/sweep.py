@@ -15,7 +15,7 @@ from rich.text import Text
 from softprompt.cli.options import AsJson, Flags, Overwrite, TrustRemoteCode, old_flags, with_settings
 from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.progress import print_next, progress_for
-from softprompt.cli.sources import check_sources, parse_sources
+from softprompt.cli.sources import check_data_places, parse_sources
 from softprompt.training.config import Config, resolve
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def sweep_command(
     All trials train in the same forward passes, each with its own batches and its own prompt. Settings that they
     share are flags, as in train: --template '…', --train.batch_size 4.
     """
-    check_sources(parse_sources(flags["data"]))
+    check_data_places(parse_sources(flags["data"]))
     from softprompt.models.loading import load_model
     from softprompt.training.prepare import prepare
     from softprompt.training.sweep import RUNGS, grid, sweep

@@ -25,7 +25,7 @@ from softprompt.cli.options import (
 )
 from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.progress import print_next, progress_for
-from softprompt.cli.sources import check_sources, parse_sources
+from softprompt.cli.sources import check_data_places, parse_sources
 from softprompt.errors import CheckpointError, NonFiniteLossError, StoreError, TrainError
 from softprompt.settings import to_yaml, unescaped
 from softprompt.training.config import Config, resolve
@@ -57,7 +57,7 @@ def train_command(
     and explains them all.
     """
     if not print_config:
-        check_sources(parse_sources(flags["data"]))
+        check_data_places(parse_sources(flags["data"]))
     settings = resolve(*train_flags(flags, config, context.args), dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
