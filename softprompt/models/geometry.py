@@ -103,6 +103,8 @@ class Geometry:
         """16 hex digits over shape and sampled weights, for display; `differs` decides."""
         rounded = [float(f"{x:.1e}") for x in self.sample]
         shape = self.to_dict() | {"base": "", "matrices": "", "sample": rounded}
+        if self.adapted:
+            shape["adapted"] = [(name, index, float(f"{x:.1e}")) for name, index, x in self.adapted]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     def differs(self, other: Geometry) -> str | None:

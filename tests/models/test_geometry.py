@@ -116,6 +116,12 @@ def test_the_fingerprint_is_short_hex() -> None:
     int(PLAIN.fingerprint, 16)
 
 
+def test_the_fingerprint_knows_adapters_and_no_rounding_of_them() -> None:
+    one, rounded, other = (geometry(adapted=(("a", 1, x),)) for x in (0.5, 0.5000001, 0.25))
+    assert one.fingerprint == rounded.fingerprint != other.fingerprint
+    assert PLAIN.fingerprint not in (one.fingerprint, other.fingerprint)
+
+
 def test_query_heads_are_no_part_of_a_card() -> None:
     """Cards and fingerprints are those of releases that did not know them."""
     loaded = dataclasses.replace(PLAIN, n_heads=4)
