@@ -24,6 +24,7 @@ except softprompt.SoftpromptError as error:
 from __future__ import annotations
 
 __all__ = [
+    "FOREIGN_ERRORS",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -39,6 +40,19 @@ __all__ = [
     "UnsupportedModelError",
     "WrongBaseError",
 ]
+
+
+# What the code of a model of another library may raise when it gets inputs that it was not written for.
+FOREIGN_ERRORS = (
+    TypeError,
+    AttributeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    AssertionError,
+    ImportError,
+)
 
 
 class SoftpromptError(Exception):

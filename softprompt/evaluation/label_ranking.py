@@ -20,9 +20,8 @@ from softprompt.formatting.context import check_records
 from softprompt.formatting.formatted_prompt import FormattedPrompt
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import PrefixKV
-from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row, by_tokens
-from softprompt.prefix.prepare import prepare_prefixes, start_decoding
+from softprompt.prefix.prepare import hidden_states, prepare_prefixes, start_decoding
 
 _TOKENS = 8192  # text and label tokens in one forward pass
 HEAD_POSITIONS = 256  # positions whose logits are in memory at once
@@ -73,7 +72,7 @@ def rank_choices(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Rec
 def _packed(lm: FrozenLM, prefixes: PrefixKV, bodies: Sequence[Sequence[int]], trie: LabelTrie) -> Tensor:
     """Hidden states [R, M + 1, H] of the text's last token and the inner nodes: each text is one row with the trie."""
     rows = [trie.row_for(body) for body in bodies]
-    states = packed_hidden_states(lm, prefixes, rows)
+    states = hidden_states(lm, prefixes, rows)
     ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0)
     nodes = torch.arange(-1, len(trie.tokens)) - len(trie.tokens)
     return states[(ends[:, None] + nodes).to(lm.device)]

@@ -14,10 +14,8 @@ from torch import Tensor
 from softprompt.inference.detokenizer import Detokenizer
 from softprompt.inference.sampling import Sampling, sample_token
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.decoding import DecodingSession
 from softprompt.prefix.kv import PrefixKV
-from softprompt.prefix.prepare import copies_prefix, start_decoding
-from softprompt.prefix.seq2seq_decoding import Seq2SeqDecodingSession
+from softprompt.prefix.prepare import AnySession, copies_prefix, start_decoding
 
 BATCH_ROWS = 32  # decoded at once, where each has a copy of its prefix
 _MOST_ROWS = 128  # where all rows share one prefix
@@ -94,7 +92,7 @@ def _together(lm: FrozenLM, prefix_kv: PrefixKV, row_tokens: int) -> int:
 
 def _decode(
     lm: FrozenLM,
-    session: DecodingSession | Seq2SeqDecodingSession,
+    session: AnySession,
     writers: dict[int, _Writer],
     on_text: Callable[[int, str], None],
     on_logits: Callable[[Sequence[int], Tensor], None],

@@ -25,6 +25,8 @@ from softprompt.data.tokenizer import closing_ids
 from softprompt.deprecation import warn_renamed
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.adapters import plain_model
+from softprompt.models.backbone import Backbone
+from softprompt.models.head import Head, encoder_decoder_head, head_of
 from softprompt.models.measure import measure_geometry
 
 if TYPE_CHECKING:
@@ -57,18 +59,14 @@ class FrozenLM:
     ) -> None:
         model, adapted = plain_model(model, name)
         self._model = model.eval()
-        self._config = model.config.get_text_config()
+        self._config = model.config if model.config.is_encoder_decoder else model.config.get_text_config()
         self.tokenizer = tokenizer
         self.name = name
         self.reason = reason
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.layer_types: tuple[str, ...] = tuple(getattr(self._config, "layer_types", None) or ())
-        self.softcap: float | None = getattr(self._config, "final_logit_softcapping", None)
         self.is_encoder_decoder = bool(self._config.is_encoder_decoder)
-        # The first T5 and umT5 shrink what their heads read; T5 1.1, FLAN-T5 and mT5 do not.
-        shrinks = getattr(self._config, "scale_decoder_outputs", self._config.model_type == "umt5")
-        self.head_scale: float | None = self._config.d_model**-0.5 if shrinks else None
         self.closing = tuple(closing_ids(tokenizer)) if self.is_encoder_decoder else ()
         self.geometry = replace(measure_geometry(model, name), adapted=adapted)
         self._extensions: dict[Any, Any] = {}
@@ -126,19 +124,28 @@ class FrozenLM:
 
     def embed(self, ids: Tensor | Sequence[int]) -> Tensor:
         """Embeddings [..., H] of ids [...], scaled as the model itself would."""
-        return self.embedding(torch.as_tensor(ids, device=self.device))
+        embeds = self.embedding(torch.as_tensor(ids, device=self.device))
+        scale = 1.0 if self.is_encoder_decoder else self.backbone.embedding_scale
+        return embeds if scale == 1.0 else embeds * scale
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The layers of a causal model, from tokens to final hidden states."""
+        return Backbone(self._model)
+
+    @cached_property
+    def _head(self) -> Head:
+        return encoder_decoder_head(self._model) if self.is_encoder_decoder else head_of(self._model, self.backbone)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Logits [N, V] in the model's dtype of final hidden states [N, H]."""
-        head = self._model.get_output_embeddings()
-        assert head is not None, "a causal language model has a head"
-        logits_NV = head(hidden_NH if self.head_scale is None else hidden_NH * self.head_scale)
-        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+        """Logits [N, V] in the model's dtype of final hidden states [N, H], by the model's own rule."""
+        return self._head(hidden_NH)
 
     @cached_property
     def flops_per_token(self) -> float:
         """FLOPs of a forward pass's matrix products per token, without the head."""
-        weights = sum(parameter.numel() for parameter in self._model.base_model.parameters())
+        layers = self._model.base_model if self.is_encoder_decoder else self.backbone.module
+        weights = sum(parameter.numel() for parameter in layers.parameters())
         return 2.0 * (weights - self.embedding.weight.numel())
 
     @property
@@ -168,6 +175,11 @@ class FrozenLM:
             sha.update(f"{name} {tuple(tensor.shape)}\n".encode())
             sha.update(plain.view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
+
+    @property
+    def checkpoints_layers(self) -> bool:
+        """Whether a `checkpoint_layers` block is open."""
+        return self._checkpointed > 0
 
     @contextlib.contextmanager
     def checkpoint_layers(self, on: bool = True) -> Iterator[None]:

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -27,6 +30,7 @@ from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.measure import context_of
 from softprompt.models.sources import Source, find_source
+from softprompt.models.transformers_compat import has_state_layers
 
 # Classes of Transformers, and top modules of checkpoints, whose weights beside the backbone are no language model's.
 _OTHER_TASKS = re.compile(
@@ -111,6 +115,13 @@ def vocabulary_size(name: str, *, trust_remote_code: bool = False) -> int:
     return (table_length(Path(adapter)) if adapter else None) or rows
 
 
+def carries_states(name: str, *, trust_remote_code: bool = False) -> bool:
+    """Whether layers of the model carry recurrent or convolution states (Mamba, Qwen3.5), so that keys and values are
+    not all that a prefix leaves; no weights are loaded. Raises ModelError."""
+    config = _config(name, trust_remote_code)
+    return not config.is_encoder_decoder and has_state_layers(config.get_text_config())
+
+
 def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     source = find_source(name)
     with _Quiet():
@@ -151,13 +162,26 @@ def _check_is_language_model(model: PreTrainedModel, unexpected: Collection[str]
 def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     """The model, from safetensors only (never a pickle), and Transformers' missing_keys and unexpected_keys."""
     plain = {name: value for name, value in options.items() if name != "dtype"}
-    reads_apart = AutoConfig.from_pretrained(source.path, **plain).is_encoder_decoder
-    kind: Any = AutoModelForSeq2SeqLM if reads_apart else AutoModelForCausalLM
+    kind = _auto_class(AutoConfig.from_pretrained(source.path, **plain))
     loaded: Any = kind.from_pretrained(source.path, use_safetensors=True, output_loading_info=True, **options)
     model, info = loaded
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # SDPA has no soft-capping
     return model, {kind: set(info[kind]) for kind in ("missing_keys", "unexpected_keys")}
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """Transformers' loader for a config: of encoder–decoders, of text models, of models for images and text.
+
+    Of the last kind only the language model is used here.
+    """
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    custom = getattr(config, "auto_map", None) or {}
+    with_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in custom
+    if with_images and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in custom:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def _unloadable(what: str, name: str, error: Exception) -> ModelError:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from softprompt.errors import UnsupportedModelError, first_line
+from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line
+from softprompt.models.backbone import Backbone
 from softprompt.models.geometry import Geometry, LayerShape, Sample
 from softprompt.models.weights import ModelWeights
 
@@ -17,22 +18,18 @@ from softprompt.models.weights import ModelWeights
 @torch.no_grad()
 def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
     """Run one token and read the shapes of the keys and values that each layer leaves in the cache."""
-    config = model.config.get_text_config()
+    config = model.config if model.config.is_encoder_decoder else model.config.get_text_config()
     embedding: Any = model.get_input_embeddings()
     table: Tensor = embedding.weight
-    try:
-        shapes, sites = _encoder_decoder_layers(model) if config.is_encoder_decoder else (_causal_layers(model), ())
-    except (TypeError, AttributeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise UnsupportedModelError(
-            f"{config.model_type} models do not work with a key/value cache",
-            where=name,
-            got=first_line(error),
-        ) from error
-    if not any(shapes):
-        raise UnsupportedModelError(
-            f"{config.model_type} models keep no keys and values, so no prefix can be attached",
-            where=name,
-        )
+    if config.is_encoder_decoder:
+        try:
+            shapes, sites = _encoder_decoder_layers(model)
+        except FOREIGN_ERRORS as error:
+            raise UnsupportedModelError(
+                f"{config.model_type} models do not work with a key/value cache", where=name, got=first_line(error)
+            ) from error
+    else:
+        shapes, sites = _causal_layers(model), ()
     weights = ModelWeights(model, model.base_model, embedding)
     return Geometry(
         base=name,
@@ -40,7 +37,7 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
         hidden=table.shape[1],
         vocab=table.shape[0],
         layers=tuple(shapes),
-        windows=(None,) * len(shapes) if sites else _windows(config, name),
+        windows=(None,) * len(shapes) if sites else _windows(config),
         max_positions=context_of(config),
         sample=_whole(weights.sample(len(table))),
         matrices=_whole(weights.matrices(len(table))),
@@ -56,16 +53,29 @@ def _whole(sample: Sample) -> tuple[float, ...]:
 
 def _query_heads(config: Any, shapes: Sequence[LayerShape | None]) -> int:
     """The config's number of attention heads; of a model that names none, the heads of its keys."""
-    heads = getattr(config, "num_attention_heads", None)
-    return heads if isinstance(heads, int) else max(shape.kv_heads for shape in shapes if shape)
+    try:
+        heads = getattr(config, "num_attention_heads", None)
+    except FOREIGN_ERRORS:  # it may vary across layers
+        heads = None
+    return heads if isinstance(heads, int) else max((shape.kv_heads for shape in shapes if shape), default=0)
 
 
 def _causal_layers(model: PreTrainedModel) -> list[LayerShape | None]:
-    """The shape of the keys and values that each layer leaves in the cache."""
-    cache = DynamicCache()
+    """The shape of the keys and values that each layer leaves in the cache; None for a layer without any.
+
+    A model that cannot be run with a cache has none: it works with embedding prompts alone.
+    """
+    backbone = Backbone(model)
+    depth: int = getattr(backbone.config, "num_hidden_layers", 0)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    model.base_model(input_ids=token, past_key_values=cache, use_cache=True)
-    return _shapes(cache, model.config.get_text_config().num_hidden_layers)
+    for new_cache in (DynamicCache, backbone.new_cache):  # a hybrid needs the kinds of its layers
+        try:
+            cache = new_cache()
+            backbone.run(ids_BL=token, cache=cache)
+            return _shapes(cache, depth)
+        except FOREIGN_ERRORS:
+            continue
+    return [None] * depth
 
 
 def _encoder_decoder_layers(model: PreTrainedModel) -> tuple[list[LayerShape | None], tuple[str, ...]]:
@@ -108,16 +118,9 @@ def context_of(config: Any) -> int:
     return most
 
 
-def _windows(config: Any, name: str) -> tuple[int | None, ...]:
+def _windows(config: Any) -> tuple[int | None, ...]:
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    # GPT-Neo and Llama 4 cut attention themselves, by place in the cache: too far for `verify`'s six tokens to see.
-    if limited := {"local", "chunked_attention"} & {*(kinds or ()), *(getattr(config, "attention_layers", None) or ())}:
-        raise UnsupportedModelError(
-            f"{config.model_type} models limit attention in a way that a prefix would shift",
-            where=name,
-            got=min(limited),
-        )
     if kinds is None:  # Mistral, Phi-3: one window for all layers or none
-        return (window,) * config.num_hidden_layers
+        return (window,) * getattr(config, "num_hidden_layers", 0)
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -6,16 +6,34 @@ one.
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from softprompt.errors import UnsupportedModelError
+from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError
 
 AttentionFunction = Callable[..., Any]  # (module, query, key, value, attention_mask, **options) -> (output, weights)
+
+
+def has_state_layers(config: PreTrainedConfig) -> bool:
+    """Whether Transformers' cache for this config holds recurrent or convolution states."""
+    try:
+        layers = DynamicCache(config=config).layers
+    except FOREIGN_ERRORS:  # configs that no cache can be made for
+        return False
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
+def with_parts(model: PreTrainedModel, parts: Mapping[str, nn.Module]) -> PreTrainedModel:
+    """A shallow copy of the model with other direct parts. It shares everything else with the model."""
+    made = copy.copy(model)
+    vars(made)["_modules"] = dict(model._modules) | parts
+    return made
 
 
 def attention_name(model: PreTrainedModel) -> str:

@@ -14,8 +14,8 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.functional import cross_entropy, kl_div
 
 from softprompt.data.soft_labels import SoftLabels
+from softprompt.models.head import Head
 
-Head = Callable[[Tensor], Tensor]
 ChunkLoss = Callable[..., Tensor]  # hidden states [n, H] and n targets of each kind -> losses [n]
 MIN_REST = 1e-7  # probability of all tokens outside a teacher's K, at least: float32 sums may exceed 1
 CHUNK = 256  # positions; 256 x 49152 logits in float32 are 50 MB

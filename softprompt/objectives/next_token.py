@@ -20,6 +20,7 @@ from softprompt.prefix.kv import CausalPrefixKV, PrefixKV, PrefixLayout, require
 from softprompt.prefix.packed import pack_rows, run_packed
 from softprompt.prefix.packing import Bins, Row
 from softprompt.prefix.seq2seq import Seq2SeqPrefixKV, answer_hidden_states
+from softprompt.prefix.state import StatePrefixes, state_hidden_states
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +55,7 @@ def batch_of(
 
     Raises DataError for an empty row, or one that does not fit in the model's context.
     """
-    bins = pack_rows(
-        lm, prefix_kv, [Row(e.ids, 0 if prefix_ids is None else prefix_ids[i]) for i, e in enumerate(examples)]
-    )
+    bins = pack_rows(lm, prefix_kv, _rows(examples, prefix_ids))
     where, targets = learned_positions(examples)
     return Batch(bins, bins.flat[where], targets, _soft_labels(examples))
 
@@ -109,6 +108,10 @@ def distilled_losses(
     return cross_entropies(states, targets, lm.logits) + weight * divergences(states, teacher_states, lm.logits)
 
 
+def _rows(examples: Sequence[Example], prefix_ids: Sequence[int] | None) -> list[Row]:
+    return [Row(e.ids, 0 if prefix_ids is None else prefix_ids[i]) for i, e in enumerate(examples)]
+
+
 def learned_tokens(examples: Sequence[Example]) -> int:
     """The number of learned tokens of these rows."""
     return sum(sum(example.mask) for example in examples)
@@ -120,6 +123,10 @@ def supervised(
     """Hidden states [N, H] at the token before each learned one, and the learned ids [N]."""
     if isinstance(prefix_kv, Seq2SeqPrefixKV):
         return _supervised_seq2seq(lm, prefix_kv, examples, prefix_ids)
+    if isinstance(prefix_kv, StatePrefixes):
+        where, targets = learned_positions(examples)
+        states = state_hidden_states(lm, prefix_kv, _rows(examples, prefix_ids))
+        return states[where.to(lm.device)], targets.to(lm.device)
     batch = batch_of(lm, require_causal(prefix_kv), examples, prefix_ids).to(lm.device)
     return _predicting_states(lm, require_causal(prefix_kv), batch), batch.targets
 

@@ -5,7 +5,7 @@ Shapes: H heads, K key/value heads, S prefix slots, G bins, L tokens per bin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -49,10 +49,17 @@ def attention_mass(
         on = torch.zeros(bins.ids.numel(), dtype=torch.bool)
         on[bins.flat] = torch.tensor([on for row in counted[part] for on in row])
         on_G1L1 = on.view(bins.ids.shape)[:, None, :, None].to(lm.device)
-        for total, layer_GHLK in zip((total for total in totals if total is not None), weights, strict=True):
+        for total, layer_GHLK in _by_layer(totals, weights):
             mass_HS = (layer_GHLK[..., : prefixes.slots] * on_G1L1).sum((0, 2)).float()
             total += mass_HS.view(len(total), -1, prefixes.slots).sum(1)
     return totals
+
+
+def _by_layer(totals: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each layer's total with its weights. A layer without keys of its own may return weights too, or not."""
+    if len(weights) == len(totals):
+        return ((total, layer) for total, layer in zip(totals, weights, strict=True) if total is not None)
+    return zip((total for total in totals if total is not None), weights, strict=True)
 
 
 def _rows_at_once(lm: FrozenLM, prefix_kv: CausalPrefixKV, rows: Sequence[Row]) -> int:

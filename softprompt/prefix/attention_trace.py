@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from softprompt.errors import UnsupportedModelError
+from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line, is_out_of_memory
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import CausalPrefixKV, PrefixKV, require_single
 from softprompt.prefix.packed import pack_rows, run_packed
@@ -112,7 +112,12 @@ def record_attention(
         raise _not_recordable(lm, "an attention of its own")
     per_token = lm.geometry.n_heads * len(lm.geometry.layers) * (prefixes.slots + _OWN_TOKENS)
     groups = by_tokens([len(row.ids) for row in rows], max(1, _WEIGHTS // per_token))
-    traces = [_record(lm, prefixes, rows, group, score) for group in groups]
+    try:
+        traces = [_record(lm, prefixes, rows, group, score) for group in groups]
+    except FOREIGN_ERRORS as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        raise _not_recordable(lm, f"{type(error).__name__}: {first_line(error)}") from error
     layers = [[of_group[i] for of_group in traces] for i in range(len(lm.geometry.layers))]
     return [LayerTrace.joined(parts) if None not in parts else None for parts in cast("list[list[Any]]", layers)]
 
@@ -139,6 +144,8 @@ def _record(
     with PrefixRuntime.of(lm).use_attention(recorder.attend), torch.enable_grad():
         states_TH = run_packed(lm, prefix_kv, bins).flatten(0, 1)[flat]
         calls = {i: call for i, call in recorder.calls.items() if lm.geometry.layers[i] is not None}
+        if not calls:
+            raise _not_recordable(lm, "an attention of its own")
         gradients = torch.autograd.grad(score(states_TH, numbers), [call.change for call in calls.values()])
     positions = bins.depth.flatten()[bins.flat].to(lm.device) + prefix_kv.lengths[0]
 
@@ -186,6 +193,8 @@ class _Recorder:
         """[G, L, H, D'], as Transformers' attention functions; `attention_mask` [G, 1, L, S + L] is added to scores."""
         if s_aux is not None:
             raise UnsupportedModelError("attention with learned sinks cannot be recorded", where=type(module).__name__)
+        if attention_mask.shape[1] != 1:
+            raise UnsupportedModelError("attention with a mask for each head cannot be recorded")
         query_GKRLD = query_GHLD.unflatten(1, (key_GKCD.shape[1], -1))
         query_GKRLD = query_GKRLD * (query_GHLD.shape[-1] ** -0.5 if scaling is None else scaling)
         scores_GKRLC = _capped(query_GKRLD @ key_GKCD[:, :, None].mT, softcap).float() + attention_mask[:, :, None]
@@ -198,7 +207,7 @@ class _Recorder:
             own = own_GKRLL.softmax(-1).to(value_GKCD.dtype) @ values_GKRCD[..., self.slots :, :]
             mass = own_GKRLL.logsumexp(-1)
         self.calls[cast("int", module.layer_idx)] = _Call(query_GKRLD, own, mass, output, change, softcap)
-        return output.flatten(1, 2).transpose(1, 2), None
+        return output.flatten(1, 2).transpose(1, 2).contiguous(), None
 
 
 def _capped(scores: Tensor, cap: float | None) -> Tensor:

@@ -27,12 +27,12 @@ CASCADE_SCORES = 2**26  # attention scores held at once: 256 MB in float32
 def shared_layers(lm: FrozenLM, prefix_kv: CausalPrefixKV) -> tuple[tuple[Tensor, Tensor], ...] | None:
     """For each layer the keys [1, K, S, D] and values [1, K, S, D'] of the only prefix; None if rows need copies.
 
-    They do with several prefixes, with a layer that has no keys or takes another's, and with an attention other than
-    SDPA.
+    They do with several prefixes, with a layer that has no keys or takes another's, with an attention other than SDPA,
+    and in a model whose cache does not hold the attention's keys (`verify` tries it).
     """
     runtime = PrefixRuntime.of(lm)
     layers = tuple(kv for kv in prefix_kv.layers if kv is not None)
-    whole = len(prefix_kv.lengths) == 1 and len(layers) == len(prefix_kv.layers)
+    whole = runtime.shares and len(prefix_kv.lengths) == 1 and len(layers) == len(prefix_kv.layers)
     return layers if whole and runtime.attention_name == "sdpa" and runtime.can_switch_attention else None
 
 
@@ -59,7 +59,7 @@ def _attention(
     heads, length = query_BHLD.shape[1:3]
     together = max(1, CASCADE_SCORES // (heads * length * attention_mask.shape[-1]))
     parts = zip(*(t.split(together) for t in (query_BHLD, key_BKCD, value_BKCD, attention_mask)), strict=True)
-    return torch.cat([_attend(past, *part) for part in parts]).transpose(1, 2), None
+    return torch.cat([_attend(past, *part) for part in parts]).transpose(1, 2).contiguous(), None
 
 
 def _attend(

@@ -27,6 +27,7 @@ def forward(
     cache: Cache,
     ids_GL: Tensor | None = None,
     embeds_GLH: Tensor | None = None,
+    embedded_ids_GL: Tensor | None = None,
     attentions: list[Tensor] | None = None,
 ) -> Tensor:
     """Final hidden states [G, L, H].
@@ -37,33 +38,31 @@ def forward(
         visible_GQK: True where a query may attend to a key; sliding windows are applied on top.
         cache: holds the keys and values of the prefix; see `cache.py`.
         ids_GL, embeds_GLH: the tokens, one of the two.
+        embedded_ids_GL: the ids of embedded tokens, as in `Backbone.run`.
         attentions: filled with each layer's attention weights [G, heads, Q, K]; needs the model's eager attention.
 
     Raises UnsupportedModelError for a model that `verify` has not seen.
     """
+    runtime = PrefixRuntime.of(lm)
+    if runtime.mask_style is None:
+        raise UnsupportedModelError("nothing is known yet of how the model takes masks", where=lm.name, hint=_VERIFY)
     distance_GQK = positions_GL[:, :, None] - key_positions_GK[:, None, :]
     masks = {
         window: additive(visible_GQK if window is None else visible_GQK & (distance_GQK < window), lm.dtype)
-        for window in set(lm.geometry.windows)
+        for window in set(runtime.windows)
     }
-    mask: Tensor | dict[str, Tensor] = masks[lm.geometry.windows[0]]
-    style = PrefixRuntime.of(lm).mask_style
-    if style is None:
-        raise UnsupportedModelError("nothing is known yet of how the model takes masks", where=lm.name, hint=_VERIFY)
-    if style == "per layer type":
-        mask = {kind: masks[window] for kind, window in zip(lm.layer_types, lm.geometry.windows, strict=True)}
-    out = lm.hf_model.base_model(
-        input_ids=ids_GL,
-        inputs_embeds=embeds_GLH,
-        attention_mask=mask,
-        position_ids=positions_GL,
-        past_key_values=cache,
-        use_cache=True,
-        output_attentions=attentions is not None,
+    mask: Tensor | dict[str, Tensor] = masks[runtime.windows[0]]
+    if runtime.mask_style == "per layer type":
+        mask = {kind: masks[window] for kind, window in zip(lm.layer_types, runtime.windows, strict=True)}
+    return lm.backbone.run(
+        ids_BL=ids_GL,
+        embeds_BLH=embeds_GLH,
+        embedded_ids_BL=embedded_ids_GL,
+        mask=mask,
+        positions_BL=positions_GL,
+        cache=cache,
+        attentions=attentions,
     )
-    if attentions is not None:
-        attentions += out.attentions
-    return out.last_hidden_state
 
 
 def check_not_empty(rows: Iterable[Sequence[int]]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from softprompt.errors import GeometryError, UnsupportedModelError
+from softprompt.models.backbone import NO_ID
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV, PrefixCache
 from softprompt.prefix.forward import check_fits_context, forward
@@ -54,6 +55,7 @@ class PrefixLayout:
         lengths: the same, on the host.
         past_slots: number of the leading slots, which hold KV prompts; the tokens of the others are run.
         around: for each prefix the embeddings [n, H] of its lead and of its follow.
+        run_ids: [N, R] ids of the tokens that are run, `NO_ID` for virtual tokens and empty slots.
     """
 
     positions: Tensor
@@ -61,6 +63,7 @@ class PrefixLayout:
     lengths: tuple[int, ...]
     past_slots: int
     around: tuple[tuple[Tensor, Tensor], ...]
+    run_ids: Tensor
 
     @property
     def slots(self) -> int:
@@ -127,7 +130,15 @@ def lay_out_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixLayout:
         positions[i, begin + prefix.masked_span[0] : begin + prefix.masked_span[1]] = -1
     starts_N = (past_N1 + run_N1)[:, 0]
     around = tuple((lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow))) for prefix in prefixes)
-    return PrefixLayout(positions.to(lm.device), starts_N.to(lm.device), tuple(starts_N.tolist()), past_slots, around)
+    ids = [embedded_ids(lm, prefix) for prefix in prefixes]
+    return PrefixLayout(
+        positions.to(lm.device),
+        starts_N.to(lm.device),
+        tuple(starts_N.tolist()),
+        past_slots,
+        around,
+        torch.stack([pad(run, (0, run_slots - len(run)), value=NO_ID) for run in ids]),
+    )
 
 
 def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], layout: PrefixLayout | None = None) -> CausalPrefixKV:
@@ -149,6 +160,7 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], layout: PrefixLayout 
         forward(
             lm,
             embeds_GLH=torch.stack([pad(run, (0, 0, 0, run_slots - len(run))) for run in runs]),
+            embedded_ids_GL=layout.run_ids,
             positions_GL=queries.clamp_min(0),
             key_positions_GK=positions,
             visible_GQK=(positions >= 0)[:, None, :] & (positions[:, None, :] <= queries[:, :, None]),
@@ -162,7 +174,10 @@ def require_causal(prefix_kv: PrefixKV) -> CausalPrefixKV:
     """The prefixes of a causal model; UnsupportedModelError for those of an encoder–decoder."""
     if isinstance(prefix_kv, CausalPrefixKV):
         return prefix_kv
-    raise UnsupportedModelError("this works with causal models only, and the base model is an encoder-decoder")
+    raise UnsupportedModelError(
+        "this needs a causal model whose rows follow keys and values",
+        got="an encoder-decoder, or a model with states or masks of its own",
+    )
 
 
 def require_single(prefix_kv: PrefixKV) -> CausalPrefixKV:
@@ -180,6 +195,12 @@ def embedded(lm: FrozenLM, prefix: Prefix) -> Tensor:
     """
     _run_length(prefix)
     return _joined(lm, prefix, lm.embed(_ids(prefix.lead)), lm.embed(_ids(prefix.follow)))
+
+
+def embedded_ids(lm: FrozenLM, prefix: Prefix) -> Tensor:
+    """The ids [n] of the tokens of `embedded`, `NO_ID` for virtual tokens."""
+    virtual = prefix.prompt.n_tokens if prefix.prompt and not prefix.prompt.begins_the_sequence else 0
+    return _ids([*prefix.lead, *[NO_ID] * virtual, *prefix.follow]).to(lm.device)
 
 
 def _run_length(prefix: Prefix) -> int:

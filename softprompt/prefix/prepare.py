@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
@@ -12,18 +13,33 @@ from softprompt.prefix.cache import KV
 from softprompt.prefix.cascade import shared_layers
 from softprompt.prefix.decoding import DecodingSession
 from softprompt.prefix.kv import CausalPrefixKV, Prefix, PrefixKV, run_prefixes
+from softprompt.prefix.packed import packed_hidden_states
+from softprompt.prefix.packing import Row
+from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prefix.seq2seq import Seq2SeqPrefixKV, gather_prefixes, record_text_kv
 from softprompt.prefix.seq2seq_decoding import Seq2SeqDecodingSession
+from softprompt.prefix.state import StatePrefixes, run_states, state_hidden_states, state_keys_values
+from softprompt.prefix.state_decoding import StateDecodingSession
 from softprompt.prefix.verify import verify
+
+AnySession = DecodingSession | Seq2SeqDecodingSession | StateDecodingSession
 
 
 def start_decoding(
     lm: FrozenLM, prefix_kv: PrefixKV, rows: Sequence[Sequence[int]], prefix_ids: Sequence[int], room: int
-) -> DecodingSession | Seq2SeqDecodingSession:
+) -> AnySession:
     """Rows ready to grow: their continuations (causal models) or answers (encoder–decoders); see these classes."""
     if isinstance(prefix_kv, Seq2SeqPrefixKV):
         return Seq2SeqDecodingSession(lm, prefix_kv, rows, prefix_ids, room)
+    if isinstance(prefix_kv, StatePrefixes):
+        return StateDecodingSession(lm, prefix_kv, rows, prefix_ids, room)
     return DecodingSession(lm, prefix_kv, rows, prefix_ids, room)
+
+
+def packs_rows(lm: FrozenLM) -> bool:
+    """Whether rows of this causal model are packed after shared keys and values. Raises UnsupportedModelError."""
+    verify(lm)
+    return PrefixRuntime.of(lm).path == "packed"
 
 
 def copies_prefix(lm: FrozenLM, prefix_kv: PrefixKV) -> bool:
@@ -32,14 +48,32 @@ def copies_prefix(lm: FrozenLM, prefix_kv: PrefixKV) -> bool:
 
 
 def prepare_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixKV:
-    """Make every prefix ready, with gradient where its prompt has one: run once, or gathered for an encoder–decoder.
+    """Make every prefix ready, with gradient where its prompt has one, on the path that is exact on this model.
+
+    It is run once. Only for a model whose cache allows no path it is embedded, and run again with each row. Prefixes of
+    an encoder–decoder are gathered.
 
     Raises:
         GeometryError: a KV prompt after a lead (its keys start at position 0).
         UnsupportedModelError: the model is not exact with a prefix.
     """
     verify(lm)
-    return gather_prefixes(lm, prefixes) if lm.is_encoder_decoder else run_prefixes(lm, prefixes)
+    if lm.is_encoder_decoder:
+        return gather_prefixes(lm, prefixes)
+    if PrefixRuntime.of(lm).path != "packed":
+        return run_states(lm, prefixes)
+    return run_prefixes(lm, prefixes)
+
+
+def hidden_states(lm: FrozenLM, prefix_kv: PrefixKV, rows: Sequence[Row], *, capacity: int | None = None) -> Tensor:
+    """Final hidden states [T, H] of all tokens of all rows of a causal model, in the order of the rows.
+
+    Args:
+        capacity: as in `packed_hidden_states`; no meaning on other paths.
+    """
+    if isinstance(prefix_kv, StatePrefixes):
+        return state_hidden_states(lm, prefix_kv, rows)
+    return packed_hidden_states(lm, prefix_kv, rows, capacity=capacity)
 
 
 @torch.no_grad()
@@ -52,7 +86,9 @@ def compute_keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[KV, ...]:
     """
     verify(lm)
     if not lm.is_encoder_decoder:
-        return run_prefixes(lm, [prefix]).layers
+        if PrefixRuntime.of(lm).path == "packed":
+            return run_prefixes(lm, [prefix]).layers
+        return state_keys_values(lm, prefix)
     if prefix.prompt is not None:
         raise UnsupportedModelError("an encoder-decoder has keys and values for a text only", where=lm.name)
     ids = [*prefix.lead, *prefix.follow]

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.errors import GeometryError, UnsupportedModelError
+from softprompt.errors import FOREIGN_ERRORS, GeometryError, UnsupportedModelError, first_line
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV, PrefixCache
+from softprompt.prefix.causal_trial import HALF_TOLERANCE, TOLERANCE, probe_ids
 from softprompt.prefix.forward import forward
 from softprompt.prefix.runtime import PrefixRuntime, RopeLayout
-from softprompt.prefix.verify import HALF_TOLERANCE, TOLERANCE, probe_ids, verify
+from softprompt.prefix.verify import verify
 from softprompt.prompts.forms import KVPrompt
 
 LAYOUTS: tuple[RopeLayout, ...] = ("halves", "pairs", "still")
@@ -93,6 +94,13 @@ def _layouts_of(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
 def _try_layouts(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
     if _rotary(lm) is None:
         raise _unmovable(lm, "no rotary module")
+    try:
+        return _layouts_by_trial(lm)
+    except FOREIGN_ERRORS as error:  # complex angles, angles by another rule
+        raise _unmovable(lm, f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _layouts_by_trial(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
     here, there = _keys(lm, 0), _keys(lm, _DISTANCE)
     distances = torch.full((_TOKENS,), _DISTANCE, device=lm.device)
     layouts: list[RopeLayout | None] = [None] * len(lm.geometry.layers)
@@ -133,8 +141,8 @@ def _keys(lm: FrozenLM, start: int) -> dict[int, tuple[Tensor, Tensor]]:
 
 
 def _rotary(lm: FrozenLM) -> Any:
-    """The module that computes the angles, or None."""
-    named = (module for module in lm.hf_model.base_model.modules() if type(module).__name__.endswith("RotaryEmbedding"))
+    """The text decoder's module that computes the angles, or None."""
+    named = (module for module in lm.backbone.module.modules() if type(module).__name__.endswith("RotaryEmbedding"))
     return next(named, None)
 
 

@@ -16,6 +16,9 @@ MaskStyle = Literal["per layer type", "single"]
 # The two numbers of a rotated pair: F apart (Llama, and GPT-NeoX for the first R of D), adjacent (Cohere, GLM), or
 # no rotation.
 RopeLayout = Literal["halves", "pairs", "still"]
+# How rows come after a prefix. "packed": packed rows after shared keys and values, with masks of our own. "state":
+# padded rows from copies of the model's own cache. "concatenated": the prefix's embeddings before each row.
+PrefixPath = Literal["packed", "state", "concatenated"]
 
 
 @final
@@ -24,16 +27,30 @@ class PrefixRuntime:
 
     Attributes:
         exact: whether `verify` has proven the model. `verifying` is held while it does.
+        path: how rows come after a prefix of a causal model, set by `verify`.
+        takes_kv: whether a soft prompt of keys and values is exact, set by `verify`.
+        pads: whether padding after a row changes nothing in it, set by `verify`.
+        steps: whether the model's own cache is exact when tokens come one by one, set by `verify`.
+        shares: whether rows may attend to one stored prefix while decoding, set by `verify`.
         mask_style: how a causal model takes masks, set by `verify`.
+        windows: for each layer the sliding window in tokens, or None.
+        reasons: why a faster path was not taken.
         rope_layouts: for each layer how its keys are rotated, None for a layer without keys; set by `rope`.
         encoder_is_open: whether `seq2seq_forward` has hooked the encoder's attention.
     """
 
     def __init__(self, lm: FrozenLM) -> None:
-        self._model = lm.hf_model
-        self.switch = AttentionSwitch.of(lm.hf_model)
+        self._model = lm.hf_model if lm.is_encoder_decoder else lm.backbone.module
+        self.switch = AttentionSwitch.of(self._model)
         self.verifying = threading.RLock()
         self.exact = False
+        self.path: PrefixPath = "packed"
+        self.takes_kv = True
+        self.pads = True
+        self.steps = True
+        self.shares = False
+        self.windows = lm.geometry.windows
+        self.reasons: dict[PrefixPath, str] = {}
         self.mask_style: MaskStyle | None = None
         self.rope_layouts: tuple[RopeLayout | None, ...] | None = None
         self.encoder_is_open = False

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softprompt.data.tokenize import Example
+from softprompt.methods.config import MethodConfig
 from softprompt.methods.registry import method_spec
 from softprompt.training.config import Config
 
@@ -36,6 +37,7 @@ class TaskStats:
         tokens: mean length of a training row.
         room: tokens that demonstrations may take; 0 for an encoder-decoder, which cannot mask one from its own row.
         gpu: whether training runs on a GPU.
+        takes_kv: whether the model takes soft prompts of keys and values.
     """
 
     tasks: int
@@ -44,15 +46,21 @@ class TaskStats:
     tokens: float
     room: int = 0
     gpu: bool = False
+    takes_kv: bool = True
 
     @staticmethod
     def of(
-        rows: Sequence[Sequence[Example]], classes: Sequence[Sequence[str]], room: int = 0, gpu: bool = False
+        rows: Sequence[Sequence[Example]],
+        classes: Sequence[Sequence[str]],
+        room: int = 0,
+        *,
+        gpu: bool = False,
+        takes_kv: bool = True,
     ) -> TaskStats:
         """The statistics of these tasks' training rows and labels."""
         every = [row for task in rows for row in task]
         tokens = sum(len(row.ids) for row in every) / len(every)
-        return TaskStats(len(rows), len(every), max(map(len, classes)), tokens, room, gpu)
+        return TaskStats(len(rows), len(every), max(map(len, classes)), tokens, room, gpu, takes_kv)
 
 
 def choose(config: Config, facts: TaskStats) -> tuple[Config, tuple[Choice, ...]]:
@@ -61,6 +69,8 @@ def choose(config: Config, facts: TaskStats) -> tuple[Config, tuple[Choice, ...]
         return config, ()
     set_by_user = {f"method.{name}" for name in config.method.model_fields_set}
     set_by_user |= {f"train.{name}" for name in config.train.model_fields_set}
+    if not facts.takes_kv and "method.name" not in set_by_user:
+        config = config.model_copy(update={"method": _without_kv(config.method)})
     choices = [choice for choice in _rules(config, facts) if choice.setting not in set_by_user]
     for section in ("method", "train"):
         update = {c.setting.partition(".")[2]: c.value for c in choices if c.setting.startswith(section)}
@@ -68,6 +78,14 @@ def choose(config: Config, facts: TaskStats) -> tuple[Config, tuple[Choice, ...]
     return config.model_copy(update={"recipe": "fixed"}), tuple(choices)
 
 
+def _without_kv(method: MethodConfig) -> MethodConfig:
+    """The same settings for the method that trains input embeddings."""
+    values = {name: getattr(method, name) for name in method.model_fields_set}
+    settings = method_spec(_EMBEDDING_METHOD).settings
+    return settings.model_validate(values | {"name": _EMBEDDING_METHOD})
+
+
+_EMBEDDING_METHOD = "prompt-tuning"  # for models that take no keys and values
 FEW_SHOT_ROWS = 50  # fewer training rows overfit, unless the initialization is good and the learning rate small
 MANY_CLASSES = 20  # more classes need a longer prompt
 SHORT_RUN = 2.0  # minutes; a shorter run has no time to fit its start
@@ -85,6 +103,8 @@ def _rules(config: Config, facts: TaskStats) -> list[Choice]:
     spec = method_spec(method.name)
     direct = spec.parameters == "direct"
     choices = [Choice("method.name", "prefix-tuning", "keys and values in every layer learn fastest")]
+    if not facts.takes_kv:
+        choices = [Choice("method.name", _EMBEDDING_METHOD, "layers of this model carry more than keys and values")]
     own_start = {"init", "init_text", "init_from"} & method.model_fields_set
     shows = facts.room >= _few_shot_tokens(facts) and facts.tasks == 1 and not own_start
     few = facts.rows < FEW_SHOT_ROWS and direct

@@ -15,7 +15,7 @@ from softprompt.objectives.cuda_graphs import GraphCache
 from softprompt.objectives.next_token import distilled_losses, learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import by_tokens
-from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.prefix.prepare import packs_rows, prepare_prefixes
 from softprompt.training.config import TrainConfig
 from softprompt.training.trial import Trial
 
@@ -87,7 +87,8 @@ def graph_cache_for(lm: FrozenLM, settings: TrainConfig) -> GraphCache | None:
     """A cache of CUDA graphs, or None where replaying forward passes gains nothing or is not possible.
 
     It gains on a GPU only, where starting kernels takes longer than running them. It is not possible with gradient
-    checkpointing, which runs layers again in the backward pass, or with an encoder–decoder, which pads each batch anew.
+    checkpointing, which runs layers again in the backward pass, or with an encoder–decoder or a model that is run in
+    its own cache, which pad each batch anew.
     """
-    able = lm.device.type == "cuda" and not lm.is_encoder_decoder
+    able = lm.device.type == "cuda" and not lm.is_encoder_decoder and packs_rows(lm)
     return GraphCache(lm) if able and settings.graphs and not settings.gradient_checkpointing else None

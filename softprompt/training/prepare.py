@@ -26,7 +26,13 @@ from softprompt.errors import ConfigError, DataError
 from softprompt.files import check_run_folder
 from softprompt.methods.registry import method_spec
 from softprompt.models.device import pick_device
-from softprompt.models.loading import context_length, is_encoder_decoder, load_tokenizer, vocabulary_size
+from softprompt.models.loading import (
+    carries_states,
+    context_length,
+    is_encoder_decoder,
+    load_tokenizer,
+    vocabulary_size,
+)
 from softprompt.prompts import store
 from softprompt.prompts.forms import form_class
 from softprompt.settings import unescaped
@@ -141,7 +147,9 @@ def prepare(
         check_vocabulary([(row.where, row.ids) for row in (*task.train, *task.validation)], tokenizer, vocabulary)
     room = 0 if apart else context // 4
     gpu = pick_device(config.device)[0].startswith("cuda")
-    facts = auto.TaskStats.of([task.train for task in tasks], [task.classes for task in tasks], room, gpu)
+    takes_kv = not carries_states(config.base_model, trust_remote_code=trust_remote_code)
+    rows, classes = [task.train for task in tasks], [task.classes for task in tasks]
+    facts = auto.TaskStats.of(rows, classes, room, gpu=gpu, takes_kv=takes_kv)
     config, choices = auto.choose(config, facts)
     if config.drop_long and not apart:
         tasks = tuple(_fitting(task, config, tokenizer, context) for task in tasks)

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import softprompt.models.measure as measure_module
-from softprompt.errors import ConfigError, ModelError, UnsupportedModelError
+from softprompt.errors import ConfigError, ModelError
 from softprompt.models import loading
 from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.geometry import LayerShape
-from softprompt.models.loading import load_model, load_tokenizer
+from softprompt.models.loading import carries_states, load_model, load_tokenizer
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
@@ -281,22 +281,32 @@ def test_code_beside_a_model_is_not_run(copy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "kind"), [(tf.MambaConfig, "mamba"), (tf.RwkvConfig, "rwkv")], ids=["mamba", "rwkv"]
+    ("config", "states"),
+    [
+        (tf.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2), True),
+        (tf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4), False),
+    ],
+    ids=["mamba", "bloom"],
 )
-def test_a_model_without_keys_and_values_is_refused(config: Any, kind: str, tmp_path: Path) -> None:
-    model = tf.AutoModelForCausalLM.from_config(config(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2))
-    model.save_pretrained(tmp_path / "odd")
-    tiny_tokenizer().save_pretrained(tmp_path / "odd")
-    with pytest.raises(UnsupportedModelError, match=rf"odd: {kind} models keep no keys and values, so no prefix"):
-        load32(tmp_path / "odd")
+def test_states_are_seen_before_weights_are_loaded(config: Any, states: bool, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path / "odd")
+    assert carries_states(str(tmp_path / "odd")) is states
 
 
-def test_a_model_that_counts_slots_is_refused_when_used(tmp_path: Path) -> None:
-    model = tf.AutoModelForCausalLM.from_config(tf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4))
-    model.save_pretrained(tmp_path / "odd")
-    tiny_tokenizer().save_pretrained(tmp_path / "odd")
-    with pytest.raises(UnsupportedModelError, match=r"(?s)odd: bloom models cannot take a prefix exactly"):
-        prepare_prefixes(load32(tmp_path / "odd"), [Prefix(lead=(5,))])
+def test_the_language_model_of_a_model_for_images(tmp_path: Path) -> None:
+    text: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = tf.LlavaConfig(
+        text_config=tf.LlamaConfig(**text, **heads),
+        vision_config=tf.CLIPVisionConfig(**vision, image_size=28, patch_size=14),
+        image_token_index=VOCAB - 1,
+    )
+    tf.AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "vision")
+    tiny_tokenizer().save_pretrained(tmp_path / "vision")
+    lm = load32(tmp_path / "vision")
+    assert lm.geometry.hidden == 32 and len(lm.geometry.layers) == 2
+    prepare_prefixes(lm, [Prefix(lead=(5, 6))])
 
 
 def test_loading_leaves_the_log_as_talkative_as_it_was(saved: Path, copy: Path) -> None:

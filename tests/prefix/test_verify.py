@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -18,7 +19,6 @@ from softprompt.prefix.verify import verify
 from tests.support.tiny import CONFIGS, VOCAB, tiny_lm, tiny_tokenizer
 
 SMALL: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
-HEADS: dict[str, Any] = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 256}
 
 
 def random_lm(config: tf.PreTrainedConfig) -> FrozenLM:
@@ -43,41 +43,16 @@ def gpt_neo(window: int, kinds: list[str]) -> tf.PreTrainedConfig:
     return tf.GPTNeoConfig(**sizes, attention_types=[[kinds, 1]], window_size=window, max_position_embeddings=256)
 
 
-def test_a_state_space_model_keeps_nothing_to_extend() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"(?s)odd-one: mamba models keep no keys and values"):
-        random_lm(tf.MambaConfig(**SMALL))
-
-
 @pytest.mark.parametrize("window", [4, 20, 256])
 def test_windows_of_its_own(window: int) -> None:
     """GPT-Neo's local attention counts slots of the cache; six tokens would not show a window of 256."""
-    with pytest.raises(UnsupportedModelError, match=r"(?s)odd-one: gpt_neo models limit attention.*local"):
-        random_lm(gpt_neo(window, ["global", "local"]))
+    lm = random_lm(gpt_neo(window, ["global", "local"]))
+    verify(lm)
+    assert PrefixRuntime.of(lm).path == "state"
 
 
 def test_gpt_neo_without_local_layers_is_fine() -> None:
     verify(random_lm(gpt_neo(256, ["global", "global"])))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        tf.MptConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=256),  # ALiBi counts slots
-        tf.RecurrentGemmaConfig(
-            **SMALL, **HEADS, lru_width=32, attention_window_size=11, block_types=["recurrent", "attention"]
-        ),
-        tf.CohereConfig(**SMALL, **HEADS, logit_scale=0.25, pad_token_id=0, bos_token_id=1, eos_token_id=2),
-    ],
-    ids=lambda config: config.model_type,
-)
-def test_other_arithmetic(config: tf.PreTrainedConfig) -> None:
-    lm = random_lm(config)
-    reason = rf"(?s)odd-one: {config.model_type} models cannot take a prefix exactly.*off by \d"
-    with pytest.raises(UnsupportedModelError, match=reason):
-        verify(lm)
-    with pytest.raises(UnsupportedModelError, match=reason):
-        prepare_prefixes(lm, [Prefix(lead=(5,))])  # and again: nothing was remembered as verified
-    assert not PrefixRuntime.of(lm).exact and PrefixRuntime.of(lm).mask_style is None
 
 
 def changed(drop: str) -> FrozenLM:
@@ -94,18 +69,44 @@ def changed(drop: str) -> FrozenLM:
     return lm
 
 
-@pytest.mark.parametrize("argument", ["position_ids", "attention_mask", "past_key_values"])
-def test_an_argument_that_is_dropped(argument: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"(?s)odd-one: llama models"):
-        verify(changed(argument))
+@pytest.mark.parametrize(
+    ("argument", "path"),
+    [("position_ids", "state"), ("attention_mask", "state"), ("past_key_values", "concatenated")],
+)
+def test_an_argument_that_is_dropped(argument: str, path: str) -> None:
+    """Without what packed rows need, the next path is taken."""
+    lm = changed(argument)
+    verify(lm)
+    runtime = PrefixRuntime.of(lm)
+    assert runtime.path == path and "packed" in runtime.reasons
 
 
-def test_bloom_takes_no_such_mask() -> None:
-    """An error inside the model is a reason too, not a crash."""
+def test_a_model_that_is_not_causal() -> None:
+    """And again: nothing is remembered as verified."""
+    sizes: dict[str, Any] = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 256}
+    lm = random_lm(tf.BertConfig(**SMALL, **sizes, is_decoder=False))
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match=r"(?s)odd-one: bert models cannot.*not causal"):
+            prepare_prefixes(lm, [Prefix(lead=(5,))])
+    assert not PrefixRuntime.of(lm).exact
+
+
+def test_a_window_that_the_models_masks_do_not_have() -> None:
+    """Six tokens do not show a window of 256; the trial shrinks it."""
+    lm = random_lm(CONFIGS["llama"]())
+    runtime = PrefixRuntime.of(lm)
+    lm.backbone.config.sliding_window = 256  # a number that Llama's masks do not use
+    lm.geometry = replace(lm.geometry, windows=(256, 256))
+    runtime.windows = lm.geometry.windows
+    verify(lm)
+    assert runtime.path == "concatenated" and "past a limit of its attention" in runtime.reasons["packed"]
+    assert lm.backbone.config.sliding_window == 256
+
+
+def test_an_error_inside_the_model_is_a_reason() -> None:
     lm = random_lm(tf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4))
-    with pytest.raises(UnsupportedModelError, match=r"(?s)odd-one: bloom models.*ValueError: too many values"):
-        verify(lm)
-    assert not PrefixRuntime.of(lm).exact and PrefixRuntime.of(lm).mask_style is None
+    verify(lm)
+    assert "ValueError" in PrefixRuntime.of(lm).reasons["packed"]
 
 
 def test_a_model_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
