@@ -62,7 +62,7 @@ def rank_choices(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Rec
         sizes = [len(body) + len(trie.tokens) for body, trie in zip(bodies, tries, strict=True)]
         for part in by_tokens(sizes, _TOKENS):
             rows = [tries[i].row_for(bodies[i]) for i in part]
-            states = packed_hidden_states(lm, prefixes, rows).split([len(row.ids) for row in rows])
+            states = hidden_states(lm, prefixes, rows).split([len(row.ids) for row in rows])
             for i, row_states in zip(part, states, strict=True):
                 totals[i] = tries[i].totals(lm, row_states[None, len(bodies[i]) - 1 :])[0].cpu()
     lengths = [torch.tensor(trie.lengths, dtype=torch.float) for trie in tries]

@@ -22,9 +22,8 @@ from softprompt.modeling.generation_cache import GenerationCache
 from softprompt.modeling.rows import RowPlan, padded_states, plan_rows
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix, PrefixKV
-from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
-from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.prefix.prepare import hidden_states, prepare_prefixes
 from softprompt.prompts.base import SoftPrompt
 
 _BASE = "base."  # of the names of the base model's weights, which are not part of the state dict
@@ -157,7 +156,7 @@ class SoftPromptBackbone(nn.Module):
         opening_nH = self._opening(prefix_kv) if len(plan.opened) else None
         states_RH = torch.zeros(0, self.lm.geometry.hidden, dtype=self.lm.dtype, device=self.lm.device)
         if plan.rows:
-            states_RH = packed_hidden_states(self.lm, prefix_kv, [Row(ids) for ids in plan.rows])
+            states_RH = hidden_states(self.lm, prefix_kv, [Row(ids) for ids in plan.rows])
         return padded_states(plan, states_RH, opening_nH)
 
     def _check_opened(self, plan: RowPlan) -> None:
@@ -186,7 +185,7 @@ class SoftPromptBackbone(nn.Module):
         """
         embeddings_PH = self.live().input_embeddings()
         if embeddings_PH is None:
-            return packed_hidden_states(self.lm, prefix_kv, [Row(self.opening)])
+            return hidden_states(self.lm, prefix_kv, [Row(self.opening)])
         whole = torch.cat([self.lm.embed(self.lead), embeddings_PH.to(self.lm.device, self.lm.dtype)])
         states_SH = self.base.base_model(inputs_embeds=whole[None], use_cache=False).last_hidden_state[0]
         return torch.cat([states_SH[: len(self.opening) - 1], states_SH[-1:]])
