@@ -32,7 +32,7 @@ def has_state_layers(config: PreTrainedConfig) -> bool:
 def with_parts(model: PreTrainedModel, parts: Mapping[str, nn.Module]) -> PreTrainedModel:
     """A shallow copy of the model with other direct parts. It shares everything else with the model."""
     made = copy.copy(model)
-    vars(made)["_modules"] = dict(model._modules) | parts
+    vars(made)["_modules"] = {**model._modules, **parts}
     return made
 
 

@@ -56,11 +56,12 @@ class CausalTrial:
         """Returns the reason why no path is exact, or ""."""
         if reason := self._guarded(self._try_head):
             return reason
-        for path, attempt in (
-            ("packed", self._try_packed),
-            ("state", self._try_state),
-            ("concatenated", self._try_concatenated),
-        ):
+        attempts: dict[PrefixPath, Callable[[], str]] = {
+            "packed": self._try_packed,
+            "state": self._try_state,
+            "concatenated": self._try_concatenated,
+        }
+        for path, attempt in attempts.items():
             self.runtime.path = path
             if not (reason := self._guarded(attempt)):
                 return ""

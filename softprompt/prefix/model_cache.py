@@ -72,7 +72,7 @@ def _make_functional(layer: LinearAttentionCacheLayerMixin) -> None:
 
 
 def _join_conv_state(
-    layer: LinearAttentionCacheLayerMixin,
+    layer: Any,
     conv_states: Tensor,
     state_idx: int = 0,
     conv_kernel_size: int | None = None,
