@@ -116,7 +116,7 @@ BUILT_IN_VERBS = (
     ),
     _builtin("list", "list_show", "list_command", "Look", "List the saved soft prompts."),
     _builtin("show", "list_show", "show_command", "Look", "Show a soft prompt's card, after checking its tensors."),
-    _builtin("data", "data", "data_app", "Look", "Check and preview training data."),
+    _builtin("data", "data", "data_app", "Look", "Check, preview and convert training data."),
     _builtin("models", "models", "models_command", "Look", "List the base models on this machine."),
     _builtin("doctor", "doctor", "doctor_command", "Look", "Show versions, hardware, folders and optional extras."),
 )

@@ -80,17 +80,20 @@ def _list_in(text: str, start: int, path: Path) -> int:
 
 def _articles(where: str, row: object) -> Iterator[tuple[str, object]]:
     """The questions of an article with paragraphs, as in SQuAD's own files, a row each; other rows unchanged."""
-    article = cast(Mapping[str, object], row) if isinstance(row, Mapping) else {}
-    paragraphs = article.get("paragraphs")
+    paragraphs = _object(row).get("paragraphs")
     if not isinstance(paragraphs, list):
         yield where, row
         return
     for paragraph in cast(list[object], paragraphs):
-        inner = cast(Mapping[str, object], paragraph) if isinstance(paragraph, Mapping) else {}
+        inner = _object(paragraph)
         questions = inner.get("qas")
         for question in cast(list[object], questions) if isinstance(questions, list) else []:
-            own = cast(Mapping[str, object], question) if isinstance(question, Mapping) else {}
-            yield where, {"context": inner.get("context"), **own}
+            yield where, {"context": inner.get("context"), **_object(question)}
+
+
+def _object(value: object) -> Mapping[str, object]:
+    """The value, if it is a JSON object; otherwise an empty one."""
+    return cast(Mapping[str, object], value) if isinstance(value, Mapping) else dict[str, object]()
 
 
 def _decoded(text: str, position: int, path: Path, where: str | None = None) -> tuple[object, int]:

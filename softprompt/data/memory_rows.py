@@ -27,7 +27,7 @@ def memory_rows(rows: object, where: str = "rows") -> Iterator[tuple[str, object
         rows = frame(orient="records")
     if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
         expected = "a list of dicts, a datasets.Dataset, or a mapping of splits to them"
-        raise DataError("these are no rows", where=where, expected=expected, got=type(rows).__name__)
+        raise DataError("these are no rows", where=where, expected=expected, got=type(cast(object, rows)).__name__)
     classes = _class_names(cast(object, rows))
     for number, row in enumerate(cast(Iterable[object], rows), start=1):
         if not isinstance(row, Mapping):
