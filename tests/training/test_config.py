@@ -44,6 +44,8 @@ def values_of(name: str) -> list[Any]:
         return ["prompt-tuning", "smop", "decomposed"]
     if name == "train.temperature":
         return [1.5, 2.0, 3.0]
+    if name == "pieces":
+        return [16, 32, 64]
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(one for one in get_args(kind) if one is not type(None))
     if get_origin(kind) is Literal:
