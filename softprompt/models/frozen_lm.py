@@ -69,7 +69,7 @@ class FrozenLM:
         self.is_encoder_decoder = bool(self._config.is_encoder_decoder)
         self.closing = tuple(closing_ids(tokenizer)) if self.is_encoder_decoder else ()
         self.geometry = replace(measure_geometry(model, name), adapted=adapted)
-        self._extensions: dict[Any, Any] = {}
+        self._extensions: dict[object, object] = {}
         self._checkpointing = threading.Lock()
         self._checkpointed = 0  # `checkpoint_layers` blocks that are open
 

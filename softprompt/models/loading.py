@@ -206,6 +206,6 @@ class _Quiet:
         self.catcher.__enter__()
         warnings.simplefilter("ignore")
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.catcher.__exit__(*exception)
         transformers_logging.set_verbosity(self.level)

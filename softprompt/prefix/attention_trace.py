@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +119,13 @@ def record_attention(
             raise
         raise _not_recordable(lm, f"{type(error).__name__}: {first_line(error)}") from error
     layers = [[of_group[i] for of_group in traces] for i in range(len(lm.geometry.layers))]
-    return [LayerTrace.joined(parts) if None not in parts else None for parts in cast("list[list[Any]]", layers)]
+    return [_joined(parts) for parts in layers]
+
+
+def _joined(parts: Sequence[LayerTrace | None]) -> LayerTrace | None:
+    """The trace of all parts; None if the layer has none."""
+    traces = [part for part in parts if part is not None]
+    return LayerTrace.joined(traces) if len(traces) == len(parts) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +141,11 @@ class _Call:
 
 
 def _record(
-    lm: FrozenLM, prefix_kv: CausalPrefixKV, rows: Sequence[Row], numbers: Sequence[int], score: Any
+    lm: FrozenLM,
+    prefix_kv: CausalPrefixKV,
+    rows: Sequence[Row],
+    numbers: Sequence[int],
+    score: Callable[[Tensor, Sequence[int]], Tensor],
 ) -> list[LayerTrace | None]:
     """`record_attention` for the rows with these numbers."""
     bins = pack_rows(lm, prefix_kv, [rows[i] for i in numbers])
@@ -188,7 +198,7 @@ class _Recorder:
         scaling: float | None = None,
         softcap: float | None = None,
         s_aux: Tensor | None = None,
-        **options: Any,
+        **options: object,
     ) -> tuple[Tensor, None]:
         """[G, L, H, D'], as Transformers' attention functions; `attention_mask` [G, 1, L, S + L] is added to scores."""
         if s_aux is not None:
