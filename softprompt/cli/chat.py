@@ -10,7 +10,16 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import BaseAdapter, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import (
+    BaseAdapter,
+    ChatTemplate,
+    Device,
+    Dtype,
+    Model,
+    RepetitionPenalty,
+    System,
+    TrustRemoteCode,
+)
 from softprompt.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,20 +35,25 @@ def chat_command(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Only tokens that make up this probability.")] = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    system: System = None,
+    chat_template: ChatTemplate = "",
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Chat with a soft prompt. If it was trained on plain text, each line is answered on its own."""
     from softprompt.cli.base_model import load_base
+    from softprompt.formatting.chat_template import chat_template_of
     from softprompt.inference.chat import ChatSession
     from softprompt.inference.generate import load_prompts
     from softprompt.inference.sampling import Sampling
 
-    sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
+    sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed, repetition_penalty=repetition_penalty)
     lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter)
-    session = ChatSession(lm, load_prompts(lm, [name])[name], sampling)
+    formatted = load_prompts(lm, [name], chat_template=chat_template_of(chat_template), system=system)[name]
+    session = ChatSession(lm, formatted, sampling)
     console = Console(stderr=True)
     console.print(_HELP, style="dim")
     while (line := _line()) is not None and line != "/exit":

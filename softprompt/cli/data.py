@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,8 @@ from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.splits import data_digest, inputs_of, load_rows, load_splits, remarks
 from softprompt.data.targets import end_id, target_text
 from softprompt.data.template import Template, answered_apart, check_fit, fill, head, unused_fields
-from softprompt.data.tokenize import tokenize
+from softprompt.data.template_notes import row_notes
+from softprompt.data.tokenize import Example, encode_rows
 from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.data.vocabulary import check_vocabulary
 from softprompt.errors import DataError
@@ -54,7 +54,6 @@ LearnEnd = Annotated[
 ]
 _Model = Annotated[str | None, typer.Option("--model", help="A base model, to see its tokens.")]
 
-UNLIMITED = sys.maxsize
 _LEARNED = "bold green"
 
 
@@ -114,13 +113,19 @@ def preview(
     chosen = _template(records, template, chat, model, tokenizer)
     console = Console()
     console.print(Text(f"{described(records[0])}, {shape_of(records[0]).description}", style="dim"))
-    for record in records[:rows]:
+    shown_rows = records[:rows]
+    for record in shown_rows:
         console.print(Rule(Text(record.where, style="dim"), align="left", style="dim"))
-        shown = _as_text(record, chosen) if tokenizer is None else _as_tokens(record, chosen, tokenizer)
-        console.print(shown, soft_wrap=True)
+        texts = [_as_text(record, chosen)] if tokenizer is None else _as_tokens(record, chosen, tokenizer)
+        for text in texts:
+            console.print(text, soft_wrap=True)
     console.print(Text.assemble(("head", "dim"), " · body · ", ("«learned»", _LEARNED)))
     if tokenizer is None:
         console.print(Text("Add --model to see tokens and the end of the answer.", style="dim"))
+        return
+    made = encode_rows(shown_rows, chosen, tokenizer)
+    for note in row_notes(shown_rows, chosen, tokenizer, len(made)):
+        console.print(Text(f"note: {note}", style="yellow"))
 
 
 @data_app.command("convert")
@@ -181,7 +186,7 @@ def _describe(rows: Sequence[Record], template: Template, tokenizer: Tokenizer |
         info["labels"] = dict(Counter(str(row.target) for row in rows).most_common())
     info["characters"] = _lengths([_characters(row, template) for row in rows])
     if tokenizer is not None:
-        examples = tokenize(rows, template, tokenizer, max_length=UNLIMITED)
+        examples = encode_rows(rows, template, tokenizer)
         info["tokens"] = _lengths([len(example.ids) for example in examples])
         info["learned_tokens"] = _lengths([sum(example.mask) for example in examples])
     return info
@@ -196,9 +201,8 @@ def _notes(
     if tokenizer is not None and model is not None:
         from softprompt.models.loading import vocabulary_size
 
-        learned = {
-            name: tokenize(rows, template, tokenizer, max_length=UNLIMITED) for name, rows in parts.items() if rows
-        }
+        learned = {name: encode_rows(rows, template, tokenizer) for name, rows in parts.items() if rows}
+        notes += row_notes(parts["train"], template, tokenizer, len(learned["train"]))
         places = [(row.where, row.ids) for examples in learned.values() for row in examples]
         check_vocabulary(places, tokenizer, vocabulary_size(model))
         for name in ("train", "validation"):
@@ -268,9 +272,12 @@ def _print_report(report: dict[str, object], console: Console) -> None:
     console.print(Text("ok", style="bold green"))
 
 
-def _as_tokens(record: Record, template: Template, tokenizer: Tokenizer) -> Text:
-    """One row as it is tokenised, every learned token marked."""
-    example = tokenize([record], template, tokenizer, max_length=UNLIMITED)[0]
+def _as_tokens(record: Record, template: Template, tokenizer: Tokenizer) -> list[Text]:
+    """A row, or the rows that a conversation becomes, as they are tokenised, every learned token marked."""
+    return [_marked(example, template, tokenizer) for example in encode_rows([record], template, tokenizer)]
+
+
+def _marked(example: Example, template: Template, tokenizer: Tokenizer) -> Text:
     shown = Text(escaped(head(template, tokenizer)), style="dim")
     pending: list[int] = []
     for i, (token, learned) in enumerate(zip(example.ids, example.mask, strict=True)):

@@ -13,7 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Metrics, Model, TrustRemoteCode, parse_names
+from softprompt.cli.options import (
+    AsJson,
+    BaseAdapter,
+    ChatTemplate,
+    Device,
+    Dtype,
+    Metrics,
+    Model,
+    TrustRemoteCode,
+    parse_names,
+)
 from softprompt.cli.sources import check_data_places
 from softprompt.errors import ConfigError
 from softprompt.settings import unescaped
@@ -51,6 +61,7 @@ def eval_command(
         bool, typer.Option("--apply-chat-template", help="With --tasks: texts as conversations.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="With --tasks: texts run at once.")] = 8,
+    chat_template: ChatTemplate = "",
     as_json: AsJson = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -64,16 +75,19 @@ def eval_command(
     for source in (data, shots_data):
         check_data_places(source)
     from softprompt.cli.base_model import load_base
+    from softprompt.data.targets import compared_references
     from softprompt.evaluation.compare import EMPTY_TEXT_PROMPT, compare
     from softprompt.evaluation.custom_metrics import load_custom_metrics
     from softprompt.evaluation.ensemble import check_vote
     from softprompt.evaluation.ensemble import vote as majority
     from softprompt.evaluation.held_out import held_out_rows
     from softprompt.evaluation.routing import expanded, routed, routers_of
+    from softprompt.formatting.chat_template import chat_template_of, use_chat_template
     from softprompt.formatting.formatted_prompt import from_card
     from softprompt.inference.sampling import Sampling
     from softprompt.prompts import store
 
+    of = chat_template_of(chat_template)
     if (data is None) == (tasks is None):
         raise ConfigError(
             "give rows with --data, or names of tasks with --tasks", got=f"--data {data}, --tasks {tasks}"
@@ -107,11 +121,14 @@ def eval_command(
             shots=held_out.shots,
             sampling=Sampling(max_new_tokens),
             extra_metrics=extra_metrics,
+            chat_template=of,
         )
     results = comparison.to_dict()
+    template = use_chat_template(from_card(*store.load(store.locate(chosen[0]), lm.geometry)), of, lm).template
+    rows = compared_references(rows, template, lm.tokenizer)
     for router, experts in routers.items():
         each = [comparison.soft_prompts[expert] for expert in experts]
-        frame = from_card(*store.load(store.locate(experts[0]), lm.geometry))
+        frame = use_chat_template(from_card(*store.load(store.locate(experts[0]), lm.geometry)), of, lm)
         results[router] = routed(lm, router, frame, each, rows).to_dict()
     if vote:
         results["vote"] = majority(list(comparison.soft_prompts.values()), rows).to_dict()

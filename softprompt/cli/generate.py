@@ -6,22 +6,31 @@ import json
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Model, TrustRemoteCode, parse_names
+from softprompt.cli.options import (
+    AsJson,
+    BaseAdapter,
+    ChatTemplate,
+    Device,
+    Dtype,
+    Model,
+    RepetitionPenalty,
+    System,
+    TrustRemoteCode,
+    parse_names,
+)
 from softprompt.errors import ConfigError, DataError
 from softprompt.settings import unescaped
 
 if TYPE_CHECKING:
-    from softprompt.formatting.formatted_prompt import FormattedPrompt
-    from softprompt.inference.decoding import Answer
+    from softprompt.inference.answer import Answer
     from softprompt.inference.generate import Request
-    from softprompt.models.frozen_lm import FrozenLM
 
 _BATCH = 64  # answers printed at a time: progress on long inputs is visible, and an interruption keeps it
 
@@ -36,11 +45,21 @@ def generate_command(
     top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0 is all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Only tokens that make up this probability.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be repeated.")] = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    num_beams: Annotated[int, typer.Option(help="Beams of a beam search; 1 is none.")] = 1,
+    n: Annotated[
+        int, typer.Option("--n", "--num-return-sequences", help="Answers to each text: drawn, or the best beams.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    system: System = None,
+    chat_template: ChatTemplate = "",
     base: Annotated[bool, typer.Option("--base", help="Let the base model without a prompt answer too.")] = False,
     jsonl: Annotated[
         bool,
-        typer.Option("--jsonl", help='Lines of stdin are {"prompt": NAME, "text": TEXT}, for one prompt each.'),
+        typer.Option(
+            "--jsonl",
+            help='Lines of stdin are {"prompt": NAME, "text": TEXT}, or with "messages": [...] in place of the text.',
+        ),
     ] = False,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
@@ -55,60 +74,57 @@ def generate_command(
 
     echo '{"prompt": "tone", "text": "Hi"}' | softprompt generate tone,legal - --jsonl
 
+    echo '{"messages": [{"role": "user", "content": "Hi"}]}' | softprompt generate tone - --jsonl
+
     For a template with several fields a text is a JSON object: '{"text": "...", "text2": "..."}'.
     """
     from softprompt.cli.base_model import load_base
     from softprompt.evaluation.routing import assign, expanded, routers_of
-    from softprompt.inference.generate import Request, generate
+    from softprompt.formatting.chat_template import chat_template_of
+    from softprompt.formatting.formatted_prompt import no_prompt
+    from softprompt.inference.generate import Request, generate, load_prompts
     from softprompt.inference.sampling import Sampling
 
-    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, tuple(map(unescaped, stop or ())), seed)
+    stops = tuple(map(unescaped, stop or ()))
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, stops, seed, repetition_penalty, num_beams, n)
     chosen = parse_names(names)
     routers = routers_of(chosen)
     rows = _texts(texts)
     chosen_requests = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
     flat = expanded(chosen, routers)
     lm = load_base(model, flat, dtype, device, trust_remote_code, base_adapter)
-    formatted_prompts = _formatted_prompts(lm, flat, base)
+    formatted_prompts = load_prompts(lm, flat, chat_template=chat_template_of(chat_template), system=system)
+    if base:
+        formatted_prompts["(base)"] = no_prompt(lm, next(iter(formatted_prompts.values())).template)
     columns = [*chosen, *(name for name in formatted_prompts if name not in flat)]
     requests = chosen_requests or [Request(text, name, where) for where, text in rows for name in columns]
     requests = assign(lm, routers, formatted_prompts, requests)
-    if len(requests) == 1 and not as_json:  # stream
+    if len(requests) == n == 1 and not as_json:  # stream
         generate(lm, formatted_prompts, requests, sampling, on_text=lambda _, new: _write(new))
         _write("\n")
         return
     console = Console(soft_wrap=True)
     for start in range(0, len(requests), _BATCH):
-        part, draw = requests[start : start + _BATCH], replace(sampling, seed=seed + start)
-        for request, result in zip(part, generate(lm, formatted_prompts, part, draw), strict=True):
+        part, draw = requests[start : start + _BATCH], replace(sampling, seed=seed + start * n)
+        asked = [request for request in part for _ in range(n)]
+        for i, (request, result) in enumerate(zip(asked, generate(lm, formatted_prompts, part, draw), strict=True)):
             if as_json:
-                typer.echo(json.dumps(_line(request, result), ensure_ascii=False))
+                index = {"index": i % n} if n > 1 else {}
+                typer.echo(json.dumps(_line(request, result) | index, ensure_ascii=False))
             else:
                 console.print(_block(request, result))
 
 
-def _line(request: Request, result: Answer) -> dict[str, str]:
-    return {
-        "prompt": request.name,
-        "text": request.text,
-        "answer": result.text,
-        "finish_reason": result.finish,
-    }
+def _line(request: Request, result: Answer) -> dict[str, object]:
+    asked = {"text": request.text} if isinstance(request.text, str) else {"messages": request.text}
+    return {"prompt": request.name, **asked, "answer": result.text, "finish_reason": result.finish}
 
 
 def _block(request: Request, result: Answer) -> Text:
-    question, said = escaped(request.text[:60]), escaped(result.text.strip())
-    return Text.assemble((f"{request.name:<12} ", "bold"), (question, "dim"), "\n  ", said)
-
-
-def _formatted_prompts(lm: FrozenLM, names: list[str], base: bool) -> dict[str, FormattedPrompt]:
-    from softprompt.formatting.formatted_prompt import no_prompt
-    from softprompt.inference.generate import load_prompts
-
-    formatted_prompts = load_prompts(lm, names)
-    if base:
-        formatted_prompts["(base)"] = no_prompt(lm, next(iter(formatted_prompts.values())).template)
-    return formatted_prompts
+    asked = request.text if isinstance(request.text, str) else str(request.text[-1])
+    return Text.assemble(
+        (f"{request.name:<12} ", "bold"), (escaped(asked[:60]), "dim"), "\n  ", escaped(result.text.strip())
+    )
 
 
 def _texts(texts: list[str] | None) -> list[tuple[str, str]]:
@@ -132,10 +148,13 @@ def _own_prompt(line: str, where: str, names: list[str]) -> Request:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
-    if not isinstance(row, dict) or row.get("prompt") not in names or not isinstance(row.get("text"), str):
-        expected = f'{{"prompt": one of {", ".join(names)}, "text": "..."}}'
+    fields: dict[str, Any] = row if isinstance(row, dict) else {}
+    name = fields.get("prompt", names[0] if len(names) == 1 else None)
+    asked = fields.get("messages") if isinstance(fields.get("messages"), list) else fields.get("text")
+    if name not in names or not isinstance(asked, str | list):
+        expected = f'{{"prompt": one of {", ".join(names)}, "text": "..."}}, or "messages": [...] in place of "text"'
         raise DataError("the line is not a request", where=where, expected=expected, got=line[:80])
-    return Request(row["text"], row["prompt"], where)
+    return Request(asked, name, where)
 
 
 def _utf8(raw: bytes, where: str) -> str:

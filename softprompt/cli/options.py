@@ -31,6 +31,19 @@ Metrics = Annotated[
         help="Score answers with this too: f1, …, or FILE.py:function of yours (answer, references); may be repeated.",
     ),
 ]
+ChatTemplate = Annotated[
+    str,
+    typer.Option(
+        "--chat-template",
+        help="If the model's differs from the one trained with: prompt uses the soft prompt's own, model the model's.",
+    ),
+]
+System = Annotated[
+    str | None, typer.Option("--system", help="System turn, in place of the one kept with the soft prompt.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Over 1: tokens of text and answer become less likely; 1 is none.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a prompt or run of that name.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the settings and stop.")]

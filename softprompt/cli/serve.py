@@ -169,6 +169,7 @@ def _load_service(settings: ServerConfig, prompts: ServedPrompts, rate_limit: Ra
         places=settings.max_loaded,
         pinned=frozenset(prompts.pinned),
         rate_limit=rate_limit,
+        chat_template=settings.chat_template,
     )
 
 

@@ -145,7 +145,7 @@ def _notes(prepared: PreparedTraining) -> Iterator[str]:
     from softprompt.data.template import unused_fields
 
     for task in prepared.tasks:
-        notes = list(task.splits.notes)
+        notes = [*task.splits.notes, *task.notes]
         if unused := unused_fields(task.template, task.splits.train):
             notes.append(f"the template does not use the fields {', '.join(unused)}")
         if task.dropped:

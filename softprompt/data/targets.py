@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from softprompt.data.records import Message
-from softprompt.data.template import USER, Template, turns
-from softprompt.data.tokenizer import Tokenizer, encode, eos_id, is_special, render_chat
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from softprompt.data.records import Message, Record
+from softprompt.data.template import USER, Template, conversation_text, thoughts_of, turns
+from softprompt.data.thoughts import split_thought
+from softprompt.data.tokenizer import Tokenizer, decode, encode, eos_id, is_special
 from softprompt.errors import DataError
 
 ANSWER = "SOFTPROMPTANSWERTEXT"  # stands in for the assistant's words
@@ -32,7 +36,7 @@ def end_id(template: Template, tokenizer: Tokenizer) -> int:
     eos = eos_id(tokenizer)
     if template.kind == "chat":
         answered = (*turns(template, USER), Message("assistant", ANSWER))
-        tail = render_chat(answered, tokenizer, add_generation_prompt=False).rpartition(ANSWER)[2]
+        tail = conversation_text(template, answered, tokenizer).rpartition(ANSWER)[2]
         ids = encode(tail, tokenizer)
         if ids and is_special(ids[0], tokenizer):
             return ids[0]
@@ -50,3 +54,55 @@ def end_id(template: Template, tokenizer: Tokenizer) -> int:
         got=got,
         hint=hint,
     )
+
+
+def end_texts(template: Template, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """How the end tokens of an answer are written: the template's, and the tokenizer's EOS.
+
+    Raises DataError if the template has none.
+    """
+    ids = (end_id(template, tokenizer), eos_id(tokenizer))
+    texts = [decode([token], tokenizer) for token in ids if token is not None and is_special(token, tokenizer)]
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def without_end(text: str, ends: Sequence[str]) -> str:
+    """An answer without end tokens written at its end, as files for other trainers have them, and space there."""
+    while end := next((end for end in ends if text.rstrip().endswith(end)), ""):
+        text = text.rstrip().removesuffix(end).rstrip()
+    return text
+
+
+def without_written_ends(records: Sequence[Record], template: Template, tokenizer: Tokenizer) -> list[Record]:
+    """The records, with targets and assistant's turns as `without_end` leaves them."""
+    ends = end_texts(template, tokenizer)
+
+    def turn(message: Message) -> Message:
+        assistant = message.role == "assistant"
+        return replace(message, content=without_end(message.content, ends)) if assistant else message
+
+    return [
+        replace(
+            record,
+            target=None if record.target is None else without_end(record.target, ends),
+            messages=tuple(map(turn, record.messages)),
+        )
+        for record in records
+    ]
+
+
+def compared_part(template: Template, tokenizer: Tokenizer) -> Callable[[str], str]:
+    """Returns the part of an answer that is compared with others: no written end token at its end, and no thought."""
+    ends, written = end_texts(template, tokenizer), thoughts_of(template, tokenizer)
+
+    def part(answer: str) -> str:
+        answer = without_end(answer, ends)
+        return answer if written is None else split_thought(answer, opened=written.is_opened)[1]
+
+    return part
+
+
+def compared_references(records: Sequence[Record], template: Template, tokenizer: Tokenizer) -> list[Record]:
+    """The records, with the part of their right answers that is compared."""
+    part = compared_part(template, tokenizer)
+    return [replace(record, references=tuple(map(part, record.references))) for record in records]

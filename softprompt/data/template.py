@@ -6,8 +6,8 @@
 The head is the same for every row, so it is part of the prefix and computed once. Whitespace at its end is
 left to the body, because tokenizers merge a space with the word that follows. Head, body and target are
 tokenized apart and joined as ids; the BOS is in none of them. A system turn of `VIRTUAL` marks where virtual tokens
-stand for its words. An encoder–decoder reads head and body in its encoder and writes the target, as a text of its own,
-in its decoder. Knows nothing about masks or files.
+stand for its words. How a reasoning model's thoughts are written is in `thoughts`. An encoder–decoder reads head and
+body in its encoder and writes the target, as a text of its own, in its decoder. Knows nothing about masks or files.
 """
 
 from __future__ import annotations
@@ -20,11 +20,8 @@ from dataclasses import fields as dataclass_fields
 from typing import Literal, final
 
 from softprompt.data.records import Message, Record
-from softprompt.data.tokenizer import (
-    Tokenizer,
-    bos_ids,
-    render_chat,
-)
+from softprompt.data.thoughts import ThoughtFormat, thought_format
+from softprompt.data.tokenizer import Tokenizer, bos_ids, render_chat
 from softprompt.errors import DataError
 
 __all__ = [
@@ -34,9 +31,12 @@ __all__ = [
     "answered_apart",
     "body",
     "bos_ids",
+    "conversation_text",
     "fill",
     "head",
     "input_record",
+    "prompt_text",
+    "thoughts_of",
     "turns",
     "turns_record",
     "unused_fields",
@@ -58,8 +58,12 @@ class Template:
             prompt, and the answer is a text of its own (encoder–decoders).
         text: a format string over the record's fields, such as "Review: {text}\\nSentiment:"; `{{` and `}}`
             stand for braces. Empty (chat only): rows of kind "messages", which bring their own turns.
-        system: the system turn (chat only); empty: what the model's own chat template adds, stays. `VIRTUAL`: the
-            virtual tokens stand in its place.
+        system: the system turn (chat only) of conversations that bring none; empty: what the model's own chat template
+            adds, stays. `VIRTUAL`: the virtual tokens stand in its place.
+        chat_template: Jinja text of the chat template; empty: the tokenizer's own.
+        thoughts: of a reasoning model. Empty: an answer follows the chat template's empty thought; "given": the model
+            thinks first; "open": a thought that the generation prompt opens stays open, as in softprompt 0.1.
+        system_from: "rows": each training row brought a system turn of its own, so every conversation needs one.
 
     Raises:
         DataError: an unknown kind, a field with more than a name, or no field at all.
@@ -68,6 +72,9 @@ class Template:
     kind: Literal["text", "chat", "seq2seq"]
     text: str = ""
     system: str = ""
+    chat_template: str = ""
+    thoughts: Literal["", "given", "open"] = ""
+    system_from: Literal["", "rows"] = ""
 
     def __post_init__(self) -> None:
         if self.kind not in ("text", "chat", "seq2seq"):
@@ -87,8 +94,8 @@ class Template:
         return tuple(dict.fromkeys(name for _, name in _parse(self.text) if name is not None))
 
     def to_dict(self) -> dict[str, str]:
-        """As JSON, for the card."""
-        return asdict(self)
+        """As JSON, for the card, without what is empty beyond kind, text and system."""
+        return {name: value for name, value in asdict(self).items() if value or name in ("kind", "text", "system")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Template:
@@ -104,10 +111,13 @@ class Template:
             if not isinstance(value, str):
                 raise DataError(f"template field {name!r} must be a string", got=type(value).__name__)
         kind = values.get("kind")
+        thoughts, system_from = values.get("thoughts", ""), values.get("system_from", "")
+        if kind not in ("text", "chat", "seq2seq"):
+            raise DataError("unknown kind of template", expected="text, chat or seq2seq", got=kind)
+        if thoughts not in ("", "given", "open") or system_from not in ("", "rows"):
+            raise DataError("unknown value in a template", got=f"thoughts {thoughts!r}, system_from {system_from!r}")
         text, system = str(values.get("text", "")), str(values.get("system", ""))
-        if kind in ("text", "chat", "seq2seq"):
-            return cls(kind, text, system)
-        raise DataError("unknown kind of template", expected="text, chat or seq2seq", got=kind)
+        return cls(kind, text, system, str(values.get("chat_template", "")), thoughts, system_from)
 
 
 def answered_apart(template: Template) -> Template:
@@ -165,7 +175,7 @@ def head(template: Template, tokenizer: Tokenizer) -> str:
     literal = _parse(template.text)[0][0]
     if template.kind != "chat":
         return literal.rstrip()
-    text = render_chat(turns(template, literal + USER), tokenizer, add_generation_prompt=True)
+    text = prompt_text(template, turns(template, literal + USER), tokenizer)
     if text.count(USER) != 1:
         raise DataError(
             "the model's chat template does not write the user's message exactly once",
@@ -176,7 +186,7 @@ def head(template: Template, tokenizer: Tokenizer) -> str:
 
 
 def _up_to_virtual(template: Template, tokenizer: Tokenizer) -> str:
-    text = render_chat(turns(template, USER), tokenizer, add_generation_prompt=True)
+    text = prompt_text(template, turns(template, USER), tokenizer)
     if text.count(VIRTUAL) != 1:
         raise DataError(
             "the model's chat template writes no system turn that virtual tokens could stand in",
@@ -197,16 +207,18 @@ def body(record: Record, template: Template, tokenizer: Tokenizer) -> str:
     return body_after(head(template, tokenizer), record, template, tokenizer)
 
 
-def body_after(opening: str, record: Record, template: Template, tokenizer: Tokenizer) -> str:
-    """`body` with the head already known, for many rows."""
+def body_after(
+    opening: str, record: Record, template: Template, tokenizer: Tokenizer, thinking: bool | None = None
+) -> str:
+    """`body` with the head already known, for many rows; `thinking` as in `prompt_text`."""
     check_fit(record, template)
     if record.is_conversation:
         turns_before = record.messages[:-1] if record.target is not None else record.messages
-        text = render_chat(with_system(template, turns_before), tokenizer, add_generation_prompt=True)
+        text = prompt_text(template, with_system(template, turns_before), tokenizer, thinking)
     else:
         text = fill(template, record)
         if template.kind == "chat":
-            text = render_chat(turns(template, text), tokenizer, add_generation_prompt=True)
+            text = prompt_text(template, turns(template, text), tokenizer, thinking)
     if not text.startswith(opening):
         raise DataError(
             "the model's chat template writes this row with another opening than the other rows",
@@ -216,6 +228,37 @@ def body_after(opening: str, record: Record, template: Template, tokenizer: Toke
             hint="use a plain template (--no-chat --template '...')",
         )
     return text[len(opening) :]
+
+
+def thoughts_of(template: Template, tokenizer: Tokenizer) -> ThoughtFormat | None:
+    """How the chat template writes thoughts; None if it knows none, or where they stay as they are."""
+    if template.kind != "chat" or template.thoughts == "open":
+        return None
+    return thought_format(tokenizer, template.chat_template)
+
+
+def prompt_text(
+    template: Template, messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None = None
+) -> str:
+    """A conversation up to where the assistant's words begin: its thought, or its answer after an empty thought.
+
+    Args:
+        thinking: whether the answer begins with a thought; None: as the template says.
+    """
+    thinking = template.thoughts == "given" if thinking is None else thinking
+    chat_template = template.chat_template
+    text = render_chat(messages, tokenizer, add_generation_prompt=True, thinking=thinking, chat_template=chat_template)
+    written = None if thinking else thoughts_of(template, tokenizer)
+    return text + written.empty if written is not None else text
+
+
+def conversation_text(
+    template: Template, messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool = False
+) -> str:
+    """A conversation whose last turn is finished."""
+    return render_chat(
+        messages, tokenizer, add_generation_prompt=False, thinking=thinking, chat_template=template.chat_template
+    )
 
 
 def check_fit(record: Record, template: Template) -> None:
@@ -228,6 +271,18 @@ def check_fit(record: Record, template: Template) -> None:
             expected="rows of the kind that the template was made for",
             got=f"a row of kind {record.kind!r}",
         )
+
+
+def check_system(record: Record, template: Template) -> None:
+    """Refuse a conversation without a system turn if each training row brought one of its own."""
+    if template.system_from != "rows" or any(message.role in ("system", "developer") for message in record.messages):
+        return
+    raise DataError(
+        "this soft prompt was trained on conversations that each brought a system turn, and this one has none",
+        where=record.where or None,
+        expected='{"role": "system", "content": "..."} as the first message',
+        hint="--system TEXT in generate and chat, or a system turn in the conversation",
+    )
 
 
 def with_system(template: Template, messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -18,7 +18,7 @@ from softprompt.data.template import Template
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import DataError
 
-__all__ = ["Example", "tokenize"]
+__all__ = ["Example", "encode_rows", "tokenize", "within"]
 
 
 @final
@@ -52,19 +52,33 @@ def tokenize(
     on_long: Literal["error", "drop"] = "error",
     context: int | None = None,
 ) -> list[Example]:
-    """Every row as ids and mask, in order.
+    """Every row as ids and mask, in order. A conversation is several rows where its chat template rewrites turns.
 
     Args:
         max_length: the most tokens a row may have after the prefix, end token included.
-        on_long: "error", or "drop" to leave longer rows out; `len(records) - len(result)` were dropped.
+        on_long: "error", or "drop" to leave longer rows out.
         context: of the model in tokens, if known; the hint then never names a length beyond it.
 
     Raises:
         DataError: a row has no target, no text or no learned token, is too long, or does not fit the
             template; or no row is left.
     """
+    return within(encode_rows(records, template, tokenizer), max_length, on_long, context)
+
+
+def encode_rows(records: Sequence[Record], template: Template, tokenizer: Tokenizer) -> list[Example]:
+    """`tokenize` for rows of any length."""
     encoder = RowEncoder(template, tokenizer)
-    examples = [_example(record, encoder) for record in records]
+    return [example for record in records for example in _examples(record, encoder)]
+
+
+def within(
+    examples: Sequence[Example], max_length: int, on_long: Literal["error", "drop"], context: int | None = None
+) -> list[Example]:
+    """The rows of at most this many tokens, as in `tokenize`.
+
+    Raises DataError for longer ones (unless they are dropped), or if none is left.
+    """
     long = [example for example in examples if len(example.ids) > max_length]
     if long and on_long == "error":
         longest = max(len(example.ids) for example in long)
@@ -87,9 +101,11 @@ def tokenize(
     return kept
 
 
-def _example(record: Record, encoder: RowEncoder) -> Example:
-    """One row as ids and mask."""
-    spans = shape_of(record).spans(record, encoder)
-    ids = [token for span in spans for token in span.ids]
-    mask = [span.learned for span in spans for _ in span.ids]
-    return Example(tuple(ids), tuple(mask), record.where)
+def _examples(record: Record, encoder: RowEncoder) -> list[Example]:
+    """A row as ids and mask; its turns apart where they cannot be one text."""
+    examples: list[Example] = []
+    for spans in shape_of(record).rows(record, encoder):
+        ids = [token for span in spans for token in span.ids]
+        mask = [span.learned for span in spans for _ in span.ids]
+        examples.append(Example(tuple(ids), tuple(mask), record.where))
+    return examples

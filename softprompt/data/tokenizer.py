@@ -6,8 +6,8 @@ tokens (`encode`), and every BOS is left to the caller (`bos_ids`): a rendered c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
 
 import jinja2
 
@@ -17,6 +17,7 @@ from softprompt.errors import DataError
 __all__ = [
     "Tokenizer",
     "bos_ids",
+    "chat_template_text",
     "closing_ids",
     "decode",
     "encode",
@@ -51,7 +52,14 @@ class Tokenizer(Protocol):
         ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool, enable_thinking: bool
+        self,
+        conversation: list[dict[str, str]],
+        *,
+        chat_template: str | None,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        enable_thinking: bool,
+        thinking: bool,
     ) -> object:
         """A conversation as text; chat templates ignore names they do not use."""
         ...
@@ -104,17 +112,36 @@ def has_chat_template(tokenizer: Tokenizer) -> bool:
     return bool(tokenizer.chat_template)
 
 
-def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool) -> str:
+def chat_template_text(tokenizer: Tokenizer) -> str:
+    """The Jinja text of the chat template that writes conversations; "" if there is none."""
+    found = tokenizer.chat_template
+    if isinstance(found, Mapping):  # several, by name: "tool_use" and the like are for other purposes
+        found = cast("Mapping[str, object]", found).get("default")
+    return found if isinstance(found, str) else ""
+
+
+def render_chat(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool,
+    thinking: bool = False,
+    chat_template: str = "",
+) -> str:
     """The conversation as the model's chat template writes it, without the BOS that `bos_ids` stands for.
 
     A BOS at the start is kept when the tokenizer does not add one by itself: some templates use the BOS
-    token as the opening of a turn. `enable_thinking` is off for models that may think before they answer (Qwen3):
-    the rows hold answers without thoughts, and the empty thought then belongs to the given text, not to the learned.
+    token as the opening of a turn.
+
+    Args:
+        thinking: whether a model that may think before it answers does so; off, an empty thought stands in the
+            generation prompt of most of them.
+        chat_template: Jinja text in place of the tokenizer's own.
 
     Raises:
         DataError: there is no chat template, or it refuses the conversation.
     """
-    if not has_chat_template(tokenizer):
+    if not chat_template and not has_chat_template(tokenizer):
         raise DataError(
             "the tokenizer has no chat template",
             hint="use a plain template (--no-chat --template '...') or an instruction-tuned model",
@@ -122,7 +149,12 @@ def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, *, add_genera
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+            turns,
+            chat_template=None if chat_template in ("", chat_template_text(tokenizer)) else chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=thinking,  # Qwen3, SmolLM3, GLM and most others
+            thinking=thinking,  # DeepSeek V3.1, Granite
         )
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         raise DataError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from softprompt.distillation.fidelity import Fidelity
 from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.files import write_json, writing
+from softprompt.formatting.chat_template import pinned_chat_template
 from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
@@ -61,6 +62,7 @@ def _card(prepared: PreparedDistillation, lm: FrozenLM, name: str, result: Resul
         lm.geometry,
         layout=layout_for(lm, prepared.template, prompt.form),
         template=prepared.template.to_dict(),
+        chat_template=pinned_chat_template(prepared.template, lm.tokenizer),
         method=settings.method.model_dump(mode="json") | {"n_tokens": prompt.n_tokens},
         recipe=settings.train.model_dump(mode="json"),
         data=_data(prepared, report),

@@ -150,6 +150,7 @@ def compose(
         frame.geometry,
         layout=frame.layout,
         template=frame.template,
+        chat_template=frame.chat_template or next(iter(filter(None, (c.chat_template for c in cards.values()))), ""),
         labels=frame.labels,
         method={"name": "compose", "expression": expression},
         data={"inputs": inputs, "trained_on": [rows for card in cards.values() for rows in card.trained_on]},
@@ -177,10 +178,12 @@ def check_sources(cards: Mapping[str, Card], template_of: str | None = None) -> 
             )
         return
     for other in others:
-        for part in ("template", "layout", "labels"):
-            if getattr(cards[first], part) != getattr(cards[other], part):
+        for part in ("template", "chat_template", "layout", "labels"):
+            values = getattr(cards[first], part), getattr(cards[other], part)
+            unknown = part == "chat_template" and "" in values  # of a prompt of softprompt 0.1
+            if values[0] != values[1] and not unknown:
                 raise ConfigError(
-                    f"these soft prompts were trained with different {part}{'' if part.endswith('s') else 's'}",
+                    f"these soft prompts were trained with different {part.replace('_', ' ').removesuffix('s')}s",
                     where=f"{first}, {other}",
                     hint=f"--template-of {first} gives the result that one's template, layout and labels",
                 )

@@ -12,8 +12,9 @@ from softprompt.evaluation.custom_metrics import Metric
 from softprompt.evaluation.evaluate import Evaluation, evaluate
 from softprompt.evaluation.held_out import without_training_rows
 from softprompt.evaluation.metrics import missing_scores
+from softprompt.formatting.chat_template import ChatTemplateOf, use_chat_template
 from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, no_prompt
-from softprompt.formatting.text_prompt import as_turns, instruction_for, text_prompt
+from softprompt.formatting.text_prompt import as_turns, instruction_for, text_prompt, without_shared_system
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
@@ -61,6 +62,7 @@ def compare(
     sampling: Sampling | None = None,
     extra_metrics: Mapping[str, Metric] | None = None,
     training_rows: bool = False,
+    chat_template: ChatTemplateOf = "",
 ) -> Comparison:
     """Evaluate base model, text prompt and the soft prompts `names` (one or several) on `rows`.
 
@@ -73,6 +75,7 @@ def compare(
         shots: worked examples in the text prompt.
         extra_metrics: further metrics by name, as in `evaluate`.
         training_rows: score rows that a soft prompt was trained on, too.
+        chat_template: whose to use if the model has another one than a soft prompt was trained with.
 
     Raises:
         StoreError, WrongBaseError: a soft prompt cannot be used.
@@ -80,14 +83,14 @@ def compare(
     """
     names = [names] if isinstance(names, str) else names
     loaded = {name: store.load(store.locate(name), lm.geometry) for name in names}
-    soft = {name: from_card(prompt, card) for name, (prompt, card) in loaded.items()}
+    soft = {name: use_chat_template(from_card(*pair), chat_template, lm) for name, pair in loaded.items()}
     card, template = loaded[names[0]][1], soft[names[0]].template
     notes = list[str]()
     if rows and not training_rows:
         held_out = without_training_rows(rows, [card for _, card in loaded.values()])
         rows, notes = (held_out.rows if len(held_out.rows) < len(rows) else rows), list(held_out.notes)
     if not template.text:  # conversations
-        rows = [as_turns(row, template) for row in rows]
+        rows = [without_shared_system(as_turns(row, template), template) for row in rows]
     if instruction is None:
         init_text = card.method.get("init_text")
         instruction = str(init_text) if init_text else (instruction_for(card.labels) if card.labels else "")

@@ -17,6 +17,7 @@ from softprompt.data.records import Record
 from softprompt.data.row_shapes.base import Scoring
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.spans import prompt_ids
+from softprompt.data.targets import compared_part, compared_references
 from softprompt.data.tokenize import tokenize
 from softprompt.data.vocabulary import check_vocabulary
 from softprompt.deprecation import renamed_keywords
@@ -27,7 +28,8 @@ from softprompt.evaluation.label_ranking import rank_choices, rank_labels
 from softprompt.evaluation.metrics import Score
 from softprompt.formatting.context import check_context, check_records, end_ids
 from softprompt.formatting.formatted_prompt import FormattedPrompt
-from softprompt.inference.decoding import Answer, decode_batch
+from softprompt.inference.answer import Answer
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
@@ -99,7 +101,9 @@ def evaluate(
     for record in records:
         if not record.references:
             raise DataError("the row has no answer to compare with", where=record.where)
-    answers = [answer.text for answer in answer_all(lm, formatted, records, sampling or Sampling())]
+    records = compared_references(records, formatted.template, lm.tokenizer)
+    part = compared_part(formatted.template, lm.tokenizer)
+    answers = [part(answer.text) for answer in answer_all(lm, formatted, records, sampling or Sampling())]
     references = [record.references for record in records]
     scores = answer_scores(answers, records) | scores_of(extra_metrics, answers, references)
     return Evaluation(scores, len(records), tuple(answers))
@@ -161,13 +165,21 @@ def choice(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) 
 
 def answer_all(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], sampling: Sampling) -> list[Answer]:
     """Generated answers, in the order of the rows."""
+    prefix = formatted.prefix(lm)
     with torch.no_grad():
-        prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
+        prefixes = prepare_prefixes(lm, [prefix])
     bodies = [prompt_ids(record, formatted.template, lm.tokenizer) for record in records]
     check_records(lm, records, bodies, prefixes.lengths[0] + sampling.max_new_tokens)
     ends, rows = end_ids(lm, formatted.template), len(bodies)
     return decode_batch(
-        lm, prefixes, bodies, [0] * rows, sampling, end_ids=[ends] * rows, stops=[formatted.stop] * rows
+        lm,
+        prefixes,
+        bodies,
+        [0] * rows,
+        sampling,
+        end_ids=[ends] * rows,
+        stops=[formatted.stop] * rows,
+        before=[(*prefix.lead, *prefix.follow)] * rows,
     )
 
 

@@ -10,8 +10,11 @@ varies. A text prompt is nothing but a template with a longer opening.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from softprompt.data.template import VIRTUAL, Template, bos_ids, head
+from softprompt.data.tokenizer import Tokenizer, chat_template_text
+from softprompt.errors import WrongBaseError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.base import SoftPrompt
@@ -28,15 +31,22 @@ class FormattedPrompt:
         template: how records become rows.
         layout: the text around the virtual tokens.
         stop: strings that end an answer, for a text prompt whose examples end so: it has not learned the end token.
+        chat_template: Jinja text that the soft prompt was trained with, which the model must have; "": any.
     """
 
     prompt: SoftPrompt | None
     template: Template
     layout: Layout
     stop: tuple[str, ...] = ()
+    chat_template: str = ""
 
     def prefix(self, lm: FrozenLM) -> Prefix:
-        """The prefix as token ids and virtual tokens."""
+        """The prefix as token ids and virtual tokens.
+
+        Raises:
+            WrongBaseError: the model's chat template is not the one that the soft prompt was trained with.
+        """
+        check_chat_template(self.chat_template, lm.tokenizer)
         lead_ids, follow_ids = layout_ids(lm, self.layout)
         return Prefix(self.prompt, lead_ids, follow_ids)
 
@@ -83,4 +93,35 @@ def no_prompt(lm: FrozenLM, template: Template) -> FormattedPrompt:
 
 def from_card(prompt: SoftPrompt, card: Card) -> FormattedPrompt:
     """A loaded soft prompt with the template and layout of its card."""
-    return FormattedPrompt(prompt, Template.from_dict(card.template), card.layout)
+    template = Template.from_dict(card.template)
+    old = not card.chat_template and card.versions.get("softprompt", "").startswith("0.1.")
+    if old and template.kind == "chat":
+        template = replace(template, thoughts="open")  # it was trained so
+    return FormattedPrompt(prompt, template, card.layout, chat_template=card.chat_template)
+
+
+def check_chat_template(own: str, tokenizer: Tokenizer) -> None:
+    """Refuse a soft prompt that was trained with the chat template `own` if the model has another one.
+
+    The text is only compared: it may come from a stranger, so it is rendered only where the user chooses it.
+
+    Raises:
+        WrongBaseError: they differ; the message shows where.
+    """
+    found = chat_template_text(tokenizer)
+    if not own or own.strip() == found.strip():
+        return
+    expected, got = _difference(own.strip(), found.strip())
+    raise WrongBaseError(
+        "this soft prompt was trained with another chat template than the model's tokenizer has",
+        expected=f"{expected!r}, as on its card",
+        got=repr(got) if found else "no chat template",
+        hint="--chat-template prompt (generate, chat, eval, serve) uses the soft prompt's own, model the model's",
+    )
+
+
+def _difference(first: str, second: str) -> tuple[str, str]:
+    """Two texts around the first character that differs."""
+    pairs = zip_longest(first, second)
+    start = max(0, next(i for i, (one, other) in enumerate(pairs) if one != other) - 20)
+    return first[start : start + 70], second[start : start + 70]

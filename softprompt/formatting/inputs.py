@@ -10,16 +10,32 @@ How a conversation is read depends on the rows that the soft prompt was trained 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from softprompt.data.records import Message, Record
+from softprompt.data.row_shapes.conversations import CONVERSATIONS
 from softprompt.data.spans import prompt_ids
-from softprompt.data.template import fill, head, input_record, turns_record, with_system
-from softprompt.data.tokenizer import Tokenizer, encode, render_chat
+from softprompt.data.template import fill, head, input_record, prompt_text, turns_record, with_system
+from softprompt.data.tokenizer import Tokenizer, encode
 from softprompt.errors import DataError
 from softprompt.formatting.formatted_prompt import FormattedPrompt
 
 _ROLES = ("system", "user", "assistant")
+Turns = Sequence[Message | Mapping[str, object]]  # a conversation, as in rows of messages
+
+
+def input_ids(text: str | Turns, formatted: FormattedPrompt, tokenizer: Tokenizer, where: str = "text") -> list[int]:
+    """The ids of a text or a conversation. Raises DataError."""
+    if isinstance(text, str):
+        return text_input_ids(text, formatted, tokenizer, where)
+    return chat_input_ids(read_turns(text, where), formatted, tokenizer, where)
+
+
+def read_turns(turns: Turns, where: str = "messages") -> tuple[Message, ...]:
+    """The turns of a conversation, checked as those of a row of data. Raises DataError."""
+    read = [{"role": turn.role, "content": turn.content} if isinstance(turn, Message) else dict(turn) for turn in turns]
+    row = {"messages": read}
+    return CONVERSATIONS.parse(row, where, first=row, require_target=False).messages
 
 
 def text_input_ids(text: str, formatted: FormattedPrompt, tokenizer: Tokenizer, where: str = "text") -> list[int]:
@@ -27,40 +43,43 @@ def text_input_ids(text: str, formatted: FormattedPrompt, tokenizer: Tokenizer, 
     return prompt_ids(text_to_record(text, formatted, where), formatted.template, tokenizer)
 
 
-def chat_input_ids(messages: Sequence[Message], formatted: FormattedPrompt, tokenizer: Tokenizer) -> list[int]:
+def chat_input_ids(
+    messages: Sequence[Message], formatted: FormattedPrompt, tokenizer: Tokenizer, where: str = "messages"
+) -> list[int]:
     """The ids of a conversation, up to where the assistant begins.
 
     Args:
         messages: turns of the system (the first alone), the user and the assistant; the last is the user's.
+        where: the conversation's place, for messages.
 
     Raises:
         DataError: other turns, a system turn where the soft prompt brings its own opening, or what the model's chat
             template refuses.
     """
-    _check_turns(messages)
+    _check_turns(messages, where)
     template = formatted.template
     if template.kind == "chat" and not template.text:
-        return prompt_ids(turns_record(messages, "messages"), template, tokenizer)
+        return prompt_ids(turns_record(messages, where), template, tokenizer)
     if messages[0].role == "system" and messages[0].content == template.system:
         messages = messages[1:]
     if messages[0].role == "system":
         raise DataError(
             "this soft prompt brings its own opening, so it takes no system turn",
-            where="messages[0]",
-            hint="leave the system turn out, or ask the base model",
+            where=f"{where}[0]",
+            hint="leave the system turn out; --system TEXT in generate and chat replaces the opening's",
         )
     if template.kind != "chat":
-        return text_input_ids(messages[-1].content, formatted, tokenizer, f"messages[{len(messages) - 1}]")
-    return _filled_ids(messages, formatted, tokenizer)
+        return text_input_ids(messages[-1].content, formatted, tokenizer, f"{where}[{len(messages) - 1}]")
+    return _filled_ids(messages, formatted, tokenizer, where)
 
 
-def _filled_ids(messages: Sequence[Message], formatted: FormattedPrompt, tokenizer: Tokenizer) -> list[int]:
+def _filled_ids(messages: Sequence[Message], formatted: FormattedPrompt, tokenizer: Tokenizer, where: str) -> list[int]:
     """Every user's turn through the template, and all turns after the opening, which is part of the prefix."""
     template, opening = formatted.template, head(formatted.template, tokenizer)
-    turns = [_filled(message, formatted, f"messages[{i}]") for i, message in enumerate(messages)]
-    text = render_chat(with_system(template, turns), tokenizer, add_generation_prompt=True)
+    turns = [_filled(message, formatted, f"{where}[{i}]") for i, message in enumerate(messages)]
+    text = prompt_text(template, with_system(template, turns), tokenizer)
     if not text.startswith(opening):
-        raise DataError("the model's chat template writes this conversation with another opening", where="messages")
+        raise DataError("the model's chat template writes this conversation with another opening", where=where)
     return encode(text[len(opening) :], tokenizer)
 
 
@@ -70,18 +89,18 @@ def _filled(message: Message, formatted: FormattedPrompt, where: str) -> Message
     return Message("user", fill(formatted.template, text_to_record(message.content, formatted, where)))
 
 
-def _check_turns(messages: Sequence[Message]) -> None:
+def _check_turns(messages: Sequence[Message], where: str) -> None:
     for i, message in enumerate(messages):
         if message.role not in _ROLES or (message.role == "system" and i > 0):
             raise DataError(
                 "a conversation has a system turn at most first, then turns of user and assistant",
-                where=f"messages[{i}]",
+                where=f"{where}[{i}]",
                 expected=", ".join(_ROLES),
                 got=repr(message.role[:20]),
             )
     if not messages or messages[-1].role != "user":
         raise DataError(
-            "the last turn must be the user's", where=f"messages[{len(messages) - 1}]" if messages else "messages"
+            "the last turn must be the user's", where=f"{where}[{len(messages) - 1}]" if messages else where
         )
 
 

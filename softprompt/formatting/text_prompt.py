@@ -8,8 +8,8 @@ from dataclasses import replace
 from softprompt.data.default_template import default_text
 from softprompt.data.records import Message, Record
 from softprompt.data.row_shapes.conversations import CONVERSATIONS
-from softprompt.data.targets import joined
-from softprompt.data.template import Template, fill
+from softprompt.data.targets import joined, without_written_ends
+from softprompt.data.template import VIRTUAL, Template, fill
 from softprompt.data.tokenizer import writes_system_turn
 from softprompt.formatting.formatted_prompt import FormattedPrompt, no_prompt
 from softprompt.models.frozen_lm import FrozenLM
@@ -29,14 +29,16 @@ def text_prompt(lm: FrozenLM, template: Template, instruction: str, shots: Seque
     In chat the instruction is the system turn and the examples open the user's turn; a model whose chat template
     has no system turn (Gemma 2) gets the instruction there too.
     """
+    shots = without_written_ends(shots, template, lm.tokenizer) if shots else ()
     examples = "".join(worked_example(template, shot) + APART for shot in shots if not shot.messages)
     opening = instruction.strip() + APART if instruction.strip() else ""
-    if template.kind != "chat":
+    if template.kind != "chat" or (template.text and opening and not writes_system_turn(lm.tokenizer)):
         template = replace(template, text=_escape(opening + examples) + template.text)
-    elif template.text and opening and not writes_system_turn(lm.tokenizer):
-        template = Template("chat", _escape(opening + examples) + template.text)
     else:
-        template = Template("chat", _escape(examples) + template.text if template.text else "", instruction)
+        text = _escape(examples) + template.text if template.text else ""
+        kept = "" if template.system == VIRTUAL else template.system
+        system = APART.join(filter(None, (kept, instruction.strip())))
+        template = replace(template, text=text, system=system)
     stop = (APART,) if examples and template.kind == "text" else ()
     return replace(no_prompt(lm, template), stop=stop)
 
@@ -54,6 +56,14 @@ def as_turns(row: Record, template: Template) -> Record:
     words = fill(Template("text", default_text(row)), row)
     target = (Message("assistant", row.target),) if row.target is not None else ()
     return replace(row, kind=CONVERSATIONS.kind, messages=(Message("user", words), *target))
+
+
+def without_shared_system(row: Record, template: Template) -> Record:
+    """A conversation without the system turn that the template adds, so that a text prompt's instruction joins it."""
+    turns = row.messages
+    if not turns or template.system in ("", VIRTUAL) or turns[0] != Message("system", template.system):
+        return row
+    return replace(row, messages=turns[1:], context=max(0, row.context - 1))
 
 
 def _escape(text: str) -> str:

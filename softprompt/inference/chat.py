@@ -24,8 +24,9 @@ class ChatSession:
         self._lm, self._sampling = lm, sampling
         self._formatted = formatted
         self._ends = end_ids(lm, formatted.template)
+        self._prefix = formatted.prefix(lm)
         with torch.no_grad():
-            self._prefix_kv = prepare_prefixes(lm, [formatted.prefix(lm)])
+            self._prefix_kv = prepare_prefixes(lm, [self._prefix])
 
     def say(self, text: str, on_text: Callable[[str], None]) -> None:
         """Stream the answer to a text. An interrupted answer is remembered as far as it came.
@@ -43,7 +44,16 @@ class ChatSession:
             on_text(new)
 
         try:
-            decode_batch(self._lm, self._prefix_kv, [ids], [0], self._sampling, end_ids=[self._ends], on_text=keep)
+            decode_batch(
+                self._lm,
+                self._prefix_kv,
+                [ids],
+                [0],
+                self._sampling,
+                end_ids=[self._ends],
+                before=[(*self._prefix.lead, *self._prefix.follow)],
+                on_text=keep,
+            )
         finally:
             self.said = [*turns, Message("assistant", "".join(answer))]
 

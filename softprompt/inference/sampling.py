@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,14 @@ class Sampling:
         top_p: only the likeliest tokens that make up this probability.
         stop: strings that end a text; they are not part of it.
         seed: with it, row i draws from a generator of its own.
+        repetition_penalty: divides the logits of tokens that the text or the answer has already, and multiplies
+            negative ones (Keskar et al. 2019, https://arxiv.org/abs/1909.05858); 1 is none. Virtual tokens are no such
+            tokens.
+        num_beams: beams of a beam search; 1 is none.
+        n: answers to each text: drawn, or the best of the beams.
+
+    Raises:
+        ConfigError: a value out of range, several greedy answers, or beams with a temperature.
     """
 
     max_new_tokens: int = 64
@@ -30,6 +40,9 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    n: int = 1
 
     def __post_init__(self) -> None:
         wrong = {
@@ -38,9 +51,19 @@ class Sampling:
             "top_k": self.top_k < 0,
             "top_p": not 0 < self.top_p <= 1,
             "stop": any(not text for text in self.stop),
+            "repetition_penalty": not 0 < self.repetition_penalty < math.inf,
+            "num_beams": self.num_beams < 1,
+            "n": self.n < 1,
         }
         for name in (name for name, bad in wrong.items() if bad):
             raise ConfigError(f"{name} is out of range", where="sampling", got=getattr(self, name))
+        greedy = self.temperature < GREEDY
+        if self.num_beams > 1 and not greedy:
+            hint = "temperature 0, or num_beams 1"
+            raise ConfigError("beams are searched, not drawn", where="num_beams", got=self.temperature, hint=hint)
+        if self.n > self.num_beams and greedy:
+            got, hint = f"n {self.n}, num_beams {self.num_beams}", "a temperature, or num_beams of at least n"
+            raise ConfigError("there is only one greedy answer", where="n", got=got, hint=hint)
 
 
 def argmax_ids(logits: Tensor) -> list[int]:
@@ -48,6 +71,13 @@ def argmax_ids(logits: Tensor) -> list[int]:
     if logits.device.type == "cpu":  # NumPy takes a tenth of torch's time there
         return logits.numpy().argmax(-1).tolist()
     return logits.argmax(-1).tolist()
+
+
+def discourage_repetition(scores_V: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    """Scores [V] (logits or log-probabilities) with those of the tokens in `seen` divided, negative ones multiplied."""
+    ids = torch.tensor(sorted(set(seen)), dtype=torch.long, device=scores_V.device)
+    scores = scores_V[ids]
+    return scores_V.index_copy(0, ids, torch.where(scores > 0, scores / penalty, scores * penalty))
 
 
 def sample_token(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

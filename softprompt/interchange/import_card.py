@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from softprompt.data.template import Template, answered_apart, bos_ids, head
+from softprompt.data.tokenizer import chat_template_text
 from softprompt.errors import GeometryError, WrongBaseError
 from softprompt.interchange.base import ImportedPrompt
 from softprompt.models.frozen_lm import FrozenLM
@@ -34,7 +37,7 @@ def import_card(
 
     Raises:
         GeometryError: the prompt does not fit the base model.
-        WrongBaseError: the file says that it was made for another one.
+        WrongBaseError: the file says that it was made for another one, or with another chat template.
         DataError: a chat template for an encoder–decoder.
     """
     check_fits(imported.prompt, lm.geometry)
@@ -44,6 +47,11 @@ def import_card(
     chosen = template or (imported.layout.template if imported.layout else _PLAIN)
     if lm.is_encoder_decoder:
         chosen = answered_apart(chosen)
+    found = chat_template_text(lm.tokenizer)
+    if chosen.chat_template not in ("", found):  # that of a stranger's file: never rendered
+        what = "the soft prompt was exported with another chat template than the model's tokenizer has"
+        raise WrongBaseError(what, where=name, hint="--template TEXT --chat imports it with the model's own")
+    chosen = replace(chosen, chat_template="")
     if bos is None:
         bos = imported.layout.bos if imported.layout else True
     return Card.draft(
@@ -52,6 +60,7 @@ def import_card(
         lm.geometry,
         layout=Layout(follow_bos=bos and bool(bos_ids(lm.tokenizer)), follow=head(chosen, lm.tokenizer)),
         template=chosen.to_dict(),
+        chat_template=found if chosen.kind == "chat" else "",
         labels=imported.layout.labels if imported.layout else (),
         method=imported.method,
     )

@@ -124,7 +124,7 @@ def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None
         "num_transformer_submodules": 2 if apart and embeddings is None else 1,
     }
     frame = {
-        "template": card.template,
+        "template": card.template | ({"chat_template": card.chat_template} if card.chat_template else {}),
         "bos": card.layout.follow_bos,
         "labels": list(card.labels),
         "base": card.base | {"base": base},

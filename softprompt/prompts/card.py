@@ -62,6 +62,7 @@ class Card(BaseModel):
     base: dict[str, object]  # Geometry.to_dict
     layout: Layout = Layout()
     template: dict[str, object] = {}  # data.template.Template.to_dict
+    chat_template: str = ""  # Jinja text that the soft prompt was trained with; empty: none, or not known
     labels: tuple[str, ...] = ()  # the classes, for a classification prompt
     method: dict[str, object] = {}
     recipe: dict[str, object] = {}
@@ -95,6 +96,7 @@ class Card(BaseModel):
         *,
         layout: Layout,
         template: Mapping[str, object],
+        chat_template: str = "",
         labels: tuple[str, ...] = (),
         method: Mapping[str, object],
         recipe: Mapping[str, object] | None = None,
@@ -111,6 +113,7 @@ class Card(BaseModel):
             base=base.to_dict(),
             layout=layout,
             template=dict(template),
+            chat_template=chat_template,
             labels=labels,
             method=dict(method),
             recipe=dict(recipe or {}),

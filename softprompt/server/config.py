@@ -49,6 +49,13 @@ class ServerConfig(Section):
     allow_host: tuple[str, ...] = Field(
         default=(), json_schema_extra=flag("--allow-host", help="Name in the Host header; repeatable.")
     )
+    chat_template: Literal["", "prompt", "model"] = Field(
+        default="",
+        json_schema_extra=flag(
+            "--chat-template",
+            help="If the model's is not the one trained with: prompt uses the soft prompt's, or model.",
+        ),
+    )
     log: Literal["auto", "json", "console"] = Field(
         default="auto", json_schema_extra=flag("--log", help="json, console, or auto: console on a terminal.")
     )

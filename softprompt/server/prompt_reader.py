@@ -10,6 +10,7 @@ from typing import Protocol
 from softprompt.data.records import Message
 from softprompt.data.template import Template
 from softprompt.data.tokenizer import has_chat_template
+from softprompt.formatting.chat_template import ChatTemplateOf, use_chat_template
 from softprompt.formatting.context import end_ids
 from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, no_prompt
 from softprompt.formatting.inputs import chat_input_ids, text_input_ids
@@ -87,10 +88,14 @@ class PromptReader(Protocol):
     def tokens(self, ids: Sequence[int]) -> EncodedPrompt: ...
 
 
-def load_reader(lm: FrozenLM, path: Path) -> SoftPromptReader:
-    """The reader of the soft prompt in a folder. Raises StoreError, WrongBaseError, DataError."""
+def load_reader(lm: FrozenLM, path: Path, chat_template: ChatTemplateOf = "") -> SoftPromptReader:
+    """The reader of the soft prompt in a folder. Raises StoreError, WrongBaseError, DataError.
+
+    Args:
+        chat_template: whose to use if the model has another one than the soft prompt was trained with.
+    """
     prompt, card = store.load(path, lm.geometry)
-    return SoftPromptReader(lm, from_card(prompt, card), card.sha256)
+    return SoftPromptReader(lm, use_chat_template(from_card(prompt, card), chat_template, lm), card.sha256)
 
 
 class BaseModelReader:

@@ -22,6 +22,7 @@ from anyio.to_thread import run_sync
 
 from softprompt.engine.base import Engine, Job, Token
 from softprompt.errors import DataError, EngineError
+from softprompt.formatting.chat_template import ChatTemplateOf
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import router
 from softprompt.prompts.model_card import public_name
@@ -67,6 +68,7 @@ class Service:
         places: maximum number of soft prompts in the engine.
         pinned: soft prompts loaded at the start and never evicted.
         rate_limit: limits of requests; by default the default limits without a rate.
+        chat_template: whose to use if the model has another one than a soft prompt was trained with; "": refuse it.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Service:
         places: int,
         pinned: frozenset[str] = frozenset(),
         rate_limit: RateLimit | None = None,
+        chat_template: ChatTemplateOf = "",
     ) -> None:
         self.name, self.engine = name, engine
         self.catalogue = catalogue
@@ -88,6 +91,7 @@ class Service:
         self.metrics = ServerMetrics(engine.stats, self._cache_stats)
         self.started = int(time.time())
         self._lm, self._base = lm, BaseModelReader(lm)
+        self._chat_template: ChatTemplateOf = chat_template
         self._fingerprint = lm.geometry.fingerprint
         # One text at a time: a slow one may delay others, but neither the event loop nor all worker threads.
         self._texts = anyio.CapacityLimiter(1)
@@ -246,7 +250,7 @@ class Service:
         path = await run_sync(self.catalogue.path, name)
         if path is None:
             raise unknown_prompt(name)
-        return await run_sync(load_reader, self._lm, path)
+        return await run_sync(load_reader, self._lm, path, self._chat_template)
 
     def _cache_stats(self) -> PromptCacheStats:
         cache = self.prompt_cache

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.data.splits import data_digest
+from softprompt.formatting.chat_template import pinned_chat_template
 from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
@@ -102,6 +103,7 @@ def describe(prepared: PreparedTraining, lm: FrozenLM, part: PromptPart, result:
         lm.geometry,
         layout=layout_for(lm, task.template, part.prompt.form),
         template=task.template.to_dict(),
+        chat_template=pinned_chat_template(task.template, lm.tokenizer),
         labels=task.classes,
         method=config.method.model_dump(mode="json"),
         recipe=config.train.model_dump(mode="json"),

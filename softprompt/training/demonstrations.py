@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from softprompt.data.records import Message, Record
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.sampler import permutation
-from softprompt.data.targets import end_id
-from softprompt.data.template import Template, fill
-from softprompt.data.tokenizer import render_chat
+from softprompt.data.targets import end_id, without_written_ends
+from softprompt.data.template import Template, conversation_text, fill
 from softprompt.errors import ConfigError
 from softprompt.formatting.text_prompt import APART, instruction_for, worked_example
 from softprompt.models.frozen_lm import FrozenLM
@@ -53,7 +52,7 @@ def demonstrations(task: PreparedTask, lm: FrozenLM, opening: str | None, room: 
     ids = lm.encode(opening + APART) if opening else []
     spans: dict[str, tuple[int, int]] = {}
     before, turns = "", list[Message]()
-    for record in in_turn(task.splits.train, seed):
+    for record in in_turn(without_written_ends(task.splits.train, task.template, lm.tokenizer), seed):
         shot = _written(task.template, record, turns, before, lm)
         if len(ids) + len(shot.ids) > room:
             if len(spans) >= 1 and len(ids) > room * FULL:
@@ -96,8 +95,8 @@ def _written(template: Template, record: Record, turns: Sequence[Message], befor
         Message("user", fill(template, record)),
         Message("assistant", record.target or ""),
     ]
-    whole = render_chat([*turns, *messages], lm.tokenizer, add_generation_prompt=False)
+    whole = conversation_text(template, [*turns, *messages], lm.tokenizer)
     if not whole.startswith(before):  # a chat template that rewrites earlier turns: each one for itself
-        whole = before + render_chat(messages, lm.tokenizer, add_generation_prompt=False)
+        whole = before + conversation_text(template, messages, lm.tokenizer)
     text = whole[len(before) :]
     return _Demonstration(lm.encode(text), text, messages)

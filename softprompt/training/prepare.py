@@ -15,11 +15,11 @@ from pathlib import Path
 from softprompt.data.default_template import default_template
 from softprompt.data.memory_rows import RowSource
 from softprompt.data.read_options import ReadOptions, parse_columns
-from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.splits import Splits, load_splits
 from softprompt.data.template import Template, answered_apart, bos_ids, head
-from softprompt.data.tokenize import Example, tokenize
+from softprompt.data.template_notes import row_notes
+from softprompt.data.tokenize import Example, encode_rows, within
 from softprompt.data.tokenizer import Tokenizer, encode
 from softprompt.data.vocabulary import check_vocabulary
 from softprompt.errors import ConfigError, DataError
@@ -54,6 +54,7 @@ class PreparedTask:
         dropped: rows left out because they were too long.
         longest: the most tokens that a row may have.
         reading: how the rows were read.
+        notes: how the template reads the rows, where a user should know.
     """
 
     name: str
@@ -64,6 +65,7 @@ class PreparedTask:
     dropped: int
     longest: int = 0
     reading: ReadOptions = field(default_factory=ReadOptions)
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -239,13 +241,14 @@ def _task(
     template = shape(default_template(splits.train, tokenizer, unescaped(text) if text else None, config.chat))
     on_long = "drop" if config.drop_long else "error"
 
-    def ids(records: Sequence[Record]) -> list[Example]:
-        rows = tokenize(records, template, tokenizer, max_length=config.max_length, on_long=on_long, context=context)
-        return [replace(row, task=number) for row in rows] if number else rows
-
-    rows, held_out = ids(splits.train), ids(splits.validation)
-    dropped = len(splits.train) + len(splits.validation) - len(rows) - len(held_out)
-    return PreparedTask(name, splits, template, rows, held_out, dropped, config.max_length, _read_options(config, name))
+    rows = [encode_rows(records, template, tokenizer) for records in (splits.train, splits.validation)]
+    kept = [within(part, config.max_length, on_long, context) for part in rows]
+    dropped = sum(map(len, rows)) - sum(map(len, kept))
+    train, validation = ([replace(row, task=number) for row in part] if number else part for part in kept)
+    notes, reading = row_notes(splits.train, template, tokenizer, len(rows[0])), _read_options(config, name)
+    return PreparedTask(
+        name, splits, template, train, validation, dropped, config.max_length, reading, notes=tuple(notes)
+    )
 
 
 def _fitting(task: PreparedTask, config: Config, tokenizer: Tokenizer, context: int) -> PreparedTask:

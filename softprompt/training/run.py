@@ -19,6 +19,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from softprompt.data.splits import data_digest
+from softprompt.data.template import Template
 from softprompt.editing.compose import select
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.context import check_context
@@ -247,7 +248,9 @@ def _task(
     room = lm.geometry.max_positions - around
     drop = f"--max-length {room} --drop-long leaves such rows out; " if room >= 2 else ""
     check_context(lm, lengths, f"{drop}fewer --n-tokens make room")
-    shared = [data_digest(task.splits.train), data_digest(task.splits.validation), task.template.to_dict(), *identity]
+    # The digests say what a template takes from conversations; without it, runs of softprompt 0.1 can be resumed.
+    template = task.template if task.template.text else Template(task.template.kind)
+    shared = [data_digest(task.splits.train), data_digest(task.splits.validation), template.to_dict(), *identity]
     whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
     rows = [
         replace(row, masked_span=masked_spans[row.where]) if row.where in masked_spans else row for row in task.train

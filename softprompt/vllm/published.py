@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, StrictInt, ValidationError
@@ -19,6 +19,7 @@ from pydantic import BaseModel, StrictInt, ValidationError
 from softprompt.data.template import Template
 from softprompt.errors import DataError, StoreError
 from softprompt.files import read_json, write_json, writing
+from softprompt.formatting.chat_template import pinned_chat_template
 from softprompt.formatting.context import end_ids
 from softprompt.formatting.formatted_prompt import from_card
 from softprompt.models.frozen_lm import FrozenLM
@@ -73,6 +74,7 @@ def publish(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path, *, overw
             "the card holds no valid name", where=folder, expected=store.PROMPT_NAME.pattern, got=repr(card.name[:80])
         )
     formatted = from_card(prompt, card)
+    template = replace(formatted.template, chat_template=pinned_chat_template(formatted.template, lm.tokenizer))
     kv_L2TKD = compile_prefix(lm, formatted.prefix(lm))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,9 +82,7 @@ def publish(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path, *, overw
         raise StoreError(f"cannot make the folder: {error.strerror}", where=folder) from error
     target = _json_path(folder, card.name)
     ends = tuple(end_ids(lm, formatted.template))
-    entry = PublishedPrompt(
-        card.name, write_prefix(folder, kv_L2TKD), kv_L2TKD.shape[2], formatted.template, ends, lm.name
-    )
+    entry = PublishedPrompt(card.name, write_prefix(folder, kv_L2TKD), kv_L2TKD.shape[2], template, ends, lm.name)
     if target.exists() and not overwrite and find_published(folder, card.name) != entry:
         raise StoreError("another version exists, and is kept", where=target, hint="--overwrite replaces it")
     content = asdict(entry) | {"template": entry.template.to_dict(), "end_ids": list(ends)}

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from softprompt.cli.data import data_app
 from softprompt.errors import DataError
 from tests.support.bytes_tokenizer import BytesTokenizer
+from tests.support.reasoning import reasoning_tokenizer
 from tests.support.rows import labelled, write_jsonl
 
 PROMPT = r"Review: {text}\nSentiment:"
@@ -199,3 +200,38 @@ def test_preview_of_pieces(tmp_path: Path) -> None:
     assert shown.count("</s>") == 1
     assert "</s>" not in run("preview", path, "--pieces", "100", "--no-learn-end", "--model", "tiny", "-n", "99").output
     assert json.loads(run("check", path, "--pieces", "100", "--json").stdout)["splits"]["train"]["rows"] >= 4
+
+
+@pytest.fixture
+def reasoning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models whose chat templates write thoughts, by the names of their kinds."""
+    module = ModuleType("softprompt.models.loading")
+    module.__dict__["load_tokenizer"] = reasoning_tokenizer
+    module.__dict__["is_encoder_decoder"] = lambda model: False
+    module.__dict__["vocabulary_size"] = lambda model: 300
+    monkeypatch.setitem(sys.modules, "softprompt.models.loading", module)
+
+
+@pytest.mark.usefixtures("reasoning")
+def test_preview_and_check_of_a_reasoning_model(data: Path, tmp_path: Path) -> None:
+    """Every turn that is learned, and what was done about thoughts."""
+    output = run("preview", data, "--model", "r1", "-n", "1").output
+    assert "<|im_start|><think>\n\n</think>\n\n«e»«v»«e»«n»" in output
+    assert "note: the model's generation prompt opens a thought" in output
+    words = ("Hi", "Yo", "Bye", "See")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": word} for i, word in enumerate(words)]
+    path = write_jsonl(tmp_path / "a.jsonl", {"messages": turns}, {"messages": turns[:2]})
+    output = run("preview", path, "--model", "qwen3", "-n", "1").output
+    assert "«Y»«o»«<|im_end|>»" in output and "«S»«e»«e»«<|im_end|>»" in output
+    assert "1 conversations are learned as 2 rows" in output
+    path = write_jsonl(tmp_path / "a.jsonl", *[{"messages": turns}] * 4)
+    report = json.loads(run("check", path, "--model", "qwen3", "--json").output)
+    assert any("3 conversations are learned as 6 rows" in note for note in report["notes"])
+
+
+def test_check_notes_written_end_tokens(tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {i}", "completion": f"{i}!<|im_end|>"} for i in range(5)]
+    path = write_jsonl(tmp_path / "a.jsonl", *rows)
+    notes = json.loads(run("check", path, "--model", "tiny", "--json").output)["notes"]
+    assert any("4 rows end with '<|im_end|>' already" in note for note in notes)
+    assert "learned once" in run("check", path, "--model", "tiny").output

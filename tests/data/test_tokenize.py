@@ -163,18 +163,23 @@ def test_long_rows_can_be_dropped_but_are_never_cut() -> None:
         tokenize([], LONG, TOK, max_length=9)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    def thinking(conversation: Turns, generation: bool) -> str:
+def test_a_template_that_rewrites_earlier_turns_makes_a_row_of_each() -> None:
+    def starring(conversation: Turns, generation: bool) -> str:
         last = len(conversation) - 1
-        marks = [{**t, "content": "<think>" * (i == last and i % 2) + t["content"]} for i, t in enumerate(conversation)]
+        marks = [{**t, "content": "*" * (i == last and i % 2) + t["content"]} for i, t in enumerate(conversation)]
         return chatml(marks, generation)
 
-    tokenizer, template = BytesTokenizer(thinking), Template("chat")
-    with pytest.raises(DataError, match="before turn 4 differently") as caught:
-        example(one({"messages": turns("Hi", "Yo", "Bye", "See")}), template, tokenizer)
-    assert (caught.value.where, "message lists" in str(caught.value.hint)) == ("f.jsonl:1", True)
+    tokenizer, template = BytesTokenizer(starring), Template("chat")
+    first, second = tokenize(
+        [one({"messages": turns("Hi", "Yo", "Bye", "See")})], template, tokenizer, max_length=10_000
+    )
+    assert marked(first).endswith("user\nHi<|im_end|>\n<|im_start|>assistant\n«*Yo<|im_end|>»")
+    assert "«" not in marked(second).partition("Bye")[0] and "assistant\nYo<|im_end|>" in marked(second)
+    assert marked(second).endswith("user\nBye<|im_end|>\n<|im_start|>assistant\n«*See<|im_end|>»")
+    assert (first.where, second.where) == ("f.jsonl:1", "f.jsonl:1")
     split = one({"prompt": turns("Hi", "Yo", "Bye"), "completion": [{"role": "assistant", "content": "See"}]})
-    assert marked(example(split, template, tokenizer)).endswith("«<think>See<|im_end|>»")
+    assert marked(example(split, template, tokenizer)).endswith("«*See<|im_end|>»")
+    assert prompt_ids(split, template, tokenizer) == list(second.ids[: second.mask.index(True)])
 
 
 def test_a_generation_prompt_that_is_not_the_opening_of_the_turn_is_refused() -> None:

@@ -15,12 +15,16 @@ from softprompt.data.template import Template
 from softprompt.data.tokenize import tokenize
 from softprompt.errors import DataError
 from softprompt.evaluation.evaluate import answer_all, evaluate
+from softprompt.formatting.formatted_prompt import no_prompt
 from softprompt.inference import decoding
+from softprompt.inference.answer import Answer
 from softprompt.inference.sampling import Sampling
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.card import Layout
 from tests.support.labels import LABELS, TEXTS, brute_force, formatted, labelled, score
+from tests.support.reasoning import reasoning_tokenizer
 from tests.support.rows import records
-from tests.support.tiny import SPECIAL, tiny_lm
+from tests.support.tiny import SPECIAL, tiny_lm, tiny_model, tiny_tokenizer
 
 
 def test_classification() -> None:
@@ -110,6 +114,22 @@ def test_generation_scores() -> None:
     assert result.scores["exact_match"].value == 2 / 5
     assert {"exact_match", "bleu", "rouge_l"} <= result.scores.keys()
     assert result.to_dict()["exact_match"] == 2 / 5
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "written"),
+    [("", "1!", "1!<|im_end|>"), ("r1", "Hm\n</think>\n\n1!", "<think>\nLet me see.\n</think>\n\n1!<|im_end|>")],
+)
+def test_what_is_compared(family: str, said: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an end token that stands in the rows, nor thoughts."""
+    tokenizer = reasoning_tokenizer(family) if family else tiny_tokenizer()
+    lm = FrozenLM(tiny_model("llama"), tokenizer, "tiny")
+    rows = records({"prompt": "say one", "completion": written}, {"prompt": "say two", "completion": "2!"})
+    monkeypatch.setattr(evaluate_module, "answer_all", lambda *_: [Answer(said), Answer(said)])
+    template = Template("chat", "{prompt}", thoughts="given" if family else "")
+    result = evaluate(lm, no_prompt(lm, template), rows)
+    assert result.scores["exact_match"].value == 1 / 2
+    assert result.answers == ("1!", "1!")
 
 
 def test_answers_end_with_the_models_own_end_tokens() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference import decoding
-from softprompt.inference.decoding import Answer, decode_batch
+from softprompt.inference.answer import Answer
+from softprompt.inference.decoding import decode_batch
 from softprompt.inference.detokenizer import CUT
 from softprompt.inference.sampling import Sampling, sample_token
 from softprompt.models.frozen_lm import FrozenLM

@@ -74,7 +74,14 @@ class BytesTokenizer:
         return raw.decode(errors="replace")
 
     def apply_chat_template(
-        self, conversation: Turns, *, tokenize: bool, add_generation_prompt: bool, enable_thinking: bool
+        self,
+        conversation: Turns,
+        *,
+        chat_template: str | None,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        enable_thinking: bool,
+        thinking: bool,
     ) -> object:
-        assert not tokenize and not enable_thinking and self._chat is not None
+        assert chat_template is None and not tokenize and enable_thinking == thinking and self._chat is not None
         return self._chat(conversation, add_generation_prompt)

@@ -140,6 +140,14 @@ class RowShape(ABC):
             raise DataError("the row has no target to learn", where=record.where)
         return [Span(encoder.body(record), False), Span([*encoder.target(record.target), encoder.end], True)]
 
+    def rows(self, record: Record, encoder: RowEncoder) -> list[list[Span]]:
+        """The spans of each row that is trained on; several for a conversation whose earlier turns are rewritten.
+
+        Raises:
+            DataError: as `spans`.
+        """
+        return [self.spans(record, encoder)]
+
     def write(self, record: Record) -> dict[str, object]:
         """A record of this kind as a row of this shape, which reads as the same record.
 

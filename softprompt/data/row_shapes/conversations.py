@@ -81,7 +81,7 @@ class ConversationShape(RowShape):
         references = self.references(row, target, where)
         return Record(fields, target, self.kind, tuple(messages), references, where, context, remark=remark)
 
-    def spans(self, record: Record, encoder: RowEncoder) -> list[Span]:
+    def rows(self, record: Record, encoder: RowEncoder) -> list[list[Span]]:
         """Turns given, and of each assistant turn the words and the end learned."""
         return encoder.conversation(record)
 
@@ -115,8 +115,11 @@ class ConversationShape(RowShape):
         role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
         if role not in _ROLES:
             raise self.error(where, f"{name} must have a role of {', '.join(_ROLES)}", got=brief(role))
-        content = turn.get("content", turn.get("value"))
-        return Message(str(role), self._words(content, f"the content of {name}", where))
+        content = self._words(turn.get("content", turn.get("value")), f"the content of {name}", where)
+        thought = turn.get("reasoning_content") if role == "assistant" else None
+        if isinstance(thought, str) and thought.strip():
+            content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
+        return Message(str(role), content)
 
     def _words(self, content: object, name: str, where: str) -> str:
         """The text of a turn; text parts are joined, as OpenAI's clients send them."""

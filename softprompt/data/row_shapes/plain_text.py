@@ -57,7 +57,7 @@ class PlainTextShape(RowShape):
                 where=record.where,
                 expected=_WITH_ANSWER,
             )
-        ids = encoder.body(record)
+        ids = encoder.whole(record) if record.ends else encoder.body(record)
         closing = [encoder.end] if record.ends else []
         if not ids[1:] and not closing:
             raise DataError("a text of one token has none to learn", where=record.where, hint="leave it out")
