@@ -20,8 +20,7 @@ from softprompt.inference.answer import Answer
 from softprompt.inference.detokenizer import Detokenizer
 from softprompt.inference.sampling import Sampling, discourage_repetition
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.decoding import DecodingSession
-from softprompt.prefix.seq2seq_decoding import Seq2SeqDecodingSession
+from softprompt.prefix.prepare import AnySession
 
 _NEVER = -1.0e9  # the score of a beam that is not there
 
@@ -42,9 +41,7 @@ class BeamRow:
 
 
 @torch.no_grad()
-def beam_search(
-    lm: FrozenLM, session: DecodingSession | Seq2SeqDecodingSession, rows: Sequence[BeamRow], sampling: Sampling
-) -> list[list[Answer]]:
+def beam_search(lm: FrozenLM, session: AnySession, rows: Sequence[BeamRow], sampling: Sampling) -> list[list[Answer]]:
     """The `sampling.n` best answers of each row of the session, best first."""
     beams = sampling.num_beams
     searches = [_Search(row, sampling, lm.tokenizer) for row in rows]

@@ -125,7 +125,7 @@ class _Batches:
             self.on_text(i, answer.text)
         return answers
 
-    def _search(self, session: DecodingSession | Seq2SeqDecodingSession, jobs: Sequence[_Job]) -> list[list[Answer]]:
+    def _search(self, session: AnySession, jobs: Sequence[_Job]) -> list[list[Answer]]:
         rows = [BeamRow(job.seen, job.end_ids, job.stops) for job in jobs]
         return beam_search(self.lm, session, rows, self.sampling)
 
