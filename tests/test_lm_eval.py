@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ from lm_eval.models import huggingface
 from lm_eval.tasks import TaskManager
 
 from softprompt import lm_eval as ours
-from softprompt.errors import ConfigError
+from softprompt.errors import ConfigError, MissingExtraError
 from softprompt.modeling.soft_prompt_model import SoftPromptModel
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from tests.laws.oracle import plain_logits
+from tests.support.missing import uninstall
 from tests.support.prompted import greedy, prompted, saved
 from tests.support.rows import write_jsonl
 from tests.support.saved import save_tiny
@@ -168,4 +170,16 @@ def test_mistakes(world: Path, tasks: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be loaded"):
         ours.evaluate_tasks(lm, [], [str(tasks / "letters.yaml")])
     assert "--data" in str(refused("eval", "tone"))
+    with_tasks, with_data = ("eval", "tone", "--tasks", "x"), ("eval", "tone", "--data", "x")
+    assert "--vote" in str(refused(*with_tasks, "--vote"))
+    assert "--num-fewshot" in str(refused(*with_data, "--num-fewshot", 2))
     assert "--data" in str(refused("eval", "tone", "--tasks", "arc_easy", "--data", "rows.jsonl"))
+
+
+def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hint is the command that installs it."""
+    uninstall("lm_eval", monkeypatch)
+    for module in ("softprompt.lm_eval", "softprompt.cli.evaluate_tasks"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(MissingExtraError, match=r"(?s)lm_eval is not installed.*softprompt\[eval\]"):
+        importlib.import_module("softprompt.cli.evaluate_tasks")

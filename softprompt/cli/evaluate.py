@@ -60,7 +60,7 @@ def eval_command(
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="With --tasks: texts as conversations.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="With --tasks: texts run at once.")] = 8,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="With --tasks: texts run at once (8).")] = None,
     chat_template: ChatTemplate = "",
     as_json: AsJson = False,
     dtype: Dtype = "auto",
@@ -72,6 +72,23 @@ def eval_command(
     Of a file that a soft prompt was trained on, only the rows held out in training are scored. With --tasks the scores
     are lm-evaluation-harness' own, beside the base model.
     """
+    if (data is None) == (tasks is None):
+        got = f"--data {data}, --tasks {tasks}"
+        raise ConfigError("give rows with --data, or names of tasks with --tasks", got=got)
+    for_rows = {
+        "--text-prompt": text_prompt,
+        "--shots-data": shots_data,
+        "--vote": vote or None,
+        "--metric": metric,
+        "--columns": columns,
+        "--chat-template": chat_template or None,
+    }
+    for_tasks = {
+        "--num-fewshot": num_fewshot,
+        "--apply-chat-template": apply_chat_template or None,
+        "--batch-size": batch_size,
+    }
+    _check_misplaced(for_rows if data is None else for_tasks, "--tasks" if data is None else "--data")
     for source in (data, shots_data):
         check_data_places(source)
     from softprompt.cli.base_model import load_base
@@ -88,16 +105,14 @@ def eval_command(
     from softprompt.prompts import store
 
     of = chat_template_of(chat_template)
-    if (data is None) == (tasks is None):
-        raise ConfigError(
-            "give rows with --data, or names of tasks with --tasks", got=f"--data {data}, --tasks {tasks}"
-        )
     routers = routers_of(parse_names(names))
     chosen = expanded(parse_names(names), routers)
     if data is None:
         from softprompt.cli.evaluate_tasks import TaskOptions, eval_tasks
 
-        options = TaskOptions(num_fewshot, limit, apply_chat_template, batch_size)
+        if routers:
+            raise ConfigError("a router chooses among rows of --data", where="--tasks", got=", ".join(routers))
+        options = TaskOptions(num_fewshot, limit, apply_chat_template, batch_size or 8)
         lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter)
         eval_tasks(lm, chosen, str(tasks), options, as_json=as_json)
         return
@@ -141,6 +156,12 @@ def eval_command(
         console.print(Text(f"note: {note}", style="yellow"))
     if not held_out.shots and shots and EMPTY_TEXT_PROMPT not in comparison.notes:
         console.print(Text("the text prompt has no examples: --shots-data FILE gives it some", style="dim"))
+
+
+def _check_misplaced(options: Mapping[str, object], place: str) -> None:
+    """Raise ConfigError for options that have no effect there."""
+    if misplaced := [flag for flag, value in options.items() if value is not None]:
+        raise ConfigError(f"this option has no effect with {place}", got=", ".join(misplaced), hint="leave it out")
 
 
 def _flat(results: Mapping[str, object]) -> dict[str, dict[str, object]]:

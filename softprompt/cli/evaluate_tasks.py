@@ -1,4 +1,7 @@
-"""`softprompt eval --tasks`: lm-evaluation-harness' tasks on soft prompts beside the base model."""
+"""`softprompt eval --tasks`: lm-evaluation-harness' tasks on soft prompts beside the base model.
+
+The module needs the extra `eval`, so it is imported only when there are tasks.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from rich.text import Text
 
 from softprompt.cli.escape import escaped
 from softprompt.errors import ConfigError
+from softprompt.lm_eval import evaluate_tasks
 from softprompt.models.frozen_lm import FrozenLM
 
 
@@ -38,10 +42,8 @@ def eval_tasks(
 ) -> None:
     """Run the tasks and print one table, or JSON.
 
-    Raises ConfigError for an unknown task, MissingExtraError without lm-evaluation-harness.
+    Raises ConfigError for an unknown task.
     """
-    from softprompt.lm_eval import evaluate_tasks
-
     chosen = [task.strip() for task in tasks.split(",") if task.strip()]
     if not chosen:
         raise ConfigError("no task is named", where="--tasks", got=repr(tasks), hint="lm_eval ls tasks shows all")
