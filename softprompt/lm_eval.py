@@ -153,9 +153,8 @@ def _find_tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[str]]:
     folders: list[str | Path] = [task for task in files if Path(task).is_dir()]
     if len(files) == len(tasks):
         manager = TaskManager(include_path=folders or None, include_defaults=False)
-        with contextlib.suppress(Exception):
-            manager.load(chosen)
-            return manager, chosen
+        with contextlib.suppress(KeyError, ValueError):  # so a group's file names tasks of the harness
+            return _loaded(manager, chosen), chosen
     manager = TaskManager(include_path=folders or None)
     for task in tasks:
         if task not in files and task not in manager.all_tasks:
@@ -163,11 +162,25 @@ def _find_tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[str]]:
             hint = f"did you mean {', '.join(close)}?" if close else "lm_eval ls tasks shows all of them"
             raise ConfigError("unknown task", where="--tasks", got=task, hint=hint)
     try:
+        return _loaded(manager, chosen), chosen
+    except (KeyError, ValueError) as error:
+        raise _unloadable(chosen, error) from error
+
+
+def _loaded(manager: TaskManager, chosen: list[str]) -> TaskManager:
+    """The manager, once it has loaded these tasks. Raises ConfigError, or KeyError and ValueError for unknown names."""
+    try:
         manager.load(chosen)
+    except (KeyError, ValueError):
+        raise
     except Exception as error:  # task files and data sets of others
-        got = f"{type(error).__name__}: {first_line(error)}"
-        raise ConfigError("a task cannot be loaded", where=", ".join(tasks), got=got) from error
-    return manager, chosen
+        raise _unloadable(chosen, error) from error
+    return manager
+
+
+def _unloadable(chosen: Sequence[str], error: Exception) -> ConfigError:
+    got = f"{type(error).__name__}: {first_line(error)}"
+    return ConfigError("a task cannot be loaded", where=", ".join(chosen), got=got)
 
 
 def _files(task: str) -> list[str]:

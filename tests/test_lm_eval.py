@@ -166,7 +166,7 @@ def test_mistakes(world: Path, tasks: Path) -> None:
     lm = tiny_lm()
     with pytest.raises(ConfigError, match=r"(?s)unknown task.*arc_eazy.*did you mean.*arc_easy"):
         ours.evaluate_tasks(lm, [], ["arc_eazy"])
-    (tasks / "letters.yaml").write_text("task: letters\ndataset_path: json\n")
+    (tasks / "rows.jsonl").unlink()
     with pytest.raises(ConfigError, match="cannot be loaded"):
         ours.evaluate_tasks(lm, [], [str(tasks / "letters.yaml")])
     assert "--data" in str(refused("eval", "tone"))

@@ -21,7 +21,7 @@ from softprompt.methods.base import Method
 from softprompt.modeling.generation_cache import GenerationCache
 from softprompt.modeling.rows import RowPlan, padded_states, plan_rows
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.kv import Prefix, PrefixKV
+from softprompt.prefix.kv import Prefix, PrefixKV, embedded, embedded_ids
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import hidden_states, prepare_prefixes
 from softprompt.prompts.base import SoftPrompt
@@ -183,11 +183,11 @@ class SoftPromptBackbone(nn.Module):
 
         Keys and values have no such state. After them the opening is run once more.
         """
-        embeddings_PH = self.live().input_embeddings()
-        if embeddings_PH is None:
+        prefix = Prefix(self.live(), self.lead)
+        if prefix.prompt is None or prefix.prompt.input_embeddings() is None:
             return hidden_states(self.lm, prefix_kv, [Row(self.opening)])
-        whole = torch.cat([self.lm.embed(self.lead), embeddings_PH.to(self.lm.device, self.lm.dtype)])
-        states_SH = self.base.base_model(inputs_embeds=whole[None], use_cache=False).last_hidden_state[0]
+        ids_1S = embedded_ids(self.lm, prefix)[None]
+        states_SH = self.lm.backbone.run(embeds_BLH=embedded(self.lm, prefix)[None], embedded_ids_BL=ids_1S)[0]
         return torch.cat([states_SH[: len(self.opening) - 1], states_SH[-1:]])
 
     def _prepare(self) -> PrefixKV:

@@ -290,6 +290,16 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
     def tie_weights(self, *args: object, **kwargs: object) -> None:
         """Nothing: the base model's weights are tied already."""
 
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, *args: object, **kwargs: object
+    ) -> str:
+        """The base model's own: it was checked when that was loaded."""
+        return attn_implementation or "eager"
+
+    def _check_and_adjust_experts_implementation(self, experts_implementation: str | None) -> str:
+        """As for attention."""
+        return experts_implementation or "eager"
+
     def _set_gradient_checkpointing(self, enable: bool = True, *args: object, **kwargs: object) -> None:
         """Recompute layers in the backward pass; the base model's own switch would drop the prefix."""
         self.model.gradient_checkpointing = enable

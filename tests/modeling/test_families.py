@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from softprompt.modeling.soft_prompt_model import SoftPromptModel
 from softprompt.prompts import store
 from tests.support.cases import check_close
-from tests.support.prompted import FORMS, SIDES, greedy, padded, prompted, texts, wanted_logits
+from tests.support.odd_models import odd_lm
+from tests.support.prompted import FORMS, SIDES, finished, greedy, padded, prompted, texts, wanted_logits
 from tests.support.tiny import FAMILIES, tiny_lm
 
 METHODS = {"embedding": "prompt-tuning", "kv": "prefix-tuning"}
@@ -95,3 +96,22 @@ def test_a_saved_model_is_the_same_model(family: str, form: str, tmp_path: Path)
         again = SoftPromptModel.from_pretrained(model.lm, tmp_path / "tone", is_trainable=is_trainable)
         assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, before)
         assert bool(parameters(again)) == is_trainable
+
+
+@pytest.mark.parametrize("family", ["mamba2", "qwen3_5", "granite4", "falcon_h1", "bloom", "deepseek_v3", "cohere"])
+@torch.no_grad()
+def test_other_layers_masks_and_heads(family: str) -> None:
+    """States in place of keys, masks by place, heads with a scale: logits, generation and beams on every path."""
+    lm = odd_lm(family)
+    model, rows = SoftPromptModel(lm, finished(lm)), texts(0, (7, 3))
+    wanted = [wanted_logits(model, row) for row in rows]
+    for side in ("left", "right"):
+        ids, mask = padded(rows, side)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        for i in range(len(rows)):
+            check_close(logits[i][mask[i].bool()], wanted[i])
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False, eos_token_id=None)
+        assert out[:, ids.shape[1] :].tolist() == [greedy(model, row, 3) for row in rows]
+    options = {"attention_mask": mask, "max_new_tokens": 4, "num_beams": 3, "eos_token_id": None}
+    beams = [model.generate(ids, use_cache=use_cache, **options) for use_cache in (True, False)]
+    assert torch.equal(*beams)
