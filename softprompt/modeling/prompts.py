@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from softprompt.data.template import Template, bos_ids
 from softprompt.data.tokenizer import has_chat_template
 from softprompt.errors import ConfigError, UnsupportedModelError
+from softprompt.formatting.chat_template import pinned_chat_template
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids, opening_ids
 from softprompt.methods.base import Method, MethodContext, Start
 from softprompt.methods.config import MethodConfig
@@ -110,6 +111,7 @@ def load_prompt(lm: FrozenLM, name: str | Path, *, is_trainable: bool) -> ModelP
         lm.geometry,
         layout=card.layout,
         template=template.to_dict(),
+        chat_template=card.chat_template,
         labels=card.labels,
         method=about,
         data=data,
@@ -156,6 +158,7 @@ def new_prompt(
         lm.geometry,
         layout=layout,
         template=template.to_dict(),
+        chat_template=pinned_chat_template(template, lm.tokenizer),
         labels=tuple(labels),
         method=about,
     )
