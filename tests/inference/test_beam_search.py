@@ -17,6 +17,7 @@ from softprompt.inference.generate import Request, generate
 from softprompt.inference.sampling import Sampling, discourage_repetition
 from softprompt.models.frozen_lm import FrozenLM
 from tests.support.cases import random_prompt
+from tests.support.odd_models import odd_lm
 from tests.support.tiny import tiny_lm, tiny_seq2seq
 
 TEXTS = ("Where is my parcel?", "Hm", "I was charged twice, please mend it")
@@ -81,6 +82,20 @@ def test_answers_are_those_of_transformers(family: str, options: dict[str, Any])
     ]
     assert [answer.ids for answer in made] == wanted
     assert len({tuple(ids) for ids in wanted}) > 2, "they say different things"
+
+
+@pytest.mark.parametrize("family", ["lfm2", "bloom"])
+def test_beams_of_states_and_of_plain_passes(family: str) -> None:
+    """Beams move with whatever a model carries from token to token."""
+    lm = odd_lm(family)
+    formatted, options = soft(lm), OPTIONS[1]
+    made = generate(lm, {"it": formatted}, [Request(text) for text in TEXTS[:2]], Sampling(6, **options))
+    wanted = [
+        answer
+        for text in TEXTS[:2]
+        for answer in transformers_answers(lm, formatted, text, **as_transformers(options), max_new_tokens=6)
+    ]
+    assert [answer.ids for answer in made] == wanted
 
 
 @pytest.mark.parametrize("options", [OPTIONS[1], OPTIONS[3]], ids=str)
