@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GraniteMoeHybridConfig, LlamaConfig, Qwen3_5TextConfig
 
 from benchmarks.machine import facts
 from softprompt.data.tokenize import Example
@@ -82,7 +82,41 @@ SHAPES = {  # of the published config.json
             "original_max_position_embeddings": 8192,
         },
         tie_word_embeddings=True,
-    )
+    ),
+    # The kinds, proportions and order of layers of Qwen3.5 and Granite 4 h, at about 100 million weights.
+    "qwen3.5-100m": Qwen3_5TextConfig(
+        vocab_size=49152,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        linear_key_head_dim=64,
+        linear_value_head_dim=64,
+        linear_num_key_heads=8,
+        linear_num_value_heads=16,
+        tie_word_embeddings=True,
+    ),
+    "granite4-100m": GraniteMoeHybridConfig(
+        vocab_size=49152,
+        hidden_size=512,
+        intermediate_size=1536,
+        shared_intermediate_size=1536,
+        num_local_experts=0,
+        num_hidden_layers=20,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        mamba_n_heads=16,
+        mamba_d_head=64,
+        mamba_d_state=64,
+        layer_types=(["linear_attention"] * 9 + ["full_attention"]) * 2,
+        embedding_multiplier=12.0,
+        logits_scaling=6.0,
+        residual_multiplier=0.22,
+        attention_multiplier=0.0156,
+        tie_word_embeddings=True,
+    ),
 }
 
 
@@ -167,9 +201,7 @@ def peft_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], 
 
 def floor_step(lm: FrozenLM, rows: list[Example], virtual: int) -> Callable[[], None]:
     """The matrix products alone."""
-    weights: list[Tensor] = [
-        p for p in lm.hf_model.base_model.parameters() if p.ndim == 2 and p is not lm.embedding.weight
-    ]
+    weights: list[Tensor] = [p for p in lm.backbone.module.parameters() if p.ndim == 2 and p is not lm.embedding.weight]
     pairs = [(weight, count) for weight in weights for count in (virtual, sum(len(row.ids) for row in rows))]
     pairs.append((lm.embedding.weight, learned_tokens(rows)))  # the head: tied to the embedding in this model
     inputs = {

@@ -124,6 +124,25 @@ def table(facts: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def proven(fact: dict) -> dict:
+    """What users want to know of an architecture."""
+    exact = fact["verdict"] in ("exact", "exact*")
+    if fact.get("encdec"):
+        forms = "embedding, kv" if exact else ""
+    else:
+        forms = ("embedding, kv" if fact.get("takes_kv") else "embedding") if exact else ""
+    engine = {"ok": "yes"}.get(str(fact.get("serve", "")), "")
+    reason = "" if exact else str(fact.get("reason", "")).partition(" @ ")[0][:160]
+    return {
+        "architecture": fact["name"],
+        "exact": exact,
+        "path": str(fact.get("path", "")) if exact and not fact.get("encdec") else "",
+        "prompts": forms,
+        "engine": engine,
+        "note": fact["verdict"] + ": " + reason if reason else "",
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help="names of architectures")
@@ -131,6 +150,7 @@ def main() -> None:
     parser.add_argument("--checks", default="", help="some of emb,text,kv,long,grad,gen,train,move,serve")
     parser.add_argument("--out", help="a line of JSON for each architecture")
     parser.add_argument("--table", help="a Markdown table")
+    parser.add_argument("--proven", help="the list that `softprompt models --proven` shows")
     parser.add_argument("--timeout", type=float, default=300)
     given = parser.parse_args()
     repo = REPO
@@ -160,6 +180,8 @@ def main() -> None:
     for fact in facts:
         counts[fact["verdict"]] = counts.get(fact["verdict"], 0) + 1
     print(counts)
+    if given.proven:
+        Path(given.proven).write_text(json.dumps([proven(fact) for fact in facts], indent=0) + "\n")
     if given.table:
         Path(given.table).write_text(table(facts) + "\n")
 

@@ -50,6 +50,17 @@ def test_what_the_user_says_stays(facts: TaskStats) -> None:
         assert choice.setting not in [other.setting for other in rest]
 
 
+def test_a_model_with_states_gets_embeddings() -> None:
+    """Keys and values are not all that such a model carries from a prefix."""
+    facts = TaskStats(1, 7000, 2, 30.0, 2048, takes_kv=False)
+    config, choices = choose(resolve({"method.n_tokens": 7}), facts)
+    assert (config.method.name, config.method.n_tokens) == ("prompt-tuning", 7)
+    assert "method.name" in {choice.setting for choice in choices}
+    config, choices = choose(resolve({"method.name": "prefix-tuning"}), facts)
+    assert config.method.name == "prefix-tuning", "the user's own choice is refused later, with the reason"
+    assert "method.name" not in {choice.setting for choice in choices}
+
+
 def test_fixed_chooses_nothing() -> None:
     config = resolve({"recipe": "fixed"})
     assert choose(config, FACTS["generation"]) == (config, ())
