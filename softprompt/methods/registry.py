@@ -170,7 +170,7 @@ def method_settings(values: Mapping[str, object]) -> MethodConfig:
     Raises ValidationError: an unknown method, a setting that this method does not have, or a wrong value.
     """
     values = respell(MethodConfig, values, "method.")
-    name = values.setdefault("name", MethodConfig.model_fields["name"].default)
+    name = values.get("name", MethodConfig.model_fields["name"].default)
     specs = method_specs()
     if not isinstance(name, str) or name not in specs:
         raise _refused("name", name, _broken.get(str(name), f"unknown method; there are {', '.join(specs)}"))

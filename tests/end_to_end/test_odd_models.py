@@ -49,5 +49,5 @@ def test_keys_and_values_are_refused_with_the_way_out(
 ) -> None:
     monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
     config = settings(hybrid, tmp_path, method__name="prefix-tuning")
-    with pytest.raises(UnsupportedModelError, match="(?s)carry more from a prefix.*--method prompt-tuning"):
+    with pytest.raises(UnsupportedModelError, match=r"(?s)carry more from a prefix.*--method prompt-tuning"):
         fit(prepare(config), load_model(str(hybrid), dtype="float32"))
