@@ -212,13 +212,17 @@ def _template(lm: FrozenLM, template: str | Template | None) -> Template:
 
 def _settings(method: str | Mapping[str, object] | MethodConfig) -> MethodConfig:
     """The settings, of which none needs a task's rows. Raises ConfigError."""
+    values: Mapping[str, object] = {"name": method} if isinstance(method, str) else {}
+    if isinstance(method, Mapping):
+        values = method
+    if isinstance(method, MethodConfig):
+        values = method.model_dump(exclude_unset=True) | {"name": method.name}
     try:
-        settings = method_settings({"name": method} if isinstance(method, str) else method)
+        settings = method_settings(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["method", *(str(part) for part in first["loc"])])
         raise ConfigError(first["msg"], where=where, got=first.get("input")) from error
-    assert isinstance(settings, MethodConfig)
     if settings.init in _NEED_ROWS:
         what, hint = "this initialization is made of training rows, which a model has not", "init text with init_text"
         raise ConfigError(what, where="method.init", got=settings.init, hint=hint)

@@ -17,6 +17,7 @@ from softprompt.data.template import VIRTUAL, Template
 from softprompt.errors import ConfigError, DataError, StoreError, UnsupportedModelError, WrongBaseError
 from softprompt.formatting.formatted_prompt import from_card
 from softprompt.formatting.inputs import chat_input_ids
+from softprompt.methods.registry import method_settings
 from softprompt.modeling.soft_prompt_model import SoftPromptModel
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import packed_hidden_states
@@ -210,6 +211,14 @@ def test_a_base_by_folder_by_model_and_by_name(tmp_path: Path, monkeypatch: pyte
     for model in models:
         assert_close(model(ids).logits, wanted)
     assert models[0].name_or_path == str(base)
+
+
+def test_settings_in_any_writing() -> None:
+    """A name, a mapping or a settings object."""
+    settings = method_settings({"name": "prompt-tuning", "n_tokens": 100})
+    for method in ("prompt-tuning", {"name": "prompt-tuning", "n_tokens": 100}, settings):
+        model = SoftPromptModel.from_method(tiny_lm(), method)
+        assert model.card.n_tokens == (32 if method == "prompt-tuning" else 100)
 
 
 def test_mistakes_are_refused(tmp_path: Path) -> None:
