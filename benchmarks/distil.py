@@ -195,7 +195,7 @@ def again(
 def measured(found: Fidelity | None) -> dict[str, Any]:
     """A fidelity report, with the share of the log-likelihood gap that each size recovers."""
     assert found is not None
-    report = found.to_dict()
+    report: dict[str, Any] = found.to_dict()
     gap = found.full_text.log_likelihood - found.no_text.log_likelihood
     for size, own in found.soft.items():
         report["soft"][size]["gap_recovered"] = (own.log_likelihood - found.no_text.log_likelihood) / gap

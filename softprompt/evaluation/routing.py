@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from softprompt.data.records import Record
 from softprompt.data.spans import prompt_ids
+from softprompt.data.template import turns_record
 from softprompt.errors import ConfigError
 from softprompt.evaluation.evaluate import Evaluation, answer_scores
 from softprompt.formatting.formatted_prompt import FormattedPrompt
-from softprompt.formatting.inputs import text_to_record
+from softprompt.formatting.inputs import read_turns, text_to_record
 from softprompt.inference.generate import Request
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import router, store
@@ -48,11 +49,21 @@ def assign(
     for request in requests:
         if request.name in routers:
             experts = routers[request.name]
-            record = text_to_record(request.text, formatted_prompts[experts[0]], request.where)
+            record = _routed_record(request, formatted_prompts[experts[0]])
             ids = prompt_ids(record, formatted_prompts[experts[0]].template, lm.tokenizer)
             request = replace(request, name=experts[loaded[request.name].choose(lm, ids)])
         assigned.append(request)
     return assigned
+
+
+def _routed_record(request: Request, formatted: FormattedPrompt) -> Record:
+    """The row that a router judges: a text, or a conversation; of a template without turns its last turn."""
+    if isinstance(request.text, str):
+        return text_to_record(request.text, formatted, request.where)
+    turns = read_turns(request.text, request.where)
+    if formatted.template.kind == "chat":
+        return turns_record(turns, request.where)
+    return text_to_record(turns[-1].content, formatted, request.where)
 
 
 def routed(

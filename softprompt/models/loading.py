@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Collection
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -206,6 +207,8 @@ class _Quiet:
         self.catcher.__enter__()
         warnings.simplefilter("ignore")
 
-    def __exit__(self, *exception: object) -> None:
-        self.catcher.__exit__(*exception)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.catcher.__exit__(kind, error, trace)
         transformers_logging.set_verbosity(self.level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, model = tmp_path_factory.mktemp("models") / "padded", copy.deepcopy(tiny_model("llama"))
     model.resize_token_embeddings(VOCAB + 20, mean_resizing=False)
     with torch.no_grad():
-        model.get_output_embeddings().weight[VOCAB:] = 0  # as padding is
+        head: Any = model.get_output_embeddings()
+        head.weight[VOCAB:] = 0  # as padding is
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -68,4 +68,4 @@ def test_a_state_of_other_tasks_is_refused() -> None:
     with pytest.raises(DataError, match="other data or settings"):
         TaskMixture(lengths(3, 5), 2, 0).restore(state)
     with pytest.raises(DataError, match="not the state"):
-        TaskMixture(lengths(3, 4), 2, 0).restore({})
+        TaskMixture(lengths(3, 4), 2, 0).restore({})  # type: ignore[arg-type]

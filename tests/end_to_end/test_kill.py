@@ -81,7 +81,8 @@ def straight(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     folder = tmp_path_factory.mktemp("straight")
     result = runs.finish(folder)
     newest = folder / f"checkpoint-{result['step']:06d}" / "state.json"
-    return result, read_json(newest)["run"]
+    state: Any = read_json(newest)
+    return result, state["run"]
 
 
 def busy(seconds: float) -> None:

@@ -150,7 +150,7 @@ def test_a_loaded_prompt_gets_the_frame_of_its_card() -> None:
     prompt, layout = random_prompt(lm, "embedding", 3, 0), Layout(bos=True, lead="x", follow="Review:")
     card = Card(
         name="n", form="embedding", n_tokens=3, sha256="0" * 64, base=lm.geometry.to_dict(),
-        layout=layout, template=CHAT.to_dict(),
+        layout=layout, template=dict(CHAT.to_dict()),
     )  # fmt: skip
     formatted = from_card(prompt, card)
     assert (formatted.prompt, formatted.template, formatted.layout) == (prompt, CHAT, layout)

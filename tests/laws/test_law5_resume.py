@@ -35,7 +35,8 @@ def stop_after(step: int, kind: str = "step", number: signal.Signals = signal.SI
 def final_state(folder: Path) -> tuple[dict[str, Tensor], object]:
     """Everything in the checkpoint of the last step: method, best method, optimiser, random generators."""
     path = folder / f"checkpoint-{STEPS:06d}"
-    facts = read_json(path / "state.json")["facts"]
+    state: Any = read_json(path / "state.json")
+    facts = state["facts"]
     del facts["elapsed"], facts["seconds"], facts["validation_seconds"]  # the only thing that may differ: time
     return read_tensors(path / "state.safetensors"), facts
 

@@ -207,7 +207,8 @@ def test_other_weights_beside_another_length_are_another_model(where: str, rows:
     other = copy.deepcopy(tiny_model("llama"))
     other.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
-        changed = other.get_input_embeddings().weight if where == "table" else other.model.layers[0].mlp.up_proj.weight
+        parts: Any = other
+        changed = parts.get_input_embeddings().weight if where == "table" else parts.model.layers[0].mlp.up_proj.weight
         changed[: VOCAB // 2] += 0.1
     one, two = measure_geometry(tiny_model("llama"), "a"), measure_geometry(other, "b")
     card = Geometry.from_dict(one.to_dict())

@@ -294,9 +294,15 @@ def test_states_are_seen_before_weights_are_loaded(config: Any, states: bool, tm
 
 
 def test_the_language_model_of_a_model_for_images(tmp_path: Path) -> None:
-    text: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
+    text["intermediate_size"] = 64
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    vision: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     config = tf.LlavaConfig(
         text_config=tf.LlamaConfig(**text, **heads),
         vision_config=tf.CLIPVisionConfig(**vision, image_size=28, patch_size=14),
@@ -426,7 +432,9 @@ def test_a_rope_that_changes_with_the_length_is_exact_in_the_original_context_on
 @pytest.mark.parametrize("named", [True, False])
 def test_a_classifier_is_no_language_model(named: bool, tied: bool, tmp_path: Path) -> None:
     """With tied embeddings nothing is missing: it would load, and its head be thrown away."""
-    config = tf.LlamaConfig(**tiny_lm("llama").hf_model.config.to_dict() | {"tie_word_embeddings": tied})
+    values: dict[str, Any] = tiny_lm("llama").hf_model.config.to_dict()
+    values["tie_word_embeddings"] = tied
+    config = tf.LlamaConfig(**values)
     tf.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "judge")
     tiny_tokenizer().save_pretrained(tmp_path / "judge")
     if not named:

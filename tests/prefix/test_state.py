@@ -6,6 +6,7 @@ The oracle runs one row at a time, without a cache, with Transformers' own model
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,8 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> Tensor:
     if lm.geometry.architecture == "gemma4_text":  # a virtual token has the second embedding of the padding token
         virtual = prefix.prompt.n_tokens if prefix.prompt else 0
         known = torch.tensor([[*prefix.lead, *[0] * virtual, *prefix.follow, *ids]])
-        more = {"per_layer_inputs": lm.hf_model.base_model.get_per_layer_inputs(known)}
+        base: Any = lm.hf_model.base_model
+        more = {"per_layer_inputs": base.get_per_layer_inputs(known)}
     return lm.hf_model(inputs_embeds=embeds[None], use_cache=False, **more).logits[0, -len(ids) :]
 
 
@@ -140,7 +142,8 @@ def test_keys_and_values_of_a_text_are_the_text(family: str) -> None:
     with torch.no_grad():
         (state,) = [lm.backbone.new_cache()]
         lm.backbone.run(ids_BL=torch.tensor([lead]), cache=state)
-        layers = tuple((layer.keys[0], layer.values[0]) for layer in state.layers)
+        cached: list[Any] = state.layers
+        layers = tuple((layer.keys[0], layer.values[0]) for layer in cached)
         prefixes = prepare_prefixes(lm, [Prefix(KVPrompt(layers), follow=(30,))])
         ours = lm.logits(hidden_states(lm, prefixes, [Row(row)]))
         assert_close(ours, plain_logits(lm, Prefix(lead=(*lead, 30)), row), rtol=1e-3, atol=1e-3)

@@ -26,6 +26,8 @@ _attention: dict[str, Any] = _common | {
     "intermediate_size": 64,
     "max_position_embeddings": 256,
 }
+_mla: dict[str, Any] = _attention | {"num_key_value_heads": 4}
+_gemma4: dict[str, Any] = _attention | {"num_hidden_layers": 4, "global_head_dim": 8}
 _mamba_layers: dict[str, Any] = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
@@ -90,7 +92,7 @@ MASK_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
 # A cache that holds something else than the attention's keys, or keys that other layers share.
 CACHE_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
     "deepseek_v3": lambda: tf.DeepseekV3Config(
-        **_attention | {"num_key_value_heads": 4},
+        **_mla,
         kv_lora_rank=16,
         q_lora_rank=16,
         qk_rope_head_dim=8,
@@ -113,9 +115,8 @@ HEAD_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
 # Second embeddings that are looked up by token id.
 PER_LAYER_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
     "gemma4": lambda: tf.Gemma4TextConfig(
-        **_attention | {"num_hidden_layers": 4},
+        **_gemma4,
         head_dim=8,
-        global_head_dim=8,
         sliding_window=11,
         layer_types=["sliding_attention", "full_attention"] * 2,
         vocab_size_per_layer_input=VOCAB,

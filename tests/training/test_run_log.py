@@ -26,7 +26,8 @@ def written(path: Path, *steps: int, keep_until: int | None = None) -> RunLog:
 
 
 def steps(path: Path) -> list[int]:
-    return [line["step"] for line in read_log(path)]
+    lines: list[Any] = read_log(path)
+    return [line["step"] for line in lines]
 
 
 def test_one_object_a_line_in_order(tmp_path: Path) -> None:

@@ -78,9 +78,8 @@ def test_the_best_is_saved_as_it_would_be_alone(method: str, base: Path, tmp_pat
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl", "sweep.json"]
     table = json.loads((run / "sweep.json").read_text())
     assert [row["trial"] for row in table] == ["lr=0.3", "lr=0.001"]
-    assert {event.get("trial") for event in read_log(run / "metrics.jsonl") if event["event"] == "step"} == set(
-        found.results
-    )
+    events: list[Any] = read_log(run / "metrics.jsonl")
+    assert {event.get("trial") for event in events if event["event"] == "step"} == set(found.results)
 
 
 def test_a_taken_name_is_refused_before_training(base: Path, tmp_path: Path, home: Path) -> None:

@@ -73,7 +73,8 @@ def test_each_task_gets_its_artifact(method: str, base: Path, tmp_path: Path, ho
     cards = {name: store.load_card(home / name) for name in names}
     assert (cards["all.parity"].labels, cards["all.sums"].labels) == (("even", "odd"), ())
     assert cards["all.parity"].data["train_rows"] == 24 and cards["all.sums"].data["train_rows"] == 12
-    events = [event for event in read_log(home / ".runs" / "all" / "metrics.jsonl") if event["event"] == "validation"]
+    lines: list[Any] = read_log(home / ".runs" / "all" / "metrics.jsonl")
+    events = [event for event in lines if event["event"] == "validation"]
     for event in events:
         each = [event["validation_loss/parity"], event["validation_loss/sums"]]
         assert event["validation_loss"] == pytest.approx(sum(each) / 2)
