@@ -24,7 +24,6 @@ except softprompt.SoftpromptError as error:
 from __future__ import annotations
 
 __all__ = [
-    "FOREIGN_ERRORS",
     "CheckpointError",
     "ConfigError",
     "DataError",

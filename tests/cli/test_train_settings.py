@@ -18,6 +18,7 @@ from tests.support.shell import done, refused
 
 EXAMPLES: dict[str, Any] = {
     "model": "owner/name",
+    "base_adapter": "adapters/tone",
     "data": "rows.jsonl",
     "name": "tone",
     "template": r"Review: {text}\nSentiment:",

@@ -63,5 +63,6 @@ def test_what_pandas_writes_as_tsv_is_read_back(rows: list[tuple[str, str]]) -> 
     csv.writer(file, delimiter="\t", lineterminator="\n").writerows(
         [("a", "b"), *[(f"x{a}", f"x{b}") for a, b in rows]]
     )
-    if "\r" not in file.getvalue():
+    both = any("\t" in cell and "\n" in cell for row in rows for cell in row)  # may read as lines that quote nothing
+    if "\r" not in file.getvalue() and not both:
         assert rows_of(file.getvalue(), tabs=True) == [{"a": f"x{a}", "b": f"x{b}"} for a, b in rows]

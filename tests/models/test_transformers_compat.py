@@ -17,7 +17,7 @@ import softprompt
 
 PACKAGE = Path(softprompt.__file__).parent
 COMPAT = ("models/transformers_compat.py", "engine/transformers_compat.py")
-FOREIGN_ROOMS = ("models", "prefix", "engine")  # the packages that know Transformers
+FOREIGN_ROOMS = ("models", "prefix", "engine", "modeling", "lm_eval.py")  # what knows Transformers
 HARDWARE = {"_is_avx512_bf16_supported", "_is_amx_tile_supported"}  # of torch, which has no public name for them
 
 

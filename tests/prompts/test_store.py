@@ -198,7 +198,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "base of texts": (_card(base=PLAIN.to_dict() | {"hidden": "6"}), "not a base model description"),
     "version 2": (_card(format_version=2), "unknown format version"),
     "no version": (_card(format_version=None), "unknown format version"),
-    "unknown key": (_card(chat_template="{{ x }}"), "field chat_template"),
+    "unknown key": (_card(remarks="{{ x }}"), "field remarks"),
     "unknown form": (_card(form="lora"), "field form"),
     "a list": (_bytes(store.CARD, b"[]"), "unknown format version"),
     "key twice": (_bytes(store.CARD, b'{"format_version": 1, "format_version": 1}'), "duplicate key"),
