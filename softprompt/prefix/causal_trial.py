@@ -8,6 +8,7 @@ Shapes: T tokens of the rows, H width, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -187,18 +188,25 @@ class CausalTrial:
         return reason and f"past a limit of its attention, {reason}"
 
     def _state_difference(self) -> str:
+        """Another prefix is run in between: some models keep states outside of their cache."""
         for soft in (False, True):
-            prefixes = run_states(self.lm, self._prefixes(soft))
+            prefixes = run_states(self.lm, [*self._prefixes(soft), Prefix(lead=tuple(self.ids[1:_LEAD]))])
             states = state_hidden_states(self.lm, prefixes, [Row(row) for row in self.rows])
             if reason := logit_difference(self.lm, self.lm.logits(states), self._truth(soft)):
                 return reason
         return ""
 
     def _steps_difference(self) -> str:
+        """Two rows of different lengths, which take their steps in turn."""
         prefixes = run_states(self.lm, self._prefixes(soft=True))
-        session = StateDecodingSession(self.lm, prefixes, [self.rows[0][:1]], [0], len(self.rows[0]))
-        states = [session.hidden, *(session.step(torch.tensor([i], device=self.lm.device)) for i in self.rows[0][1:])]
-        return logit_difference(self.lm, self.lm.logits(torch.cat(states)), self._row_truth(self.rows[0], soft=True))
+        row = self.rows[0]
+        session = StateDecodingSession(self.lm, prefixes, [row[:1], row[:2]], [0, 0], len(row))
+        ours = [self.lm.logits(session.hidden)]
+        for pair in itertools.pairwise(row[1:]):
+            ours.append(self.lm.logits(session.step(torch.tensor(pair, device=self.lm.device))))
+        truth = self._row_truth(row, soft=True)
+        wanted = torch.stack([truth[:-1], truth[1:]], dim=1)
+        return logit_difference(self.lm, torch.stack(ours), wanted)
 
     def _kv_difference(self) -> str:
         """Keys and values of the lead as a soft prompt: everything that the model carries?"""

@@ -155,6 +155,7 @@ def test_keys_and_values_of_a_text_are_the_text(family: str) -> None:
         *((family, "state") for family in (*STATE_CONFIGS, *MASK_CONFIGS) if family != "mamba"),
         ("mamba", "concatenated"),  # Transformers' scan of several tokens starts from zero
         ("rwkv", "concatenated"),
+        ("recurrent_gemma", "concatenated"),
     ],
 )
 def test_the_prefix_is_run_once_where_the_model_allows_it(family: str, path: str) -> None:

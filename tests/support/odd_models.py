@@ -126,6 +126,10 @@ PER_LAYER_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
 }
 # No cache that could be used: the prefix is run with each row.
 NO_CACHE_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
+    # Keeps its recurrent states on its layers, not in the cache.
+    "recurrent_gemma": lambda: tf.RecurrentGemmaConfig(
+        **_attention, lru_width=32, attention_window_size=11, block_types=["recurrent", "attention"]
+    ),
     "rwkv": lambda: tf.RwkvConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, context_length=256, attention_hidden_size=32
     ),
