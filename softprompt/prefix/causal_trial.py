@@ -182,9 +182,11 @@ class CausalTrial:
                 return ""
             self._take(_LONG_PROBE_TOKENS)
             self.runtime.windows = windows
-            reason = self._guarded(attempt)
-            self._take(_PROBE_TOKENS)
-            self.runtime.windows = self.lm.geometry.windows
+            try:
+                reason = self._guarded(attempt)
+            finally:
+                self._take(_PROBE_TOKENS)
+                self.runtime.windows = self.lm.geometry.windows
         return reason and f"past a limit of its attention, {reason}"
 
     def _state_difference(self) -> str:

@@ -56,6 +56,11 @@ def for_rows(cache: Cache, rows: int) -> Cache:
     return mapped(cache, lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
 
 
+def own_copy(cache: Cache, rows: int) -> Cache:
+    """As `for_rows`, in memory of its own: a single token overwrites states in place."""
+    return mapped(for_rows(cache, rows), Tensor.clone)
+
+
 def for_decoding(cache: Cache) -> Cache:
     """A copy for steps of one token without gradient, which overwrite recurrent and convolution states."""
     made = mapped(cache, lambda tensor: tensor.detach().clone())

@@ -214,10 +214,15 @@ def _run(lm: FrozenLM, text: _PrefixText, keys_values: tuple[LayerKV | None, ...
         return None
     cache = new_cache(lm.backbone)
     if keys_values is not None:
-        fill_cache(cache, keys_values)
+        fill_cache(cache, tuple(kv and (_like(lm, kv[0]), _like(lm, kv[1])) for kv in keys_values))
     if len(text.embeds):
         lm.backbone.run(embeds_BLH=text.embeds[None], embedded_ids_BL=text.ids[None], cache=cache)
     return cache
+
+
+def _like(lm: FrozenLM, tensor: Tensor) -> Tensor:
+    """On the model's device and in its dtype."""
+    return tensor.to(lm.device, lm.dtype)
 
 
 def _no_kv(lm: FrozenLM) -> UnsupportedModelError:

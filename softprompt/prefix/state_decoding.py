@@ -18,7 +18,7 @@ from transformers import Cache
 
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.forward import check_fits_context, check_not_empty
-from softprompt.prefix.model_cache import for_decoding, for_rows, mapped, new_cache
+from softprompt.prefix.model_cache import for_decoding, mapped, new_cache, own_copy
 from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prefix.state import StatePrefixes, run_group
 
@@ -105,7 +105,7 @@ class StateDecodingSession:
         if not PrefixRuntime.of(self.lm).steps:
             return None
         state = self._prefixes.states[prefix] if self._prefixes.states else None
-        return new_cache(self.lm.backbone) if state is None else for_rows(state, rows)
+        return new_cache(self.lm.backbone) if state is None else own_copy(state, rows)
 
 
 def _kept(group: _Group, index: Tensor) -> _Group:

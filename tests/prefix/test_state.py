@@ -5,6 +5,7 @@ The oracle runs one row at a time, without a cache, with Transformers' own model
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,6 +110,26 @@ def test_decoding_step_by_step(family: str) -> None:
             for number, token in zip(numbers, following, strict=True):
                 rows[number] = [*rows[number], token]
             session.step(torch.tensor(following))
+
+
+@pytest.mark.parametrize("family", sorted(STATE_CONFIGS))
+def test_a_session_leaves_the_prefix_as_it_is(family: str) -> None:
+    """A row of one token, whose step overwrites states in place, and then the same again."""
+    lm = odd_lm(family)
+    with torch.no_grad():
+        prefixes = prepare_prefixes(lm, [Prefix(soft(lm, 8, 1))])
+        first, again = (start_decoding(lm, prefixes, [[5]], [0], 2) for _ in range(2))
+        assert_close(again.hidden, first.hidden)
+        assert_close(again.step(torch.tensor([6])), first.step(torch.tensor([6])))
+    assert PrefixRuntime.of(lm).steps, "no text is run again at every step"
+
+
+def test_keys_and_values_are_taken_in_the_models_dtype() -> None:
+    lm = odd_lm("bloom")
+    half = FrozenLM(copy.deepcopy(lm.hf_model).bfloat16(), lm.tokenizer, "half")
+    layers = tuple((torch.randn(4, 3, 8), torch.randn(4, 3, 8)) for _ in range(2))
+    states = hidden_states(half, prepare_prefixes(half, [Prefix(KVPrompt(layers))]), [Row([5, 6])])
+    assert states.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("family", [*sorted(STATE_CONFIGS), "bloom", "rwkv"])
