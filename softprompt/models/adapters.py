@@ -27,6 +27,8 @@ from softprompt.errors import ModelError, UnsupportedModelError, first_line, mis
 from softprompt.files import read_json
 from softprompt.models.geometry import SAMPLE_TOLERANCE, SMALLEST, AdaptedWeight
 from softprompt.models.sources import ADAPTER_CONFIG
+from softprompt.models.transformers_compat import modules_of
+from softprompt.models.weights import spread
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,7 +62,7 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             rows, table = table_length(folder), model.get_input_embeddings()
             if rows is not None and rows != len(table.get_parameter("weight")):
                 model.resize_token_embeddings(rows, mean_resizing=False)
-            adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
+            adapted = cast("Any", PeftModel).from_pretrained(model, str(folder), torch_device=str(model.device))
             if stray := _left_out(model, _stored_shapes(folder)):
                 raise ValueError(f"the file holds more than the config names, e.g. {stray[0]}")
             return adapted
@@ -135,7 +137,7 @@ def _without_layers(model: nn.Module) -> nn.Module:
     """A Transformers model whose own adapters are merged, with plain layers in place of PEFT's."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for place, layer in list(model.named_modules()):
+    for place, layer in modules_of(model).items():
         if isinstance(layer, BaseTunerLayer):
             model.set_submodule(place, layer.get_base_layer())
     vars(model).pop("peft_config", None)
@@ -171,8 +173,7 @@ def _moved_most(weights: dict[str, tuple[Tensor | None, Tensor]]) -> tuple[Adapt
         difference, size = float((fresh - stale)[index].abs()), float(scale[index])
         if difference > 2 * max(SAMPLE_TOLERANCE * size, SMALLEST):
             moved.append((key, index, float(fresh[index])))
-    chosen = torch.linspace(0, len(moved) - 1, min(_PROBED, len(moved))).long().tolist() if moved else []
-    return tuple(moved[i] for i in chosen)
+    return tuple(moved[i] for i in spread(len(moved), min(_PROBED, len(moved)))) if moved else ()
 
 
 def _check_config(folder: Path, is_encoder_decoder: bool) -> None:
@@ -221,12 +222,13 @@ def _no_safetensors(folder: Path) -> ModelError:
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(folder / _TENSORS, framework="pt") as file:
+    opened: Any = safe_open(folder / _TENSORS, framework="pt")
+    with opened as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
 
 
 def _left_out(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The tensors for modules of the model that have no adapter by its config: PEFT passes them over without a word."""
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     targets = {key: modules.get(key.removeprefix(_PREFIX).split(".lora_")[0]) for key in shapes if ".lora_" in key}
     return sorted(key for key, module in targets.items() if module is not None and not hasattr(module, "base_layer"))

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from softprompt.models.transformers_compat import text_config, text_decoder
+
 NO_ID = -1  # in place of a token id: a virtual token
 _CACHE_ARGUMENTS = ("past_key_values", "cache_params")  # of attention and hybrids, of state-space models
 _TRIAL_TOKENS = 2
@@ -37,7 +39,7 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.module = _text_decoder(model)
-        self.config: PreTrainedConfig = model.config.get_text_config()
+        self.config: PreTrainedConfig = text_config(model.config)
         accepted = inspect.signature(type(self.module).forward).parameters
         self.cache_argument = next((name for name in _CACHE_ARGUMENTS if name in accepted), None)
         kinds = (getattr(self.config, "layer_types", None), getattr(self.config, "attention_layers", None))
@@ -60,7 +62,7 @@ class Backbone:
             wanted = self.run(ids_BL=ids_BL)
             embeds = self.module.get_input_embeddings()(ids_BL)
             plain, scaled = (self.run(embeds_BLH=embeds * factor) for factor in (1.0, scale))
-        return scale if (scaled - wanted).norm() < (plain - wanted).norm() else 1.0
+        return scale if torch.dist(scaled, wanted) < torch.dist(plain, wanted) else 1.0
 
     def new_cache(self) -> Cache:
         """An empty cache of the kinds of layers that this model has."""
@@ -120,7 +122,7 @@ class Backbone:
 
 def _text_decoder(model: PreTrainedModel) -> PreTrainedModel:
     """The model's base; of a model for images and text, or one that names no base, the decoder inside."""
-    if model.config.get_text_config() is model.config and model.base_model is not model:
+    if text_config(model.config) is model.config and model.base_model is not model:
         return cast("PreTrainedModel", model.base_model)
-    decoder: object = model.get_decoder()
+    decoder = text_decoder(model)
     return cast("PreTrainedModel", decoder if decoder is not model else getattr(model, "model", model))

@@ -40,10 +40,12 @@ def pick_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
         if wanted not in dtypes:
             raise ConfigError(f"dtype {wanted!r} is unknown", expected=["auto", *dtypes])
         return dtypes[wanted], f"dtype {wanted} (asked for)"
-    if device.startswith("cuda"):
-        native = torch.cuda.is_bf16_supported()
-    else:
-        native = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else device == "cpu" and _has_bfloat16_units()
     if native:
         return torch.bfloat16, f"dtype bfloat16 (native on this {device})"
     return torch.float32, f"dtype float32 (no native bfloat16 on this {device})"
+
+
+def _has_bfloat16_units() -> bool:
+    with_avx = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage] - there is no public name
+    return with_avx or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType] - torch's own type
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -28,6 +28,7 @@ from softprompt.models.adapters import plain_model
 from softprompt.models.backbone import Backbone
 from softprompt.models.head import Head, encoder_decoder_head, head_of
 from softprompt.models.measure import measure_geometry
+from softprompt.models.transformers_compat import encode_plain, text_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,7 +60,7 @@ class FrozenLM:
     ) -> None:
         model, adapted = plain_model(model, name)
         self._model = model.eval()
-        self._config = model.config if model.config.is_encoder_decoder else model.config.get_text_config()
+        self._config = model.config if model.config.is_encoder_decoder else text_config(model.config)
         self.tokenizer = tokenizer
         self.name = name
         self.reason = reason
@@ -165,7 +166,7 @@ class FrozenLM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text without added special tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return encode_plain(self.tokenizer, text)
 
     def digest(self) -> str:
         """sha256 hex of every weight and buffer: proof that training left the base model alone."""
@@ -182,7 +183,7 @@ class FrozenLM:
         return self._checkpointed > 0
 
     @contextlib.contextmanager
-    def checkpoint_layers(self, on: bool = True) -> Iterator[None]:
+    def checkpoint_layers(self, on: bool = True) -> Generator[None]:
         """Recompute each layer in the backward pass instead of keeping its activations.
 
         Transformers' own switch drops the cache, and with it the prefix. This one wraps the layers and keeps the cache,

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 """Read a GGUF file through Transformers and write it as a plain safetensors model folder."""
 
 from __future__ import annotations

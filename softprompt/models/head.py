@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line
 from softprompt.models.backbone import Backbone
-from softprompt.models.transformers_compat import with_parts
+from softprompt.models.transformers_compat import output_embedding, text_config, with_parts
 
 Head = Callable[[Tensor], Tensor]  # hidden states [N, H] to logits [N, V]
 
@@ -76,13 +76,13 @@ class _ProjectionHead:
     def __init__(self, model: PreTrainedModel, scale: float | None = None) -> None:
         self._model = model
         self._scale = scale
-        self._cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._cap: float | None = getattr(text_config(model.config), "final_logit_softcapping", None)
 
     def __call__(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V]."""
-        projection = self._model.get_output_embeddings()
+        projection = output_embedding(self._model)
         assert projection is not None, "checked when the head was chosen"
-        logits_NV = projection(hidden_NH if self._scale is None else hidden_NH * self._scale)
+        logits_NV: Tensor = projection(hidden_NH if self._scale is None else hidden_NH * self._scale)
         return logits_NV if self._cap is None else self._cap * torch.tanh(logits_NV / self._cap)
 
 

@@ -14,11 +14,9 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,7 +29,7 @@ from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.measure import context_of
 from softprompt.models.sources import Source, find_source
-from softprompt.models.transformers_compat import has_state_layers
+from softprompt.models.transformers_compat import has_state_layers, read_config, read_tokenizer, text_config
 
 # Classes of Transformers, and top modules of checkpoints, whose weights beside the backbone are no language model's.
 _OTHER_TASKS = re.compile(
@@ -69,10 +67,10 @@ def load_model(
         raise ConfigError("an adapter's file must not select remote code", where=name, hint=hint)
     device, device_reason = pick_device(device)
     torch_dtype, dtype_reason = pick_dtype(dtype, device)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local}
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     with _Quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_path, **options)
+            tokenizer = read_tokenizer(source.tokenizer_path, **options)
             model, odd_keys = _load_model(source, options | {"dtype": torch_dtype})
             model = _moved(model, device)
         except Exception as error:  # foreign files read by foreign code may raise anything
@@ -94,7 +92,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     source = find_source(name)
     with _Quiet():
         try:
-            return AutoTokenizer.from_pretrained(source.tokenizer_path, **_permissions(source, trust_remote_code))
+            return read_tokenizer(source.tokenizer_path, **_permissions(source, trust_remote_code))
         except Exception as error:  # as above
             raise _unloadable("the tokenizer cannot be loaded", name, error) from error
 
@@ -106,13 +104,13 @@ def is_encoder_decoder(name: str, *, trust_remote_code: bool = False) -> bool:
 
 def context_length(name: str, *, trust_remote_code: bool = False) -> int:
     """The model's context in tokens; no weights are loaded. Raises ModelError."""
-    return context_of(_config(name, trust_remote_code).get_text_config())
+    return context_of(text_config(_config(name, trust_remote_code)))
 
 
 def vocabulary_size(name: str, *, trust_remote_code: bool = False) -> int:
     """Rows of the model's embedding table, its adapter's included; no weights are loaded. Raises ModelError."""
     adapter = find_source(name).adapter
-    rows = int(_config(name, trust_remote_code).get_text_config().vocab_size)
+    rows = int(text_config(_config(name, trust_remote_code)).vocab_size)
     return (table_length(Path(adapter)) if adapter else None) or rows
 
 
@@ -120,14 +118,14 @@ def carries_states(name: str, *, trust_remote_code: bool = False) -> bool:
     """Whether layers of the model carry recurrent or convolution states (Mamba, Qwen3.5), so that keys and values are
     not all that a prefix leaves; no weights are loaded. Raises ModelError."""
     config = _config(name, trust_remote_code)
-    return not config.is_encoder_decoder and has_state_layers(config.get_text_config())
+    return not config.is_encoder_decoder and has_state_layers(text_config(config))
 
 
 def _config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     source = find_source(name)
     with _Quiet():
         try:
-            return AutoConfig.from_pretrained(source.path, **_permissions(source, trust_remote_code))
+            return read_config(source.path, **_permissions(source, trust_remote_code))
         except Exception as error:  # as above
             raise _unloadable("the base model's config cannot be loaded", name, error) from error
 
@@ -163,10 +161,10 @@ def _check_is_language_model(model: PreTrainedModel, unexpected: Collection[str]
 def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     """The model, from safetensors only (never a pickle), and Transformers' missing_keys and unexpected_keys."""
     plain = {name: value for name, value in options.items() if name != "dtype"}
-    kind = _auto_class(AutoConfig.from_pretrained(source.path, **plain))
+    kind = _auto_class(read_config(source.path, **plain))
     loaded: Any = kind.from_pretrained(source.path, use_safetensors=True, output_loading_info=True, **options)
     model, info = loaded
-    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+    if getattr(text_config(model.config), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # SDPA has no soft-capping
     return model, {kind: set(info[kind]) for kind in ("missing_keys", "unexpected_keys")}
 
@@ -178,7 +176,7 @@ def _auto_class(config: PreTrainedConfig) -> Any:
     """
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
-    custom = getattr(config, "auto_map", None) or {}
+    custom: dict[str, object] = getattr(config, "auto_map", None) or {}
     with_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in custom
     if with_images and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in custom:
         return AutoModelForImageTextToText

@@ -12,13 +12,14 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line
 from softprompt.models.backbone import Backbone
 from softprompt.models.geometry import Geometry, LayerShape, Sample
+from softprompt.models.transformers_compat import text_config
 from softprompt.models.weights import ModelWeights
 
 
 @torch.no_grad()
 def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
     """Run one token and read the shapes of the keys and values that each layer leaves in the cache."""
-    config = model.config if model.config.is_encoder_decoder else model.config.get_text_config()
+    config = model.config if model.config.is_encoder_decoder else text_config(model.config)
     embedding: Any = model.get_input_embeddings()
     table: Tensor = embedding.weight
     if config.is_encoder_decoder:
@@ -110,8 +111,11 @@ def context_of(config: Any) -> int:
     differ from the same prefix before a long row. Only the original context is exact.
     """
     most = int(getattr(config, "max_position_embeddings", None) or 2**31)
-    rope = getattr(config, "rope_parameters", None) or {}
-    for part in [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]:
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    parts: list[dict[str, Any]] = (
+        [rope] if "rope_type" in rope else [kind for kind in rope.values() if hasattr(kind, "get")]
+    )
+    for part in parts:
         if part.get("rope_type") == "longrope":
             original = part.get("original_max_position_embeddings")
             most = min(most, int(original or getattr(config, "original_max_position_embeddings", None) or most))

@@ -1,7 +1,8 @@
-"""Every private name of Transformers that `models` and `prefix` rely on; the engine's are in `engine.manager_base`.
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""The border to Transformers and torch: private names, and typed calls of functions that they leave untyped.
 
-The names are those of Transformers 5.10 to 5.x (see `pyproject.toml`). A test fails with the name if a release drops
-one.
+Here are all private names that `models` and `prefix` rely on; the engine's are in `engine.transformers_compat`. They
+are those of Transformers 5.10 to 5.x (see `pyproject.toml`). A test fails with the name if a release drops one.
 """
 
 from __future__ import annotations
@@ -9,15 +10,60 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
-from transformers import AttentionInterface, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError
 
 AttentionFunction = Callable[..., Any]  # (module, query, key, value, attention_mask, **options) -> (output, weights)
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config of the language model: the config itself, or a part of it where there are towers."""
+    return config.get_text_config()
+
+
+def read_config(path: str, *, trust_remote_code: bool, local_files_only: bool) -> PreTrainedConfig:
+    """A model's config.json. Raises what Transformers raises."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=local_files_only)
+    return cast("PreTrainedConfig", config)
+
+
+def read_tokenizer(path: str, *, trust_remote_code: bool, local_files_only: bool) -> PreTrainedTokenizerBase:
+    """A model's tokenizer. Raises what Transformers raises."""
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **options))
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text without added special tokens."""
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The decoder that the model names, or the model itself."""
+    return cast("PreTrainedModel", model.get_decoder())
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module inside the model by its dotted path, the model itself as ""."""
+    return dict(model.named_modules())
+
+
+def output_embedding(model: PreTrainedModel) -> nn.Module | None:
+    """The matrix from hidden states to logits, if the model has one."""
+    return cast("nn.Module | None", model.get_output_embeddings())
 
 
 def has_state_layers(config: PreTrainedConfig) -> bool:
@@ -56,4 +102,4 @@ def attention_function(module: nn.Module, name: str) -> AttentionFunction:
     )
     if function is None:
         raise UnsupportedModelError(f"the {name} attention of {type(module).__name__} is not a function of its module")
-    return function
+    return cast("AttentionFunction", function)

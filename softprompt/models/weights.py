@@ -50,9 +50,9 @@ class ModelWeights:
         if table is None:
             return ()
         values: list[float | None] = []
-        for row in _spread(vocab, SAMPLED_ROWS):
+        for row in spread(vocab, SAMPLED_ROWS):
             lacking = [None] * min(SAMPLED_COLUMNS, table.shape[1])
-            values += table[row, :SAMPLED_COLUMNS].detach().float().tolist() if row < len(table) else lacking
+            values += _floats(table[row, :SAMPLED_COLUMNS]) if row < len(table) else lacking
         return tuple(values)
 
     def matrices(self, vocab: int) -> Sample:
@@ -65,13 +65,13 @@ class ModelWeights:
             return ()
         matrices = [weight for weight in layers.parameters() if weight.ndim >= 2 and weight is not table]
         values: list[float | None] = []
-        for i in _spread(len(matrices), SAMPLED_MATRICES) if matrices else ():
+        for i in spread(len(matrices), SAMPLED_MATRICES) if matrices else ():
             weight = matrices[i]
             if not weight.is_floating_point() or type(weight.data) is not Tensor:
                 return ()
             flat = weight.detach().reshape(-1)
             size = vocab * table.shape[1] if weight.shape == table.shape else len(flat)
-            places = _spread(size, SAMPLED_WEIGHTS + 2)[1:-1]
+            places = spread(size, SAMPLED_WEIGHTS + 2)[1:-1]
             values += [float(flat[place]) if place < len(flat) else None for place in places]
         return tuple(values)
 
@@ -88,6 +88,10 @@ class ModelWeights:
         return float(tensor.detach().reshape(-1)[index]) if plain else None
 
 
-def _spread(size: int, count: int) -> list[int]:
+def _floats(weights: Tensor) -> list[float]:
+    return weights.float().numpy(force=True).tolist()
+
+
+def spread(size: int, count: int) -> list[int]:
     """`count` whole numbers from 0 to `size` - 1."""
-    return torch.linspace(0, size - 1, count).long().tolist()
+    return torch.linspace(0, size - 1, count).long().numpy().tolist()

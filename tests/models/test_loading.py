@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 import softprompt.models.measure as measure_module
 from softprompt.errors import ConfigError, ModelError
-from softprompt.models import loading
+from softprompt.models import loading, transformers_compat
 from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.geometry import LayerShape
@@ -261,7 +261,7 @@ def test_remote_code_is_asked_for_by_hand_only(saved: Path, monkeypatch: pytest.
 
         return Listener
 
-    monkeypatch.setattr(loading, "AutoTokenizer", listen("tokenizer", tf.AutoTokenizer))
+    monkeypatch.setattr(transformers_compat, "AutoTokenizer", listen("tokenizer", tf.AutoTokenizer))
     monkeypatch.setattr(loading, "AutoModelForCausalLM", listen("model", tf.AutoModelForCausalLM))
     load32(saved)
     load_tokenizer(str(saved))
