@@ -44,6 +44,7 @@ class SoftPromptLM(_HFLM):
         pretrained: the base model's Hub id, folder, GGUF file or built-in name.
         prompt: the soft prompt's name in the prompts folder, or its folder.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        load_in: quantization of the base on load, as in `softprompt.load_model`.
 
     The others are those of `HFLM`.
     """
@@ -60,9 +61,15 @@ class SoftPromptLM(_HFLM):
         max_length: int | None = None,
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
+        load_in: str | None = None,
     ) -> None:
         model = SoftPromptModel.from_pretrained(
-            pretrained, prompt, dtype=dtype, device=device or "auto", trust_remote_code=trust_remote_code
+            pretrained,
+            prompt,
+            dtype=dtype,
+            device=device or "auto",
+            load_in=load_in,
+            trust_remote_code=trust_remote_code,
         )
         super().__init__(
             pretrained=model,

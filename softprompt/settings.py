@@ -56,6 +56,10 @@ OTHER_NAMES = {
     "train_file": "data",
     "output_dir": "name",
     "torch_dtype": "dtype",
+    "load_in_4bit": "load_in",
+    "load_in_8bit": "load_in",
+    "quantization": "load_in",
+    "quantization_config": "load_in",
 }
 
 Settings = TypeVar("Settings", bound=BaseModel)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from softprompt.cli.escape import escaped
 from softprompt.errors import ConfigError, ModelError, WrongBaseError
+from softprompt.models.device import peak_memory
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.models.sources import adapted_name, is_here
@@ -34,6 +35,7 @@ def load_base(
     device: str,
     trust_remote_code: bool,
     base_adapter: str | None = None,
+    load_in: str | None = None,
 ) -> FrozenLM:
     """The base model with the options of the command line: `model`, or the base model of the cards of `names`, with the
     LoRA weights of the folder `base_adapter` merged into it.
@@ -55,6 +57,27 @@ def load_base(
                 hint=f"if you trust that name, --model {model} downloads it",
             )
     model = adapted_name(model, base_adapter)
-    lm = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, local_files_only=from_card)
+    lm = load_model(
+        model,
+        dtype=dtype,
+        device=device,
+        load_in=load_in,
+        trust_remote_code=trust_remote_code,
+        local_files_only=from_card,
+    )
     Console(stderr=True, soft_wrap=True).print(Text(f"base model  {escaped(lm.name)}, frozen ({lm.reason})", "dim"))
     return lm
+
+
+def memory_use(lm: FrozenLM) -> dict[str, int]:
+    """Bytes of the base model's weights, and the most that this process needed, in `train --json`'s words."""
+    return {"weight_bytes": lm.weight_bytes, "peak_bytes": peak_memory(lm.device)}
+
+
+def memory_line(use: dict[str, int], device: str) -> str:
+    """The same for people; "" if the peak is not known."""
+    weights, peak = use["weight_bytes"] / 2**20, use["peak_bytes"] / 2**20
+    if not peak:
+        return ""
+    of = "on the GPU" if device == "cuda" else "of this process"
+    return f"memory      {peak:,.0f} MiB {of} at most, {weights:,.0f} MiB of it weights"

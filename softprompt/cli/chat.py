@@ -15,6 +15,7 @@ from softprompt.cli.options import (
     ChatTemplate,
     Device,
     Dtype,
+    LoadIn,
     Model,
     RepetitionPenalty,
     System,
@@ -40,6 +41,7 @@ def chat_command(
     system: System = None,
     chat_template: ChatTemplate = "",
     dtype: Dtype = "auto",
+    load_in: LoadIn = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -51,7 +53,7 @@ def chat_command(
     from softprompt.inference.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed, repetition_penalty=repetition_penalty)
-    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter)
+    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in)
     formatted = load_prompts(lm, [name], chat_template=chat_template_of(chat_template), system=system)[name]
     session = ChatSession(lm, formatted, sampling)
     console = Console(stderr=True)

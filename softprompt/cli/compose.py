@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import BaseAdapter, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import BaseAdapter, Device, Dtype, LoadIn, Model, TrustRemoteCode
 
 
 def compose_command(
@@ -22,6 +22,7 @@ def compose_command(
     model: Model = None,
     base_adapter: BaseAdapter = None,
     dtype: Dtype = "auto",
+    load_in: LoadIn = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -55,7 +56,7 @@ def compose_command(
     if moves_tokens(tree) and form_class(cards[used[0]].form).begins_the_sequence:
         from softprompt.cli.base_model import load_base
 
-        lm = load_base(model, used, dtype, device, trust_remote_code, base_adapter)
+        lm = load_base(model, used, dtype, device, trust_remote_code, base_adapter, load_in)
     sources = {source: store.load(source, None if lm is None else lm.geometry) for source in used}
     prompt, card = compose(expression, sources, folder.name, lm=lm, template_of=template_of)
     size = size_of(prompt)

@@ -22,16 +22,19 @@ def doctor_command(as_json: AsJson = False) -> None:
     import torch
 
     from softprompt.models.device import pick_device, pick_dtype
+    from softprompt.models.load_in import usable_on_load
     from softprompt.prompts import store
 
     device, device_reason = pick_device("auto")
     _, dtype_reason = pick_dtype("auto", device)
+    usable = usable_on_load()
     rows = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: _version(name) for name in ("softprompt", "torch", "transformers", "accelerate", "safetensors")},
         "choice": f"{device_reason}; {dtype_reason}",
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "load-in": ", ".join(usable) or "none: pip install 'softprompt[quant]'",
         "prompts": str(store.home().resolve()),
         "cache": str(cache_home()),
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "not set"),

@@ -19,6 +19,7 @@ from softprompt.cli.options import (
     ChatTemplate,
     Device,
     Dtype,
+    LoadIn,
     Metrics,
     Model,
     TrustRemoteCode,
@@ -64,6 +65,7 @@ def eval_command(
     chat_template: ChatTemplate = "",
     as_json: AsJson = False,
     dtype: Dtype = "auto",
+    load_in: LoadIn = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -113,7 +115,7 @@ def eval_command(
         if routers:
             raise ConfigError("a router chooses among rows of --data", where="--tasks", got=", ".join(routers))
         options = TaskOptions(num_fewshot, limit, apply_chat_template, batch_size or 8)
-        lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter)
+        lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter, load_in)
         eval_tasks(lm, chosen, str(tasks), options, as_json=as_json)
         return
     extra_metrics = load_custom_metrics(metric or [])
@@ -125,7 +127,7 @@ def eval_command(
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
     for note in held_out.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter)
+    lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter, load_in)
     instruction = None if text_prompt is None else unescaped(text_prompt)
     with console.status("evaluating"):
         comparison = compare(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, Metrics, Model, TrustRemoteCode, parse_names
+from softprompt.cli.options import AsJson, BaseAdapter, Device, LoadIn, Metrics, Model, TrustRemoteCode, parse_names
 
 if TYPE_CHECKING:
     from softprompt.distillation.composed_fidelity import ComposedFidelity
@@ -25,6 +25,7 @@ def fidelity_command(
     model: Model = None,
     base_adapter: BaseAdapter = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="That of the distillation, if not given.")] = None,
+    load_in: LoadIn = None,
     device: Device = "auto",
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -45,8 +46,9 @@ def fidelity_command(
     card = store.load_card(store.locate(name))
     names = composed_sources(name, card, parse_names(on) if on else ())
     sources = {source: load_source(source, trust_remote_code=trust_remote_code) for source in names}
-    dtype = dtype or next(iter(sources.values())).settings.dtype
-    lm = load_base(model, [name, *names], dtype, device, trust_remote_code, base_adapter)
+    first = next(iter(sources.values())).settings
+    dtype, load_in = dtype or first.dtype, load_in or first.load_in
+    lm = load_base(model, [name, *names], dtype, device, trust_remote_code, base_adapter, load_in)
     measured = measure_composed(lm, name, sources, own)
     if as_json:
         reports = [

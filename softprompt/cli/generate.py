@@ -19,6 +19,7 @@ from softprompt.cli.options import (
     ChatTemplate,
     Device,
     Dtype,
+    LoadIn,
     Model,
     RepetitionPenalty,
     System,
@@ -63,6 +64,7 @@ def generate_command(
     ] = False,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
+    load_in: LoadIn = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -92,7 +94,7 @@ def generate_command(
     rows = _texts(texts)
     chosen_requests = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
     flat = expanded(chosen, routers)
-    lm = load_base(model, flat, dtype, device, trust_remote_code, base_adapter)
+    lm = load_base(model, flat, dtype, device, trust_remote_code, base_adapter, load_in)
     formatted_prompts = load_prompts(lm, flat, chat_template=chat_template_of(chat_template), system=system)
     if base:
         formatted_prompts["(base)"] = no_prompt(lm, next(iter(formatted_prompts.values())).template)

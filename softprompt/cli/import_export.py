@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, LoadIn, Model, TrustRemoteCode
 from softprompt.errors import ConfigError, DataError, StoreError
 from softprompt.settings import unescaped
 
@@ -40,6 +40,7 @@ def import_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace soft prompts of that name.")] = False,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
+    load_in: LoadIn = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -67,7 +68,7 @@ def import_command(
     kind = detect_format(path)
     if model is None:
         raise ConfigError("which base model is this soft prompt for", where="--model", hint="--model OWNER/NAME")
-    lm = load_base(model, [], dtype, device, trust_remote_code, base_adapter)
+    lm = load_base(model, [], dtype, device, trust_remote_code, base_adapter, load_in)
     chosen = _template(lm, template, chat)
     prompts = _by_name(read_foreign(path, lm.geometry), name, task, path)
     cards = {
@@ -91,6 +92,7 @@ def export_command(
     base_adapter: BaseAdapter = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="vllm: replace another version.")] = False,
     dtype: Dtype = "auto",
+    load_in: LoadIn = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -106,7 +108,7 @@ def export_command(
     vLLM both become keys and values, which the base model computes; docs/server.md says how to serve them.
     """
     if to == "vllm":
-        _export_vllm(name, out, model, overwrite, dtype, device, trust_remote_code, base_adapter)
+        _export_vllm(name, out, model, overwrite, dtype, device, trust_remote_code, base_adapter, load_in)
         return
     import torch
 
@@ -121,7 +123,7 @@ def export_command(
     prompt, card = store.load(store.locate(name))
     lead = torch.zeros(0, card.geometry.hidden)
     if card.layout.bos or card.layout.lead:
-        lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter)
+        lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in)
         prompt, card = store.load(store.locate(name), lm.geometry)
         lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
     writers[to](out, prompt, card, lead)
@@ -139,12 +141,13 @@ def _export_vllm(
     device: str,
     trust_remote_code: bool,
     base_adapter: str | None,
+    load_in: str | None,
 ) -> None:
     from softprompt.cli.base_model import load_base
     from softprompt.prompts import store
     from softprompt.vllm.published import publish
 
-    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter)
+    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in)
     prompt, card = store.load(store.locate(name), lm.geometry)
     published = publish(lm, prompt, card, out, overwrite=overwrite)
     done = (

@@ -65,6 +65,7 @@ def show_command(
         "name": card.name,
         "form": f"{card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB, sha256 {card.sha256[:16]}…",
         "base model": f"{geometry.base} ({geometry.architecture}, fingerprint {geometry.fingerprint})",
+        "quantized": geometry.quantization,
         "layout": card.layout.model_dump_json(),
         "template": json.dumps(card.template, ensure_ascii=False),
         "labels": ", ".join(card.labels),

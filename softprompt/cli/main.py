@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -107,8 +108,14 @@ def run() -> None:
         fail(ModelError("out of memory", got=str(error).splitlines()[0], hint=hint), error)
 
 
+def _is_not_about_enums(record: logging.LogRecord) -> bool:
+    """Not what torch logs of torchao's enums, which Transformers imports with every model if it is installed."""
+    return "Enum subclass" not in record.getMessage()
+
+
 def _one_line_warnings() -> None:
     """Print a warning of this package as one line on stderr, once, without the place in the code."""
+    logging.getLogger("torch.utils._pytree").addFilter(_is_not_about_enums)
     shown, package = set[str](), str(Path(__file__).parents[1])
     default = warnings.showwarning
 

@@ -20,6 +20,9 @@ BaseAdapter = Annotated[
     str | None, typer.Option("--base-adapter", help="PEFT folder whose LoRA weights are merged into the base model.")
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+LoadIn = Annotated[
+    str | None, typer.Option("--load-in", help="Quantize the base when it is loaded: 4bit, 8bit, int4 or int8.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base model.")

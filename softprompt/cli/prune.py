@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, Model, TrustRemoteCode
+from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, LoadIn, Model, TrustRemoteCode
 
 if TYPE_CHECKING:
     from softprompt.editing.prune import PruneResult
@@ -31,6 +31,7 @@ def prune_command(
     base_adapter: BaseAdapter = None,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
+    load_in: LoadIn = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -55,7 +56,7 @@ def prune_command(
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
     for note in found.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_base(model, [source], dtype, device, trust_remote_code, base_adapter)
+    lm = load_base(model, [source], dtype, device, trust_remote_code, base_adapter, load_in)
     prompt, card = store.load(source, lm.geometry)
     formatted = from_card(prompt, card)
     with console.status(f"{card.n_tokens} virtual tokens, {len(rows)} rows"):

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from softprompt.cli.engine_options import engine_named, parse_engine_options
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import BaseAdapter, Device, Dtype, Flags, Model, TrustRemoteCode, with_settings
+from softprompt.cli.options import BaseAdapter, Device, Dtype, Flags, LoadIn, Model, TrustRemoteCode, with_settings
 from softprompt.engine.registry import AnyEngineSpec, BaseModelOptions, missing_packages
 from softprompt.errors import ConfigError, MissingExtraError
 from softprompt.server.config import ServerConfig
@@ -39,6 +39,7 @@ def serve_command(
     check: Annotated[bool, typer.Option("--check", help="Load everything, answer once with each, and exit.")] = False,
     engine: Annotated[str, typer.Option(help="What runs the model, see below.")] = "transformers",
     dtype: Dtype = "auto",
+    load_in: LoadIn = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -66,7 +67,7 @@ def serve_command(
     as_json = settings.log == "json" or (settings.log == "auto" and not sys.stderr.isatty())
     configure("json" if as_json else "console")
     listening = None if check else listen(settings.host, settings.port)
-    base = spec.prepare_base(BaseModelOptions(dtype, device, trust_remote_code))
+    base = spec.prepare_base(BaseModelOptions(dtype, device, trust_remote_code, load_in))
     chosen = _Engine(spec, engine_options, base, model, base_adapter)
     service = _load_service(settings, prompts, rate_limit, chosen)
     if listening is None:
@@ -160,7 +161,7 @@ def _load_service(settings: ServerConfig, prompts: ServedPrompts, rate_limit: Ra
 
     base = engine.base
     named = [] if engine.model else prompts.paths()
-    lm = load_base(engine.model, named, base.dtype, base.device, base.trust_remote_code, engine.adapter)
+    lm = load_base(engine.model, named, base.dtype, base.device, base.trust_remote_code, engine.adapter, base.load_in)
     return Service(
         lm,
         engine.spec.create(lm, engine.options, base),

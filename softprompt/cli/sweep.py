@@ -70,7 +70,13 @@ def sweep_command(
     for task in prepared.tasks:
         for note in task.splits.notes:
             console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_model(base.base_model, dtype=base.dtype, device=base.device, trust_remote_code=trust_remote_code)
+    lm = load_model(
+        base.base_model,
+        dtype=base.dtype,
+        device=base.device,
+        load_in=base.load_in,
+        trust_remote_code=trust_remote_code,
+    )
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})\ntrials      {len(configs)}"))
     count = sum(len(task.train) for task in prepared.tasks)
     with progress_for(prepared.config.train, count, console, as_json=as_json) as report:

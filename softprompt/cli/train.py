@@ -31,6 +31,7 @@ from softprompt.settings import to_yaml, unescaped
 from softprompt.training.config import Config, resolve
 
 if TYPE_CHECKING:
+    from softprompt.models.frozen_lm import FrozenLM
     from softprompt.training.prepare import PreparedTraining
     from softprompt.training.run import FitResult
 
@@ -110,7 +111,11 @@ def run_training(
     for note in _notes(prepared):
         console.print(Text(f"note: {note}", style="yellow"))
     lm = load_model(
-        settings.base_model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code
+        settings.base_model,
+        dtype=settings.dtype,
+        device=settings.device,
+        load_in=settings.load_in,
+        trust_remote_code=trust_remote_code,
     )
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     for line in _plan(prepared):
@@ -137,7 +142,7 @@ def run_training(
                 error.hint = "; ".join(filter(None, [error.hint, "--resume goes on from the last checkpoint"]))
             raise
     seen = outcome.result.step * settings.train.batch_size / count
-    return _ended(outcome, seen, first=first, as_json=as_json)
+    return _ended(outcome, seen, lm, first=first, as_json=as_json)
 
 
 def _notes(prepared: PreparedTraining) -> Iterator[str]:
@@ -168,23 +173,27 @@ def _plan(prepared: PreparedTraining) -> Iterator[str]:
         yield f"data        {name}{len(task.train)} rows to train, {len(task.validation)} to validate ({kind})"
 
 
-def _ended(outcome: FitResult, seen: float, *, first: bool, as_json: bool) -> int:
+def _ended(outcome: FitResult, seen: float, lm: FrozenLM, *, first: bool, as_json: bool) -> int:
     """Print the results of a run and the share of rows it has seen; the exit code."""
+    from softprompt.cli.base_model import memory_line, memory_use
+
     result = outcome.result
     if outcome.folder is None:
         loud = Console(stderr=True, quiet=not first, soft_wrap=True)  # even with --quiet
         stopped = f"stopped by {result.stopped} after step {result.step}; saved."
         loud.print(Text(f"{stopped}\ncontinue with the same command and --resume", style="yellow"))
         return 130 if result.stopped == signal.SIGINT.name else 0
-    folders = [str(folder) for folder, _ in outcome.saved]
+    folders, memory = [str(folder) for folder, _ in outcome.saved], memory_use(lm)
     if as_json:
         where = {"event": "saved", "folder": str(outcome.folder), "folders": folders}
-        numbers = {"step": result.step, "seconds": result.seconds, "bytes": outcome.bytes}
+        numbers = {"step": result.step, "seconds": result.seconds, "bytes": outcome.bytes, **memory}
         typer.echo(json.dumps(where | numbers | {"validation_loss": result.validation_loss}))
     loss = "" if result.validation_loss is None else f", validation loss {result.validation_loss:.4f}"
     out = Console(quiet=as_json or not first, soft_wrap=True)
     out.print(Text(f"saved       {', '.join(folders)} ({outcome.bytes / 1024:,.0f} KiB){loss}", style="bold green"))
     out.print(Text(f"ended by    {result.stopped} after {result.step} steps, {result.seconds:.0f} s"))
+    if line := memory_line(memory, lm.device.type):
+        out.print(Text(line))
     out.print(Text(f"curve       {outcome.folder / 'curve.png'}"))
     if result.stopped == "minutes" and seen < 1:
         line = f"note: it had time for {seen:.0%} of the training rows; with more --minutes it would learn more"

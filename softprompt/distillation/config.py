@@ -15,6 +15,7 @@ from softprompt.training.config import (
     ArtifactName,
     DeviceName,
     DtypeName,
+    LoadInName,
     MethodSection,
     ModelName,
     TrainConfig,
@@ -112,6 +113,7 @@ class DistillConfig(BaseModel):
         json_schema_extra=flag("--keep-text", help="Put the text itself into the card."),
     )
     dtype: DtypeName = "auto"
+    load_in: LoadInName = None
     device: DeviceName = "auto"
     sizes: Annotated[tuple[int, ...], BeforeValidator(split_names)] = Field(
         default=(),

@@ -90,7 +90,11 @@ def distill(
     settings = prepared.settings
     if lm is None:
         lm = load_model(
-            settings.base_model, dtype=settings.dtype, device=settings.device, trust_remote_code=trust_remote_code
+            settings.base_model,
+            dtype=settings.dtype,
+            device=settings.device,
+            load_in=settings.load_in,
+            trust_remote_code=trust_remote_code,
         )
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     splits = build_dataset(prepared, teacher, report)

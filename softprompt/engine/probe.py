@@ -12,9 +12,10 @@ from softprompt.engine.checks import unsupported
 from softprompt.errors import EngineError
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.causal_trial import HALF_TOLERANCE, TOLERANCE, probe_ids
+from softprompt.prefix.causal_trial import probe_ids
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes, start_decoding
+from softprompt.prefix.tolerance import tolerance
 from softprompt.prompts.forms import KVPrompt
 
 _PROBE = "probe"
@@ -38,7 +39,7 @@ async def probe(lm: FrozenLM, engine: Engine) -> None:
         expected = await asyncio.to_thread(_expected, lm, ids, answer[0].id)
         ours = torch.stack([_logprobs(token, lm.geometry.vocab) for token in answer])
         off = ((ours - expected).norm() / expected.norm()).item()
-        if not off <= TOLERANCE.get(lm.dtype, HALF_TOLERANCE):
+        if not off <= tolerance(lm):
             raise unsupported(lm, f"its log-probabilities in a batch are off by {off:.1%}")
 
 

@@ -40,12 +40,14 @@ class BaseModelOptions:
     Attributes:
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda" or "mps".
+        load_in: quantization on load, "4bit", "8bit", "int4" or "int8"; None for none.
         trust_remote_code: run Python code that comes with the base model.
     """
 
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+    load_in: str | None = None
 
 
 Options = TypeVar("Options", bound=BaseModel)

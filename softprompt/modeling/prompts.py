@@ -59,20 +59,21 @@ def open_base(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    load_in: str | None = None,
     trust_remote_code: bool = False,
 ) -> FrozenLM:
     """The base model, loaded by name or as it is.
 
     Args:
         tokenizer: of a model that is loaded already; by default that of its name.
-        dtype, device, trust_remote_code: as in `load_model`, for a name.
+        dtype, device, load_in, trust_remote_code: as in `load_model`, for a name.
 
     Raises:
         ModelError: it or its tokenizer cannot be loaded.
         UnsupportedModelError: an encoder–decoder.
     """
     if isinstance(base, str):
-        lm = load_model(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        lm = load_model(base, dtype=dtype, device=device, load_in=load_in, trust_remote_code=trust_remote_code)
     elif isinstance(base, FrozenLM):
         lm = base
     else:

@@ -89,6 +89,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        load_in: str | None = None,
         trust_remote_code: bool = False,
     ) -> SoftPromptModel:
         """A base model with a saved soft prompt.
@@ -98,14 +99,16 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
             prompt: the soft prompt's name in the prompts folder, or its folder.
             is_trainable: train the soft prompt on, instead of using it as it is.
             tokenizer: of a base that is loaded already, if not that of its name.
-            dtype, device, trust_remote_code: for a base that is loaded here, see `softprompt.load_model`.
+            dtype, device, load_in, trust_remote_code: for a base that is loaded here, see `softprompt.load_model`.
 
         Raises:
             ModelError: the base cannot be loaded, or is an encoder–decoder.
             StoreError: the soft prompt is missing, damaged or altered.
             WrongBaseError: it was made for another base model.
         """
-        lm = open_base(base, tokenizer, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        lm = open_base(
+            base, tokenizer, dtype=dtype, device=device, load_in=load_in, trust_remote_code=trust_remote_code
+        )
         return cls(lm, load_prompt(lm, prompt, is_trainable=is_trainable))
 
     @classmethod
@@ -120,6 +123,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        load_in: str | None = None,
         trust_remote_code: bool = False,
     ) -> SoftPromptModel:
         """A base model with a new soft prompt, to be trained.
@@ -127,7 +131,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
             SoftPromptModel.from_method(base, {"name": "prefix-tuning", "n_tokens": 20, "init_text": "Answer briefly."})
 
         Args:
-            base, tokenizer, dtype, device, trust_remote_code: as in `from_pretrained`.
+            base, tokenizer, dtype, device, load_in, trust_remote_code: as in `from_pretrained`.
             method: a method's name, or its settings as in the section `method` of `softprompt train`. Without
                 `init_text` the virtual tokens start as frequent tokens.
             template: how the training texts are written, e.g. "Review: {text}\\nSentiment:", for `softprompt generate`
@@ -139,7 +143,9 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
             ModelError: the base cannot be loaded, or is an encoder–decoder.
             ConfigError: settings that do not exist or do not fit, or a method that trains several prompts.
         """
-        lm = open_base(base, tokenizer, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        lm = open_base(
+            base, tokenizer, dtype=dtype, device=device, load_in=load_in, trust_remote_code=trust_remote_code
+        )
         return cls(lm, new_prompt(lm, method, template=template, labels=labels, seed=seed))
 
     def forward(

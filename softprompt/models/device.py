@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
@@ -31,6 +32,18 @@ def wait_for(device: torch.device) -> None:
     """Wait until a GPU has finished its queued work, so that time can be measured."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that were in use: of tensors on a GPU, elsewhere of the whole process; 0 if it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def pick_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:

@@ -27,7 +27,9 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.models.adapters import plain_model
 from softprompt.models.backbone import Backbone
 from softprompt.models.head import Head, encoder_decoder_head, head_of
+from softprompt.models.load_in import quantization_kind
 from softprompt.models.measure import measure_geometry
+from softprompt.models.quantized import is_quantized, let_gradients_through, plain_tensors, weight_bytes, weight_count
 from softprompt.models.transformers_compat import encode_plain, text_config
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class FrozenLM:
         self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, name: str, reason: str = ""
     ) -> None:
         model, adapted = plain_model(model, name)
+        if is_quantized(model):
+            let_gradients_through(model)
         self._model = model.eval()
         self._config = model.config if model.config.is_encoder_decoder else text_config(model.config)
         self.tokenizer = tokenizer
@@ -69,7 +73,8 @@ class FrozenLM:
         self.layer_types: tuple[str, ...] = tuple(getattr(self._config, "layer_types", None) or ())
         self.is_encoder_decoder = bool(self._config.is_encoder_decoder)
         self.closing = tuple(closing_ids(tokenizer)) if self.is_encoder_decoder else ()
-        self.geometry = replace(measure_geometry(model, name), adapted=adapted)
+        geometry = measure_geometry(model, name)
+        self.geometry = replace(geometry, adapted=adapted, quantization=quantization_kind(model.config))
         self._extensions: dict[object, object] = {}
         self._checkpointing = threading.Lock()
         self._checkpointed = 0  # `checkpoint_layers` blocks that are open
@@ -146,8 +151,13 @@ class FrozenLM:
     def flops_per_token(self) -> float:
         """FLOPs of a forward pass's matrix products per token, without the head."""
         layers = self._model.base_model if self.is_encoder_decoder else self.backbone.module
-        weights = sum(parameter.numel() for parameter in layers.parameters())
+        weights = weight_count(layers, quantized=is_quantized(self._model))
         return 2.0 * (weights - self.embedding.weight.numel())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are stored, quantized ones with their scales."""
+        return weight_bytes(self._model)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -171,10 +181,11 @@ class FrozenLM:
     def digest(self) -> str:
         """sha256 hex of every weight and buffer: proof that training left the base model alone."""
         sha = hashlib.sha256()
-        for name, tensor in sorted(self._model.state_dict().items()):
-            plain = tensor.detach().cpu().contiguous().reshape(-1)
-            sha.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            sha.update(plain.view(torch.uint8).numpy().tobytes())
+        for key, weight in sorted(self._model.state_dict().items()):
+            for name, tensor in plain_tensors(key, weight):
+                plain = tensor.detach().cpu().contiguous().reshape(-1)
+                sha.update(f"{name} {tuple(tensor.shape)}\n".encode())
+                sha.update(plain.view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
     @property

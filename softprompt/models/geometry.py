@@ -16,7 +16,7 @@ from typing import Any, Protocol
 SAMPLE_TOLERANCE = 0.005  # relative; rounding to bfloat16 moves a weight by at most 0.4 %
 SMALLEST = 1e-6  # absolute; float16 rounds smaller weights
 LEAST_COMPARED = 0.25  # share of the sampled weights that two tables of different lengths must have in common
-_OPTIONAL = ("sites", "adapted")  # written in a card only where there are some
+_OPTIONAL = ("sites", "adapted", "quantization")  # written in a card only where there are some
 _MEASURED = ("n_heads", "weights")  # of a loaded model; not written, since cards have no use for them
 
 Sample = Sequence[float | None]  # weights; None for one that a model lacks
@@ -71,6 +71,8 @@ class Geometry:
         sites: encoder–decoders only: the kind of attention of each layer, "encoder", "decoder" or "cross".
         adapted: of a base with an adapter (LoRA) alone: the weights that it moved most, each as parameter, flat index
             and value.
+        quantization: library and number format of quantized weights, e.g. "bitsandbytes nf4"; "" for plain ones. The
+            fingerprint covers it; it is no reason to refuse a prompt.
         n_heads: query heads of a layer. Of a loaded model only: 0 in a geometry that was read from a card.
         weights: reads further weights. Of a loaded model only.
     """
@@ -86,6 +88,7 @@ class Geometry:
     matrices: tuple[float, ...]
     sites: tuple[str, ...] = ()
     adapted: tuple[AdaptedWeight, ...] = ()
+    quantization: str = ""
     n_heads: int = field(default=0, compare=False)
     weights: LoadedWeights | None = field(default=None, compare=False, repr=False)
 
@@ -195,7 +198,7 @@ class Geometry:
         sizes += [window for window in self.windows if window is not None]
         moved = self.adapted
         kinds: list[tuple[type, Sequence[object]]] = [
-            (str, [self.base, self.architecture, *self.sites, *(name for name, _, _ in moved)]),
+            (str, [self.base, self.architecture, self.quantization, *self.sites, *(name for name, _, _ in moved)]),
             (
                 int,
                 [self.hidden, self.vocab, self.max_positions, self.n_heads, *sizes, *(at for _, at, _ in moved)],

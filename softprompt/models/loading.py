@@ -23,11 +23,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from softprompt.errors import ConfigError, ModelError, first_line
+from softprompt.errors import ConfigError, ModelError, SoftpromptError, first_line
 from softprompt.models.adapters import table_length, with_adapter
 from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.load_in import loading_options, quantization_kind
 from softprompt.models.measure import context_of
+from softprompt.models.quantized import weight_bytes
 from softprompt.models.sources import Source, find_source
 from softprompt.models.transformers_compat import has_state_layers, read_config, read_tokenizer, text_config
 
@@ -43,6 +45,7 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    load_in: str | None = None,
     trust_remote_code: bool = False,
     local_files_only: bool = False,
 ) -> FrozenLM:
@@ -53,12 +56,16 @@ def load_model(
     Args:
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        load_in: quantize the weights on load: "4bit" or "8bit" (bitsandbytes), "int4" or "int8" (torchao). An adapter
+            then stays attached instead of being merged. A quantized checkpoint is loaded as it is.
         trust_remote_code: run Python code that comes with the model. Only ever set by the user's own hand.
         local_files_only: never download.
 
     Raises:
         ModelError: not found, no network, not loadable; says what to do.
         UnsupportedModelError: no prefix can be attached to it.
+        ConfigError: options that contradict each other, or the model's files.
+        MissingExtraError: a package for its quantized weights is missing.
     """
     source = find_source(name)
     local = local_files_only or source.named_by_file
@@ -71,8 +78,11 @@ def load_model(
     with _Quiet():
         try:
             tokenizer = read_tokenizer(source.tokenizer_path, **options)
-            model, odd_keys = _load_model(source, options | {"dtype": torch_dtype})
+            placed = loading_options(read_config(source.path, **options), load_in, torch_dtype, device, name)
+            model, odd_keys = _load_model(source, options, placed | {"dtype": torch_dtype})
             model = _moved(model, device)
+        except SoftpromptError:
+            raise
         except Exception as error:  # foreign files read by foreign code may raise anything
             raise _unloadable("the base model cannot be loaded", name, error) from error
     _check_is_language_model(model, odd_keys["unexpected_keys"], name)
@@ -84,7 +94,9 @@ def load_model(
             hint="give a complete language model",
         )
     adapted = with_adapter(model, Path(source.adapter)) if source.adapter else model
-    return FrozenLM(adapted, tokenizer, name, f"{device_reason}; {dtype_reason}")
+    kind = quantization_kind(model.config)
+    size = f"{weight_bytes(model) / 2**20:,.1f} MiB of weights{f', {kind}' if kind else ''}"
+    return FrozenLM(adapted, tokenizer, name, f"{device_reason}; {dtype_reason}; {size}")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -158,11 +170,12 @@ def _check_is_language_model(model: PreTrainedModel, unexpected: Collection[str]
         )
 
 
-def _load_model(source: Source, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+def _load_model(
+    source: Source, options: dict[str, bool], placed: dict[str, object]
+) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     """The model, from safetensors only (never a pickle), and Transformers' missing_keys and unexpected_keys."""
-    plain = {name: value for name, value in options.items() if name != "dtype"}
-    kind = _auto_class(read_config(source.path, **plain))
-    loaded: Any = kind.from_pretrained(source.path, use_safetensors=True, output_loading_info=True, **options)
+    kind = _auto_class(read_config(source.path, **options))
+    loaded: Any = kind.from_pretrained(source.path, use_safetensors=True, output_loading_info=True, **options, **placed)
     model, info = loaded
     if getattr(text_config(model.config), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # SDPA has no soft-capping

@@ -60,8 +60,9 @@ class ModelWeights:
 
         None stands for a weight beyond an output embedding of fewer rows. Nothing is sampled of a quantised model.
         """
-        layers, table = self._layers(), self._table
-        if layers is None or table is None:
+        model, layers = self._model(), self._layers()
+        table = self._table
+        if model is None or layers is None or table is None or getattr(model, "is_quantized", False):
             return ()
         matrices = [weight for weight in layers.parameters() if weight.ndim >= 2 and weight is not table]
         values: list[float | None] = []

@@ -25,10 +25,8 @@ from softprompt.prefix.packing import Row
 from softprompt.prefix.runtime import MaskStyle, PrefixPath, PrefixRuntime
 from softprompt.prefix.state import layer_kv, run_states, state_hidden_states
 from softprompt.prefix.state_decoding import StateDecodingSession
+from softprompt.prefix.tolerance import tolerance
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
-
-TOLERANCE = {torch.float32: 1e-3}  # relative; half precision rounds in another order with other shapes
-HALF_TOLERANCE = 0.1
 
 _PROBE_TOKENS = 6
 _LONG_PROBE_TOKENS = 24  # to go past limits of attention
@@ -244,4 +242,4 @@ def probe_ids(lm: FrozenLM, count: int = _PROBE_TOKENS) -> list[int]:
 def logit_difference(lm: FrozenLM, ours: Tensor, wanted: Tensor, what: str = "after a prefix") -> str:
     """The relative difference in words; "" if they agree."""
     off = ((ours.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-6)).item()
-    return "" if off <= TOLERANCE.get(lm.dtype, HALF_TOLERANCE) else f"its logits {what} are off by {off:.1%}"
+    return "" if off <= tolerance(lm) else f"its logits {what} are off by {off:.1%}"

@@ -23,9 +23,10 @@ from torch import Tensor
 from softprompt.errors import FOREIGN_ERRORS, GeometryError, UnsupportedModelError, first_line
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV, PrefixCache
-from softprompt.prefix.causal_trial import HALF_TOLERANCE, TOLERANCE, probe_ids
+from softprompt.prefix.causal_trial import probe_ids
 from softprompt.prefix.forward import forward
 from softprompt.prefix.runtime import PrefixRuntime, RopeLayout
+from softprompt.prefix.tolerance import tolerance
 from softprompt.prefix.verify import verify
 from softprompt.prompts.forms import KVPrompt
 
@@ -109,7 +110,7 @@ def _layouts_by_trial(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
         errors = {layout: _difference(_rotate(keys, *angles, layout), there[i][0]) for layout in LAYOUTS}
         layouts[i] = min(LAYOUTS, key=errors.__getitem__)
         worst = max(min(errors.values()), _difference(values, there[i][1]))
-        if worst > TOLERANCE.get(lm.dtype, HALF_TOLERANCE):
+        if worst > tolerance(lm):
             raise _unmovable(lm, f"layer {i} is off by {worst:.1%}")
     return tuple(layouts)
 

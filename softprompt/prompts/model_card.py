@@ -25,12 +25,14 @@ def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
     }
     if card.license:
         header["license"] = card.license
+    quantized = f" In training its weights were quantized ({geometry.quantization})." if geometry.quantization else ""
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in card.metrics.items() if isinstance(value, float))
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {card.name}",
         f"A soft prompt: {card.n_tokens} virtual tokens ({card.form} form, {bytes_on_disk / 1024:,.0f} KiB) for the "
-        f"frozen model `{base}` (fingerprint `{geometry.fingerprint}`). The base model itself is not in here.",
+        f"frozen model `{base}` (fingerprint `{geometry.fingerprint}`). The base model itself is not in here."
+        f"{quantized}",
         f'```\nsoftprompt generate {card.name} --model {base} "your text"\n```',
         "| result | value |\n|---|---|\n" + metrics if metrics else "",
         f"![learning curve]({curve})" if curve else "",

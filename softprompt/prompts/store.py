@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -146,6 +147,8 @@ def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[SoftProm
             got=f"{geometry.base} ({geometry.fingerprint}): {reason}",
             hint=f"load it with --model {card.geometry.base}",
         )
+    if geometry is not None:
+        _note_quantization(card, geometry)
     path = folder / TENSORS
     form = form_class(card.form)
 
@@ -164,6 +167,16 @@ def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[SoftProm
     if prompt_digest(prompt) != card.sha256:
         raise StoreError("the tensors are not those the card describes (sha256)", where=path, hint="restore both files")
     return prompt, card
+
+
+def _note_quantization(card: Card, geometry: Geometry) -> None:
+    """Warn if the prompt was trained on other weights: full ones, or of another quantization."""
+    trained, here = card.geometry.quantization, geometry.quantization
+    if trained == here or not (trained or card.geometry.matrices):  # 0.1 did not write down which quantization
+        return
+    on, now = trained or "plain weights", here or "plain weights"
+    note = f"{card.name} was trained on {on} of its base model and is used on {now}: answers may differ"
+    warnings.warn(note, stacklevel=3)
 
 
 def list_cards(folder: Path) -> list[tuple[Path, Card | StoreError]]:

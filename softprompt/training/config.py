@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from softprompt.methods.config import MethodConfig
 from softprompt.methods.registry import method_settings, parse_method
+from softprompt.models.load_in import Quantization
 from softprompt.models.sources import adapted_name
 from softprompt.objectives.schedule import default_steps
 from softprompt.settings import Section, flag, resolve_settings
@@ -48,6 +49,13 @@ DtypeName = Annotated[
     Field(
         description="auto, float32, bfloat16, float16 (of the base model)",
         json_schema_extra=flag("--dtype", help="auto, float32, bfloat16 or float16."),
+    ),
+]
+LoadInName = Annotated[
+    Quantization | None,
+    Field(
+        description="quantize the base model when it is loaded: 4bit, 8bit (bitsandbytes), int4, int8 (torchao)",
+        json_schema_extra=flag("--load-in", help="Quantize the base when it is loaded: 4bit, 8bit, int4 or int8."),
     ),
 ]
 DeviceName = Annotated[
@@ -188,6 +196,7 @@ class Config(Section):
         json_schema_extra=flag("--learn-end/--no-learn-end", help="Learn the end token behind texts without answers."),
     )
     dtype: DtypeName = "auto"
+    load_in: LoadInName = None
     device: DeviceName = "auto"
     method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()

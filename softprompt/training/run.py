@@ -113,7 +113,11 @@ def fit(
     config, run = prepared.config, prepared.run
     if lm is None:
         lm = load_model(
-            config.base_model, dtype=config.dtype, device=config.device, trust_remote_code=trust_remote_code
+            config.base_model,
+            dtype=config.dtype,
+            device=config.device,
+            load_in=config.load_in,
+            trust_remote_code=trust_remote_code,
         )
     check_outputs_free(prepared, overwrite)
     begin = time.monotonic()

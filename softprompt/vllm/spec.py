@@ -61,10 +61,14 @@ def _prepare_base(base: BaseModelOptions) -> BaseModelOptions:
     """Options of softprompt's own copy of the base model, which only computes the keys and values of soft prompts.
 
     It has the dtype that vLLM runs, and stays off vLLM's device unless a device was named. vLLM decides at its import
-    where its log goes, so this also sends it to stderr.
+    where its log goes, so this also sends it to stderr. Raises ConfigError for a quantization on load.
     """
     from softprompt.models.device import pick_device, pick_dtype
 
+    if base.load_in is not None:
+        what = "with vLLM, quantization is an option of the engine"
+        hint = "--engine-option quantization=bitsandbytes, or another of vLLM's"
+        raise ConfigError(what, where=f"--load-in {base.load_in}", got="--engine vllm", hint=hint)
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     if base.device != "auto":
         return base

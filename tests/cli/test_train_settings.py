@@ -41,6 +41,7 @@ EXAMPLES: dict[str, Any] = {
     "epochs": 2.5,
     "drop_long": True,
     "dtype": "float16",
+    "load_in": "4bit",
     "device": "cuda",
 }
 

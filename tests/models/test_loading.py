@@ -87,7 +87,7 @@ def test_every_dtype_is_the_same_base(saved: Path) -> None:
         assert {p.dtype for p in half.hf_model.parameters()} == {half.dtype}
         assert half.geometry.sample != full.sample
         assert half.geometry.differs(full) is full.differs(half.geometry) is None
-        assert half.reason == f"device cpu (asked for); dtype {dtype} (asked for)"
+        assert half.reason == f"device cpu (asked for); dtype {dtype} (asked for); 0.1 MiB of weights"
 
 
 def test_soft_capped_attention_is_loaded_with_it(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_the_model_is_loaded_as_the_settings_say(base: Path, tmp_path: Path, mon
     monkeypatch.setattr(run_module, "load_model", listen)
     outcome = fit(prepare(settings(base, tmp_path)))
     fit(prepare(settings(base, tmp_path, name="two", dtype="bfloat16")), trust_remote_code=True)
-    options = {"dtype": "float32", "device": DEVICE, "trust_remote_code": False}
+    options = {"dtype": "float32", "device": DEVICE, "load_in": None, "trust_remote_code": False}
     assert asked == [
         (str(base), options),
         (str(base), options | {"dtype": "bfloat16", "trust_remote_code": True}),
