@@ -9,7 +9,8 @@
     prompt          another soft prompt (Vu et al.: SPoT. ACL 2022. https://arxiv.org/abs/2110.07904)
 
 An embedding prompt starts from the tokens' embeddings, a KV prompt from the keys and values that the model computes
-for them; both in float32. What gives another number of tokens than P is refused.
+for them, a state prompt from all that its layers carry after them; in float32. What gives another number of tokens than
+P is refused.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import compute_keys_values as keys_values_of
 from softprompt.prefix.seq2seq import SITES
+from softprompt.prefix.state import compute_states
+from softprompt.prefix.verify import verify
 from softprompt.prompts.base import SoftPrompt
-from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, check_fits, form_class
+from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt, StatePrompt, check_fits, form_class
 
 INITS = ("text", "demonstrations", "labels", "vocab", "uniform", "normal", "prompt")
 FREQUENT = 5000  # Lester et al. 2021, section 3.2: sample from the 5,000 most common tokens
@@ -76,8 +79,51 @@ def initial_keys_values(lm: FrozenLM, start: Start, chosen_sites: Sequence[str] 
     return KVPrompt(tuple(kv if not sites or sites[i] in wanted else None for i, kv in enumerate(made.layers)))
 
 
+def initial_states(lm: FrozenLM, start: Start) -> StatePrompt:
+    """What the model's layers carry after the tokens to start from, in float32; it begins with `start.lead` (BOS).
+
+    Noise is that of keys and values; states start at zero then. Another prompt is run once after the lead.
+
+    Of a model without such layers they are its keys and values alone. Raises as `initial_embeddings`, and
+    UnsupportedModelError for a model that cannot start from given states.
+    """
+    verify(lm)
+    if not lm.geometry.states:
+        return StatePrompt(initial_keys_values(lm, start).states())
+    if start.init == "prompt":
+        other = _other(lm, start)
+        if (states := other.states()) is not None:
+            check_fits(made := StatePrompt(states), lm.geometry)
+            _check_length(made.n_tokens, start)
+            return made
+        prefix = Prefix(other, start.lead)
+    elif start.init in ("uniform", "normal"):
+        prefix = Prefix(lead=tuple(frequent_tokens(lm, start.n_tokens, start.seed)))
+    else:
+        ids = [*start.lead, *token_ids(lm, start)]
+        prefix = Prefix(lead=tuple(ids if start.init == "demonstrations" else ids[: start.n_tokens]))
+    made = compute_states(lm, prefix).to(dtype=torch.float32)
+    if any(lm.geometry.layers):  # without attention the number of tokens leaves no trace
+        _check_length(made.n_tokens, start)
+    return _noisy_states(made, start) if start.init in ("uniform", "normal") else made
+
+
+def _noisy_states(model: StatePrompt, start: Start) -> StatePrompt:
+    draw = generator(start.seed)
+
+    def like(name: str, tensor: Tensor) -> Tensor:
+        if name not in ("keys", "values"):
+            return torch.zeros_like(tensor)
+        noise = torch.randn(tensor.shape, generator=draw).to(tensor)
+        return noise if start.init == "normal" else noise * tensor.std()
+
+    return StatePrompt(tuple({name: like(name, held) for name, held in layer.items()} for layer in model.layers))
+
+
 def initial_prompt(lm: FrozenLM, start: Start, form: str) -> SoftPrompt:
-    """The prompt to start from, of a form ("embedding" or "kv"); without gradient. Raises as the two above."""
+    """The prompt to start from, of a form ("embedding", "kv" or "state"); without gradient. Raises as those above."""
+    if form_class(form).begins_the_sequence and lm.geometry.states:
+        return initial_states(lm, start).freeze()
     if form_class(form).begins_the_sequence:
         return initial_keys_values(lm, start).freeze()
     return EmbeddingPrompt(initial_embeddings(lm, start)).freeze()

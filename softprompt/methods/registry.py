@@ -61,7 +61,7 @@ class MethodSpec(Generic[SettingsType]):
     name: str
     settings: type[SettingsType]
     build: Callable[[FrozenLM, Start, MethodContext[SettingsType]], Method]
-    form: Literal["embedding", "kv"] | None
+    form: Literal["embedding", "kv", "state"] | None
     parameters: Literal["direct", "network", "other"] = "other"
     parts: Callable[[SettingsType, Sequence[str]], Sequence[str]] = one_per_task
     save: Callable[[Method, Path, Sequence[str], bool], None] | None = None

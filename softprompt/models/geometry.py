@@ -16,11 +16,12 @@ from typing import Any, Protocol
 SAMPLE_TOLERANCE = 0.005  # relative; rounding to bfloat16 moves a weight by at most 0.4 %
 SMALLEST = 1e-6  # absolute; float16 rounds smaller weights
 LEAST_COMPARED = 0.25  # share of the sampled weights that two tables of different lengths must have in common
-_OPTIONAL = ("sites", "adapted", "quantization")  # written in a card only where there are some
+_OPTIONAL = ("sites", "states", "adapted", "quantization")  # written in a card only where there are some
 _MEASURED = ("n_heads", "weights")  # of a loaded model; not written, since cards have no use for them
 
 Sample = Sequence[float | None]  # weights; None for one that a model lacks
 AdaptedWeight = tuple[str, int, float]  # parameter, flat index, value
+StateShape = tuple[str, tuple[int, ...]]  # "conv.j" or "recurrent.j", the shape of one row's
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Geometry:
         matrices: some weights of matrices all through the layers, for siblings whose embeddings are the same; empty
             for a quantised model, and then not compared.
         sites: encoder–decoders only: the kind of attention of each layer, "encoder", "decoder" or "cross".
+        states: of a model with recurrent or convolution layers: per layer the shapes of its states.
         adapted: of a base with an adapter (LoRA) alone: the weights that it moved most, each as parameter, flat index
             and value.
         quantization: library and number format of quantized weights, e.g. "bitsandbytes nf4"; "" for plain ones. The
@@ -87,6 +89,7 @@ class Geometry:
     sample: tuple[float, ...]
     matrices: tuple[float, ...]
     sites: tuple[str, ...] = ()
+    states: tuple[tuple[StateShape, ...], ...] = ()
     adapted: tuple[AdaptedWeight, ...] = ()
     quantization: str = ""
     n_heads: int = field(default=0, compare=False)
@@ -121,6 +124,8 @@ class Geometry:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 return f"{name} is {_short(mine)}, the prompt's base has {_short(theirs)}"
+        if self.states and other.states and self.states != other.states:
+            return f"states are {_short(self.states)}, the prompt's base has {_short(other.states)}"
         if self.vocab != other.vocab:
             return self._differs_in_rows(other) or self._differs_in_adapter(other)
         if len(self.sample) != len(other.sample) or (
@@ -182,6 +187,7 @@ class Geometry:
         layers = tuple(None if layer is None else LayerShape(**layer) for layer in data["layers"])
         lists = {name: tuple(data[name]) for name in ("windows", "sample", "matrices")}
         lists["sites"] = tuple(data.get("sites", ()))
+        lists["states"] = tuple(tuple(map(_state_shape, layer)) for layer in data.get("states", ()))
         lists["adapted"] = tuple(_adapted_weight(*entry) for entry in data.get("adapted", ()))
         if "weights" in data:
             raise TypeError("weights of a loaded model are no part of a card")
@@ -196,9 +202,17 @@ class Geometry:
         """Raise TypeError for a value of another type: a card comes from a stranger, and errors must show here."""
         sizes = [size for layer in self.layers if layer is not None for size in vars(layer).values()]
         sizes += [window for window in self.windows if window is not None]
-        moved = self.adapted
+        moved, states = self.adapted, [state for layer in self.states for state in layer]
+        sizes += [size for _, shape in states for size in shape]
         kinds: list[tuple[type, Sequence[object]]] = [
-            (str, [self.base, self.architecture, self.quantization, *self.sites, *(name for name, _, _ in moved)]),
+            (
+                str,
+                [
+                    *(self.base, self.architecture, self.quantization),
+                    *self.sites,
+                    *(name for name, *_ in (*moved, *states)),
+                ],
+            ),
             (
                 int,
                 [self.hidden, self.vocab, self.max_positions, self.n_heads, *sizes, *(at for _, at, _ in moved)],
@@ -208,6 +222,11 @@ class Geometry:
         for kind, values in kinds:
             if odd := [value for value in values if type(value) is not kind]:
                 raise TypeError(f"{_short(odd[0])} is not of type {kind.__name__}")
+
+
+def _state_shape(state: tuple[str, Sequence[int]]) -> StateShape:
+    name, shape = state
+    return name, tuple(shape)
 
 
 def _adapted_weight(name: str, index: int, value: float) -> AdaptedWeight:

@@ -11,8 +11,8 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 
 from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line
 from softprompt.models.backbone import Backbone
-from softprompt.models.geometry import Geometry, LayerShape, Sample
-from softprompt.models.transformers_compat import text_config
+from softprompt.models.geometry import Geometry, LayerShape, Sample, StateShape
+from softprompt.models.transformers_compat import layer_states, text_config
 from softprompt.models.weights import ModelWeights
 
 
@@ -22,6 +22,7 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
     config = model.config if model.config.is_encoder_decoder else text_config(model.config)
     embedding: Any = model.get_input_embeddings()
     table: Tensor = embedding.weight
+    sites, states = tuple[str, ...](), tuple[tuple[StateShape, ...], ...]()
     if config.is_encoder_decoder:
         try:
             shapes, sites = _encoder_decoder_layers(model)
@@ -30,7 +31,7 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
                 f"{config.model_type} models do not work with a key/value cache", where=name, got=first_line(error)
             ) from error
     else:
-        shapes, sites = _causal_layers(model), ()
+        shapes, states = _causal_layers(model)
     weights = ModelWeights(model, model.base_model, embedding)
     return Geometry(
         base=name,
@@ -43,6 +44,7 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
         sample=_whole(weights.sample(len(table))),
         matrices=_whole(weights.matrices(len(table))),
         sites=sites,
+        states=states,
         n_heads=_query_heads(config, shapes),
         weights=weights,
     )
@@ -61,8 +63,9 @@ def _query_heads(config: Any, shapes: Sequence[LayerShape | None]) -> int:
     return heads if isinstance(heads, int) else max((shape.kv_heads for shape in shapes if shape), default=0)
 
 
-def _causal_layers(model: PreTrainedModel) -> list[LayerShape | None]:
-    """The shape of the keys and values that each layer leaves in the cache; None for a layer without any.
+def _causal_layers(model: PreTrainedModel) -> tuple[list[LayerShape | None], tuple[tuple[StateShape, ...], ...]]:
+    """The shape of the keys and values that each layer leaves in the cache, None for a layer without any; and of its
+    states, nothing at all if no layer has any.
 
     A model that cannot be run with a cache has none: it works with embedding prompts alone.
     """
@@ -73,10 +76,11 @@ def _causal_layers(model: PreTrainedModel) -> list[LayerShape | None]:
         try:
             cache = new_cache()
             backbone.run(ids_BL=token, cache=cache)
-            return _shapes(cache, depth)
+            states = tuple(_states(layer) for layer in cache.layers[:depth])
+            return _shapes(cache, depth), states if any(states) else ()
         except FOREIGN_ERRORS:
             continue
-    return [None] * depth
+    return [None] * depth, ()
 
 
 def _encoder_decoder_layers(model: PreTrainedModel) -> tuple[list[LayerShape | None], tuple[str, ...]]:
@@ -93,6 +97,10 @@ def _encoder_decoder_layers(model: PreTrainedModel) -> tuple[list[LayerShape | N
     cross = _shapes(cache.cross_attention_cache, depth)
     encoder = cross[:1] * model.config.num_hidden_layers
     return [*encoder, *decoder, *cross], ("encoder",) * len(encoder) + ("decoder",) * depth + ("cross",) * depth
+
+
+def _states(layer: object) -> tuple[StateShape, ...]:
+    return tuple((name, tuple(state.shape[1:])) for name, state in layer_states(layer).items())
 
 
 def _shapes(cache: Cache, layers: int) -> list[LayerShape | None]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AutoConfig,
@@ -73,6 +73,14 @@ def has_state_layers(config: PreTrainedConfig) -> bool:
     except FOREIGN_ERRORS:  # configs that no cache can be made for
         return False
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
+def layer_states(layer: object) -> dict[str, Tensor]:
+    """The convolution and recurrent states [B, …] in a layer of a model's cache, as "conv.j" and "recurrent.j"."""
+    if not isinstance(layer, LinearAttentionCacheLayerMixin):
+        return {}
+    kinds = {"conv": layer.conv_states, "recurrent": layer.recurrent_states}
+    return {f"{kind}.{j}": state for kind, held in kinds.items() for j, state in held.items() if state is not None}
 
 
 def with_parts(model: PreTrainedModel, parts: Mapping[str, nn.Module]) -> PreTrainedModel:

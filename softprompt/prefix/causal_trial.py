@@ -23,9 +23,10 @@ from softprompt.prefix.limits import attention_limits
 from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
 from softprompt.prefix.runtime import MaskStyle, PrefixPath, PrefixRuntime
-from softprompt.prefix.state import layer_kv, run_states, state_hidden_states
+from softprompt.prefix.state import compute_states, run_states, state_hidden_states, state_keys_values
 from softprompt.prefix.state_decoding import StateDecodingSession
 from softprompt.prefix.tolerance import tolerance
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
 _PROBE_TOKENS = 6
@@ -145,13 +146,14 @@ class CausalTrial:
     def _try_state(self) -> str:
         if self.lm.backbone.cache_argument is None:
             return "it takes no cache"
-        self.runtime.takes_kv = False
+        self.runtime.takes_kv = self.runtime.takes_states = False
         if reason := self._try_padding():
             return reason
         if reason := self._gradient_difference():
             return reason
         self.runtime.steps = not self._past_limits(self._steps_difference)
         self.runtime.takes_kv = not self._guarded(self._kv_difference)
+        self.runtime.takes_states = bool(self.lm.geometry.states) and not self._past_limits(self._given_difference)
         return ""
 
     def _try_concatenated(self) -> str:
@@ -210,13 +212,20 @@ class CausalTrial:
 
     def _kv_difference(self) -> str:
         """Keys and values of the lead as a soft prompt: everything that the model carries?"""
-        (state,) = run_states(self.lm, self._prefixes(soft=False)).states
-        layers = [layer_kv(layer) for layer in state.layers] if state is not None else []
-        layers = [kv and (kv[0][0], kv[1][0]) for kv in layers]
-        layers += [None] * (len(self.lm.geometry.layers) - len(layers))
         self.runtime.takes_kv = True
-        first = tuple(kv and (kv[0][:, :-1], kv[1][:, :-1]) for kv in layers)
-        prefixes = run_states(self.lm, [Prefix(KVPrompt(first), follow=(self.ids[_LEAD - 1],))])
+        layers = state_keys_values(self.lm, Prefix(lead=tuple(self.ids[: _LEAD - 1])))
+        return self._prompt_difference(KVPrompt(tuple(kv and (kv[0][0], kv[1][0]) for kv in layers)))
+
+    def _given_difference(self) -> str:
+        """What layers carry from the lead as a soft prompt, after another prefix was run."""
+        self.runtime.takes_states = True
+        prompt = compute_states(self.lm, Prefix(lead=tuple(self.ids[: _LEAD - 1])))
+        run_states(self.lm, [Prefix(lead=tuple(self.ids[1:_LEAD]))])
+        return self._prompt_difference(prompt)
+
+    def _prompt_difference(self, prompt: SoftPrompt) -> str:
+        """A soft prompt that stands for all tokens of the lead but the last."""
+        prefixes = run_states(self.lm, [Prefix(prompt, follow=(self.ids[_LEAD - 1],))])
         states = state_hidden_states(self.lm, prefixes, [Row(row) for row in self.rows])
         return logit_difference(self.lm, self.lm.logits(states), self._truth(soft=False))
 

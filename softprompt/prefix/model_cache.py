@@ -9,7 +9,7 @@ Shapes: B rows, K key/value heads, S tokens, D head size.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,8 @@ from transformers import Cache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from softprompt.models.backbone import Backbone
-from softprompt.prompts.base import LayerKV
+from softprompt.models.transformers_compat import layer_states
+from softprompt.prompts.base import LayerState
 
 TensorChange = Callable[[Tensor], Tensor]
 
@@ -34,11 +35,23 @@ def new_cache(backbone: Backbone) -> Cache:
     return cache
 
 
-def fill_cache(cache: Cache, keys_values: tuple[LayerKV | None, ...]) -> None:
-    """Put the keys [K, S, D] and values [K, S, D'] of a KV prompt into an empty cache."""
-    for i, kv in enumerate(keys_values):
-        if kv is not None:
-            cache.update(kv[0][None], kv[1][None], i)
+def fill_cache(cache: Cache, layers: Sequence[LayerState]) -> None:
+    """Put what the layers carry from a soft prompt into an empty cache, in the order: keys and values, states."""
+    for i, held in enumerate(layers):
+        if "keys" in held:
+            cache.update(held["keys"][None], held["values"][None], i)
+        for name, state in held.items():
+            kind, _, number = name.partition(".")
+            if kind in _UPDATES:
+                _UPDATES[kind](cache.layers[i], state[None], int(number))
+
+
+def layer_state(layer: object) -> dict[str, Tensor]:
+    """Everything [B, …] that a layer of a model's cache holds, by name; see `prompts.base.LayerState`."""
+    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+    if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or not keys.numel():
+        return layer_states(layer)
+    return {"keys": keys, "values": values} | layer_states(layer)
 
 
 def mapped(cache: Cache, change: TensorChange) -> Cache:
@@ -106,6 +119,7 @@ def _replace_state(
     return recurrent_states
 
 
+_UPDATES: dict[str, Callable[[Any, Tensor, int], Tensor]] = {"conv": _join_conv_state, "recurrent": _replace_state}
 _FUNCTIONAL: dict[str, Callable[..., Tensor]] = {
     "update_conv_state": _join_conv_state,
     "update_recurrent_state": _replace_state,

@@ -29,6 +29,7 @@ class PrefixRuntime:
         exact: whether `verify` has proven the model. `verifying` is held while it does.
         path: how rows come after a prefix of a causal model, set by `verify`.
         takes_kv: whether a soft prompt of keys and values is exact, set by `verify`.
+        takes_states: whether a soft prompt of states is exact, set by `verify`.
         pads: whether padding after a row changes nothing in it, set by `verify`.
         steps: whether the model's own cache is exact when tokens come one by one, set by `verify`.
         shares: whether rows may attend to one stored prefix while decoding, set by `verify`.
@@ -46,6 +47,7 @@ class PrefixRuntime:
         self.exact = False
         self.path: PrefixPath = "packed"
         self.takes_kv = True
+        self.takes_states = False
         self.pads = True
         self.steps = True
         self.shares = False

@@ -24,10 +24,11 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.forward import check_fits_context, check_not_empty
 from softprompt.prefix.kv import Prefix, PrefixKV, embedded, embedded_ids
-from softprompt.prefix.model_cache import fill_cache, for_rows, new_cache
+from softprompt.prefix.model_cache import fill_cache, for_rows, layer_state, new_cache
 from softprompt.prefix.packing import Row, by_tokens
 from softprompt.prefix.runtime import PrefixRuntime
-from softprompt.prompts.base import LayerKV
+from softprompt.prompts.base import LayerKV, LayerState
+from softprompt.prompts.state_prompt import StatePrompt
 
 BATCH_TOKENS = 2**14  # tokens of rows in one forward pass without gradient
 
@@ -73,21 +74,21 @@ def run_states(lm: FrozenLM, prefixes: Sequence[Prefix]) -> StatePrefixes:
     texts, states = list[_PrefixText](), list[Cache | None]()
     lengths = list[int]()
     for prefix in prefixes:
-        keys_values = prefix.prompt.keys_values() if prefix.prompt else None
-        if keys_values is not None and not runtime.takes_kv:
-            raise _no_kv(lm)
+        carried = prefix.prompt.states() if prefix.prompt else None
+        if carried is not None:
+            _check_taken(lm, carried)
         if prefix.masked_span[0] != prefix.masked_span[1]:
             raise UnsupportedModelError(
                 "virtual tokens cannot be hidden from later tokens of this model",
                 where=lm.name,
-                hint="choose an embedding prompt, or another base model",
+                hint="start from a text (--init text), so that no row has to be hidden from itself",
             )
         text = _PrefixText(embedded(lm, prefix), embedded_ids(lm, prefix))
-        past = prefix.prompt.n_tokens if prefix.prompt is not None and keys_values is not None else 0
+        past = prefix.prompt.n_tokens if prefix.prompt is not None and carried is not None else 0
         texts.append(text)
         lengths.append(past + len(text.embeds))
-        if runtime.path == "state" and not (lm.checkpoints_layers and keys_values is None):
-            states.append(_run(lm, text, keys_values))
+        if runtime.path == "state" and not (lm.checkpoints_layers and carried is None):
+            states.append(_run(lm, text, carried))
     hint = "fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front"
     check_fits_context(lm, max(lengths), "what stands in front of the row does not fit in the model's context", hint)
     return StatePrefixes(tuple(texts), tuple(states), tuple(lengths))
@@ -117,6 +118,25 @@ def state_hidden_states(lm: FrozenLM, prefixes: StatePrefixes, rows: Sequence[Ro
 
 
 @torch.no_grad()
+def compute_states(lm: FrozenLM, prefix: Prefix) -> StatePrompt:
+    """Everything that a prefix leaves in the model's cache, as a soft prompt that acts as the prefix does.
+
+    Raises UnsupportedModelError for a model whose layers carry keys and values only, or more than its cache holds.
+    """
+    if not PrefixRuntime.of(lm).takes_states:
+        raise _no_states(lm)
+    (state,) = run_states(lm, [prefix]).states
+    return cached_states(lm, state)
+
+
+def cached_states(lm: FrozenLM, cache: Cache | None) -> StatePrompt:
+    """What a cache of one row holds, without its row axis."""
+    layers = [layer_state(layer) for layer in cache.layers] if cache is not None else []
+    layers += [dict[str, Tensor]()] * (len(lm.geometry.layers) - len(layers))
+    return StatePrompt(tuple({name: tensor[0] for name, tensor in layer.items()} for layer in layers))
+
+
+@torch.no_grad()
 def state_keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[LayerKV | None, ...]:
     """The keys and values [1, K, S, D] that a prefix leaves in the model's cache, by layer.
 
@@ -125,16 +145,8 @@ def state_keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[LayerKV | None, ...
     if not PrefixRuntime.of(lm).takes_kv:
         raise _no_kv(lm)
     (state,) = run_states(lm, [prefix]).states
-    layers = [layer_kv(layer) for layer in state.layers] if state is not None else []
-    return (*layers, *[None] * (len(lm.geometry.layers) - len(layers)))
-
-
-def layer_kv(layer: object) -> LayerKV | None:
-    """The keys [B, K, S, D] and values [B, K, S, D'] in a layer of a model's cache, if it has any."""
-    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-    if not isinstance(keys, Tensor) or not isinstance(values, Tensor) or not keys.numel():
-        return None
-    return keys, values
+    layers = cached_states(lm, state).layers
+    return tuple((layer["keys"][None], layer["values"][None]) if "keys" in layer else None for layer in layers)
 
 
 def run_group(
@@ -208,27 +220,46 @@ def _groups(lm: FrozenLM, chains: Sequence[_Chain]) -> Iterator[list[_Chain]]:
             yield [members[i] for i in group]
 
 
-def _run(lm: FrozenLM, text: _PrefixText, keys_values: tuple[LayerKV | None, ...] | None) -> Cache | None:
+def _run(lm: FrozenLM, text: _PrefixText, carried: Sequence[LayerState] | None) -> Cache | None:
     """The model's cache after a prefix; None for one without tokens."""
-    if keys_values is None and not len(text.embeds):
+    if carried is None and not len(text.embeds):
         return None
     cache = new_cache(lm.backbone)
-    if keys_values is not None:
-        fill_cache(cache, tuple(kv and (_like(lm, kv[0]), _like(lm, kv[1])) for kv in keys_values))
+    if carried is not None:
+        fill_cache(cache, [{name: _like(lm, name, tensor) for name, tensor in layer.items()} for layer in carried])
     if len(text.embeds):
         lm.backbone.run(embeds_BLH=text.embeds[None], embedded_ids_BL=text.ids[None], cache=cache)
     return cache
 
 
-def _like(lm: FrozenLM, tensor: Tensor) -> Tensor:
-    """On the model's device and in its dtype."""
-    return tensor.to(lm.device, lm.dtype)
+def _like(lm: FrozenLM, name: str, tensor: Tensor) -> Tensor:
+    """On the model's device and in its dtype; models keep recurrent states in a higher one."""
+    return tensor.to(lm.device) if name.startswith("recurrent") else tensor.to(lm.device, lm.dtype)
+
+
+def _check_taken(lm: FrozenLM, carried: Sequence[LayerState]) -> None:
+    """Raise UnsupportedModelError unless the model is exact after a soft prompt of these tensors."""
+    runtime = PrefixRuntime.of(lm)
+    with_states = any(layer.keys() - {"keys", "values"} for layer in carried)
+    if with_states and not runtime.takes_states:
+        raise _no_states(lm)
+    if not with_states and not runtime.takes_kv:
+        raise _no_kv(lm)
+
+
+def _no_states(lm: FrozenLM) -> UnsupportedModelError:
+    what = f"{lm.geometry.architecture} models cannot start from given states"
+    got = "a model whose layers carry keys and values only" if not lm.geometry.states else None
+    if lm.geometry.states and PrefixRuntime.of(lm).path == "concatenated":
+        got = "Transformers' scan of several tokens, which starts from zero states in this model"
+    hint = "--method prompt-tuning" if lm.geometry.states else "--method prefix-tuning"
+    return UnsupportedModelError(what, where=lm.name, got=got, hint=hint)
 
 
 def _no_kv(lm: FrozenLM) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{lm.geometry.architecture} models carry more from a prefix than keys and values",
         where=lm.name,
-        expected="an embedding prompt",
-        hint="--method prompt-tuning",
+        expected="an embedding prompt" + (", or states" if PrefixRuntime.of(lm).takes_states else ""),
+        hint="--method prompt-tuning" + (" or state-tuning" if PrefixRuntime.of(lm).takes_states else ""),
     )

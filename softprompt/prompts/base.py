@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 LayerKV = tuple[Tensor, Tensor]  # keys [K, P, D] and values [K, P, D'] of one layer
+LayerState = Mapping[str, Tensor]  # what one layer carries, by name: "keys", "values", "conv.0", "recurrent.0", …
 
 
 class SoftPrompt(ABC):
@@ -78,6 +79,11 @@ class SoftPrompt(ABC):
     def keys_values(self) -> tuple[LayerKV | None, ...] | None:
         """The keys and values of every layer; None for a form of input embeddings."""
         return self.materialize().keys_values()
+
+    def states(self) -> tuple[LayerState, ...] | None:
+        """Everything that each layer carries from the virtual tokens; None for a form of input embeddings."""
+        layers = self.keys_values()
+        return None if layers is None else tuple({"keys": kv[0], "values": kv[1]} if kv else {} for kv in layers)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The prompt with `change` applied to every tensor."""

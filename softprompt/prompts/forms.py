@@ -1,7 +1,7 @@
 """The registered forms of soft prompts, and checks that hold for every form.
 
-After training the method no longer matters: evaluation and serving see only a form. Two forms are built in; another is
-a subclass of `SoftPrompt`, given to `register_form`.
+After training the method no longer matters: evaluation and serving see only a form. Three forms are built in;
+another is a subclass of `SoftPrompt`, given to `register_form`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from softprompt.models.geometry import Geometry
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.embedding_prompt import EmbeddingPrompt
 from softprompt.prompts.kv_prompt import KVPrompt
+from softprompt.prompts.state_prompt import StatePrompt
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -93,3 +94,4 @@ def prompt_digest(prompt: SoftPrompt) -> str:
 
 register_form(EmbeddingPrompt)
 register_form(KVPrompt)
+register_form(StatePrompt)

@@ -35,7 +35,8 @@ class TaskStats:
         rows: training rows of all tasks.
         classes: labels of the task with most labels; 0 without a classification task.
         tokens: mean length of a training row.
-        room: tokens that demonstrations may take; 0 for an encoder-decoder, which cannot mask one from its own row.
+        room: tokens that demonstrations may take; 0 where one cannot be masked from its own row: in an
+            encoder-decoder, or where layers carry states.
         gpu: whether training runs on a GPU.
         takes_kv: whether the model takes soft prompts of keys and values.
     """

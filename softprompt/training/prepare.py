@@ -147,9 +147,9 @@ def prepare(
     vocabulary = vocabulary_size(config.base_model, trust_remote_code=trust_remote_code)
     for task in tasks:
         check_vocabulary([(row.where, row.ids) for row in (*task.train, *task.validation)], tokenizer, vocabulary)
-    room = 0 if apart else context // 4
     gpu = pick_device(config.device)[0].startswith("cuda")
     takes_kv = not carries_states(config.base_model, trust_remote_code=trust_remote_code)
+    room = context // 4 if takes_kv and not apart else 0
     rows, classes = [task.train for task in tasks], [task.classes for task in tasks]
     facts = auto.TaskStats.of(rows, classes, room, gpu=gpu, takes_kv=takes_kv)
     config, choices = auto.choose(config, facts)

@@ -44,6 +44,18 @@ def test_the_default_run_on_a_hybrid(hybrid: Path, tmp_path: Path, monkeypatch: 
     assert totals.shape == (len(records), 2)
 
 
+def test_states_are_trained_saved_and_used(hybrid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
+    prepared = prepare(settings(hybrid, tmp_path, recipe="auto", method__name="state-tuning"))
+    assert prepared.config.method.init == "text"
+    lm = load_model(str(hybrid), dtype="float32")
+    outcome = fit(prepared, lm)
+    assert outcome.card.form == "state"
+    prompts = softprompt.load_prompts(lm, ["tone"])
+    answers = softprompt.generate(lm, prompts, [softprompt.Request("one", "tone")] * 2, Sampling(max_new_tokens=5))
+    assert answers[0].ids == answers[1].ids
+
+
 def test_keys_and_values_are_refused_with_the_way_out(
     hybrid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
