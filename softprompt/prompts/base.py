@@ -82,8 +82,7 @@ class SoftPrompt(ABC):
 
     def states(self) -> tuple[LayerState, ...] | None:
         """Everything that each layer carries from the virtual tokens; None for a form of input embeddings."""
-        layers = self.keys_values()
-        return None if layers is None else tuple({"keys": kv[0], "values": kv[1]} if kv else {} for kv in layers)
+        return self.materialize().states()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The prompt with `change` applied to every tensor."""

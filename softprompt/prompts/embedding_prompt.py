@@ -56,6 +56,9 @@ class EmbeddingPrompt(SoftPrompt):
     def keys_values(self) -> None:
         return None
 
+    def states(self) -> None:
+        return None
+
     def select(self, indices: Sequence[int]) -> EmbeddingPrompt:
         return EmbeddingPrompt(self.embeddings[list(indices)])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from softprompt.errors import PromptError
 from softprompt.models.geometry import Geometry
-from softprompt.prompts.base import LayerKV, Shape, SoftPrompt
+from softprompt.prompts.base import LayerKV, LayerState, Shape, SoftPrompt
 
 
 @final
@@ -71,6 +71,9 @@ class KVPrompt(SoftPrompt):
 
     def keys_values(self) -> tuple[LayerKV | None, ...]:
         return self.layers
+
+    def states(self) -> tuple[LayerState, ...]:
+        return tuple({"keys": layer[0], "values": layer[1]} if layer else {} for layer in self.layers)
 
     def select(self, indices: Sequence[int]) -> KVPrompt:
         chosen = list(indices)
