@@ -80,4 +80,4 @@ def memory_line(use: dict[str, int], device: str) -> str:
     if not peak:
         return ""
     of = "on the GPU" if device == "cuda" else "of this process"
-    return f"memory      {peak:,.0f} MiB {of} at most, {weights:,.0f} MiB of it weights"
+    return f"memory      {peak:,.0f} MiB {of} at most, {weights:,.1f} MiB of it weights"

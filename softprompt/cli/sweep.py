@@ -26,6 +26,7 @@ _HELP = {
     "name": "Name of the best soft prompt.",
     "data": "",
     "base_adapter": "",
+    "load_in": "",
     "train.minutes": "Training time of all trials together.",
     "train.steps": "Optimizer steps of each trial.",
 }

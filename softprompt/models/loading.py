@@ -84,7 +84,7 @@ def load_model(
         except SoftpromptError:
             raise
         except Exception as error:  # foreign files read by foreign code may raise anything
-            raise _unloadable("the base model cannot be loaded", name, error) from error
+            raise _unloadable("the base model cannot be loaded", name, error, load_in) from error
     _check_is_language_model(model, odd_keys["unexpected_keys"], name)
     if missing := odd_keys["missing_keys"]:
         raise ModelError(
@@ -196,12 +196,14 @@ def _auto_class(config: PreTrainedConfig) -> Any:
     return AutoModelForCausalLM
 
 
-def _unloadable(what: str, name: str, error: Exception) -> ModelError:
+def _unloadable(what: str, name: str, error: Exception, load_in: str | None = None) -> ModelError:
     text = str(error)
     if "trust_remote_code" in text:
         hint = "--trust-remote-code runs the Python code that comes with it; read that code first"
     elif "safetensors" in text:
         hint = "weights must be whole safetensors files: download them again, or convert them with save_pretrained"
+    elif load_in is not None and "conversion of the weights" in text:
+        hint = f"{load_in} may not hold a matrix of this size: another --load-in, or plain weights"
     else:
         hint = "softprompt --debug train … shows where it failed"
     return ModelError(what, where=name, got=f"{type(error).__name__}: {first_line(error)}", hint=hint)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from softprompt.errors import ConfigError, MissingExtraError
+from softprompt.errors import ConfigError, MissingExtraError, ModelError
 from softprompt.inference.sampling import Sampling
+from softprompt.modeling.soft_prompt_model import SoftPromptModel
 from softprompt.models import load_in as load_in_module
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.load_in import QUANTIZATIONS, Quantization, quantization_kind
@@ -26,6 +27,7 @@ from softprompt.models.loading import load_model
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prefix.tolerance import tolerance
+from softprompt.prefix.verify import verify
 from softprompt.prompts import store
 from tests.laws.oracle import plain_logits
 from tests.support.cases import examples, gradient_tensors, mixed_prefixes, text_ids
@@ -33,7 +35,7 @@ from tests.support.engines import NAMES, generated, ids_of, job, running
 from tests.support.lora import save_lora
 from tests.support.prompted import saved as saved_prompt
 from tests.support.saved import save_tiny
-from tests.support.tiny import tiny_lm, tiny_model
+from tests.support.tiny import tiny_lm, tiny_model, tiny_seq2seq_model, tiny_tokenizer
 
 EXACT: tuple[Quantization, ...] = ("4bit", "int4", "int8")  # whose activations are not rounded
 ALL: tuple[Quantization, ...] = (*EXACT, "8bit")
@@ -125,6 +127,33 @@ def test_weights_are_counted_and_digested_as_they_are_stored(load_in: str, quant
     digest = lm.digest()
     our_step(lm)
     assert lm.digest() == digest != plain.digest()
+
+
+def test_in_a_loop_of_ones_own(folder: Path) -> None:
+    model = SoftPromptModel.from_method(str(folder), dtype="float32", device="cpu", load_in="4bit")
+    ids = torch.tensor([text_ids(9, 0)])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.card.geometry.quantization == QUANTIZATIONS["4bit"]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    assert gradients and all(gradient is not None and gradient.norm() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("load_in", ["4bit", "8bit", "int8"])
+def test_an_encoder_decoder_is_proven(load_in: str, tmp_path: Path) -> None:
+    tiny_seq2seq_model("t5").save_pretrained(tmp_path)
+    tiny_tokenizer(closing=True).save_pretrained(tmp_path)
+    lm = load_model(str(tmp_path), dtype="float32", device="cpu", load_in=load_in)
+    verify(lm)
+    assert lm.geometry.quantization == QUANTIZATIONS[load_in]
+
+
+def test_a_matrix_that_does_not_fit_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    """torchao's int4 packs 16 rows together; this one has 24."""
+    tiny_seq2seq_model("t5").save_pretrained(tmp_path)
+    tiny_tokenizer(closing=True).save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        load_model(str(tmp_path), dtype="float32", device="cpu", load_in="int4")
+    assert "another --load-in" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("load_in", EXACT)
