@@ -8,17 +8,22 @@ from softprompt.engine.base import Job
 from softprompt.errors import EngineError, GeometryError, UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
+from softprompt.prefix.prepare import packs_rows
 from softprompt.prompts.forms import check_fits
 
 SEED_LIMIT = 2**63
 
 
 def check_supported(lm: FrozenLM) -> None:
-    """Raises UnsupportedModelError for a model whose layers have keys and values of different shapes."""
+    """Raises UnsupportedModelError for a model that carries more than keys and values of one shape."""
     shapes = set(lm.geometry.layers)
     reason = ""
     if lm.is_encoder_decoder:
         reason = "it is an encoder-decoder"
+    elif lm.geometry.states:
+        reason = "its layers carry recurrent or convolution states, and pages hold keys and values"
+    elif not packs_rows(lm):
+        reason = "its masks depend on places in its own cache, which pages do not keep"
     elif None in shapes or len(shapes) > 1:
         reason = "its layers keep keys and values of different shapes, or none"
     elif any(shape.key_dim != shape.value_dim for shape in shapes if shape):
