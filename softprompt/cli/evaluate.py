@@ -94,7 +94,7 @@ def eval_command(
     for source in (data, shots_data):
         check_data_places(source)
     from softprompt.cli.base_model import load_base
-    from softprompt.data.targets import compared_references
+    from softprompt.data.turns import compared_references
     from softprompt.evaluation.compare import EMPTY_TEXT_PROMPT, compare
     from softprompt.evaluation.custom_metrics import load_custom_metrics
     from softprompt.evaluation.ensemble import check_vote

@@ -71,10 +71,11 @@ def _object(row: object, where: str) -> RowFields:
 
 
 def _parse(row: RowFields, where: str, shape: RowShape, first: RowFields, require_target: bool) -> Record:
-    """One record; tool definitions are refused in rows of every shape."""
-    if row.get("tools") is not None:
-        raise shape.error(where, "tool definitions ('tools') are not supported: the model would not see them")
+    """One record; tool definitions are refused in rows without turns, whose template has no place for them."""
     record = shape.parse(row, where, first=first, require_target=require_target)
+    if row.get("tools") and not record.is_conversation:
+        hint = 'write the row as {"messages": [...], "tools": [...]}'
+        raise shape.error(where, "tool definitions ('tools') are for conversations", hint=hint)
     return replace(record, shape=shape.name, remark=record.remark or shape.remark)
 
 

@@ -15,10 +15,21 @@ __all__ = ["Message", "Record"]
 @final
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        calls: JSON list of the functions that the assistant calls, as chat templates read them; empty for none.
+        tools: JSON list of the functions that may be called in this conversation, on its first turn; empty for none.
+        name: of the function whose result a turn of role "tool" is; often empty.
+        call_id: of the call that it answers; often empty.
+    """
 
     role: str
     content: str
+    calls: str = ""
+    tools: str = ""
+    name: str = ""
+    call_id: str = ""
 
 
 @final

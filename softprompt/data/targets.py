@@ -100,9 +100,3 @@ def compared_part(template: Template, tokenizer: Tokenizer) -> Callable[[str], s
         return answer if written is None else split_thought(answer, opened=written.is_opened)[1]
 
     return part
-
-
-def compared_references(records: Sequence[Record], template: Template, tokenizer: Tokenizer) -> list[Record]:
-    """The records, with the part of their right answers that is compared."""
-    part = compared_part(template, tokenizer)
-    return [replace(record, references=tuple(map(part, record.references))) for record in records]

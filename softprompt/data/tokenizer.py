@@ -6,6 +6,7 @@ tokens (`encode`), and every BOS is left to the caller (`bos_ids`): a rendered c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
@@ -53,8 +54,9 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(
         self,
-        conversation: list[dict[str, str]],
+        conversation: list[dict[str, object]],
         *,
+        tools: list[object] | None,
         chat_template: str | None,
         tokenize: bool,
         add_generation_prompt: bool,
@@ -146,10 +148,11 @@ def render_chat(
             "the tokenizer has no chat template",
             hint="use a plain template (--no-chat --template '...') or an instruction-tuned model",
         )
-    turns = [{"role": message.role, "content": message.content} for message in messages]
+    tools = next((message.tools for message in messages if message.tools), "")
     try:
         text = tokenizer.apply_chat_template(
-            turns,
+            [_turn(message) for message in messages],
+            tools=json.loads(tools) if tools else None,
             chat_template=None if chat_template in ("", chat_template_text(tokenizer)) else chat_template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
@@ -163,8 +166,34 @@ def render_chat(
             got=f"{', '.join(message.role for message in messages)}: {error}",
         ) from error
     assert isinstance(text, str), "tokenize=False gives text"
+    _check_functions(text, tools, "definitions of tools")
+    for message in messages:
+        _check_functions(text, message.calls, "tool calls")
     bos = bos_ids(tokenizer)
     return text.removeprefix(decode(bos, tokenizer)) if bos else text
+
+
+def _turn(message: Message) -> dict[str, object]:
+    """A turn as chat templates read it."""
+    turn: dict[str, object] = {"role": message.role, "content": message.content}
+    if message.calls:
+        turn["tool_calls"] = json.loads(message.calls)
+    if message.name:
+        turn["name"] = message.name
+    if message.call_id:
+        turn["tool_call_id"] = message.call_id
+    return turn
+
+
+def _check_functions(text: str, functions: str, what: str) -> None:
+    """Raise DataError if a rendered conversation lacks a function: many chat templates leave them out."""
+    names = [str(entry["function"]["name"]) for entry in json.loads(functions)] if functions else []
+    if lacking := [name for name in names if name not in text]:
+        raise DataError(
+            f"the model's chat template does not write {what}: the model would not see them",
+            got=", ".join(lacking),
+            hint="choose a model whose chat template knows tools, or leave them out of the rows",
+        )
 
 
 def writes_system_turn(tokenizer: Tokenizer) -> bool:

@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from softprompt.data.records import Message, Record
-from softprompt.data.targets import without_end
+from softprompt.data.targets import compared_part, end_texts, without_end
 from softprompt.data.template import Template, conversation_text, prompt_text, thoughts_of, with_system
 from softprompt.data.thoughts import ThoughtFormat, split_thought, unclosed_thought
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import DataError
 
-__all__ = ["TurnText", "answer_parts", "learned_turns", "tidied"]
+__all__ = ["TurnText", "answer_parts", "compared_references", "learned_turns", "tidied"]
 
 
 class TurnText(NamedTuple):
@@ -70,7 +70,9 @@ def learned_turns(record: Record, template: Template, tokenizer: Tokenizer, ends
     messages = with_system(template, own)
     added = len(messages) - len(own)
     return [
-        _turn(record, messages[: added + i + 1], template, tokenizer, written)
+        _calling_turn(record, messages[: added + i + 1], template, tokenizer, ends)
+        if message.calls
+        else _turn(record, messages[: added + i + 1], template, tokenizer, written)
         for i, message in enumerate(own)
         if message.role == "assistant" and i >= record.context
     ]
@@ -81,7 +83,9 @@ def tidied(message: Message, written: ThoughtFormat | None, ends: Sequence[str],
     if message.role != "assistant":
         return message
     content = without_end(message.content, ends)
-    if written is not None:
+    if written is not None and message.calls:
+        content = written.content(*split_thought(content, opened=written.is_opened))
+    elif written is not None:
         content = written.content(*answer_parts(content, written, where))
     return replace(message, content=content)
 
@@ -108,6 +112,47 @@ def _turn(
         raise _changed(record, answer, turn)
     # The chat template leaves the thought out, or the generation prompt's empty one: written as the model was trained.
     return TurnText(given, written.text(thought, turn[place[0] : place[1]]), turn[place[1] :], thinks)
+
+
+def _calling_turn(
+    record: Record, messages: Sequence[Message], template: Template, tokenizer: Tokenizer, ends: Sequence[str]
+) -> TurnText:
+    """The last of these messages, which calls functions: all that the chat template writes up to the end token."""
+    written = thoughts_of(template, tokenizer)
+    content = messages[-1].content
+    thought = split_thought(content, opened=written.is_opened)[0] if written is not None else None
+    given = prompt_text(template, messages[:-1], tokenizer, thought is not None)
+    whole = conversation_text(template, messages, tokenizer, thought is not None)
+    opening = given
+    if written is not None and not whole.startswith(given):
+        opening = given.removesuffix(written.before_words(thought is not None))
+    if not whole.startswith(opening):
+        raise _inconsistent(record, len(messages), whole)
+    turn = whole[len(opening) :]
+    stop = max((turn.rfind(end) for end in ends), default=-1)
+    if stop < 0:
+        raise DataError(
+            "the chat template does not close a turn with tool calls: the model would never learn to stop",
+            where=record.where,
+            expected=" or ".join(ends),
+            got=repr(turn[-80:]),
+        )
+    words = turn[:stop]
+    if opening != given and written is not None:  # the chat template leaves the thought out here
+        words = written.text(thought, words)
+    return TurnText(given, words, turn[stop:], thought is not None)
+
+
+def compared_references(records: Sequence[Record], template: Template, tokenizer: Tokenizer) -> list[Record]:
+    """The records, with the part of their right answers that is compared; of tool calls as the model writes them."""
+    part, ends = compared_part(template, tokenizer), end_texts(template, tokenizer)
+
+    def references(record: Record) -> tuple[str, ...]:
+        if record.target is None or not record.messages or not record.messages[-1].calls:
+            return record.references
+        return (learned_turns(record, template, tokenizer, ends)[-1].words, *record.references[1:])
+
+    return [replace(record, references=tuple(map(part, references(record)))) for record in records]
 
 
 def _place(turn: str, thought: str | None, answer: str) -> tuple[int, int] | None:

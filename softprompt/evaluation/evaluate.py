@@ -17,8 +17,9 @@ from softprompt.data.records import Record
 from softprompt.data.row_shapes.base import Scoring
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.spans import prompt_ids
-from softprompt.data.targets import compared_part, compared_references
+from softprompt.data.targets import compared_part
 from softprompt.data.tokenize import tokenize
+from softprompt.data.turns import compared_references
 from softprompt.data.vocabulary import check_vocabulary
 from softprompt.deprecation import renamed_keywords
 from softprompt.errors import ConfigError, DataError

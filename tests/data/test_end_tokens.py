@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from softprompt.data.spans import prompt_ids, target_ids
-from softprompt.data.targets import compared_references, end_id, end_texts, without_end
+from softprompt.data.targets import end_id, end_texts, without_end
 from softprompt.data.template import Template, answered_apart
 from softprompt.data.template_notes import row_notes
 from softprompt.data.tokenize import tokenize
 from softprompt.data.tokenizer import encode
+from softprompt.data.turns import compared_references
 from tests.support.bytes_tokenizer import END, EOS, BytesTokenizer, llama2
 from tests.support.rows import one
 

@@ -77,6 +77,7 @@ class BytesTokenizer:
         self,
         conversation: Turns,
         *,
+        tools: None,
         chat_template: str | None,
         tokenize: bool,
         add_generation_prompt: bool,

@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, final
 
 from softprompt.data.records import Message, Record
 from softprompt.data.row_shapes.base import RowFields, RowShape, brief
+from softprompt.data.row_shapes.tool_calls import calls_of, tools_of
 from softprompt.data.spans import RowEncoder, Span
 
 __all__ = ["CONVERSATIONS", "SHAPES", "TRIMMED", "ConversationShape"]
@@ -28,6 +30,7 @@ _OTHER_ROLES = {
     "bing": "assistant",
     "bard": "assistant",
     "model": "assistant",
+    "function_call": "assistant",
     "observation": "tool",
     "function_response": "tool",
 }
@@ -76,7 +79,9 @@ class ConversationShape(RowShape):
         last = messages[-1]
         if require_target and last.role != "assistant":
             raise self.error(where, "the last message must be the assistant's, it is what is learned", got=last.role)
-        target = last.content if last.role == "assistant" and len(messages) > context else None
+        target = last.content + last.calls if last.role == "assistant" and len(messages) > context else None
+        if tools := tools_of(row.get("tools"), lambda what, got: self.error(where, what, got=brief(got))):
+            messages = [replace(messages[0], tools=tools), *messages[1:]]
         fields = self.other_strings(row, ("prompt", "completion", *([learned] if learned else [])))
         references = self.references(row, target, where)
         return Record(fields, target, self.kind, tuple(messages), references, where, context, remark=remark)
@@ -91,10 +96,12 @@ class ConversationShape(RowShape):
 
     def write(self, record: Record) -> dict[str, object]:
         """The turns in one list, or in two if only the last of them are learned."""
-        turns = [{"role": turn.role, "content": turn.content} for turn in record.messages]
+        turns = [_written(turn) for turn in record.messages]
         row: dict[str, object] = {"messages": turns}
         if record.context:
             row = {"prompt": turns[: record.context], "completion": turns[record.context :]}
+        if tools := record.messages[0].tools:
+            row["tools"] = json.loads(tools)
         return row | self.write_rest(record, row)
 
     def system_turn(self, row: RowFields, where: str) -> list[Message]:
@@ -109,17 +116,20 @@ class ConversationShape(RowShape):
         if not isinstance(item, Mapping):
             raise self.error(where, f"{name} must be an object", got=brief(item))
         turn = cast(Mapping[str, object], item)
-        if turn.get("tool_calls") or turn.get("function_call") or turn.get("from") == "function_call":
-            raise self.error(where, f"{name} holds tool calls, which are not supported")
+        calls = calls_of(turn, lambda what, got: self.error(where, f"{name}: {what}", got=brief(got)))
         role = turn.get("role", turn.get("from"))
         role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
         if role not in _ROLES:
             raise self.error(where, f"{name} must have a role of {', '.join(_ROLES)}", got=brief(role))
-        content = self._words(turn.get("content", turn.get("value")), f"the content of {name}", where)
+        said = "" if turn.get("from") == "function_call" else turn.get("content", turn.get("value"))
+        content = "" if calls and not said else self._words(said, f"the content of {name}", where)
         thought = turn.get("reasoning_content") if role == "assistant" else None
         if isinstance(thought, str) and thought.strip():
             content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
-        return Message(str(role), content)
+        if calls and role != "assistant":
+            raise self.error(where, f"{name} holds tool calls, and is not the assistant's", got=brief(role))
+        of_tool = {key: str(turn.get(key) or "") for key in ("name", "tool_call_id")} if role == "tool" else {}
+        return Message(str(role), content, calls, name=of_tool.get("name", ""), call_id=of_tool.get("tool_call_id", ""))
 
     def _words(self, content: object, name: str, where: str) -> str:
         """The text of a turn; text parts are joined, as OpenAI's clients send them."""
@@ -153,6 +163,13 @@ class ConversationShape(RowShape):
             raise self.error(where, "the conversation has no answer to a question")
         remark = TRIMMED if start > opening or stop < len(messages) else ""
         return [*messages[:opening], *messages[start:stop]], remark
+
+
+def _written(message: Message) -> dict[str, object]:
+    turn: dict[str, object] = {"role": message.role, "content": message.content}
+    if message.calls:
+        turn["tool_calls"] = json.loads(message.calls)
+    return turn | {k: v for k, v in (("name", message.name), ("tool_call_id", message.call_id)) if v}
 
 
 CONVERSATIONS = ConversationShape(
