@@ -45,6 +45,7 @@ class SoftPromptLM(_HFLM):
         prompt: the soft prompt's name in the prompts folder, or its folder.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         load_in: quantization of the base on load, as in `softprompt.load_model`.
+        device_map: as of `softprompt.load_model`.
 
     The others are those of `HFLM`.
     """
@@ -55,6 +56,7 @@ class SoftPromptLM(_HFLM):
         prompt: str,
         dtype: str = "auto",
         device: str | None = None,
+        device_map: str | None = None,
         trust_remote_code: bool = False,
         batch_size: int | str = 1,
         max_batch_size: int | None = 64,
@@ -69,6 +71,7 @@ class SoftPromptLM(_HFLM):
             dtype=dtype,
             device=device or "auto",
             load_in=load_in,
+            device_map=device_map,
             trust_remote_code=trust_remote_code,
         )
         super().__init__(

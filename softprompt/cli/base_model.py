@@ -36,6 +36,7 @@ def load_base(
     trust_remote_code: bool,
     base_adapter: str | None = None,
     load_in: str | None = None,
+    device_map: str | None = None,
 ) -> FrozenLM:
     """The base model with the options of the command line: `model`, or the base model of the cards of `names`, with the
     LoRA weights of the folder `base_adapter` merged into it.
@@ -62,6 +63,7 @@ def load_base(
         dtype=dtype,
         device=device,
         load_in=load_in,
+        device_map=device_map,
         trust_remote_code=trust_remote_code,
         local_files_only=from_card,
     )

@@ -14,6 +14,7 @@ from softprompt.cli.options import (
     BaseAdapter,
     ChatTemplate,
     Device,
+    DeviceSplit,
     Dtype,
     LoadIn,
     Model,
@@ -43,6 +44,7 @@ def chat_command(
     dtype: Dtype = "auto",
     load_in: LoadIn = None,
     device: Device = "auto",
+    device_map: DeviceSplit = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Chat with a soft prompt. If it was trained on plain text, each line is answered on its own."""
@@ -53,7 +55,7 @@ def chat_command(
     from softprompt.inference.sampling import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed, repetition_penalty=repetition_penalty)
-    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in)
+    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     formatted = load_prompts(lm, [name], chat_template=chat_template_of(chat_template), system=system)[name]
     session = ChatSession(lm, formatted, sampling)
     console = Console(stderr=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import BaseAdapter, Device, Dtype, LoadIn, Model, TrustRemoteCode
+from softprompt.cli.options import BaseAdapter, Device, DeviceSplit, Dtype, LoadIn, Model, TrustRemoteCode
 
 
 def compose_command(
@@ -24,6 +24,7 @@ def compose_command(
     dtype: Dtype = "auto",
     load_in: LoadIn = None,
     device: Device = "auto",
+    device_map: DeviceSplit = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Make a soft prompt from saved ones of the same base model and form.
@@ -56,7 +57,7 @@ def compose_command(
     if moves_tokens(tree) and form_class(cards[used[0]].form).begins_the_sequence:
         from softprompt.cli.base_model import load_base
 
-        lm = load_base(model, used, dtype, device, trust_remote_code, base_adapter, load_in)
+        lm = load_base(model, used, dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     sources = {source: store.load(source, None if lm is None else lm.geometry) for source in used}
     prompt, card = compose(expression, sources, folder.name, lm=lm, template_of=template_of)
     size = size_of(prompt)

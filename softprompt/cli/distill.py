@@ -114,18 +114,12 @@ def _run(
     """Load the model, distill and report; returns the exit code."""
     from softprompt.cli.base_model import memory_line, memory_use
     from softprompt.distillation.run import distill
-    from softprompt.models.loading import load_model
+    from softprompt.training.base_model import load_base_model
     from softprompt.training.signals import Terminated, terminable
 
     settings = prepared.settings
     console = Console(stderr=as_json, soft_wrap=True)
-    lm = load_model(
-        settings.base_model,
-        dtype=settings.dtype,
-        device=settings.device,
-        load_in=settings.load_in,
-        trust_remote_code=trust,
-    )
+    lm = load_base_model(settings, trust_remote_code=trust)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     pieces = f"in {len(prepared.chunks)} pieces" if len(prepared.chunks) > 1 else "as a whole"
     console.print(Text(f"text        {prepared.where}, {len(lm.encode(prepared.text))} tokens, read {pieces}"))

@@ -18,6 +18,7 @@ from softprompt.cli.options import (
     BaseAdapter,
     ChatTemplate,
     Device,
+    DeviceSplit,
     Dtype,
     LoadIn,
     Metrics,
@@ -67,6 +68,7 @@ def eval_command(
     dtype: Dtype = "auto",
     load_in: LoadIn = None,
     device: Device = "auto",
+    device_map: DeviceSplit = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evaluate soft prompts beside the base model and a text prompt, with 95 % confidence intervals.
@@ -115,7 +117,7 @@ def eval_command(
         if routers:
             raise ConfigError("a router chooses among rows of --data", where="--tasks", got=", ".join(routers))
         options = TaskOptions(num_fewshot, limit, apply_chat_template, batch_size or 8)
-        lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter, load_in)
+        lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter, load_in, device_map)
         eval_tasks(lm, chosen, str(tasks), options, as_json=as_json)
         return
     extra_metrics = load_custom_metrics(metric or [])
@@ -127,7 +129,7 @@ def eval_command(
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
     for note in held_out.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter, load_in)
+    lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     instruction = None if text_prompt is None else unescaped(text_prompt)
     with console.status("evaluating"):
         comparison = compare(

@@ -10,7 +10,17 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, LoadIn, Metrics, Model, TrustRemoteCode, parse_names
+from softprompt.cli.options import (
+    AsJson,
+    BaseAdapter,
+    Device,
+    DeviceSplit,
+    LoadIn,
+    Metrics,
+    Model,
+    TrustRemoteCode,
+    parse_names,
+)
 
 if TYPE_CHECKING:
     from softprompt.distillation.composed_fidelity import ComposedFidelity
@@ -27,6 +37,7 @@ def fidelity_command(
     dtype: Annotated[str | None, typer.Option("--dtype", help="That of the distillation, if not given.")] = None,
     load_in: LoadIn = None,
     device: Device = "auto",
+    device_map: DeviceSplit = None,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -48,7 +59,7 @@ def fidelity_command(
     sources = {source: load_source(source, trust_remote_code=trust_remote_code) for source in names}
     first = next(iter(sources.values())).settings
     dtype, load_in = dtype or first.dtype, load_in or first.load_in
-    lm = load_base(model, [name, *names], dtype, device, trust_remote_code, base_adapter, load_in)
+    lm = load_base(model, [name, *names], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     measured = measure_composed(lm, name, sources, own)
     if as_json:
         reports = [

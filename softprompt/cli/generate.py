@@ -18,6 +18,7 @@ from softprompt.cli.options import (
     BaseAdapter,
     ChatTemplate,
     Device,
+    DeviceSplit,
     Dtype,
     LoadIn,
     Model,
@@ -66,6 +67,7 @@ def generate_command(
     dtype: Dtype = "auto",
     load_in: LoadIn = None,
     device: Device = "auto",
+    device_map: DeviceSplit = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Generate with soft prompts; different prompts share one batch.
@@ -94,7 +96,7 @@ def generate_command(
     rows = _texts(texts)
     chosen_requests = [_own_prompt(line, where, chosen) for where, line in rows] if jsonl else None
     flat = expanded(chosen, routers)
-    lm = load_base(model, flat, dtype, device, trust_remote_code, base_adapter, load_in)
+    lm = load_base(model, flat, dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     formatted_prompts = load_prompts(lm, flat, chat_template=chat_template_of(chat_template), system=system)
     if base:
         formatted_prompts["(base)"] = no_prompt(lm, next(iter(formatted_prompts.values())).template)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, LoadIn, Model, TrustRemoteCode
+from softprompt.cli.options import AsJson, BaseAdapter, Device, DeviceSplit, Dtype, LoadIn, Model, TrustRemoteCode
 from softprompt.errors import ConfigError, DataError, StoreError
 from softprompt.settings import unescaped
 
@@ -42,6 +42,7 @@ def import_command(
     dtype: Dtype = "auto",
     load_in: LoadIn = None,
     device: Device = "auto",
+    device_map: DeviceSplit = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Import a soft prompt that another tool made: PEFT, Google prompt-tuning, NeMo, Cartridges, KoboldAI, or a tensor.
@@ -68,7 +69,7 @@ def import_command(
     kind = detect_format(path)
     if model is None:
         raise ConfigError("which base model is this soft prompt for", where="--model", hint="--model OWNER/NAME")
-    lm = load_base(model, [], dtype, device, trust_remote_code, base_adapter, load_in)
+    lm = load_base(model, [], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     chosen = _template(lm, template, chat)
     prompts = _by_name(read_foreign(path, lm.geometry), name, task, path)
     cards = {
@@ -94,6 +95,7 @@ def export_command(
     dtype: Dtype = "auto",
     load_in: LoadIn = None,
     device: Device = "auto",
+    device_map: DeviceSplit = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Export a soft prompt as a PEFT adapter, which PeftModel.from_pretrained loads, or for vLLM's own server.
@@ -108,7 +110,7 @@ def export_command(
     vLLM both become keys and values, which the base model computes; docs/server.md says how to serve them.
     """
     if to == "vllm":
-        _export_vllm(name, out, model, overwrite, dtype, device, trust_remote_code, base_adapter, load_in)
+        _export_vllm(name, out, model, overwrite, dtype, device, trust_remote_code, base_adapter, load_in, device_map)
         return
     import torch
 
@@ -123,7 +125,7 @@ def export_command(
     prompt, card = store.load(store.locate(name))
     lead = torch.zeros(0, card.geometry.hidden)
     if card.layout.bos or card.layout.lead:
-        lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in)
+        lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
         prompt, card = store.load(store.locate(name), lm.geometry)
         lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
     writers[to](out, prompt, card, lead)
@@ -142,12 +144,13 @@ def _export_vllm(
     trust_remote_code: bool,
     base_adapter: str | None,
     load_in: str | None,
+    device_map: str | None,
 ) -> None:
     from softprompt.cli.base_model import load_base
     from softprompt.prompts import store
     from softprompt.vllm.published import publish
 
-    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in)
+    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     prompt, card = store.load(store.locate(name), lm.geometry)
     published = publish(lm, prompt, card, out, overwrite=overwrite)
     done = (

@@ -24,6 +24,12 @@ LoadIn = Annotated[
     str | None, typer.Option("--load-in", help="Quantize the base when it is loaded: 4bit, 8bit, int4 or int8.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+DeviceSplit = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map", help="Split the base model over devices: auto, balanced, sequential, or a map in JSON."
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base model.")
 ]

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, Dtype, LoadIn, Model, TrustRemoteCode
+from softprompt.cli.options import AsJson, BaseAdapter, Device, DeviceSplit, Dtype, LoadIn, Model, TrustRemoteCode
 
 if TYPE_CHECKING:
     from softprompt.editing.prune import PruneResult
@@ -33,6 +33,7 @@ def prune_command(
     dtype: Dtype = "auto",
     load_in: LoadIn = None,
     device: Device = "auto",
+    device_map: DeviceSplit = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Leave out each virtual token in turn, keep those whose absence raises the loss most, and save them.
@@ -56,7 +57,7 @@ def prune_command(
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
     for note in found.notes:
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_base(model, [source], dtype, device, trust_remote_code, base_adapter, load_in)
+    lm = load_base(model, [source], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     prompt, card = store.load(source, lm.geometry)
     formatted = from_card(prompt, card)
     with console.status(f"{card.n_tokens} virtual tokens, {len(rows)} rows"):

@@ -17,7 +17,17 @@ from rich.text import Text
 
 from softprompt.cli.engine_options import engine_named, parse_engine_options
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import BaseAdapter, Device, Dtype, Flags, LoadIn, Model, TrustRemoteCode, with_settings
+from softprompt.cli.options import (
+    BaseAdapter,
+    Device,
+    DeviceSplit,
+    Dtype,
+    Flags,
+    LoadIn,
+    Model,
+    TrustRemoteCode,
+    with_settings,
+)
 from softprompt.engine.registry import AnyEngineSpec, BaseModelOptions, missing_packages
 from softprompt.errors import ConfigError, MissingExtraError
 from softprompt.server.config import ServerConfig
@@ -41,6 +51,7 @@ def serve_command(
     dtype: Dtype = "auto",
     load_in: LoadIn = None,
     device: Device = "auto",
+    device_map: DeviceSplit = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Serve soft prompts under OpenAI's API: the model "tone" is the base model with the soft prompt tone.
@@ -67,7 +78,7 @@ def serve_command(
     as_json = settings.log == "json" or (settings.log == "auto" and not sys.stderr.isatty())
     configure("json" if as_json else "console")
     listening = None if check else listen(settings.host, settings.port)
-    base = spec.prepare_base(BaseModelOptions(dtype, device, trust_remote_code, load_in))
+    base = spec.prepare_base(BaseModelOptions(dtype, device, trust_remote_code, load_in, device_map))
     chosen = _Engine(spec, engine_options, base, model, base_adapter)
     service = _load_service(settings, prompts, rate_limit, chosen)
     if listening is None:
@@ -161,7 +172,8 @@ def _load_service(settings: ServerConfig, prompts: ServedPrompts, rate_limit: Ra
 
     base = engine.base
     named = [] if engine.model else prompts.paths()
-    lm = load_base(engine.model, named, base.dtype, base.device, base.trust_remote_code, engine.adapter, base.load_in)
+    places = (base.dtype, base.device, base.trust_remote_code, engine.adapter, base.load_in, base.device_map)
+    lm = load_base(engine.model, named, *places)
     return Service(
         lm,
         engine.spec.create(lm, engine.options, base),

@@ -55,7 +55,7 @@ def sweep_command(
     share are flags, as in train: --template '…', --train.batch_size 4.
     """
     check_data_places(parse_sources(flags["data"]))
-    from softprompt.models.loading import load_model
+    from softprompt.training.base_model import load_base_model
     from softprompt.training.prepare import prepare
     from softprompt.training.sweep import RUNGS, grid, sweep
 
@@ -71,13 +71,7 @@ def sweep_command(
     for task in prepared.tasks:
         for note in task.splits.notes:
             console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_model(
-        base.base_model,
-        dtype=base.dtype,
-        device=base.device,
-        load_in=base.load_in,
-        trust_remote_code=trust_remote_code,
-    )
+    lm = load_base_model(base, fsdp=base.fsdp, trust_remote_code=trust_remote_code)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})\ntrials      {len(configs)}"))
     count = sum(len(task.train) for task in prepared.tasks)
     with progress_for(prepared.config.train, count, console, as_json=as_json) as report:

@@ -98,7 +98,7 @@ def run_training(
     settings: Config, *, overwrite: bool, resume: bool, quiet: bool, as_json: bool, trust_remote_code: bool
 ) -> int:
     """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
-    from softprompt.models.loading import load_model
+    from softprompt.training.base_model import load_base_model
     from softprompt.training.checkpoint import latest_step
     from softprompt.training.run import fit, prepare
     from softprompt.training.signals import Terminated, terminable
@@ -110,13 +110,7 @@ def run_training(
     settings = prepared.config
     for note in _notes(prepared):
         console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_model(
-        settings.base_model,
-        dtype=settings.dtype,
-        device=settings.device,
-        load_in=settings.load_in,
-        trust_remote_code=trust_remote_code,
-    )
+    lm = load_base_model(settings, fsdp=settings.fsdp, trust_remote_code=trust_remote_code)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     for line in _plan(prepared):
         console.print(Text(line))

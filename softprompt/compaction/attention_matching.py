@@ -125,7 +125,7 @@ def fit_to_attention(
     def differentiate() -> None:
         matched = zip(layers, run_prefixes(lm, [live], layout).layers, strict=True)
         pairs = [(layer, kv) for layer, kv in matched if layer and kv]
-        losses = [layer.loss(keys[0].float(), values[0].float(), drawn_T) for layer, (keys, values) in pairs]
+        losses = [layer.loss(*(part[0].float().to(lm.device) for part in kv), drawn_T) for layer, kv in pairs]
         grads = torch.autograd.grad(torch.stack(losses).sum(), list(tensors.values()))
         for tensor, grad in zip(tensors.values(), grads, strict=True):
             tensor.grad = grad

@@ -14,6 +14,7 @@ from softprompt.training.config import (
     AdapterFolder,
     ArtifactName,
     DeviceName,
+    DevicePlan,
     DtypeName,
     LoadInName,
     MethodSection,
@@ -115,6 +116,7 @@ class DistillConfig(BaseModel):
     dtype: DtypeName = "auto"
     load_in: LoadInName = None
     device: DeviceName = "auto"
+    device_map: DevicePlan = None
     sizes: Annotated[tuple[int, ...], BeforeValidator(split_names)] = Field(
         default=(),
         description="several numbers of virtual tokens, trained together: 4,8,16,32",

@@ -30,10 +30,10 @@ from softprompt.methods.base import MethodContext
 from softprompt.methods.legacy import legacy_dump
 from softprompt.methods.registry import build_method
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load_model
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import check_fits
+from softprompt.training.base_model import load_base_model
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.events import Event
 from softprompt.training.initialization import build_start
@@ -89,13 +89,7 @@ def distill(
     """
     settings = prepared.settings
     if lm is None:
-        lm = load_model(
-            settings.base_model,
-            dtype=settings.dtype,
-            device=settings.device,
-            load_in=settings.load_in,
-            trust_remote_code=trust_remote_code,
-        )
+        lm = load_base_model(settings, trust_remote_code=trust_remote_code)
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     splits = build_dataset(prepared, teacher, report)
     text = tuple(lm.encode(prepared.text))

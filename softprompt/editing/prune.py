@@ -102,7 +102,7 @@ def nearest_tokens(lm: FrozenLM, prompt: SoftPrompt) -> list[str]:
     embeddings_PH = prompt.input_embeddings()
     if embeddings_PH is None:
         return [""] * prompt.n_tokens
-    table_VH = normalize(lm.embedding.weight.detach().float(), dim=-1)
+    table_VH = normalize(lm.embedding_table.detach().to(lm.device).float(), dim=-1)
     virtual_PH = normalize(embeddings_PH.detach().to(lm.device, torch.float32), dim=-1)
     return [str(lm.tokenizer.decode([i])) for i in (virtual_PH @ table_VH.T).argmax(1).tolist()]
 

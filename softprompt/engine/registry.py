@@ -42,12 +42,14 @@ class BaseModelOptions:
         device: "auto", "cpu", "cuda" or "mps".
         load_in: quantization on load, "4bit", "8bit", "int4" or "int8"; None for none.
         trust_remote_code: run Python code that comes with the base model.
+        device_map: plan that splits the base model over devices, or None.
     """
 
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
     load_in: str | None = None
+    device_map: str | None = None
 
 
 Options = TypeVar("Options", bound=BaseModel)

@@ -21,6 +21,7 @@ from softprompt.methods.registry import build_method, method_settings, method_sp
 from softprompt.modeling.backbone import Placement
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model, load_tokenizer
+from softprompt.models.placement import DeviceMap
 from softprompt.prompts import store
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
@@ -56,24 +57,31 @@ class ModelPrompt:
 def open_base(
     base: str | PreTrainedModel | FrozenLM,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
     dtype: str = "auto",
     device: str = "auto",
     load_in: str | None = None,
+    device_map: str | DeviceMap | None = None,
     trust_remote_code: bool = False,
 ) -> FrozenLM:
     """The base model, loaded by name or as it is.
 
     Args:
         tokenizer: of a model that is loaded already; by default that of its name.
-        dtype, device, load_in, trust_remote_code: as in `load_model`, for a name.
+        dtype, device, load_in, device_map, trust_remote_code: as in `load_model`, for a name.
 
     Raises:
         ModelError: it or its tokenizer cannot be loaded.
         UnsupportedModelError: an encoder–decoder.
     """
     if isinstance(base, str):
-        lm = load_model(base, dtype=dtype, device=device, load_in=load_in, trust_remote_code=trust_remote_code)
+        lm = load_model(
+            base,
+            dtype=dtype,
+            device=device,
+            load_in=load_in,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+        )
     elif isinstance(base, FrozenLM):
         lm = base
     else:

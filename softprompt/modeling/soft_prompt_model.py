@@ -40,6 +40,7 @@ from softprompt.modeling.generation_cache import GenerationCache
 from softprompt.modeling.prompts import ModelPrompt, load_prompt, new_prompt, open_base, placement_of
 from softprompt.modeling.rows import first_tokens
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.placement import DeviceMap
 
 
 class SoftPromptConfig(PreTrainedConfig):
@@ -90,6 +91,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
         dtype: str = "auto",
         device: str = "auto",
         load_in: str | None = None,
+        device_map: str | DeviceMap | None = None,
         trust_remote_code: bool = False,
     ) -> SoftPromptModel:
         """A base model with a saved soft prompt.
@@ -99,16 +101,14 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
             prompt: the soft prompt's name in the prompts folder, or its folder.
             is_trainable: train the soft prompt on, instead of using it as it is.
             tokenizer: of a base that is loaded already, if not that of its name.
-            dtype, device, load_in, trust_remote_code: for a base that is loaded here, see `softprompt.load_model`.
+            dtype, device, load_in, device_map, trust_remote_code: of `softprompt.load_model`, for a base by name.
 
         Raises:
             ModelError: the base cannot be loaded, or is an encoder–decoder.
             StoreError: the soft prompt is missing, damaged or altered.
             WrongBaseError: it was made for another base model.
         """
-        lm = open_base(
-            base, tokenizer, dtype=dtype, device=device, load_in=load_in, trust_remote_code=trust_remote_code
-        )
+        lm = open_base(base, tokenizer, dtype, device, load_in, device_map, trust_remote_code)
         return cls(lm, load_prompt(lm, prompt, is_trainable=is_trainable))
 
     @classmethod
@@ -124,6 +124,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
         dtype: str = "auto",
         device: str = "auto",
         load_in: str | None = None,
+        device_map: str | DeviceMap | None = None,
         trust_remote_code: bool = False,
     ) -> SoftPromptModel:
         """A base model with a new soft prompt, to be trained.
@@ -131,7 +132,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
             SoftPromptModel.from_method(base, {"name": "prefix-tuning", "n_tokens": 20, "init_text": "Answer briefly."})
 
         Args:
-            base, tokenizer, dtype, device, load_in, trust_remote_code: as in `from_pretrained`.
+            base, tokenizer, dtype, device, load_in, device_map, trust_remote_code: as in `from_pretrained`.
             method: a method's name, or its settings as in the section `method` of `softprompt train`. Without
                 `init_text` the virtual tokens start as frequent tokens.
             template: how the training texts are written, e.g. "Review: {text}\\nSentiment:", for `softprompt generate`
@@ -143,9 +144,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
             ModelError: the base cannot be loaded, or is an encoder–decoder.
             ConfigError: settings that do not exist or do not fit, or a method that trains several prompts.
         """
-        lm = open_base(
-            base, tokenizer, dtype=dtype, device=device, load_in=load_in, trust_remote_code=trust_remote_code
-        )
+        lm = open_base(base, tokenizer, dtype, device, load_in, device_map, trust_remote_code)
         return cls(lm, new_prompt(lm, method, template=template, labels=labels, seed=seed))
 
     def forward(

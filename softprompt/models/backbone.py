@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from softprompt.models.placement import home_device
 from softprompt.models.transformers_compat import text_config, text_decoder
 
 NO_ID = -1  # in place of a token id: a virtual token
@@ -57,10 +58,10 @@ class Backbone:
         scale = getattr(self.config, "embedding_multiplier", 1.0)
         if scale == 1.0:
             return 1.0
-        ids_BL = torch.arange(_TRIAL_TOKENS, device=self.module.device)[None]
+        ids_BL = torch.arange(_TRIAL_TOKENS, device=home_device(self.module))[None]
         with torch.no_grad():
             wanted = self.run(ids_BL=ids_BL)
-            embeds = self.module.get_input_embeddings()(ids_BL)
+            embeds = self.module.get_input_embeddings()(ids_BL).to(ids_BL.device)
             plain, scaled = (self.run(embeds_BLH=embeds * factor) for factor in (1.0, scale))
         return scale if torch.dist(scaled, wanted) < torch.dist(plain, wanted) else 1.0
 
@@ -79,7 +80,7 @@ class Backbone:
         positions_BL: Tensor | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """Final hidden states [B, L, H].
+        """Final hidden states [B, L, H], on the device of the tokens.
 
         Args:
             ids_BL, embeds_BLH: the tokens, one of the two.
@@ -106,7 +107,8 @@ class Backbone:
         out = self.module(**inputs)
         if attentions is not None:
             attentions += out.attentions
-        return out.last_hidden_state
+        given = embeds_BLH if ids_BL is None else ids_BL
+        return out.last_hidden_state if given is None else out.last_hidden_state.to(given.device)
 
     def _per_layer(self, embeds_BLH: Tensor, ids_BL: Tensor | None) -> dict[str, Tensor]:
         """The second embeddings of embedded tokens, as the argument for them; nothing for a model without any."""

@@ -29,13 +29,17 @@ from softprompt.models.backbone import Backbone
 from softprompt.models.head import Head, encoder_decoder_head, head_of
 from softprompt.models.load_in import quantization_kind
 from softprompt.models.measure import measure_geometry
+from softprompt.models.placement import home_device, is_offloaded, is_split, layer_devices, whole_weight, whole_weights
 from softprompt.models.quantized import is_quantized, let_gradients_through, plain_tensors, weight_bytes, weight_count
-from softprompt.models.transformers_compat import encode_plain, text_config
+from softprompt.models.sharding import is_sharded, shard, tied
+from softprompt.models.transformers_compat import encode_plain, encoder_and_decoder, text_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch.distributed.device_mesh import DeviceMesh
 
 E = TypeVar("E")
+_PLAIN_FORWARD = "softprompt_plain_forward"  # of a layer while it is checkpointed
 
 
 class FrozenLM:
@@ -52,6 +56,9 @@ class FrozenLM:
         geometry: shape and identity of the model.
         layer_types: Transformers' kind of each layer, where the model has several ("sliding_attention", …).
         closing: tokens that the tokenizer of an encoder–decoder appends to every text.
+        is_split: whether Accelerate moves inputs between the devices of the model's parts.
+        is_offloaded: whether some weights are loaded for each call, from memory or disk.
+        is_sharded: whether each of several processes holds a part of the layers' weights.
 
     Raises:
         UnsupportedModelError: the model keeps no keys and values that a prefix could extend.
@@ -73,6 +80,9 @@ class FrozenLM:
         self.layer_types: tuple[str, ...] = tuple(getattr(self._config, "layer_types", None) or ())
         self.is_encoder_decoder = bool(self._config.is_encoder_decoder)
         self.closing = tuple(closing_ids(tokenizer)) if self.is_encoder_decoder else ()
+        self.is_split, self.is_offloaded = is_split(model), is_offloaded(model)
+        self.is_sharded = is_sharded(model)
+        self._home = home_device(model) if self.is_split else None
         geometry = measure_geometry(model, name)
         self.geometry = replace(geometry, adapted=adapted, quantization=quantization_kind(model.config))
         self._extensions: dict[object, object] = {}
@@ -121,8 +131,21 @@ class FrozenLM:
         return frozenset(number for number in self.tokenizer.get_vocab().values() if number >= rows)
 
     @property
+    def embedding_table(self) -> Tensor:
+        """The embeddings [V, H] of all tokens, on whatever device they are kept."""
+        return whole_weight(self.embedding)
+
+    @property
     def device(self) -> torch.device:
-        return self._model.device
+        """The device of inputs, final hidden states and logits."""
+        return self._home or self._model.device
+
+    @cached_property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """The device on which each layer of `geometry.layers` keeps its keys and values."""
+        count = len(self.geometry.layers)
+        causal = self.is_split and not self.is_encoder_decoder
+        return layer_devices(self.backbone.module, count, self.device) if causal else (self.device,) * count
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,7 +153,7 @@ class FrozenLM:
 
     def embed(self, ids: Tensor | Sequence[int]) -> Tensor:
         """Embeddings [..., H] of ids [...], scaled as the model itself would."""
-        embeds = self.embedding(torch.as_tensor(ids, device=self.device))
+        embeds = self.embedding(torch.as_tensor(ids, device=self.device)).to(self.device)
         scale = 1.0 if self.is_encoder_decoder else self.backbone.embedding_scale
         return embeds if scale == 1.0 else embeds * scale
 
@@ -139,13 +162,28 @@ class FrozenLM:
         """The layers of a causal model, from tokens to final hidden states."""
         return Backbone(self._model)
 
+    def shard(self, mesh: DeviceMesh, device: str) -> None:
+        """Leave this process, on its device, a part of every layer's weights; see `placement.shard`.
+
+        All processes call it, and from then on run the same forward and backward passes.
+        """
+        shard(encoder_and_decoder(self._model) if self.is_encoder_decoder else [self.backbone.module], mesh)
+        nn.Module.to(self._model, torch.device(device))
+        self.is_sharded = True
+        for kept in ("backbone", "layer_devices"):
+            vars(self).pop(kept, None)
+
     @cached_property
     def _head(self) -> Head:
         return encoder_decoder_head(self._model) if self.is_encoder_decoder else head_of(self._model, self.backbone)
 
+    def tied(self, tensor: Tensor, hidden: Tensor) -> Tensor:
+        """A tensor of a pass, whose gradient reaches the pass's hidden states, too: for sharded layers alone."""
+        return tied(tensor, hidden) if self.is_sharded else tensor
+
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] in the model's dtype of final hidden states [N, H], by the model's own rule."""
-        return self._head(hidden_NH)
+        return self._head(hidden_NH).to(self.device)
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -181,7 +219,8 @@ class FrozenLM:
     def digest(self) -> str:
         """sha256 hex of every weight and buffer: proof that training left the base model alone."""
         sha = hashlib.sha256()
-        for key, weight in sorted(self._model.state_dict().items()):
+        away = whole_weights(self._model) if self.is_offloaded or self.is_sharded else {}
+        for key, weight in sorted((self._model.state_dict() | away).items()):
             for name, tensor in plain_tensors(key, weight):
                 plain = tensor.detach().cpu().contiguous().reshape(-1)
                 sha.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -218,7 +257,12 @@ class FrozenLM:
                 return
             for layer in self._model.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
-                    layer.__dict__.pop("forward", None)
+                    own = vars(layer).pop(_PLAIN_FORWARD, None)  # Accelerate's, of a layer with hooks
                     if self._checkpointed:
+                        vars(layer)[_PLAIN_FORWARD] = vars(layer).get("forward")
                         forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
                         layer.forward = forward
+                    else:
+                        vars(layer).pop("forward", None)
+                        if own is not None:
+                            layer.forward = own

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line
 from softprompt.models.backbone import Backbone
+from softprompt.models.placement import home_device
 from softprompt.models.transformers_compat import output_embedding, text_config, with_parts
 
 Head = Callable[[Tensor], Tensor]  # hidden states [N, H] to logits [N, V]
@@ -37,7 +38,7 @@ def head_of(model: PreTrainedModel, backbone: Backbone) -> Head:
 
     Raises UnsupportedModelError if neither does.
     """
-    ids_BL = torch.arange(_TRIAL_TOKENS, device=model.device)[None]
+    ids_BL = torch.arange(_TRIAL_TOKENS, device=home_device(model))[None]
     reason = "no output embedding"
     makers: list[Callable[[], Head]] = [partial(_ModelHead, model, backbone)]
     if model.get_output_embeddings() is not None:
@@ -46,7 +47,8 @@ def head_of(model: PreTrainedModel, backbone: Backbone) -> Head:
         try:
             head = make()
             wanted_NV = model(input_ids=ids_BL, use_cache=False).logits[0].float()
-            off = (head(backbone.run(ids_BL=ids_BL)[0]).float() - wanted_NV).norm() / wanted_NV.norm().clamp_min(1e-6)
+            ours_NV = head(backbone.run(ids_BL=ids_BL)[0]).float().to(wanted_NV.device)
+            off = (ours_NV - wanted_NV).norm() / wanted_NV.norm().clamp_min(1e-6)
         except (*FOREIGN_ERRORS, UnsupportedModelError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             continue

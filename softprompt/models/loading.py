@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +29,15 @@ from softprompt.models.device import pick_device, pick_dtype
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.load_in import loading_options, quantization_kind
 from softprompt.models.measure import context_of
+from softprompt.models.placement import (
+    DeviceMap,
+    describe_split,
+    offload_folder,
+    parse_device_map,
+    remove_with,
+)
 from softprompt.models.quantized import weight_bytes
+from softprompt.models.sharding import taking_turns
 from softprompt.models.sources import Source, find_source
 from softprompt.models.transformers_compat import has_state_layers, read_config, read_tokenizer, text_config
 
@@ -46,6 +54,8 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     load_in: str | None = None,
+    device_map: str | DeviceMap | None = None,
+    fsdp: bool = False,
     trust_remote_code: bool = False,
     local_files_only: bool = False,
 ) -> FrozenLM:
@@ -58,6 +68,9 @@ def load_model(
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         load_in: quantize the weights on load: "4bit" or "8bit" (bitsandbytes), "int4" or "int8" (torchao). An adapter
             then stays attached instead of being merged. A quantized checkpoint is loaded as it is.
+        device_map: splits a model that does not fit on one device: "auto", "balanced", "sequential" (of Accelerate), or
+            a map of the model's parts to a GPU's number, "cpu" or "disk".
+        fsdp: leave each process of torchrun or `accelerate launch` a part of every layer's weights (FSDP2).
         trust_remote_code: run Python code that comes with the model. Only ever set by the user's own hand.
         local_files_only: never download.
 
@@ -72,15 +85,20 @@ def load_model(
     if source.named_by_file and trust_remote_code:
         hint = f"--model BASE --base-adapter {source.adapter}"
         raise ConfigError("an adapter's file must not select remote code", where=name, hint=hint)
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": local}
+    plan = parse_device_map(device_map, device)
+    if fsdp:
+        return _load_sharded(name, dtype, device, {"--device-map": plan, "--load-in": load_in}, options)
     device, device_reason = pick_device(device)
     torch_dtype, dtype_reason = pick_dtype(dtype, device)
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     with _Quiet():
         try:
             tokenizer = read_tokenizer(source.tokenizer_path, **options)
             placed = loading_options(read_config(source.path, **options), load_in, torch_dtype, device, name)
-            model, odd_keys = _load_model(source, options, placed | {"dtype": torch_dtype})
-            model = _moved(model, device)
+            folder = offload_folder()
+            placed |= {"dtype": torch_dtype} | ({"device_map": plan, "offload_folder": folder} if plan else {})
+            model, odd_keys = _load_model(source, options, placed)
+            model = _moved(model, device) if plan is None else model
         except SoftpromptError:
             raise
         except Exception as error:  # foreign files read by foreign code may raise anything
@@ -96,7 +114,33 @@ def load_model(
     adapted = with_adapter(model, Path(source.adapter)) if source.adapter else model
     kind = quantization_kind(model.config)
     size = f"{weight_bytes(model) / 2**20:,.1f} MiB of weights{f', {kind}' if kind else ''}"
-    return FrozenLM(adapted, tokenizer, name, f"{device_reason}; {dtype_reason}; {size}")
+    reason = f"{describe_split(model, plan) if plan else device_reason}; {dtype_reason}; {size}"
+    lm = FrozenLM(adapted, tokenizer, name, reason)
+    if plan:
+        remove_with(lm.hf_model, folder)
+    return lm
+
+
+def _load_sharded(
+    name: str, dtype: str, device: str, others: Mapping[str, object], options: dict[str, bool]
+) -> FrozenLM:
+    """The model with its layers sharded over the processes, each of which reads it as a whole first.
+
+    Args:
+        others: settings that are for models in one process, by flag.
+    """
+    if odd := [flag for flag, value in others.items() if value is not None]:
+        what = "plain weights are sharded, from one device"
+        raise ConfigError(what, where="--fsdp", got=", ".join(odd), hint=f"leave out {odd[0]}, or --fsdp")
+    device, _ = pick_device(device)
+    torch_dtype, dtype_reason = pick_dtype(dtype, device)
+    with taking_turns(device) as mesh:
+        trusted, local = options["trust_remote_code"], options["local_files_only"]
+        dtype = str(torch_dtype).removeprefix("torch.")
+        lm = load_model(name, dtype=dtype, device="cpu", trust_remote_code=trusted, local_files_only=local)
+        lm.shard(mesh, device)
+    lm.reason = f"sharded over {mesh.size()} processes, this one on {device}; {dtype_reason}"
+    return lm
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

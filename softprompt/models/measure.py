@@ -12,6 +12,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line
 from softprompt.models.backbone import Backbone
 from softprompt.models.geometry import Geometry, LayerShape, Sample, StateShape
+from softprompt.models.placement import home_device
 from softprompt.models.transformers_compat import layer_states, text_config
 from softprompt.models.weights import ModelWeights
 
@@ -71,7 +72,7 @@ def _causal_layers(model: PreTrainedModel) -> tuple[list[LayerShape | None], tup
     """
     backbone = Backbone(model)
     depth: int = getattr(backbone.config, "num_hidden_layers", 0)
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=home_device(model))
     for new_cache in (DynamicCache, backbone.new_cache):  # a hybrid needs the kinds of its layers
         try:
             cache = new_cache()
@@ -90,7 +91,7 @@ def _encoder_decoder_layers(model: PreTrainedModel) -> tuple[list[LayerShape | N
     proves or refutes.
     """
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=home_device(model))
     model(input_ids=token, decoder_input_ids=token, past_key_values=cache, use_cache=True)
     depth = len(cache.self_attention_cache.layers)
     decoder = _shapes(cache.self_attention_cache, depth)

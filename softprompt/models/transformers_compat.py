@@ -56,6 +56,11 @@ def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
     return cast("PreTrainedModel", model.get_decoder())
 
 
+def encoder_and_decoder(model: PreTrainedModel) -> list[nn.Module]:
+    """The two parts of an encoder–decoder."""
+    return [cast("nn.Module", model.get_encoder()), cast("nn.Module", model.get_decoder())]
+
+
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """Every module inside the model by its dotted path, the model itself as ""."""
     return dict(model.named_modules())
@@ -84,8 +89,13 @@ def layer_states(layer: object) -> dict[str, Tensor]:
 
 
 def with_parts(model: PreTrainedModel, parts: Mapping[str, nn.Module]) -> PreTrainedModel:
-    """A shallow copy of the model with other direct parts. It shares everything else with the model."""
+    """A shallow copy of the model with other direct parts. It shares everything else with the model.
+
+    Accelerate's hook on a model that is split over devices would call the model itself; the copy's parts keep theirs.
+    """
     made = copy.copy(model)
+    if vars(made).pop("_hf_hook", None) is not None:
+        del vars(made)["forward"], vars(made)["_old_forward"]
     vars(made)["_modules"] = {**model._modules, **parts}
     return made
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.models.geometry import Sample
+from softprompt.models.placement import own_weights, whole_weight
 
 SAMPLED_ROWS = 8  # of the embedding table
 SAMPLED_COLUMNS = 4  # of each of these rows
@@ -42,7 +43,7 @@ class ModelWeights:
     @property
     def _table(self) -> Tensor | None:
         embedding = self._embedding()
-        return None if embedding is None else embedding.get_parameter("weight")
+        return None if embedding is None else whole_weight(embedding)
 
     def sample(self, vocab: int) -> Sample:
         """The embedding weights that a table of `vocab` rows is sampled at; None for rows beyond this table."""
@@ -61,13 +62,14 @@ class ModelWeights:
         None stands for a weight beyond an output embedding of fewer rows. Nothing is sampled of a quantised model.
         """
         model, layers = self._model(), self._layers()
-        table = self._table
-        if model is None or layers is None or table is None or getattr(model, "is_quantized", False):
+        embedding = self._embedding()
+        if model is None or layers is None or embedding is None or getattr(model, "is_quantized", False):
             return ()
-        matrices = [weight for weight in layers.parameters() if weight.ndim >= 2 and weight is not table]
+        table = embedding.get_parameter("weight")
+        matrices = [place[:2] for place in own_weights(layers) if place[2].ndim >= 2 and place[2] is not table]
         values: list[float | None] = []
         for i in spread(len(matrices), SAMPLED_MATRICES) if matrices else ():
-            weight = matrices[i]
+            weight = whole_weight(*matrices[i])
             if not weight.is_floating_point() or type(weight.data) is not Tensor:
                 return ()
             flat = weight.detach().reshape(-1)
@@ -81,8 +83,9 @@ class ModelWeights:
         model = self._model()
         if model is None:
             return None
+        place, _, leaf = name.rpartition(".")
         try:
-            tensor = model.get_parameter(name)
+            tensor = whole_weight(model.get_submodule(place), leaf)
         except AttributeError:
             return None
         plain = tensor.is_floating_point() and type(tensor.data) is Tensor and 0 <= index < tensor.numel()

@@ -170,7 +170,7 @@ def capturable(lm: FrozenLM, work: GraphWork) -> GraphWork:
 
     The work itself on other devices, and for a model that cannot be captured.
     """
-    if lm.device.type != "cuda":
+    if lm.device.type != "cuda" or lm.is_split or lm.is_sharded:
         return work
     work()
     try:

@@ -50,8 +50,8 @@ def attention_mass(
         on[bins.flat] = torch.tensor([on for row in counted[part] for on in row])
         on_G1L1 = on.view(bins.ids.shape)[:, None, :, None].to(lm.device)
         for total, layer_GHLK in _by_layer(totals, weights):
-            mass_HS = (layer_GHLK[..., : prefixes.slots] * on_G1L1).sum((0, 2)).float()
-            total += mass_HS.view(len(total), -1, prefixes.slots).sum(1)
+            mass_HS = (layer_GHLK[..., : prefixes.slots] * on_G1L1.to(layer_GHLK.device)).sum((0, 2)).float()
+            total += mass_HS.view(len(total), -1, prefixes.slots).sum(1).to(total.device)
     return totals
 
 

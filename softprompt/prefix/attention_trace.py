@@ -160,7 +160,7 @@ def _record(
     positions = bins.depth.flatten()[bins.flat].to(lm.device) + prefix_kv.lengths[0]
 
     def tokens(part_GKRLX: Tensor) -> Tensor:
-        return part_GKRLX.detach().movedim(0, 2).flatten(2, 3)[:, :, flat].float()
+        return part_GKRLX.detach().movedim(0, 2).flatten(2, 3)[:, :, flat.to(part_GKRLX.device)].float().to(lm.device)
 
     traces: list[LayerTrace | None] = [None] * len(lm.geometry.layers)
     for (i, call), gradient in zip(calls.items(), gradients, strict=True):

@@ -41,8 +41,8 @@ class PrefixCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         past = self.past[layer_idx]
         if past is not None:
-            key_states = torch.cat([past[0], key_states], dim=2)
-            value_states = torch.cat([past[1], value_states], dim=2)
+            key_states = torch.cat([past[0].to(key_states.device), key_states], dim=2)
+            value_states = torch.cat([past[1].to(value_states.device), value_states], dim=2)
         if self.record:
             self.seen[layer_idx] = (key_states, value_states)
         return key_states, value_states
@@ -75,7 +75,7 @@ class GrowingCache(Cache):
             buffers = self._new(i, int(row_T.max()) + 1, states)
             self.buffers[i] = buffers
             for buffer, states_TKD in zip(buffers, states, strict=True):
-                buffer[row_T, :, self.slots + column_T] = states_TKD
+                buffer[row_T.to(buffer.device), :, (self.slots + column_T).to(buffer.device)] = states_TKD
             self.used[i] = self.slots + length
 
     def update(
@@ -99,7 +99,8 @@ class GrowingCache(Cache):
         places = torch.arange(len(index), device=index.device)
         (moved,) = (index != places).nonzero(as_tuple=True)
         for i, (keys, values) in self.buffers.items():
-            self.buffers[i] = _rows(keys, index, moved), _rows(values, index, moved)
+            there = index.to(keys.device), moved.to(keys.device)
+            self.buffers[i] = _rows(keys, *there), _rows(values, *there)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.used.get(layer_idx, self.slots)
@@ -169,11 +170,12 @@ class CrossCache(Cache):
         assert layer_idx == len(self.layers), "every layer once, from the first to the last"
         past = self.past[layer_idx]
         if past is not None:
-            key_states = torch.cat([past[0], key_states], dim=2)
-            value_states = torch.cat([past[1], value_states], dim=2)
+            key_states = torch.cat([past[0].to(key_states.device), key_states], dim=2)
+            value_states = torch.cat([past[1].to(value_states.device), value_states], dim=2)
         self.layers.append(_Known(key_states, value_states))
         return key_states, value_states
 
     def keep(self, index: Tensor) -> None:
         """Drop all rows but those in `index`; a row that is named twice appears twice."""
-        self.layers = [_Known(known.keys[index], known.values[index]) for known in self.layers]
+        there = [index.to(known.keys.device) for known in self.layers]
+        self.layers = [_Known(known.keys[i], known.values[i]) for known, i in zip(self.layers, there, strict=True)]

@@ -66,7 +66,7 @@ def _attend(
     past: tuple[Tensor, Tensor], query_BHLD: Tensor, key_BKCD: Tensor, value_BKCD: Tensor, mask_B1LT: Tensor
 ) -> Tensor:
     """[B, H, L, D'], of scaled queries."""
-    keys_KSD, values_KSD = (kv[0] for kv in past)
+    keys_KSD, values_KSD = (kv[0].to(query_BHLD.device) for kv in past)
     rows = len(query_BHLD)
     heads, length = query_BHLD.shape[1:3]
     groups, slots = len(keys_KSD), keys_KSD.shape[1]

@@ -43,7 +43,7 @@ class CausalTrial:
         self.runtime = PrefixRuntime.of(lm)
         self._take(_PROBE_TOKENS)
         draw = torch.Generator().manual_seed(0)
-        size = lm.embedding.weight[: lm.geometry.vocab].float().std().item()  # of a token's embedding
+        size = lm.embedding_table[: lm.geometry.vocab].float().std().item()  # of a token's embedding
         soft = torch.randn(_LEAD, lm.geometry.hidden, generator=draw) * size
         self.soft = EmbeddingPrompt(soft.to(lm.device, lm.dtype))
 
@@ -82,7 +82,7 @@ class CausalTrial:
     def _try_head(self) -> str:
         """The whole model's logits of the probe against those of the backbone's states."""
         ids = torch.tensor([self.ids], device=self.lm.device)
-        whole = self.lm.hf_model(input_ids=ids, use_cache=False).logits[0]
+        whole = self.lm.hf_model(input_ids=ids, use_cache=False).logits[0].to(ids.device)
         ours = self.lm.logits(self.lm.backbone.run(ids_BL=ids)[0])
         if reason := logit_difference(self.lm, ours, whole, "of its head alone"):
             return reason

@@ -77,7 +77,7 @@ class CausalPrefixKV(PrefixKV):
     """The keys and values of N prefixes of a causal model.
 
     Attributes:
-        layers: per layer (keys [N, K, S, D], values [N, K, S, D']) or None.
+        layers: per layer (keys [N, K, S, D], values [N, K, S, D']) or None, each on its layer's device.
         layout: slots and positions.
         lengths: tokens of each prefix; its text starts at that position.
     """
@@ -101,7 +101,8 @@ class CausalPrefixKV(PrefixKV):
         if len(self.lengths) == 1:
             size = (len(prefix_ids), -1, -1, -1)
             return tuple(None if kv is None else (kv[0].expand(size), kv[1].expand(size)) for kv in self.layers)
-        return tuple(None if kv is None else (kv[0][prefix_ids], kv[1][prefix_ids]) for kv in self.layers)
+        there = [None if kv is None else (kv, prefix_ids.to(kv[0].device)) for kv in self.layers]
+        return tuple(None if pair is None else (pair[0][0][pair[1]], pair[0][1][pair[1]]) for pair in there)
 
 
 def lay_out_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixLayout:
@@ -157,7 +158,7 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], layout: PrefixLayout 
         queries = positions[:, past_slots:]
         cache = PrefixCache(layers, past_slots, record=True)
         runs = [_joined(lm, prefix, *texts) for prefix, texts in zip(prefixes, layout.around, strict=True)]
-        forward(
+        states = forward(
             lm,
             embeds_GLH=torch.stack([pad(run, (0, 0, 0, run_slots - len(run))) for run in runs]),
             embedded_ids_GL=layout.run_ids,
@@ -166,7 +167,8 @@ def run_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix], layout: PrefixLayout 
             visible_GQK=(positions >= 0)[:, None, :] & (positions[:, None, :] <= queries[:, :, None]),
             cache=cache,
         )
-        layers = tuple(cache.seen.get(i) for i in range(len(layers)))
+        seen = [cache.seen.get(i) for i in range(len(layers))]
+        layers = tuple(kv and (lm.tied(kv[0], states), lm.tied(kv[1], states)) for kv in seen)
     return CausalPrefixKV(layers, layout, layout.lengths)
 
 
@@ -236,15 +238,16 @@ def _stack(lm: FrozenLM, prefixes: Sequence[Prefix], slots: int) -> tuple[KV, ..
             stacked.append(None)
             continue
         keys, values = [], []
+        device = lm.layer_devices[i]
         for past in pasts:
             kv = past[i] if past is not None else None
             if kv is None:
                 kv = (
-                    torch.zeros(shape.kv_heads, 0, shape.key_dim, device=lm.device),
-                    torch.zeros(shape.kv_heads, 0, shape.value_dim, device=lm.device),
+                    torch.zeros(shape.kv_heads, 0, shape.key_dim, device=device),
+                    torch.zeros(shape.kv_heads, 0, shape.value_dim, device=device),
                 )
             missing = (0, 0, 0, slots - kv[0].shape[1])
-            keys.append(pad(kv[0].to(lm.device, lm.dtype), missing))
-            values.append(pad(kv[1].to(lm.device, lm.dtype), missing))
+            keys.append(pad(kv[0].to(device, lm.dtype), missing))
+            values.append(pad(kv[1].to(device, lm.dtype), missing))
         stacked.append((torch.stack(keys), torch.stack(values)))
     return tuple(stacked)

@@ -45,7 +45,7 @@ def recorded_hidden_states(
     states_GLH = run_packed(lm, prefix_kv, bins, layers=layers)
 
     def by_token(seen_GKSD: Tensor) -> Tensor:
-        return seen_GKSD[:, :, prefix_kv.slots :].transpose(1, 2).flatten(0, 1)[flat_T]
+        return seen_GKSD[:, :, prefix_kv.slots :].transpose(1, 2).flatten(0, 1)[flat_T.to(seen_GKSD.device)]
 
     recorded = {i: (by_token(keys), by_token(values)) for i, (keys, values) in layers.items()}
     return states_GLH.flatten(0, 1)[flat_T], recorded

@@ -86,9 +86,9 @@ def compute_keys_values(lm: FrozenLM, prefix: Prefix) -> tuple[KV, ...]:
     """
     verify(lm)
     if not lm.is_encoder_decoder:
-        if PrefixRuntime.of(lm).path == "packed":
-            return run_prefixes(lm, [prefix]).layers
-        return state_keys_values(lm, prefix)
+        packs = PrefixRuntime.of(lm).path == "packed"
+        layers = run_prefixes(lm, [prefix]).layers if packs else state_keys_values(lm, prefix)
+        return tuple(kv and (kv[0].to(lm.device), kv[1].to(lm.device)) for kv in layers)
     if prefix.prompt is not None:
         raise UnsupportedModelError("an encoder-decoder has keys and values for a text only", where=lm.name)
     ids = [*prefix.lead, *prefix.follow]

@@ -138,7 +138,7 @@ def _keys(lm: FrozenLM, start: int) -> dict[int, tuple[Tensor, Tensor]]:
         visible_GQK=positions[:, None, :] <= positions[:, :, None],
         cache=cache,
     )
-    return {i: (keys[0].float(), values[0].float()) for i, (keys, values) in cache.seen.items()}
+    return {i: (k[0].float().to(lm.device), v[0].float().to(lm.device)) for i, (k, v) in cache.seen.items()}
 
 
 def _rotary(lm: FrozenLM) -> Any:
@@ -157,7 +157,7 @@ def _angles(lm: FrozenLM, layer: int, distances_P: Tensor) -> tuple[Tensor, Tens
     like = torch.zeros(1, dtype=torch.float32, device=lm.device)
     per_type = "layer_type" in inspect.signature(rotary.forward).parameters
     kind = (lm.layer_types[layer],) if per_type else ()
-    cos, sin = (part[0].float() for part in rotary(like, distances_P.abs()[None], *kind))
+    cos, sin = (part[0].float().to(lm.device) for part in rotary(like, distances_P.abs()[None], *kind))
     half = cos.shape[-1] // 2
     doubled = torch.stack([cos, sin])
     if torch.equal(doubled[..., :half], doubled[..., half:]):

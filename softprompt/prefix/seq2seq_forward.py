@@ -29,7 +29,8 @@ def run_encoder(lm: FrozenLM, embeds_BEH: Tensor, visible_BK: Tensor, cache: Cac
     encoder = lm.hf_model.get_encoder()
     _open(PrefixRuntime.of(lm), encoder)
     mask = additive(visible_BK[:, None, :], lm.dtype)
-    return encoder(inputs_embeds=embeds_BEH, attention_mask=mask, **{_OPTION: cache}).last_hidden_state
+    states = encoder(inputs_embeds=embeds_BEH, attention_mask=mask, **{_OPTION: cache}).last_hidden_state
+    return states.to(embeds_BEH.device)
 
 
 def run_decoder(
@@ -57,7 +58,7 @@ def run_decoder(
         past_key_values=cache,
         use_cache=True,
     )
-    return out.last_hidden_state
+    return out.last_hidden_state.to(ids_BT.device)
 
 
 def _open(runtime: PrefixRuntime, encoder: nn.Module) -> None:

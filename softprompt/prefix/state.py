@@ -24,7 +24,7 @@ from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.forward import check_fits_context, check_not_empty
 from softprompt.prefix.kv import Prefix, PrefixKV, embedded, embedded_ids
-from softprompt.prefix.model_cache import fill_cache, for_rows, layer_state, new_cache
+from softprompt.prefix.model_cache import fill_cache, for_rows, layer_state, mapped, new_cache
 from softprompt.prefix.packing import Row, by_tokens
 from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prompts.base import LayerKV, LayerState
@@ -131,7 +131,8 @@ def compute_states(lm: FrozenLM, prefix: Prefix) -> StatePrompt:
 
 def cached_states(lm: FrozenLM, cache: Cache | None) -> StatePrompt:
     """What a cache of one row holds, without its row axis."""
-    layers = [layer_state(layer) for layer in cache.layers] if cache is not None else []
+    held = [layer_state(layer) for layer in cache.layers] if cache is not None else []
+    layers = [{name: part.to(lm.device) for name, part in layer.items()} for layer in held]
     layers += [dict[str, Tensor]()] * (len(lm.geometry.layers) - len(layers))
     return StatePrompt(tuple({name: tensor[0] for name, tensor in layer.items()} for layer in layers))
 
@@ -226,15 +227,18 @@ def _run(lm: FrozenLM, text: _PrefixText, carried: Sequence[LayerState] | None) 
         return None
     cache = new_cache(lm.backbone)
     if carried is not None:
-        fill_cache(cache, [{name: _like(lm, name, tensor) for name, tensor in layer.items()} for layer in carried])
+        placed = zip(carried, lm.layer_devices, strict=True)
+        fill_cache(cache, [{name: _like(lm, name, part, device) for name, part in h.items()} for h, device in placed])
     if len(text.embeds):
-        lm.backbone.run(embeds_BLH=text.embeds[None], embedded_ids_BL=text.ids[None], cache=cache)
+        states = lm.backbone.run(embeds_BLH=text.embeds[None], embedded_ids_BL=text.ids[None], cache=cache)
+        if lm.is_sharded:
+            cache = mapped(cache, lambda tensor: lm.tied(tensor, states))
     return cache
 
 
-def _like(lm: FrozenLM, name: str, tensor: Tensor) -> Tensor:
-    """On the model's device and in its dtype; models keep recurrent states in a higher one."""
-    return tensor.to(lm.device) if name.startswith("recurrent") else tensor.to(lm.device, lm.dtype)
+def _like(lm: FrozenLM, name: str, tensor: Tensor, device: torch.device) -> Tensor:
+    """On its layer's device and in the model's dtype; models keep recurrent states in a higher one."""
+    return tensor.to(device) if name.startswith("recurrent") else tensor.to(device, lm.dtype)
 
 
 def _check_taken(lm: FrozenLM, carried: Sequence[LayerState]) -> None:

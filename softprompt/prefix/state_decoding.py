@@ -112,5 +112,5 @@ def _kept(group: _Group, index: Tensor) -> _Group:
     """The rows of a group that are in `index`, with their new numbers."""
     found_BN = index[:, None] == group.members
     numbers, places = found_BN.nonzero(as_tuple=True)
-    cache = None if group.cache is None else mapped(group.cache, lambda tensor: tensor[places])
+    cache = None if group.cache is None else mapped(group.cache, lambda tensor: tensor[places.to(tensor.device)])
     return _Group(group.prefix, numbers, cache, group.ids[places] if group.cache is None else group.ids)

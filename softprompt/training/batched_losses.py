@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from softprompt.data.tokenize import Example
@@ -88,7 +89,22 @@ def graph_cache_for(lm: FrozenLM, settings: TrainConfig) -> GraphCache | None:
 
     It gains on a GPU only, where starting kernels takes longer than running them. It is not possible with gradient
     checkpointing, which runs layers again in the backward pass, or with an encoder–decoder or a model that is run in
-    its own cache, which pad each batch anew.
+    its own cache, which pad each batch anew. Neither is it on several devices or with sharded layers: what moves or
+    gathers tensors between them is no part of a graph.
     """
-    able = lm.device.type == "cuda" and not lm.is_encoder_decoder and packs_rows(lm)
+    on_one = lm.device.type == "cuda" and not lm.is_split and not lm.is_sharded
+    able = on_one and not lm.is_encoder_decoder and packs_rows(lm)
     return GraphCache(lm) if able and settings.graphs and not settings.gradient_checkpointing else None
+
+
+def row_share(lm: FrozenLM, trials: Sequence[Trial], processes: Accelerator) -> tuple[int, int]:
+    """Which rows of a batch this process runs, as (number, of how many): 0 of 1 is all rows.
+
+    The processes of a sharded base model gather its layers together, so they must run passes of the same number. They
+    do with a share of the rows each if a step has one pass over prefixes and one over rows. Otherwise each process
+    runs all rows.
+    """
+    several = len(trials) > 1 or len(trials[0].tasks) > 1
+    if lm.is_sharded and (several or lm.is_encoder_decoder or not packs_rows(lm)):
+        return 0, 1
+    return processes.process_index, processes.num_processes

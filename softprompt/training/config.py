@@ -62,6 +62,15 @@ DeviceName = Annotated[
     str,
     Field(description="auto, cpu, cuda, mps", json_schema_extra=flag("--device", help="auto, cpu, cuda or mps.")),
 ]
+DevicePlan = Annotated[
+    str | None,
+    Field(
+        description="split a base model that does not fit over devices: auto, balanced, sequential, or a map in JSON",
+        json_schema_extra=flag(
+            "--device-map", help="Split the base model over devices: auto, balanced, sequential, or a map in JSON."
+        ),
+    ),
+]
 
 
 class TrainConfig(Section):
@@ -198,6 +207,12 @@ class Config(Section):
     dtype: DtypeName = "auto"
     load_in: LoadInName = None
     device: DeviceName = "auto"
+    device_map: DevicePlan = None
+    fsdp: bool = Field(
+        default=False,
+        description="shard the base model's layers over the processes of torchrun or accelerate launch (FSDP2)",
+        json_schema_extra=flag("--fsdp/--no-fsdp", help="Shard the base model's layers over the processes."),
+    )
     method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()
 

@@ -29,7 +29,13 @@ from softprompt.objectives.next_token import learned_tokens
 from softprompt.prefix.packing import by_tokens
 from softprompt.prompts.base import SoftPrompt
 from softprompt.training import checkpoint
-from softprompt.training.batched_losses import graph_cache_for, memory_advice, trial_losses, validation_losses
+from softprompt.training.batched_losses import (
+    graph_cache_for,
+    memory_advice,
+    row_share,
+    trial_losses,
+    validation_losses,
+)
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.events import Event
 from softprompt.training.signals import Interrupt
@@ -103,7 +109,8 @@ def train(
         loop.restore()
     report(Event("start", loop.step, {"elapsed": loop.elapsed}))
     settings = trials[0].settings
-    with lm.checkpoint_layers(settings.gradient_checkpointing), Interrupt() as interrupt:
+    # Without checkpoints, autograd would hold all offloaded weights that it has seen.
+    with lm.checkpoint_layers(settings.gradient_checkpointing or lm.is_offloaded), Interrupt() as interrupt:
         return loop.run(interrupt)
 
 
@@ -122,10 +129,10 @@ class _Loop:
         self.folder, self.report = folder, report
         self.accelerator = Accelerator(cpu=lm.device.type == "cpu")
         self.graphs = graph_cache_for(lm, trials[0].settings)
-        world = self.accelerator.num_processes
-        if world > min(trial.settings.batch_size for trial in trials):
-            hint = f"--batch-size {world} or more, or fewer processes"
-            raise ConfigError("a step has fewer rows than there are processes", expected=world, hint=hint)
+        self.rank, self.world = row_share(lm, trials, self.accelerator)
+        if self.world > min(trial.settings.batch_size for trial in trials):
+            hint = f"--batch-size {self.world} or more, or fewer processes"
+            raise ConfigError("a step has fewer rows than there are processes", expected=self.world, hint=hint)
         self.rungs = sorted(rungs)
         self.elapsed, self.last_tick = 0.0, 0.0
         self.validation_seconds = 0.0  # part of `elapsed`
@@ -148,13 +155,12 @@ class _Loop:
         self.sync_init_seconds()
         self.limit_validation_rows()
         while active := active_trials(self.trials):
-            if not interrupt.received and self.has_time_to_validate():
+            if not self.sync_clock_and_signal(interrupt) and self.has_time_to_validate():
                 self.validate([trial for trial in active if trial.is_due(self.elapsed)])
             self.tick()
-            self.sync_clock_and_signal(interrupt)
-            if interrupt.received:
+            if received := self.sync_clock_and_signal(interrupt):
                 for trial in active:
-                    trial.state.stopped = interrupt.received.name
+                    trial.state.stopped = received.name
                 self.save()
                 break
             for trial in active:
@@ -215,24 +221,25 @@ class _Loop:
         for trial in ranked[(len(ranked) + 1) // 2 :]:
             self.stop(trial, "halving")
 
-    def sync_clock_and_signal(self, interrupt: Interrupt) -> None:
-        """Use the clock of the first process, and a signal that any process received, in all processes."""
-        if self.accelerator.num_processes > 1:
-            gathered: list[tuple[float, signal.Signals | None]] = gather_object([(self.elapsed, interrupt.received)])
-            self.elapsed = gathered[0][0]
-            interrupt.received = next((received for _, received in gathered if received), None)
+    def sync_clock_and_signal(self, interrupt: Interrupt) -> signal.Signals | None:
+        """Use the first process's clock in all of them; returns a signal that any received. So all decide alike."""
+        if self.accelerator.num_processes == 1:
+            return interrupt.received
+        clocks: list[tuple[float, float]] = gather_object([(self.elapsed, self.validation_seconds)])
+        self.elapsed, self.validation_seconds = clocks[0]
+        signals: list[signal.Signals | None] = gather_object([interrupt.received])
+        return next(filter(None, signals), None)
 
     def one_step(self, trials: Sequence[Trial]) -> None:
         """Forward and backward on the next batch of each trial, and one update of each."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = [trial.next_rows() for trial in trials]
         losses = torch.zeros(len(trials), device=self.lm.device)
         for group in by_tokens([sum(len(row.ids) for row in rows) for rows in batches], TOKENS_AT_ONCE):
             n_parts = {i: trials[i].settings.accumulate for i in group}
             for part in range(max(n_parts.values())):
-                shares = [(i, batches[i][rank::world][part :: n_parts[i]]) for i in group if part < n_parts[i]]
-                self.backward(trials, batches, [(i, rows) for i, rows in shares if rows], losses)
-        if world > 1:
+                mine = {i: batches[i][self.rank :: self.world] for i in group if part < n_parts[i]}
+                self.backward(trials, batches, [(i, rows[part :: n_parts[i]]) for i, rows in mine.items()], losses)
+        if self.accelerator.num_processes > 1:
             losses = self.sum_over_processes(trials, losses)
         for trial, rows, loss in zip(trials, batches, losses.tolist(), strict=True):
             with self.stop_if_not_finite(trial):
@@ -250,9 +257,12 @@ class _Loop:
 
         Args:
             batches: of each trial all rows of this step.
-            shares: numbers of trials, each with the rows of its batch that this pass runs.
+            shares: numbers of trials, each with the rows of its batch that this pass runs, if any.
         """
+        first, shares = shares[0][0], [(i, rows) for i, rows in shares if rows]
         if not shares:
+            if self.lm.is_sharded:  # other processes have rows, and need this one's part of the weights
+                (trial_losses(self.lm, [(trials[first], batches[first][:1])])[0].sum() * 0.0).backward()
             return
         token_losses = trial_losses(self.lm, [(trials[i], rows) for i, rows in shares], self.graphs)
         means = [values.sum() / learned_tokens(batches[i]) for (i, _), values in zip(shares, token_losses, strict=True)]
@@ -261,12 +271,13 @@ class _Loop:
             losses[i] += mean.detach()
 
     def sum_over_processes(self, trials: Sequence[Trial], losses: Tensor) -> Tensor:
-        """Sum gradients and losses over all processes."""
+        """Sum gradients and losses over all processes; average them if each process ran all rows."""
+        how = "sum" if self.world > 1 else "mean"
         for trial in trials:
             for parameter in trial.learner.parameters():
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = cast(Tensor, self.accelerator.reduce(grad, "sum"))
-        return cast(Tensor, self.accelerator.reduce(losses, "sum"))
+                parameter.grad = cast(Tensor, self.accelerator.reduce(grad, how))
+        return cast(Tensor, self.accelerator.reduce(losses, how))
 
     def validate(self, trials: Sequence[Trial]) -> None:
         """Validate these trials at their current step; the best state of each is kept."""
@@ -276,6 +287,8 @@ class _Loop:
         for trial in trials:
             with memory_advice(f"validation after step {trial.state.step}"):
                 means = validation_losses(self.lm, trial)
+                if self.accelerator.num_processes > 1:  # all keep the same state as the best
+                    means = gather_object([means])[0]
             with self.stop_if_not_finite(trial):
                 numbers = trial.record_validation(means, self.elapsed)
                 self.report(Event("validation", trial.state.step, numbers, trial.name))

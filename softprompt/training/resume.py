@@ -14,6 +14,7 @@ from softprompt.training.checkpoint import OTHER_RUN
 
 # Settings that may change between a run and its resumption.
 _FREE = {"name", "train.save_every", "train.accumulate", "train.track", "train.gradient_checkpointing", "train.graphs"}
+_PLACES = {"device_map", "fsdp"}  # which may change, too
 
 
 @contextlib.contextmanager
@@ -37,7 +38,9 @@ def _explained(error: CheckpointError, path: Path, settings: BaseModel) -> Check
     except ConfigError:  # the file was changed or is gone
         return error
     now = _flat(settings)
-    differing = [name for name in {**before, **now} if name not in _FREE and before.get(name) != now.get(name)]
+    differing = [
+        name for name in {**before, **now} if name not in _FREE | _PLACES and before.get(name) != now.get(name)
+    ]
     if not differing:
         what = "the checkpoint belongs to a run with the same settings, but with other rows or another base model"
         hint = "bring back the rows and the model of that run, or start anew with --overwrite"

@@ -30,13 +30,13 @@ from softprompt.methods.initializers import initial_prompt
 from softprompt.methods.legacy import legacy_dump
 from softprompt.methods.registry import build_method, method_spec
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load_model
 from softprompt.prompts import store
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import check_fits, size_of
 from softprompt.prompts.forms import prompt_digest as prompt_digest
 from softprompt.training import artifacts
+from softprompt.training.base_model import load_base_model
 from softprompt.training.batched_losses import validation_losses
 from softprompt.training.config import Config
 from softprompt.training.events import Event
@@ -112,13 +112,7 @@ def fit(
     """
     config, run = prepared.config, prepared.run
     if lm is None:
-        lm = load_model(
-            config.base_model,
-            dtype=config.dtype,
-            device=config.device,
-            load_in=config.load_in,
-            trust_remote_code=trust_remote_code,
-        )
+        lm = load_base_model(config, fsdp=config.fsdp, trust_remote_code=trust_remote_code)
     check_outputs_free(prepared, overwrite)
     begin = time.monotonic()
     built = build_trial(prepared, lm)

@@ -43,6 +43,8 @@ EXAMPLES: dict[str, Any] = {
     "dtype": "float16",
     "load_in": "4bit",
     "device": "cuda",
+    "device_map": "auto",
+    "fsdp": True,
 }
 
 

@@ -28,7 +28,7 @@ from softprompt.formatting.formatted_prompt import layout_for, layout_ids
 from softprompt.formatting.text_prompt import instruction_for
 from softprompt.models import loading
 from softprompt.prompts.forms import EmbeddingPrompt
-from softprompt.training import initialization, run
+from softprompt.training import base_model, initialization, run
 from softprompt.training import prepare as prepare_module
 from softprompt.training.config import Config
 from softprompt.training.initialization import TEXT_ROWS, start_text, training_start
@@ -53,7 +53,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(base_model, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     monkeypatch.setattr(loading, "_load_model", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
@@ -233,7 +233,7 @@ def test_init_selected_starts_from_what_rows_look_at(base: Path, tmp_path: Path)
         config = settings(base, tmp_path, **(given | changes))
         return run.build_trial(prepare(config), lm).trial
 
-    lm = run.load_model(str(base))
+    lm = loading.load_model(str(base))
     (prompt,) = opened().learner.freeze()
     (task,) = prepare(settings(base, tmp_path)).tasks
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
@@ -248,7 +248,7 @@ def test_init_selected_starts_from_what_rows_look_at(base: Path, tmp_path: Path)
 
 def test_init_selected_of_an_embedding_prompt(base: Path, tmp_path: Path) -> None:
     """The best run of the text's own tokens, between what stands around an embedding prompt."""
-    lm, text = run.load_model(str(base)), "A text of some length, which says a lot."
+    lm, text = loading.load_model(str(base)), "A text of some length, which says a lot."
     given = {"method__init": "selected", "method__init_text": text, "method__n_tokens": 8}
     config = settings(base, tmp_path, **given, method__name="prompt-tuning")
     (prompt,) = run.build_trial(prepare(config), lm).trial.learner.freeze()

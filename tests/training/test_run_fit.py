@@ -29,6 +29,7 @@ from softprompt.prompts import store
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Layout
 from softprompt.prompts.forms import prompt_digest as prompt_digest
+from softprompt.training import base_model
 from softprompt.training import run as run_module
 from softprompt.training.artifacts import curves
 from softprompt.training.config import resolve
@@ -230,10 +231,11 @@ def test_the_model_is_loaded_as_the_settings_say(base: Path, tmp_path: Path, mon
         asked.append((name, options))
         return loading.load_model(name, **options)
 
-    monkeypatch.setattr(run_module, "load_model", listen)
+    monkeypatch.setattr(base_model, "load_model", listen)
     outcome = fit(prepare(settings(base, tmp_path)))
     fit(prepare(settings(base, tmp_path, name="two", dtype="bfloat16")), trust_remote_code=True)
-    options = {"dtype": "float32", "device": DEVICE, "load_in": None, "trust_remote_code": False}
+    options = {"dtype": "float32", "device": DEVICE, "load_in": None, "device_map": None, "fsdp": False}
+    options |= {"trust_remote_code": False}
     assert asked == [
         (str(base), options),
         (str(base), options | {"dtype": "bfloat16", "trust_remote_code": True}),
