@@ -54,9 +54,9 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(
         self,
-        conversation: list[dict[str, object]],
+        conversation: list[dict[str, str]],
         *,
-        tools: list[object] | None,
+        tools: None,
         chat_template: str | None,
         tokenize: bool,
         add_generation_prompt: bool,
@@ -151,8 +151,9 @@ def render_chat(
     tools = next((message.tools for message in messages if message.tools), "")
     try:
         text = tokenizer.apply_chat_template(
-            [_turn(message) for message in messages],
-            tools=json.loads(tools) if tools else None,
+            # Transformers declares neither nested values nor lists of definitions as this Protocol could name them.
+            cast("list[dict[str, str]]", [_turn(message) for message in messages]),
+            tools=cast("None", json.loads(tools) if tools else None),
             chat_template=None if chat_template in ("", chat_template_text(tokenizer)) else chat_template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

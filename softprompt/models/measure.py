@@ -121,10 +121,7 @@ def context_of(config: Any) -> int:
     """
     most = int(getattr(config, "max_position_embeddings", None) or 2**31)
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    parts: list[dict[str, Any]] = (
-        [rope] if "rope_type" in rope else [kind for kind in rope.values() if hasattr(kind, "get")]
-    )
-    for part in parts:
+    for part in [rope] if "rope_type" in rope else [kind for kind in rope.values() if hasattr(kind, "get")]:
         if part.get("rope_type") == "longrope":
             original = part.get("original_max_position_embeddings")
             most = min(most, int(original or getattr(config, "original_max_position_embeddings", None) or most))

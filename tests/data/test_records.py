@@ -116,7 +116,7 @@ def test_inference_rows_need_no_target(row: object) -> None:
         ({"prompt": "q", "completion": "a", "references": [1]}, "a reference must be a string"),
         ({"prompt": "q", "completion": "a", "tools": [{"name": "f"}]}, "are for conversations"),
         ({"messages": CHAT, "tools": [{}]}, "must name its function"),
-        ({"messages": CHAT, "tools": "["}, "the tool definitions must be JSON"),
+        ({"messages": CHAT, "tools": "["}, "must be JSON"),
         ({"messages": []}, "'messages' must be a list of messages"),
         ({"messages": "Hi"}, "'messages' must be a list of messages"),
         ({"messages": ["Hi"]}, "messages[0] must be an object"),

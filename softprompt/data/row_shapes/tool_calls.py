@@ -24,14 +24,11 @@ def calls_of(turn: Mapping[str, object], fail: Fail) -> str:
     if not calls and turn.get("function_call"):
         calls = [turn["function_call"]]
     if not calls and turn.get("from") == "function_call":
-        calls = _read(turn.get("value"), "the function call", fail)
-        calls = calls if isinstance(calls, list) else [calls]
+        said = _read(turn.get("value"), "the function call", fail)
+        calls = _as_list(said)
     if not calls:
         return ""
-    calls = _read(calls, "the tool calls", fail)
-    if not isinstance(calls, list):
-        raise fail("tool calls must be a list", calls)
-    return json.dumps([_call(call, fail) for call in cast(list[object], calls)], ensure_ascii=False)
+    return json.dumps([_call(call, fail) for call in _list(calls, "the tool calls", fail)], ensure_ascii=False)
 
 
 def tools_of(value: object, fail: Fail) -> str:
@@ -41,22 +38,20 @@ def tools_of(value: object, fail: Fail) -> str:
     """
     if not value:
         return ""
-    tools = _read(value, "the tool definitions", fail)
-    if not isinstance(tools, list):
-        raise fail("tool definitions ('tools') must be a list", tools)
-    return json.dumps([_tool(tool, fail) for tool in cast(list[object], tools)], ensure_ascii=False)
+    tools = _list(value, "the tool definitions ('tools')", fail)
+    return json.dumps([_tool(tool, fail) for tool in tools], ensure_ascii=False)
 
 
 def _call(value: object, fail: Fail) -> dict[str, object]:
     call = _named(value, "a tool call", fail)
     function = cast(Mapping[str, object], call["function"])
     arguments = _read(function.get("arguments", function.get("parameters", {})), "the arguments", fail)
-    if not isinstance(arguments, Mapping):
+    if not _is_object(arguments):
         raise fail("the arguments of a tool call must be an object", arguments)
     written: dict[str, object] = {"type": "function"}
     if isinstance(call.get("id"), str):
         written["id"] = call["id"]
-    return written | {"function": {"name": function["name"], "arguments": arguments}}
+    return written | {"function": {"name": function["name"], "arguments": _fields(arguments)}}
 
 
 def _tool(value: object, fail: Fail) -> dict[str, object]:
@@ -66,13 +61,31 @@ def _tool(value: object, fail: Fail) -> dict[str, object]:
 
 def _named(value: object, what: str, fail: Fail) -> Mapping[str, object]:
     """With the function under "function"; it must have a name."""
-    found = cast(Mapping[str, object], value) if isinstance(value, Mapping) else {}
-    if "name" in found and "function" not in found:
-        found = {"function": found}
-    function = found.get("function")
-    if not isinstance(function, Mapping) or not isinstance(cast(Mapping[str, object], function).get("name"), str):
+    found = _fields(value)
+    function = found if "name" in found and "function" not in found else _fields(found.get("function"))
+    if not isinstance(function.get("name"), str):
         raise fail(f"{what} must name its function", value)
-    return found
+    return {**found, "function": function}
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _fields(value: object) -> Mapping[str, object]:
+    return cast(Mapping[str, object], value) if isinstance(value, Mapping) else dict[str, object]()
+
+
+def _as_list(value: object) -> list[object]:
+    """The list, or a list of the one value."""
+    return cast(list[object], value) if isinstance(value, list) else [value]
+
+
+def _list(value: object, what: str, fail: Fail) -> list[object]:
+    found = _read(value, what, fail)
+    if not isinstance(found, list):
+        raise fail(f"{what} must be a list", found)
+    return cast(list[object], found)
 
 
 def _read(value: object, what: str, fail: Fail) -> object:
