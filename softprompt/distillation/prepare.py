@@ -10,6 +10,7 @@ from pathlib import Path
 from softprompt.data.default_template import default_template, default_text
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
+from softprompt.data.read_options import ReadOptions, parse_columns
 from softprompt.data.splits import data_digest, load_rows, load_splits
 from softprompt.data.template import VIRTUAL, Template
 from softprompt.data.tokenizer import Tokenizer, has_chat_template, writes_system_turn
@@ -164,13 +165,14 @@ def _load_rows(settings: DistillConfig) -> tuple[list[Record], list[Record]]:
     Demonstrations beyond `shots` are queries, unless the settings name others.
     """
     demonstrations, queries = list[Record](), list[Record]()
+    options = ReadOptions(parse_columns(settings.columns))
     if settings.demonstrations:
-        rows = load_rows(settings.demonstrations)
+        rows = load_rows(settings.demonstrations, options=options)
         demonstrations, queries = rows[: settings.shots], rows[settings.shots :]
     if settings.data and Path(settings.data).is_file():
-        queries = load_rows(settings.data, require_target=False)
+        queries = load_rows(settings.data, require_target=False, options=options)
     elif settings.data:
-        splits = load_splits(settings.data, seed=settings.train.seed)
+        splits = load_splits(settings.data, seed=settings.train.seed, options=options)
         queries = [*splits.train, *splits.validation]
     if any(not shape_of(row).has_answers for row in (*demonstrations[:1], *queries[:1])):
         raise DataError("rows of plain text are no queries", where=settings.data, expected='{"prompt": "…"}')

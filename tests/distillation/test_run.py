@@ -337,6 +337,13 @@ def test_demonstrations_are_distilled_on_the_other_rows(base: Path, place: Path)
     assert found.fidelity is not None and found.fidelity.no_text.scores.keys() == found.fidelity.full_text.scores.keys()
 
 
+def test_queries_with_columns_of_other_names(base: Path, place: Path) -> None:
+    (place / "odd.jsonl").write_text('{"ask": "q 1?", "reply": "a 1"}\n{"ask": "q 2?", "reply": "a 2"}\n')
+    data, columns = str(place / "odd.jsonl"), "prompt=ask,completion=reply"
+    prepared = prepare_distillation(settings(base, place, data=data, columns=columns))
+    assert [row.fields["prompt"] for row in prepared.rows] == ["q 1?", "q 2?"]
+
+
 def test_what_is_refused(base: Path, place: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)give one source.*--text policy.md"):
         prepare_distillation(settings(base, place, text="null"))
