@@ -13,14 +13,14 @@ in the base's dtype. The packages are imported only for a model that needs them.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from softprompt.errors import ConfigError, MissingExtraError, missing_extra
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PreTrainedConfig, TorchAoConfig
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, TorchAoConfig
 
 Quantization = Literal["4bit", "8bit", "int4", "int8"]
 QUANTIZATIONS: dict[str, str] = {
@@ -30,6 +30,8 @@ QUANTIZATIONS: dict[str, str] = {
     "int8": "torchao int8",
 }
 GROUP = 32  # input features that share a scale in int4: 5 bits a weight in all
+ROWS = 16  # that int4 packs together on a CPU
+_READ_AS_TENSORS = ("dt_proj", "attention.output", "feed_forward.value")  # by Mamba's and RWKV's own code
 
 # Modules by Transformers' `quant_method`; those of the extra `quant` first. Other methods name theirs when they load.
 _IN_EXTRA = ("bitsandbytes", "torchao")
@@ -58,12 +60,18 @@ def quantization_kind(config: PreTrainedConfig) -> str:
 
 
 def loading_options(
-    config: PreTrainedConfig, load_in: str | None, dtype: torch.dtype, device: str, name: str
+    config: PreTrainedConfig,
+    outline: Callable[[], PreTrainedModel],
+    load_in: str | None,
+    dtype: torch.dtype,
+    device: str,
+    name: str,
 ) -> dict[str, object]:
     """Arguments of Transformers' `from_pretrained` for quantized weights; none for plain ones.
 
     Args:
         config: of the checkpoint.
+        outline: makes the model without weights, whose layers of odd sizes stay plain.
         load_in: quantization on load, or None.
         dtype: of activations and of weights that are not quantized.
         name: the model's name, for messages.
@@ -86,7 +94,21 @@ def loading_options(
     if load_in is None:
         return {}
     _check_installed(QUANTIZATIONS[load_in].split()[0], f"--load-in {load_in}")
-    return {"device_map": {"": device}, "quantization_config": _quantization(load_in, dtype, device)}
+    quantization = _quantization(load_in, dtype, device, _kept_plain(outline(), load_in, device))
+    return {"device_map": {"": device}, "quantization_config": quantization}
+
+
+def _kept_plain(model: PreTrainedModel, load_in: str, device: str) -> list[str] | None:
+    """Modules that are not quantized; None if Transformers' own choice will do."""
+    from softprompt.models.transformers_compat import modules_of, plain_by_default
+
+    odd = list[str]()
+    for name, layer in modules_of(model).items():
+        rows = getattr(layer, "out_features", 0)
+        unfit = load_in == "int4" and device == "cpu" and rows % ROWS
+        if rows and (unfit or name.endswith(_READ_AS_TENSORS)):
+            odd.append(name)
+    return [*plain_by_default(model), *odd] if odd else None
 
 
 def usable_on_load() -> list[str]:
@@ -94,7 +116,9 @@ def usable_on_load() -> list[str]:
     return [load_in for load_in, kind in QUANTIZATIONS.items() if importlib.util.find_spec(kind.split()[0]) is not None]
 
 
-def _quantization(load_in: str, dtype: torch.dtype, device: str) -> BitsAndBytesConfig | TorchAoConfig:
+def _quantization(
+    load_in: str, dtype: torch.dtype, device: str, plain: list[str] | None
+) -> BitsAndBytesConfig | TorchAoConfig:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
     if load_in == "4bit":
@@ -103,23 +127,24 @@ def _quantization(load_in: str, dtype: torch.dtype, device: str) -> BitsAndBytes
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=plain,
         )
     if load_in == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=plain)
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
     from torchao.quantization.quantize_.workflows import Int4PackingFormat
 
     if load_in == "int8":
-        return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
+        return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False), plain)
     if device == "cpu":
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
-        return TorchAoConfig(PrototypeInt4WeightOnlyConfig(group_size=GROUP, set_inductor_config=False))
+        return TorchAoConfig(PrototypeInt4WeightOnlyConfig(group_size=GROUP, set_inductor_config=False), plain)
     if device.startswith("cuda") and str(dtype) != "torch.bfloat16":
         what = "int4 computes in bfloat16 on a GPU"
         raise ConfigError(what, where="--load-in int4", got=str(dtype), hint="--dtype bfloat16, or --load-in int8")
     packing = Int4PackingFormat.TILE_PACKED_TO_4D  # of kernels that are part of torch
-    return TorchAoConfig(Int4WeightOnlyConfig(GROUP, set_inductor_config=False, int4_packing_format=packing))
+    return TorchAoConfig(Int4WeightOnlyConfig(GROUP, set_inductor_config=False, int4_packing_format=packing), plain)
 
 
 def _settings(config: PreTrainedConfig) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,7 +37,7 @@ from softprompt.models.placement import (
     parse_device_map,
     remove_with,
 )
-from softprompt.models.quantized import weight_bytes
+from softprompt.models.quantized import has_packed_weights, weight_bytes
 from softprompt.models.sharding import taking_turns
 from softprompt.models.sources import Source, find_source
 from softprompt.models.transformers_compat import has_state_layers, read_config, read_tokenizer, text_config
@@ -94,7 +95,9 @@ def load_model(
     with _Quiet():
         try:
             tokenizer = read_tokenizer(source.tokenizer_path, **options)
-            placed = loading_options(read_config(source.path, **options), load_in, torch_dtype, device, name)
+            config = read_config(source.path, **options)
+            outline = partial(_outline, config, trust_remote_code)
+            placed = loading_options(config, outline, load_in, torch_dtype, device, name)
             folder = offload_folder()
             placed |= {"dtype": torch_dtype} | ({"device_map": plan, "offload_folder": folder} if plan else {})
             model, odd_keys = _load_model(source, options, placed)
@@ -102,7 +105,7 @@ def load_model(
         except SoftpromptError:
             raise
         except Exception as error:  # foreign files read by foreign code may raise anything
-            raise _unloadable("the base model cannot be loaded", name, error, load_in) from error
+            raise _unloadable("the base model cannot be loaded", name, error) from error
     _check_is_language_model(model, odd_keys["unexpected_keys"], name)
     if missing := odd_keys["missing_keys"]:
         raise ModelError(
@@ -111,6 +114,9 @@ def load_model(
             got=f"{len(missing)} missing, e.g. {min(missing)}",
             hint="give a complete language model",
         )
+    if load_in is not None and not has_packed_weights(model):
+        hint = "4bit and 8bit know more kinds of layers" if load_in.startswith("int") else "leave --load-in out"
+        raise ModelError(f"none of its layers can be quantized to {load_in}", where=name, hint=hint)
     adapted = with_adapter(model, Path(source.adapter)) if source.adapter else model
     kind = quantization_kind(model.config)
     size = f"{weight_bytes(model) / 2**20:,.1f} MiB of weights{f', {kind}' if kind else ''}"
@@ -138,6 +144,9 @@ def _load_sharded(
         trusted, local = options["trust_remote_code"], options["local_files_only"]
         dtype = str(torch_dtype).removeprefix("torch.")
         lm = load_model(name, dtype=dtype, device="cpu", trust_remote_code=trusted, local_files_only=local)
+        if kind := lm.geometry.quantization:
+            hint = "--device-map auto splits it over devices, in one process"
+            raise ConfigError("plain weights are sharded", where="--fsdp", got=f"{name}: {kind}", hint=hint)
         lm.shard(mesh, device)
     lm.reason = f"sharded over {mesh.size()} processes, this one on {device}; {dtype_reason}"
     return lm
@@ -214,6 +223,12 @@ def _check_is_language_model(model: PreTrainedModel, unexpected: Collection[str]
         )
 
 
+def _outline(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The model without weights."""
+    with torch.device("meta"):
+        return _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+
+
 def _load_model(
     source: Source, options: dict[str, bool], placed: dict[str, object]
 ) -> tuple[PreTrainedModel, dict[str, set[str]]]:
@@ -240,14 +255,12 @@ def _auto_class(config: PreTrainedConfig) -> Any:
     return AutoModelForCausalLM
 
 
-def _unloadable(what: str, name: str, error: Exception, load_in: str | None = None) -> ModelError:
+def _unloadable(what: str, name: str, error: Exception) -> ModelError:
     text = str(error)
     if "trust_remote_code" in text:
         hint = "--trust-remote-code runs the Python code that comes with it; read that code first"
     elif "safetensors" in text:
         hint = "weights must be whole safetensors files: download them again, or convert them with save_pretrained"
-    elif load_in is not None and "conversion of the weights" in text:
-        hint = f"{load_in} may not hold a matrix of this size: another --load-in, or plain weights"
     else:
         hint = "softprompt --debug train … shows where it failed"
     return ModelError(what, where=name, got=f"{type(error).__name__}: {first_line(error)}", hint=hint)

@@ -1,10 +1,9 @@
 """Quantized weights of a loaded model: their bytes and tensors, and layers that pass gradients on to their input.
 
-A soft prompt is trained through frozen layers, so each needs the gradient of its input. Two kinds of layers lack it:
-
-- torchao's int4 kernels have no backward pass. `_Int4Product` gives them one with the weights that the kernel reads.
-- bitsandbytes' 4-bit layers repack their weights on a CPU with AVX-512 bfloat16 when they first run without gradients,
-  and then return outputs without any. That is turned off here.
+A soft prompt is trained through frozen layers, so each needs the gradient of its input. Kernels that were written for
+inference lack it (torchao's int4, some of GPTQ's and AWQ's), and some lose it on the way: bitsandbytes' 4-bit layers
+repack their weights on a CPU with AVX-512 bfloat16 when they first run without gradients, and then return outputs
+without any. That is turned off here, every kind of layer is tried, and those that fail get a backward pass.
 
 Shapes: N rows, K input features, O output features.
 """
@@ -12,14 +11,19 @@ Shapes: N rows, K input features, O output features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from softprompt.errors import FOREIGN_ERRORS, is_out_of_memory
+
+_GRADIENT_TOLERANCE = 0.1  # relative; layers that round activations pass gradients on as if they did not
+
+Product = Callable[[Tensor], Tensor]  # of rows [N, K] with a layer's weights: [N, O]
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -27,15 +31,41 @@ def is_quantized(model: nn.Module) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
+def has_packed_weights(model: nn.Module) -> bool:
+    """Whether some weights are stored as other numbers than floating-point ones."""
+    return any(is_traceable_wrapper_subclass(weight) or not weight.is_floating_point() for weight in model.parameters())
+
+
 def let_gradients_through(model: nn.Module) -> None:
     """Give every layer of a quantized model the gradient of its input; the numbers that it computes stay the same."""
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
-    for layer in model.modules():
+    passing = dict[Hashable, bool]()
+    for layer in reversed(list(model.modules())):  # an adapter's layer after the one inside
         if getattr(layer, "support_avx512bf16_for_cpu", False):
             layer.state_dict()  # undoes a repacking
             vars(layer)["support_avx512bf16_for_cpu"] = False
-        elif isinstance(layer, nn.Linear) and type(layer.weight.data).__name__.startswith("Int4"):
-            vars(layer)["forward"] = partial(_int4_product, layer)
+        inputs: object = getattr(layer, "in_features", None)
+        outputs: object = getattr(layer, "out_features", None)
+        tensors = [*layer.parameters(), *layer.buffers()]
+        if not isinstance(inputs, int) or not tensors or any(part.is_meta for part in tensors) or _is_plain(layer):
+            continue
+        weight: object = getattr(layer, "weight", None)
+        kind = (type(layer), type(weight), inputs, outputs)
+        if kind not in passing:
+            noise_NK = torch.randn(4, inputs, generator=torch.Generator().manual_seed(0))
+            passing[kind] = _passes_gradient(layer, noise_NK.to(tensors[0].device, _dtype(model)))
+        if not passing[kind]:
+            vars(layer)["forward"] = partial(_with_backward, layer.forward)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    return type(layer) is nn.Linear and not is_traceable_wrapper_subclass(weight)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    dtype = getattr(model, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.get_default_dtype()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -43,33 +73,46 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
 
 
-def _int4_product(layer: nn.Linear, input_NK: Tensor) -> Tensor:
-    return _Int4Product.apply(input_NK, layer)
+@torch.enable_grad()
+def _passes_gradient(layer: Product, input_NK: Tensor) -> bool:
+    """Whether a layer's gradient is that of a product: y = W x, passed back, times x is y times y."""
+    input_NK.requires_grad_(True)
+    try:
+        output_NO = layer(input_NK)
+        product_NO = (layer(2 * input_NK) - output_NO).detach()  # without bias
+        (gradient_NK,) = torch.autograd.grad(output_NO, input_NK, product_NO)
+    except FOREIGN_ERRORS as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        return False
+    wanted, found = product_NO.double().square().sum(), (gradient_NK.double() * input_NK.detach().double()).sum()
+    return bool((found - wanted).abs() <= _GRADIENT_TOLERANCE * wanted)
+
+
+def _with_backward(product: Product, input_NK: Tensor) -> Tensor:
+    return _Product.apply(input_NK, product)
 
 
 class _Context(Protocol):
-    layer: nn.Linear
+    product: Product
+    width: int
 
 
-class _Int4Product(torch.autograd.Function):
-    """x W' + b by the layer's kernel, with a gradient by x through the same weights, unpacked by the kernel."""
+class _Product(torch.autograd.Function):
+    """A layer's product by its own kernel, with a gradient through the weights that the kernel uses."""
 
     @staticmethod
-    def forward(ctx: _Context, input_NK: Tensor, layer: nn.Linear) -> Tensor:
-        ctx.layer = layer
-        return functional.linear(input_NK, layer.weight, layer.bias)
+    def forward(ctx: _Context, input_NK: Tensor, product: Product) -> Tensor:
+        ctx.product, ctx.width = product, input_NK.shape[-1]
+        return product(input_NK)
 
     @staticmethod
     def backward(ctx: _Context, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (gradient_NO,) = grad_outputs
-        return gradient_NO @ unpacked(ctx.layer.weight, gradient_NO.dtype), None
-
-
-@torch.no_grad()
-def unpacked(weight_OK: Tensor, dtype: torch.dtype) -> Tensor:
-    """int4 weights [O, K] as plain numbers: the kernel's product with the unit matrix."""
-    unit_KK = torch.eye(weight_OK.shape[1], dtype=dtype, device=weight_OK.device)
-    return functional.linear(unit_KK, weight_OK).T
+        unit_KK = torch.eye(ctx.width, dtype=gradient_NO.dtype, device=gradient_NO.device)
+        weight_KO = ctx.product(unit_KK)
+        bias_1O = 2 * weight_KO[:1] - ctx.product(2 * unit_KK[:1])
+        return gradient_NO @ (weight_KO - bias_1O).T, None
 
 
 def plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

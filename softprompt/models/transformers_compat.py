@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError
 
@@ -69,6 +70,11 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 def output_embedding(model: PreTrainedModel) -> nn.Module | None:
     """The matrix from hidden states to logits, if the model has one."""
     return cast("nn.Module | None", model.get_output_embeddings())
+
+
+def plain_by_default(model: PreTrainedModel) -> list[str]:
+    """Modules that Transformers does not quantize: the head, what is tied to it, and the last one."""
+    return [str(name) for name in get_keys_to_not_convert(model)]
 
 
 def has_state_layers(config: PreTrainedConfig) -> bool:

@@ -33,6 +33,7 @@ from tests.laws.oracle import plain_logits
 from tests.support.cases import examples, gradient_tensors, mixed_prefixes, text_ids
 from tests.support.engines import NAMES, generated, ids_of, job, running
 from tests.support.lora import save_lora
+from tests.support.odd_models import odd_lm
 from tests.support.prompted import saved as saved_prompt
 from tests.support.saved import save_tiny
 from tests.support.tiny import tiny_lm, tiny_model, tiny_seq2seq_model, tiny_tokenizer
@@ -120,9 +121,10 @@ def test_weights_are_counted_and_digested_as_they_are_stored(load_in: str, quant
     assert lm.flops_per_token == plain.flops_per_token
     layers = [layer for _, layer in quantized_layers(lm)]
     packed = sum(layer.in_features * layer.out_features for layer in layers)
-    share = {"4bit": 0.5, "int4": 0.625, "8bit": 1, "int8": 1}[load_in]  # bytes a weight
-    tables = 1280 * len(layers) if load_in == "4bit" else 0  # NF4's and the scales' own code, and a description
-    assert lm.weight_bytes == pytest.approx(plain.weight_bytes - packed * (4 - share) + tables, rel=0.03)
+    share = {"4bit": 0.5, "int4": 0.75, "8bit": 1, "int8": 1}[load_in]  # bytes a weight
+    rows = sum(layer.out_features for layer in layers)
+    beside = {"4bit": 1280 * len(layers), "int4": 0, "8bit": 4 * rows, "int8": 5 * rows}[load_in]  # tables and scales
+    assert lm.weight_bytes == pytest.approx(plain.weight_bytes - packed * (4 - share) + beside, rel=0.02)
     assert f"{lm.weight_bytes / 2**20:,.1f} MiB of weights, {QUANTIZATIONS[load_in]}" in lm.reason
     digest = lm.digest()
     our_step(lm)
@@ -138,22 +140,39 @@ def test_in_a_loop_of_ones_own(folder: Path) -> None:
     assert gradients and all(gradient is not None and gradient.norm() > 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("load_in", ["4bit", "8bit", "int8"])
+def loaded(model: tf.PreTrainedModel, folder: Path, load_in: str) -> FrozenLM:
+    """The model saved, and quantized when it is loaded again."""
+    model.save_pretrained(folder)
+    tiny_tokenizer(closing=model.config.is_encoder_decoder).save_pretrained(folder)
+    return load_model(str(folder), dtype="float32", device="cpu", load_in=load_in)
+
+
+@pytest.mark.parametrize("load_in", ALL)
 def test_an_encoder_decoder_is_proven(load_in: str, tmp_path: Path) -> None:
-    tiny_seq2seq_model("t5").save_pretrained(tmp_path)
-    tiny_tokenizer(closing=True).save_pretrained(tmp_path)
-    lm = load_model(str(tmp_path), dtype="float32", device="cpu", load_in=load_in)
+    lm = loaded(tiny_seq2seq_model("t5"), tmp_path, load_in)
     verify(lm)
     assert lm.geometry.quantization == QUANTIZATIONS[load_in]
 
 
-def test_a_matrix_that_does_not_fit_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    """torchao's int4 packs 16 rows together; this one has 24."""
-    tiny_seq2seq_model("t5").save_pretrained(tmp_path)
-    tiny_tokenizer(closing=True).save_pretrained(tmp_path)
-    with pytest.raises(ModelError) as caught:
-        load_model(str(tmp_path), dtype="float32", device="cpu", load_in="int4")
-    assert "another --load-in" in str(caught.value.hint)
+@pytest.mark.parametrize(("family", "load_in"), [("mamba", "4bit"), ("rwkv", "int8"), ("qwen3_5", "int4")])
+def test_layers_that_cannot_be_quantized_stay_plain(family: str, load_in: str, tmp_path: Path) -> None:
+    """Mamba and RWKV read the weights of some by themselves; int4 packs 16 rows together, and Qwen3.5 has others."""
+    plain = odd_lm(family)
+    lm = loaded(plain.hf_model, tmp_path, load_in)
+    verify(lm)
+    kept = {name for name, layer in lm.hf_model.named_modules() if isinstance(layer, nn.Linear)}
+    kept -= {name for name, _ in quantized_layers(lm)}
+    assert any(name.endswith(("dt_proj", "attention.output", "in_proj_b")) for name in kept)
+    assert lm.weight_bytes < plain.weight_bytes
+
+
+@pytest.mark.parametrize("load_in", ["int4", "int8"])
+def test_a_model_of_which_nothing_can_be_quantized_is_refused(load_in: str, tmp_path: Path) -> None:
+    """GPT-2's layers are none of torch's; bitsandbytes knows them."""
+    with pytest.raises(ModelError, match="none of its layers") as caught:
+        loaded(tiny_model("gpt2"), tmp_path, load_in)
+    assert "4bit" in str(caught.value.hint)
+    assert loaded(tiny_model("gpt2"), tmp_path, "4bit").weight_bytes < tiny_lm("gpt2").weight_bytes
 
 
 @pytest.mark.parametrize("load_in", EXACT)
@@ -277,6 +296,28 @@ def test_layers_that_repack_themselves_are_kept_from_it(folder: Path) -> None:
     again = FrozenLM(lm.hf_model, lm.tokenizer, "again")
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
     assert off(our_step(again), plain_step(plain_twin(again))) < 1e-4
+
+
+class InferenceOnly(nn.Linear):
+    """As the kernels of some formats: no gradient comes out."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        with torch.no_grad():
+            return super().forward(input)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with bias
+def test_kernels_without_a_gradient_get_one(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, model = tiny_lm(family), copy.deepcopy(tiny_model(family))
+    for layer in model.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = InferenceOnly
+    with pytest.raises((AssertionError, RuntimeError)):
+        assert off(our_step(FrozenLM(model, plain.tokenizer, "lost")), plain_step(plain)) < 1e-4
+    monkeypatch.setattr(model, "is_quantized", True, raising=False)
+    lm = FrozenLM(model, plain.tokenizer, "found")
+    assert off(our_step(lm), plain_step(plain)) < 1e-4
+    assert lm.geometry.matrices == (), "weights of a quantized model are not sampled"
 
 
 @pytest.mark.parametrize(
