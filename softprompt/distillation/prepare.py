@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.data.default_template import default_template, default_text
+from softprompt.data.read_options import ReadOptions, parse_columns
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
-from softprompt.data.read_options import ReadOptions, parse_columns
 from softprompt.data.splits import data_digest, load_rows, load_splits
 from softprompt.data.template import VIRTUAL, Template
 from softprompt.data.tokenizer import Tokenizer, has_chat_template, writes_system_turn
