@@ -1,6 +1,6 @@
 """On how many of Transformers' architectures does softprompt work exactly?
 
-    python architectures.py --repo PATH/TO/softprompt [--only NAME ...] [--kinds causal,seq2seq,vision,variants]
+    python scripts/architectures [--only NAME ...] [--kinds causal,seq2seq,vision,variants]
                             [--out results.jsonl] [--table table.md] [--jobs 1] [--timeout 300]
 
 For every architecture a tiny random float32 model is made from its config class, saved, loaded the way a user would

@@ -35,6 +35,7 @@ class Backbone:
         module: the decoder, a part of the model or the model's base.
         config: its config.
         cache_argument: the name by which it takes a cache, or None.
+        takes_positions: whether it takes the position of each token.
         has_own_masks: whether layers limit attention by places in the cache (GPT-Neo, Llama 4).
     """
 
@@ -43,6 +44,7 @@ class Backbone:
         self.config: PreTrainedConfig = text_config(model.config)
         accepted = inspect.signature(type(self.module).forward).parameters
         self.cache_argument = next((name for name in _CACHE_ARGUMENTS if name in accepted), None)
+        self.takes_positions = "position_ids" in accepted
         kinds = (getattr(self.config, "layer_types", None), getattr(self.config, "attention_layers", None))
         self.has_own_masks = any(kind in _LIMITED for part in kinds for kind in part or ())
         self._looks_up = bool(getattr(self.config, "hidden_size_per_layer_input", None)) and hasattr(

@@ -151,7 +151,7 @@ class CausalTrial:
             return reason
         if reason := self._gradient_difference():
             return reason
-        self.runtime.steps = not self._past_limits(self._steps_difference)
+        self._try_steps()
         self.runtime.takes_kv = not self._guarded(self._kv_difference)
         self.runtime.takes_states = bool(self.lm.geometry.states) and not self._past_limits(self._given_difference)
         return ""
@@ -160,8 +160,9 @@ class CausalTrial:
         self.runtime.takes_kv = False
         if reason := self._try_padding():
             return reason
-        takes_cache = self.lm.backbone.cache_argument is not None
-        self.runtime.steps = takes_cache and not self._past_limits(self._steps_difference)
+        self.runtime.steps = self.lm.backbone.cache_argument is not None
+        if self.runtime.steps:
+            self._try_steps()
         return ""
 
     def _try_padding(self) -> str:
@@ -171,6 +172,13 @@ class CausalTrial:
             self.runtime.pads = False
             return self._past_limits(self._state_difference)
         return ""
+
+    def _try_steps(self) -> None:
+        """Whether rows grow in the model's cache, and whether those of several lengths may share one."""
+        self.runtime.steps = self.runtime.merges = True
+        if self._past_limits(self._steps_difference):
+            self.runtime.merges = False
+            self.runtime.steps = not self._past_limits(self._steps_difference)
 
     def _past_limits(self, attempt: Callable[[], str]) -> str:
         """The reason why an attempt failed; "" if it did not, also with the limits of attention shorter than the

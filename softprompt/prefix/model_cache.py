@@ -83,6 +83,36 @@ def for_decoding(cache: Cache) -> Cache:
     return made
 
 
+def joined(caches: Sequence[Cache]) -> Cache:
+    """One cache for the rows of all; where there are fewer keys, padding stands before them.
+
+    Raises ValueError or RuntimeError for caches whose contents cannot stand side by side.
+    """
+    if len(caches) == 1:
+        return caches[0]
+    made = copy.copy(caches[0])
+    made.layers = [copy.copy(layer) for layer in made.layers]
+    for i, layer in enumerate(made.layers):
+        held = [vars(cache.layers[i]) for cache in caches]
+        vars(layer).update({name: _side_by_side(name, [part[name] for part in held]) for name in held[0]})
+    return made
+
+
+def _side_by_side(name: str, parts: Sequence[Any]) -> Any:
+    """The values of one attribute, for the rows of all caches."""
+    first = parts[0]
+    if isinstance(first, Tensor) and first.ndim > 1:
+        longest = max(part.shape[-2] for part in parts)
+        if name in _KEYS_VALUES:
+            parts = [pad(part, (0, 0, longest - part.shape[-2], 0)) for part in parts]
+        return torch.cat(list(parts))
+    if isinstance(first, dict):
+        return {key: _side_by_side(name, [part[key] for part in parts]) for key in first}
+    if isinstance(first, int) and not isinstance(first, bool):  # tokens seen
+        return max(parts)
+    return first
+
+
 def _make_functional(layer: LinearAttentionCacheLayerMixin) -> None:
     """Let this layer's updates replace its states, where Transformers copies into a buffer."""
     for name, update in _FUNCTIONAL.items():
@@ -119,6 +149,7 @@ def _replace_state(
     return recurrent_states
 
 
+_KEYS_VALUES = ("keys", "values")
 _UPDATES: dict[str, Callable[[Any, Tensor, int], Tensor]] = {"conv": _join_conv_state, "recurrent": _replace_state}
 _FUNCTIONAL: dict[str, Callable[..., Tensor]] = {
     "update_conv_state": _join_conv_state,

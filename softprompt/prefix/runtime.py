@@ -32,6 +32,7 @@ class PrefixRuntime:
         takes_states: whether a soft prompt of states is exact, set by `verify`.
         pads: whether padding after a row changes nothing in it, set by `verify`.
         steps: whether the model's own cache is exact when tokens come one by one, set by `verify`.
+        merges: whether rows of several lengths may share such a cache, padded on the left, set by `verify`.
         shares: whether rows may attend to one stored prefix while decoding, set by `verify`.
         mask_style: how a causal model takes masks, set by `verify`.
         windows: for each layer the sliding window in tokens, or None.
@@ -50,6 +51,7 @@ class PrefixRuntime:
         self.takes_states = False
         self.pads = True
         self.steps = True
+        self.merges = False
         self.shares = False
         self.windows = lm.geometry.windows
         self.reasons: dict[PrefixPath, str] = {}

@@ -6,7 +6,8 @@ The oracle runs one row at a time, without a cache, with Transformers' own model
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -57,6 +58,15 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> Tensor:
         base: Any = lm.hf_model.base_model
         more = {"per_layer_inputs": base.get_per_layer_inputs(known)}
     return lm.hf_model(inputs_embeds=embeds[None], use_cache=False, **more).logits[0, -len(ids) :]
+
+
+@contextmanager
+def patched(module: torch.nn.Module) -> Iterator[list[None]]:
+    """An entry for each call of the module."""
+    calls = list[None]()
+    hook = module.register_forward_pre_hook(lambda *_: calls.append(None))
+    yield calls
+    hook.remove()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -182,6 +192,18 @@ def test_keys_and_values_of_a_text_are_the_text(family: str) -> None:
 def test_the_prefix_is_run_once_where_the_model_allows_it(family: str, path: str) -> None:
     verify(odd_lm(family))
     assert PrefixRuntime.of(odd_lm(family)).path == path
+
+
+@pytest.mark.parametrize("family", [*STATE_CONFIGS, *MASK_CONFIGS])
+def test_rows_of_several_lengths_share_a_cache(family: str) -> None:
+    lm = odd_lm(family)
+    prefixes = prepare_prefixes(lm, [Prefix(soft(lm, 8, 1)), Prefix(soft(lm, 3, 2))])
+    assert PrefixRuntime.of(lm).merges
+    with patched(lm.backbone.module) as calls:
+        session = start_decoding(lm, prefixes, [text(n, n) for n in (3, 9, 1)], [0, 1, 0], 2)
+        calls.clear()
+        session.step(torch.tensor([5, 6, 7]))
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "diffllama"])
