@@ -7,7 +7,7 @@ Same process, model, dtype, rows and virtual tokens; runs interleaved, medians. 
 one for each side: of the CPU's what is resident, of a GPU's what is allocated. `random:SHAPE` is a model of that shape
 with random weights, which are as fast as learned ones. The floor is the time of the matrix products alone that a step
 cannot do without: every weight forward and for the input gradient, for the prefix and for the rows' real tokens, and
-the head at learned tokens.
+the head at learned tokens. `model_ratio` is the time of `SoftPromptModel`'s step over that of ours.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, GraniteMoeHybridConfig, LlamaConf
 
 from benchmarks.machine import facts
 from softprompt.data.tokenize import Example
+from softprompt.modeling.soft_prompt_model import SoftPromptModel
 from softprompt.models.device import pick_device, wait_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model, load_tokenizer
@@ -183,6 +184,20 @@ def peft_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], 
     weight: Tensor = model.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         weight.copy_(start)
+    return _padded_step(lm, rows, model, weight)
+
+
+def model_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], tuple[float, Tensor]]:
+    """The step of `SoftPromptModel` in another library's loop, on the rows as PEFT gets them."""
+    settings = {"name": "prompt-tuning", "n_tokens": len(start), "init": "uniform"}
+    model = SoftPromptModel.from_method(lm, settings)
+    (weight,) = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        weight.copy_(start)
+    return _padded_step(lm, rows, model, weight)
+
+
+def _padded_step(lm: FrozenLM, rows: list[Example], model: Any, weight: Tensor) -> Callable[[], tuple[float, Tensor]]:
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in rows], device=lm.device)
     mask = torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows], device=lm.device)
@@ -228,6 +243,7 @@ def measure(case: Case, model: str, device: str, repeats: int) -> dict[str, Any]
     steps = {
         "ours": (recorded_step if on_gpu else our_step)(lm, rows, start),
         "peft": peft_step(lm, rows, start),
+        "model": model_step(lm, rows, start),
         "floor": floor_step(lm, rows, case.virtual),
     }
     steps |= {"ours unrecorded": our_step(lm, rows, start)} if on_gpu else {}
@@ -250,7 +266,8 @@ def measure(case: Case, model: str, device: str, repeats: int) -> dict[str, Any]
         "seconds": medians,
         "ratio": medians["peft"] / medians["ours"],
         "grad_rel_err": ((ours - peft).norm() / peft.norm()).item(),
-        "loss": {name: results[name][0] for name in ("ours", "peft")},
+        "model_ratio": medians["model"] / medians["ours"],
+        "loss": {name: results[name][0] for name in ("ours", "peft", "model")},
         "floor_fraction": medians["floor"] / medians["ours"],
     }
 
@@ -298,6 +315,7 @@ def resident_bytes(field: str = "VmRSS") -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two cases, three runs")
+    parser.add_argument("--time-only", action="store_true", help="no measurement of memory")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--model", default="smollm2-135m", help=f"or random:{{{','.join(SHAPES)}}}")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -311,17 +329,19 @@ def main() -> None:
     cases = QUICK if options.quick else GPU_CASES if options.device.startswith("cuda") else CASES
     shared = options.model, options.device
     # Memory first: later this process holds gigabytes of its own, and the largest case of PEFT needs nearly all.
-    memories = [{side: peak_memory(case, *shared, side) for side in ("ours", "peft")} for case in cases]
+    sides = () if options.time_only else ("ours", "peft")
+    memories = [{side: peak_memory(case, *shared, side) for side in sides} for case in cases]
     results = []
     for case, memory in zip(cases, memories, strict=True):
         result = measure(case, *shared, 3 if options.quick else 11 if "cuda" in options.device else 5)
-        ratio = memory["ours"]["peak"] / memory["peft"]["peak"]
-        results.append(result | {"memory_bytes": memory, "peak_memory_ratio": ratio})
+        if memory:
+            result |= {"memory_bytes": memory, "peak_memory_ratio": memory["ours"]["peak"] / memory["peft"]["peak"]}
+        results.append(result)
         r = results[-1]
         print(
             f"{case.dtype:<9} P={case.virtual:<4} {case.rows:>3} x {case.length:<4} ratio {r['ratio']:.2f}  "
-            f"grad_rel_err {r['grad_rel_err']:.1e}  peak_memory_ratio {r['peak_memory_ratio']:.2f}  "
-            f"floor_fraction {r['floor_fraction']:.2f}",
+            f"grad_rel_err {r['grad_rel_err']:.1e}  model_ratio {r['model_ratio']:.2f}  "
+            f"peak_memory_ratio {r.get('peak_memory_ratio', float('nan')):.2f}  floor_fraction {r['floor_fraction']:.2f}",
             file=sys.stderr if options.json else sys.stdout,
             flush=True,
         )
