@@ -341,7 +341,8 @@ def main() -> None:
         print(
             f"{case.dtype:<9} P={case.virtual:<4} {case.rows:>3} x {case.length:<4} ratio {r['ratio']:.2f}  "
             f"grad_rel_err {r['grad_rel_err']:.1e}  model_ratio {r['model_ratio']:.2f}  "
-            f"peak_memory_ratio {r.get('peak_memory_ratio', float('nan')):.2f}  floor_fraction {r['floor_fraction']:.2f}",
+            f"peak_memory_ratio {r.get('peak_memory_ratio', float('nan')):.2f}  "
+            f"floor_fraction {r['floor_fraction']:.2f}",
             file=sys.stderr if options.json else sys.stdout,
             flush=True,
         )
