@@ -57,6 +57,8 @@ class TransformersEngine:
         if self._loop is not None:
             raise EngineError("the engine was started before", hint="make a new one")
         check_supported(self._lm)
+        if self._lm.is_split:
+            raise unsupported(self._lm, "it is split over devices, and the pages of keys and values are on one of them")
         self._loop = await asyncio.to_thread(self._create_loop, asyncio.get_running_loop())
         self._loop.start()
         try:

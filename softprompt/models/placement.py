@@ -40,7 +40,7 @@ def parse_device_map(wanted: str | DeviceMap | None, device: str) -> str | dict[
     """
     if wanted is None:
         return None
-    where, expected = "--device-map", f'{", ".join(PLANS)}, or a map such as {{"model.layers.0": 0, "": "cpu"}}'
+    where, expected = "--device-map", f'{", ".join(PLANS)}, or a map such as {{"model.layers.0": 0, …}}'
     if device != "auto":
         hint = f"--device {device} alone puts the whole model there"
         raise ConfigError(

@@ -60,7 +60,7 @@ def parse_engine_arguments(texts: Sequence[str]) -> dict[str, object]:
 def _prepare_base(base: BaseModelOptions) -> BaseModelOptions:
     """Options of softprompt's own copy of the base model, which only computes the keys and values of soft prompts.
 
-    It has the dtype that vLLM runs, and stays off vLLM's device unless a device was named. vLLM decides at its import
+    It has the dtype that vLLM runs, and stays off vLLM's device unless devices were named. vLLM decides at its import
     where its log goes, so this also sends it to stderr. Raises ConfigError for a quantization on load.
     """
     from softprompt.models.device import pick_device, pick_dtype
@@ -70,7 +70,7 @@ def _prepare_base(base: BaseModelOptions) -> BaseModelOptions:
         hint = "--engine-option quantization=bitsandbytes, or another of vLLM's"
         raise ConfigError(what, where=f"--load-in {base.load_in}", got="--engine vllm", hint=hint)
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    if base.device != "auto":
+    if base.device != "auto" or base.device_map is not None:
         return base
     fastest, _ = pick_device("auto")
     dtype, _ = pick_dtype(base.dtype, fastest)
