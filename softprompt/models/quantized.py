@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from softprompt.errors import FOREIGN_ERRORS, is_out_of_memory
@@ -116,7 +117,9 @@ class _Product(torch.autograd.Function):
 
 
 def plain_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a tensor is made of, by name: itself if it is a plain one."""
+    """The tensors that a tensor is made of, by name: itself if it is a plain one, its part here if it is sharded."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
     if not is_traceable_wrapper_subclass(tensor):
         yield name, tensor
         return
