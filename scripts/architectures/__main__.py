@@ -127,16 +127,16 @@ def table(facts: list[dict]) -> str:
 def proven(fact: dict) -> dict:
     """What users want to know of an architecture."""
     exact = fact["verdict"] in ("exact", "exact*")
-    if fact.get("encdec"):
-        forms = "embedding, kv" if exact else ""
-    else:
-        forms = ("embedding, kv" if fact.get("takes_kv") else "embedding") if exact else ""
+    forms = ("embedding, kv" if fact.get("takes_kv") else "embedding") if exact else ""
+    sites = fact.get("kv_sites", ())
+    if exact and 0 < len(sites) < 3:
+        forms += f" ({', '.join(sites)})"
     engine = {"ok": "yes"}.get(str(fact.get("serve", "")), "")
     reason = "" if exact else str(fact.get("reason", "")).partition(" @ ")[0][:160]
     return {
         "architecture": fact["name"],
         "exact": exact,
-        "path": str(fact.get("path", "")) if exact and not fact.get("encdec") else "",
+        "path": str(fact.get("path", "")) if exact else "",
         "prompts": forms,
         "engine": engine,
         "note": fact["verdict"] + ": " + reason if reason else "",

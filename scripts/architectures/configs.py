@@ -75,6 +75,8 @@ VISION: list[str] = []
 MLA = {"num_key_value_heads": 4}
 LF = {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
 BERT = {"is_decoder": True}
+FROM_END = {"decoder_start_token_id": 2, "scale_embedding": True}  # positions skip the padding token
+SCALED = {"scale_embedding": True}
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
 QSA = {
     "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
@@ -141,6 +143,9 @@ SPECIAL |= {
     "mimo_v2_flash": {"layer_types": HALF},
     "smollm3": {"no_rope_layer_interval": 2},
     "phi4_multimodal": {"vision_config": {}, "audio_config": {}},
+    "led": {"attention_window": 8}, "m2m_100": FROM_END, "nllb-moe": FROM_END, "seamless_m4t": FROM_END,
+    "seamless_m4t_v2": FROM_END, "pegasus": SCALED, "marian": SCALED, "mvp": SCALED, "mbart": SCALED,
+    "encoder-decoder": {"decoder": BERT | {"add_cross_attention": True}, "decoder_start_token_id": 0},
     "t5": {"decoder_start_token_id": 0}, "longt5": {"decoder_start_token_id": 0}, "roc_bert": BERT | {"pronunciation_vocab_size": 40, "shape_vocab_size": 40},
 }  # fmt: skip
 for _name in (

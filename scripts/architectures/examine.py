@@ -19,6 +19,7 @@ from configs import tiny_config
 from softprompt.errors import SoftpromptError, UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.runtime import PrefixRuntime
+from softprompt.prefix.seq2seq import SITES
 from softprompt.prefix.verify import verify
 
 
@@ -193,6 +194,7 @@ def product_facts(name: str, model, folder: Path, repo: str, only: set[str], fac
         found |= {
             "path": runtime.path,
             "takes_kv": runtime.takes_kv,
+            "kv_sites": [site for site in SITES if site in runtime.kv_sites],
             "pads": runtime.pads,
             "steps": runtime.steps,
             "shares": runtime.shares,

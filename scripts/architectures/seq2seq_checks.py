@@ -14,7 +14,7 @@ from softprompt.inference.decoding import decode_batch
 from softprompt.inference.sampling import Sampling
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
-from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.prefix.prepare import exact_sites, prepare_prefixes
 from softprompt.prefix.seq2seq import answer_hidden_states
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
@@ -59,11 +59,13 @@ class Seq2SeqChecks(Checks):
 
     def kv(self) -> str:
         """Decoder and cross-attention with Transformers' own caches; the encoder's is `verify`'s business."""
+        if not self.takes_kv():
+            return "- no keys and values"
 
         def one(checks) -> float:
             lm, sites = checks.lm, checks.lm.geometry.sites
-            whole = random_prompt(lm, "kv", 5, 4)
-            prompt = KVPrompt(tuple(kv if s != "encoder" else None for kv, s in zip(whole.layers, sites)))
+            whole, exact = random_prompt(lm, "kv", 5, 4), set(exact_sites(lm)) - {"encoder"}
+            prompt = KVPrompt(tuple(kv if s in exact else None for kv, s in zip(whole.layers, sites)))
             texts, answers = checks.rows(), [text_ids(n, 90 + n) for n in (4, 9, 1, 6, 3)]
 
             def plain(text, answer):
@@ -74,10 +76,15 @@ class Seq2SeqChecks(Checks):
                         cache.update(kv[0][None], kv[1][None], i)
                 both = EncoderDecoderCache(*caches)
                 both.is_updated = {}
-                states = lm.hf_model.get_encoder()(input_ids=torch.tensor([[*text, *lm.closing]])).last_hidden_state
+                read = lm.hf_model.get_encoder()(input_ids=torch.tensor([[*text, *lm.closing]]))
+                mask = torch.ones(1, read[0].shape[1] + (5 if "cross" in exact else 0))
                 ids = torch.tensor([[lm.start_id, *answer[:-1]]])
                 out = lm.hf_model(
-                    encoder_outputs=(states,), decoder_input_ids=ids, past_key_values=both, use_cache=True
+                    encoder_outputs=read,
+                    attention_mask=mask,
+                    decoder_input_ids=ids,
+                    past_key_values=both,
+                    use_cache=True,
                 )
                 return out.logits[0]
 

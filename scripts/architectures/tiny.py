@@ -30,6 +30,9 @@ def randomise(model) -> None:
                 parameter.normal_(0.0, 1.0 if "relative_attention_bias" in name else 0.3)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name, buffer in model.named_buffers():
+            if name.endswith("final_logits_bias"):
+                buffer.normal_(0.0, 0.3)
 
 
 def tokenizer(*, bos: bool = False, closing: bool = False):

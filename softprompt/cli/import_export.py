@@ -116,6 +116,7 @@ def export_command(
 
     from softprompt.cli.base_model import load_base
     from softprompt.formatting.formatted_prompt import layout_ids
+    from softprompt.interchange.import_card import check_embeds_alike
     from softprompt.interchange.registry import writable
     from softprompt.prompts import store
 
@@ -124,9 +125,11 @@ def export_command(
         raise typer.BadParameter(f"{to!r} is not one of {', '.join((*writers, 'vllm'))}.", param_hint="--to")
     prompt, card = store.load(store.locate(name))
     lead = torch.zeros(0, card.geometry.hidden)
-    if card.layout.bos or card.layout.lead:
+    apart = bool(card.geometry.sites)
+    if card.layout.bos or card.layout.lead or apart:
         lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
         prompt, card = store.load(store.locate(name), lm.geometry)
+        check_embeds_alike(lm, prompt, to)
         lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
     writers[to](out, prompt, card, lead)
     kind = "a PEFT adapter" if to == "peft" else f"in format {to}"

@@ -15,7 +15,7 @@ from softprompt.data.records import Record
 from softprompt.data.targets import end_id, end_texts, target_text, without_end
 from softprompt.data.template import Template, body_after, check_fit, check_system, head, thoughts_of
 from softprompt.data.thoughts import ThoughtFormat
-from softprompt.data.tokenizer import Tokenizer, decode, encode
+from softprompt.data.tokenizer import Tokenizer, decode, encode, encode_answer
 from softprompt.data.turns import TurnText, answer_parts, learned_turns, tidied
 from softprompt.errors import DataError
 
@@ -93,7 +93,8 @@ class RowEncoder:
         text = without_end(target, self.ends)
         if self.thoughts is not None:
             text = self.thoughts.text(*answer_parts(text, self.thoughts, ""))
-        ids = encode(target_text(text, self.template), self.tokenizer)
+        split = encode_answer if self.template.kind == "seq2seq" else encode
+        ids = split(target_text(text, self.template), self.tokenizer)
         if not ids:
             raise DataError("the target has no tokens", got=repr(target))
         return ids

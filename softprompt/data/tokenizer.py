@@ -7,7 +7,7 @@ tokens (`encode`), and every BOS is left to the caller (`bos_ids`): a rendered c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import jinja2
@@ -17,14 +17,17 @@ from softprompt.errors import DataError
 
 __all__ = [
     "Tokenizer",
+    "answer_ends",
     "bos_ids",
     "chat_template_text",
     "closing_ids",
     "decode",
     "encode",
+    "encode_answer",
     "eos_id",
     "has_chat_template",
     "is_special",
+    "preceding_ids",
     "render_chat",
     "writes_system_turn",
 ]
@@ -103,10 +106,38 @@ def bos_ids(tokenizer: Tokenizer) -> list[int]:
 
 def closing_ids(tokenizer: Tokenizer) -> list[int]:
     """The ids the tokenizer puts after every text: `</s>` for T5, none for most causal models."""
-    plain, whole = encode("x", tokenizer), tokenizer.encode("x", add_special_tokens=True)
-    start = len(bos_ids(tokenizer))
-    end = start + len(plain)
-    return whole[end:] if whole[start:end] == plain else []
+    return _around(encode("x", tokenizer), tokenizer.encode("x", add_special_tokens=True))[1]
+
+
+def preceding_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids the tokenizer puts before every text, but not BOS: the source language for NLLB."""
+    before = _around(encode("x", tokenizer), tokenizer.encode("x", add_special_tokens=True))[0]
+    return before[len(bos_ids(tokenizer)) :]
+
+
+def encode_answer(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of an encoder–decoder's answer; a translator (Marian) splits it by the target language's rules."""
+    return _as_answer(text, tokenizer, special=False) if text else []
+
+
+def answer_ends(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids the tokenizer puts before every answer of an encoder–decoder and after it: `<s>` and `</s>` for BART."""
+    plain, whole = (_as_answer("x", tokenizer, special=special) for special in (False, True))
+    return _around(plain, whole)
+
+
+def _as_answer(text: str, tokenizer: Tokenizer, *, special: bool) -> list[int]:
+    call = cast("Callable[..., Mapping[str, list[int]]]", tokenizer)
+    return call(text_target=text, add_special_tokens=special)["input_ids"]
+
+
+def _around(plain: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
+    """What stands before the plain text in the whole one and after it; nothing if it is not in there."""
+    size = len(plain)
+    for start in range(len(whole) - size + 1):
+        if whole[start : start + size] == plain:
+            return whole[:start], whole[start + size :]
+    return [], []
 
 
 def has_chat_template(tokenizer: Tokenizer) -> bool:

@@ -170,7 +170,7 @@ def answer_all(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Recor
     with torch.no_grad():
         prefixes = prepare_prefixes(lm, [prefix])
     bodies = [prompt_ids(record, formatted.template, lm.tokenizer) for record in records]
-    check_records(lm, records, bodies, prefixes.lengths[0] + sampling.max_new_tokens)
+    check_records(lm, records, bodies, prefixes.lengths[0] + lm.beside_text(sampling.max_new_tokens))
     ends, rows = end_ids(lm, formatted.template), len(bodies)
     return decode_batch(
         lm,

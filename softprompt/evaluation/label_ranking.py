@@ -35,7 +35,7 @@ def rank_labels(
     trie = LabelTrie.of(lm, formatted, labels)
     bodies = [prompt_ids(record, formatted.template, lm.tokenizer) for record in records]
     prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
-    check_records(lm, records, bodies, prefixes.lengths[0] + max(trie.lengths) - 1)
+    check_records(lm, records, bodies, prefixes.lengths[0] + lm.beside_text(max(trie.lengths) - 1))
     totals = torch.zeros(len(records), len(labels))
     states_of, sizes = (_levels, _level_tokens) if lm.is_encoder_decoder else (_packed, _packed_tokens)
     for part in by_tokens(sizes(bodies, prefixes, trie), _TOKENS):
@@ -53,7 +53,7 @@ def rank_choices(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Rec
     bodies = [prompt_ids(record, formatted.template, lm.tokenizer) for record in records]
     prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
     for record, body, trie in zip(records, bodies, tries, strict=True):
-        check_records(lm, [record], [body], prefixes.lengths[0] + max(trie.lengths) - 1)
+        check_records(lm, [record], [body], prefixes.lengths[0] + lm.beside_text(max(trie.lengths) - 1))
     totals: list[Tensor] = [torch.empty(0)] * len(records)
     if lm.is_encoder_decoder:
         for i, (body, trie) in enumerate(zip(bodies, tries, strict=True)):

@@ -56,11 +56,11 @@ def layout_for(lm: FrozenLM, template: Template, form: str | None) -> Layout:
 
     Before an embedding prompt there is BOS alone, before a KV prompt nothing; the template's constant opening follows
     after the virtual tokens. If these stand in the system turn, the opening of that turn is the lead of an embedding
-    prompt and part of a KV prompt (`opening_ids`).
+    prompt and part of a KV prompt (`opening_ids`). An encoder reads BOS after a KV prompt, which may act elsewhere.
     """
     lead, follow = _around_virtual(lm, template)
     if form is not None and form_class(form).begins_the_sequence:
-        return Layout(follow=follow)
+        return Layout(follow=follow, follow_bos=lm.is_encoder_decoder and bool(bos_ids(lm.tokenizer)))
     return Layout(bos=bool(bos_ids(lm.tokenizer)), lead=lead, follow=follow)
 
 

@@ -61,7 +61,7 @@ def decode_batch(
             prefix_ids[i],
             frozenset(end_ids[i]),
             (*sampling.stop, *(stops[i] if stops else ())),
-            (lm.start_id,) if lm.is_encoder_decoder else (*(before[i] if before else ()), *rows[i]),
+            lm.start_ids if lm.is_encoder_decoder else (*(before[i] if before else ()), *rows[i]),
         )
         for i in order_of
     ]

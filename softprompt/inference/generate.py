@@ -112,7 +112,7 @@ def generate(
         input_ids(request.text, formatted, lm.tokenizer, where)
         for request, formatted, where in zip(requests, chosen, wheres, strict=True)
     ]
-    around = [prefix_kv.lengths[number] + sampling.max_new_tokens for number in prefix_ids]
+    around = [prefix_kv.lengths[number] + lm.beside_text(sampling.max_new_tokens) for number in prefix_ids]
     lengths = zip(wheres, map(len, rows), around, strict=True)
     check_context(lm, lengths, "shorten the text, or ask for fewer new tokens")
     ends = [end_ids(lm, formatted.template) for formatted in chosen]

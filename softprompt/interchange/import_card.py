@@ -10,8 +10,9 @@ from softprompt.errors import GeometryError, WrongBaseError
 from softprompt.interchange.base import ImportedPrompt
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.sources import may_be_one_model
+from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card, Layout
-from softprompt.prompts.forms import check_fits
+from softprompt.prompts.forms import check_fits, form_class
 
 _PLAIN = Template("text", "{text}")
 
@@ -42,6 +43,7 @@ def import_card(
     """
     check_fits(imported.prompt, lm.geometry)
     _check_room(lm, imported)
+    check_embeds_alike(lm, imported.prompt, str(imported.method.get("imported_from", "")))
     if not force:
         _check_base(lm, imported)
     chosen = template or (imported.layout.template if imported.layout else _PLAIN)
@@ -64,6 +66,22 @@ def import_card(
         labels=imported.layout.labels if imported.layout else (),
         method=imported.method,
     )
+
+
+def check_embeds_alike(lm: FrozenLM, prompt: SoftPrompt, format_name: str) -> None:
+    """Raise GeometryError for PEFT's embedding prompts of a model that scales the embeddings it looks up (Pegasus).
+
+    PEFT looks up the text's embeddings itself and passes them to the encoder, which scales ids alone: virtual tokens
+    trained so expect an unscaled text, which the model was not trained on.
+    """
+    scale = lm.encoder_decoder.embedding_scale if lm.is_encoder_decoder else 1.0
+    if format_name == "peft" and scale != 1.0 and not form_class(prompt.form).begins_the_sequence:
+        raise GeometryError(
+            "PEFT runs this model with another text in front of it than softprompt does",
+            where=lm.name,
+            got=f"{lm.geometry.architecture} scales embeddings by {scale:.3g}, PEFT does not",
+            hint="keys and values of the decoder can be exchanged (--method prefix-tuning --method.sites decoder)",
+        )
 
 
 def _check_room(lm: FrozenLM, imported: ImportedPrompt) -> None:

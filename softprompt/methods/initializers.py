@@ -26,7 +26,8 @@ from softprompt.methods.rng import generator
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import compute_keys_values as keys_values_of
-from softprompt.prefix.seq2seq import SITES
+from softprompt.prefix.prepare import exact_sites
+from softprompt.prefix.seq2seq import SITES, check_sites
 from softprompt.prefix.state import compute_states
 from softprompt.prefix.verify import verify
 from softprompt.prompts.base import SoftPrompt
@@ -69,13 +70,14 @@ def initial_keys_values(lm: FrozenLM, start: Start, chosen_sites: Sequence[str] 
     An embedding prompt is run once after the lead: its keys and values act as it does.
 
     Args:
-        chosen_sites: of an encoder-decoder, where the prompt acts: of "encoder", "decoder", "cross"; all if empty.
+        chosen_sites: of an encoder-decoder, where the prompt acts: of "encoder", "decoder", "cross"; if empty, where
+            keys and values are exact on this model.
 
     Raises as `initial_embeddings`, and ConfigError for sites that the model does not have.
     """
     _check_sites(lm, chosen_sites)
     made = _everywhere(lm, start)
-    sites, wanted = lm.geometry.sites, chosen_sites or SITES
+    sites, wanted = lm.geometry.sites, chosen_sites or exact_sites(lm)
     return KVPrompt(tuple(kv if not sites or sites[i] in wanted else None for i, kv in enumerate(made.layers)))
 
 
@@ -191,6 +193,9 @@ def _check_sites(lm: FrozenLM, sites: Sequence[str]) -> None:
         raise ConfigError(what, where="method.sites", got=",".join(sites), hint="leave method.sites out")
     if unknown := [site for site in sites if site not in SITES]:
         raise ConfigError(f"unknown site {unknown[0]!r}", where="method.sites", expected=f"some of {','.join(SITES)}")
+    if lm.is_encoder_decoder:
+        exact = exact_sites(lm)
+        check_sites(lm, sites or (exact or SITES)[:1])
 
 
 def _noise(lm: FrozenLM, start: Start) -> KVPrompt:

@@ -21,14 +21,15 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from softprompt.data.tokenizer import closing_ids
+from softprompt.data.tokenizer import answer_ends, closing_ids, preceding_ids
 from softprompt.deprecation import warn_renamed
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.adapters import plain_model
 from softprompt.models.backbone import Backbone
+from softprompt.models.encoder_decoder import EncoderDecoder, writing_config
 from softprompt.models.head import Head, encoder_decoder_head, head_of
 from softprompt.models.load_in import quantization_kind
-from softprompt.models.measure import measure_geometry
+from softprompt.models.measure import answer_context_of, measure_geometry
 from softprompt.models.placement import home_device, is_offloaded, is_split, layer_devices, whole_weight, whole_weights
 from softprompt.models.quantized import is_quantized, let_gradients_through, plain_tensors, weight_bytes, weight_count
 from softprompt.models.sharding import is_sharded, shard, tied
@@ -55,7 +56,7 @@ class FrozenLM:
     Attributes:
         geometry: shape and identity of the model.
         layer_types: Transformers' kind of each layer, where the model has several ("sliding_attention", …).
-        closing: tokens that the tokenizer of an encoder–decoder appends to every text.
+        opening, closing: tokens that the tokenizer of an encoder–decoder puts before every text (BOS aside) and after.
         is_split: whether Accelerate moves inputs between the devices of the model's parts.
         is_offloaded: whether some weights are loaded for each call, from memory or disk.
         is_sharded: whether each of several processes holds a part of the layers' weights.
@@ -79,6 +80,7 @@ class FrozenLM:
             parameter.requires_grad_(False)
         self.layer_types: tuple[str, ...] = tuple(getattr(self._config, "layer_types", None) or ())
         self.is_encoder_decoder = bool(self._config.is_encoder_decoder)
+        self.opening = tuple(preceding_ids(tokenizer)) if self.is_encoder_decoder else ()
         self.closing = tuple(closing_ids(tokenizer)) if self.is_encoder_decoder else ()
         self.is_split, self.is_offloaded = is_split(model), is_offloaded(model)
         self.is_sharded = is_sharded(model)
@@ -154,7 +156,8 @@ class FrozenLM:
     def embed(self, ids: Tensor | Sequence[int]) -> Tensor:
         """Embeddings [..., H] of ids [...], scaled as the model itself would."""
         embeds = self.embedding(torch.as_tensor(ids, device=self.device)).to(self.device)
-        scale = 1.0 if self.is_encoder_decoder else self.backbone.embedding_scale
+        part = self.encoder_decoder if self.is_encoder_decoder else self.backbone
+        scale = part.embedding_scale
         return embeds if scale == 1.0 else embeds * scale
 
     @cached_property
@@ -174,8 +177,15 @@ class FrozenLM:
             vars(self).pop(kept, None)
 
     @cached_property
+    def encoder_decoder(self) -> EncoderDecoder:
+        """The encoder and the decoder of an encoder–decoder."""
+        return EncoderDecoder(self._model)
+
+    @cached_property
     def _head(self) -> Head:
-        return encoder_decoder_head(self._model) if self.is_encoder_decoder else head_of(self._model, self.backbone)
+        if self.is_encoder_decoder:
+            return encoder_decoder_head(self._model, self.encoder_decoder)
+        return head_of(self._model, self.backbone)
 
     def tied(self, tensor: Tensor, hidden: Tensor) -> Tensor:
         """A tensor of a pass, whose gradient reaches the pass's hidden states, too: for sharded layers alone."""
@@ -206,11 +216,42 @@ class FrozenLM:
 
     @property
     def start_id(self) -> int:
-        """The first decoder token of an encoder–decoder. Raises UnsupportedModelError if the model names none."""
-        for config in (self._model.generation_config, self._config):
-            if isinstance(start := getattr(config, "decoder_start_token_id", None), int):
+        """The first decoder token of an encoder–decoder, as its `generate` chooses it.
+
+        A tokenizer that ends every answer with its language (PLBart) names that.
+
+        Raises UnsupportedModelError if nothing names one.
+        """
+        generation, writer = self._model.generation_config, writing_config(self._config)
+        language = self._answer_ends[1][-1:] if len(self._answer_ends[1]) > 1 else [None]
+        named = [getattr(config, "decoder_start_token_id", None) for config in (generation, self._config)]
+        fallback = [getattr(config, "bos_token_id", None) for config in (generation, writer)]
+        for start in (*named, *language, *fallback):
+            if isinstance(start, int):
                 return start
-        raise UnsupportedModelError("the model names no token to start its decoder with", where=self.name)
+        hint = "set decoder_start_token_id in the model's generation_config.json"
+        raise UnsupportedModelError("the model names no token to start its decoder with", where=self.name, hint=hint)
+
+    @cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """The decoder tokens that every answer follows: the first one, then BOS or the target language, where the
+        generation config forces one or the tokenizer opens every answer with one (BART, mBART, NLLB)."""
+        forced = getattr(self._model.generation_config, "forced_bos_token_id", None)
+        opening = [forced] if isinstance(forced, int) else self._answer_ends[0]
+        return (self.start_id, *opening) if opening != [self.start_id] else (self.start_id,)
+
+    def beside_text(self, tokens: int) -> int:
+        """How many of an answer's tokens share the context with the text: none in an encoder–decoder."""
+        return 0 if self.is_encoder_decoder else tokens
+
+    @property
+    def answer_positions(self) -> int:
+        """The most tokens that the decoder of an encoder–decoder holds."""
+        return answer_context_of(writing_config(self._config))
+
+    @cached_property
+    def _answer_ends(self) -> tuple[list[int], list[int]]:
+        return answer_ends(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text without added special tokens."""

@@ -1,25 +1,27 @@
-"""The head of a causal language model: logits of final hidden states by the family's own rule.
+"""The head of a language model: logits of final hidden states by the family's own rule.
 
 Most families multiply by the output embedding alone. Others scale or cap the logits (Cohere, Granite, Gemma), scale the
-hidden states first (MiniCPM), or run further layers (BERT as a decoder). The rule is the rest of the model's own
-`forward`: it runs on a shallow copy of the model whose backbone returns the hidden states that it gets as embeddings.
-The copy shares all weights with the model, which stays as it is.
+hidden states first (MiniCPM, T5), add a bias (BART, Marian), or run further layers (BERT as a decoder). The rule is the
+rest of the model's own `forward`: it runs on a shallow copy of the model whose backbone returns the hidden states that
+it gets as embeddings. The copy shares all weights with the model, which stays as it is.
 
 Shapes: N positions, H width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line
 from softprompt.models.backbone import Backbone
+from softprompt.models.encoder_decoder import EncoderDecoder
 from softprompt.models.placement import home_device
 from softprompt.models.transformers_compat import output_embedding, text_config, with_parts
 
@@ -39,16 +41,54 @@ def head_of(model: PreTrainedModel, backbone: Backbone) -> Head:
     Raises UnsupportedModelError if neither does.
     """
     ids_BL = torch.arange(_TRIAL_TOKENS, device=home_device(model))[None]
-    reason = "no output embedding"
     makers: list[Callable[[], Head]] = [partial(_ModelHead, model, backbone)]
-    if model.get_output_embeddings() is not None:
+    if output_embedding(model) is not None:
         makers.insert(0, partial(_ProjectionHead, model))
+
+    def states_and_logits() -> tuple[Tensor, Tensor]:
+        return backbone.run(ids_BL=ids_BL)[0], model(input_ids=ids_BL, use_cache=False).logits[0]
+
+    return _first_right(model, makers, states_and_logits)
+
+
+@torch.no_grad()
+def encoder_decoder_head(model: PreTrainedModel, halves: EncoderDecoder) -> Head:
+    """The head of an encoder–decoder: a product with the output embedding, of states that T5 and umT5 shrink first, or
+    the model's own; the first that gives the model's logits on a few tokens.
+
+    Raises UnsupportedModelError if none does.
+    """
+    ids_BL = torch.arange(_TRIAL_TOKENS, device=home_device(model))[None]
+
+    def states_and_logits() -> tuple[Tensor, Tensor]:
+        states_BED = halves.encoder(input_ids=ids_BL).last_hidden_state
+        hidden = halves.decode(ids_BL, states_BED, torch.ones_like(ids_BL))[0]
+        return hidden, model(input_ids=ids_BL, decoder_input_ids=ids_BL, use_cache=False).logits[0]
+
+    makers: list[Callable[[], Head]] = [partial(_AnswerHead, model, halves), partial(_Logits, model)]
+    if output_embedding(model) is not None:
+        shrunk = partial(_ProjectionHead, model, halves.width**-0.5)
+        makers = [partial(_ProjectionHead, model), shrunk, *makers]
+    return _first_right(model, makers, states_and_logits)
+
+
+def _first_right(
+    model: PreTrainedModel, makers: Sequence[Callable[[], Head]], truth: Callable[[], tuple[Tensor, Tensor]]
+) -> Head:
+    """The first head that gives the model's own logits.
+
+    Args:
+        truth: returns hidden states [N, H] and the model's logits [N, V] of them.
+
+    Raises UnsupportedModelError if none does.
+    """
+    reason = "no output embedding"
     for make in makers:
         try:
             head = make()
-            wanted_NV = model(input_ids=ids_BL, use_cache=False).logits[0].float()
-            ours_NV = head(backbone.run(ids_BL=ids_BL)[0]).float().to(wanted_NV.device)
-            off = (ours_NV - wanted_NV).norm() / wanted_NV.norm().clamp_min(1e-6)
+            hidden_NH, wanted_NV = truth()
+            ours_NV = head(hidden_NH).to(wanted_NV.device)
+            off = _norm(ours_NV - wanted_NV) / max(_norm(wanted_NV), 1e-6)
         except (*FOREIGN_ERRORS, UnsupportedModelError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             continue
@@ -58,14 +98,8 @@ def head_of(model: PreTrainedModel, backbone: Backbone) -> Head:
     raise UnsupportedModelError("the model's head cannot be run without its layers", got=reason)
 
 
-def encoder_decoder_head(model: PreTrainedModel) -> Head:
-    """The head of an encoder–decoder of the T5 family.
-
-    The first T5 and umT5 shrink the states that their heads read; T5 1.1, FLAN-T5 and mT5 do not.
-    """
-    config = model.config
-    shrinks = getattr(config, "scale_decoder_outputs", config.model_type == "umt5")
-    return _ProjectionHead(model, config.d_model**-0.5 if shrinks else None)
+def _norm(tensor: Tensor) -> float:
+    return tensor.float().square().sum().sqrt().item()
 
 
 class _ProjectionHead:
@@ -109,6 +143,43 @@ class _ModelHead:
         return self._model(inputs_embeds=hidden_NH[None], use_cache=False).logits[0]
 
 
+class _AnswerHead:
+    """An encoder–decoder's own `forward` without its decoder."""
+
+    def __init__(self, model: PreTrainedModel, halves: EncoderDecoder) -> None:
+        self._model = _without(model, halves.body)
+        self._states = torch.zeros(1, 1, halves.encoder_width, device=home_device(model), dtype=model.dtype)
+
+    def __call__(self, hidden_NH: Tensor) -> Tensor:
+        """Logits [N, V]."""
+        states = BaseModelOutput(last_hidden_state=cast("torch.FloatTensor", self._states))
+        out = self._model(encoder_outputs=states, decoder_inputs_embeds=hidden_NH[None], use_cache=False)
+        return out.logits[0]
+
+
+class _Logits:
+    """The head of a model whose decoder returns logits in place of hidden states (FSMT)."""
+
+    def __init__(self, model: PreTrainedModel) -> None: ...
+
+    def __call__(self, hidden_NH: Tensor) -> Tensor:
+        """The same."""
+        return hidden_NH
+
+
+def _without(model: PreTrainedModel, part: nn.Module) -> PreTrainedModel:
+    """A shallow copy of the model in which a module, at any depth, returns its input embeddings.
+
+    Raises UnsupportedModelError if the module is not inside the model.
+    """
+    for name, child in model.named_children():
+        if child is part:
+            return with_parts(model, {name: _Through(child)})
+        if any(module is part for module in child.modules()):
+            return with_parts(model, {name: _without(cast("PreTrainedModel", child), part)})
+    raise UnsupportedModelError("the model's head is not separate from its layers", got=type(model).__name__)
+
+
 class _Through(nn.Module):
     """In place of a backbone: returns its input embeddings as final hidden states. Has the backbone's attributes."""
 
@@ -119,8 +190,16 @@ class _Through(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_backbone"], name)
 
-    def forward(self, *args: Any, inputs_embeds: Tensor, **options: Any) -> _States:
-        return _States((inputs_embeds,))
+    def forward(
+        self,
+        *args: object,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        **options: object,
+    ) -> _States:
+        states = inputs_embeds if decoder_inputs_embeds is None else decoder_inputs_embeds
+        assert states is not None, "called with embeddings alone"
+        return _States((states,))
 
 
 class _States(tuple[Tensor, ...]):

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from softprompt.errors import ConfigError, ModelError, SoftpromptError, first_line
 from softprompt.models.adapters import table_length, with_adapter
 from softprompt.models.device import pick_device, pick_dtype
+from softprompt.models.encoder_decoder import reading_config
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.load_in import loading_options, quantization_kind
 from softprompt.models.measure import context_of
@@ -169,7 +171,8 @@ def is_encoder_decoder(name: str, *, trust_remote_code: bool = False) -> bool:
 
 def context_length(name: str, *, trust_remote_code: bool = False) -> int:
     """The model's context in tokens; no weights are loaded. Raises ModelError."""
-    return context_of(text_config(_config(name, trust_remote_code)))
+    config = _config(name, trust_remote_code)
+    return context_of(reading_config(config) if config.is_encoder_decoder else text_config(config))
 
 
 def vocabulary_size(name: str, *, trust_remote_code: bool = False) -> int:
@@ -236,19 +239,28 @@ def _load_model(
     kind = _auto_class(read_config(source.path, **options))
     loaded: Any = kind.from_pretrained(source.path, use_safetensors=True, output_loading_info=True, **options, **placed)
     model, info = loaded
-    if getattr(text_config(model.config), "attn_logit_softcapping", None) is not None:
+    configs = (text_config(model.config), reading_config(model.config))
+    if any(getattr(config, "attn_logit_softcapping", None) is not None for config in configs):
         model.set_attn_implementation("eager")  # SDPA has no soft-capping
     return model, {kind: set(info[kind]) for kind in ("missing_keys", "unexpected_keys")}
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:
-    """Transformers' loader for a config: of encoder–decoders, of text models, of models for images and text.
+    """Transformers' loader for a config: of encoder–decoders, of text models, of models for images or sound and text.
 
-    Of the last kind only the language model is used here.
+    Of the last kind only the language model is used here. Raises ModelError for an encoder that reads no text.
     """
-    if config.is_encoder_decoder:
-        return AutoModelForSeq2SeqLM
     custom: dict[str, object] = getattr(config, "auto_map", None) or {}
+    reads_apart = type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or "AutoModelForSeq2SeqLM" in custom
+    if config.is_encoder_decoder and not reads_apart:
+        raise ModelError(
+            "this encoder-decoder reads sound or images, not text",
+            where=config.name_or_path,
+            got=config.model_type,
+            expected="a model that reads text (T5, BART, Marian, T5Gemma …)",
+        )
+    if config.is_encoder_decoder or (reads_apart and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
+        return AutoModelForSeq2SeqLM
     with_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in custom
     if with_images and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in custom:
         return AutoModelForImageTextToText

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedConfig, PreTrainedModel
 
-from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line
+from softprompt.errors import FOREIGN_ERRORS
 from softprompt.models.backbone import Backbone
+from softprompt.models.encoder_decoder import EncoderDecoder, reading_config, writing_config
 from softprompt.models.geometry import Geometry, LayerShape, Sample, StateShape
 from softprompt.models.placement import home_device
 from softprompt.models.transformers_compat import layer_states, text_config
@@ -25,12 +27,7 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
     table: Tensor = embedding.weight
     sites, states = tuple[str, ...](), tuple[tuple[StateShape, ...], ...]()
     if config.is_encoder_decoder:
-        try:
-            shapes, sites = _encoder_decoder_layers(model)
-        except FOREIGN_ERRORS as error:
-            raise UnsupportedModelError(
-                f"{config.model_type} models do not work with a key/value cache", where=name, got=first_line(error)
-            ) from error
+        shapes, sites = _encoder_decoder_layers(model)
     else:
         shapes, states = _causal_layers(model)
     weights = ModelWeights(model, model.base_model, embedding)
@@ -41,12 +38,12 @@ def measure_geometry(model: PreTrainedModel, name: str) -> Geometry:
         vocab=table.shape[0],
         layers=tuple(shapes),
         windows=(None,) * len(shapes) if sites else _windows(config),
-        max_positions=context_of(config),
+        max_positions=context_of(reading_config(config)),
         sample=_whole(weights.sample(len(table))),
         matrices=_whole(weights.matrices(len(table))),
         sites=sites,
         states=states,
-        n_heads=_query_heads(config, shapes),
+        n_heads=_query_heads(reading_config(config), shapes),
         weights=weights,
     )
 
@@ -85,19 +82,29 @@ def _causal_layers(model: PreTrainedModel) -> tuple[list[LayerShape | None], tup
 
 
 def _encoder_decoder_layers(model: PreTrainedModel) -> tuple[list[LayerShape | None], tuple[str, ...]]:
-    """The encoder's layers, the decoder's, and its cross-attentions; and what each is.
+    """The encoder's layers, the decoder's, and its cross-attentions; and the site of each.
 
-    The encoder keeps nothing in a cache: its heads are taken to be those of the cross-attention, which `prefix.verify`
-    proves or refutes.
+    A layer whose attention uses no cache has no shape: keys and values cannot stand before it.
     """
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    halves = EncoderDecoder(model)
+    kept, cross = DynamicCache(), DynamicCache()
     token = torch.zeros(1, 1, dtype=torch.long, device=home_device(model))
-    model(input_ids=token, decoder_input_ids=token, past_key_values=cache, use_cache=True)
-    depth = len(cache.self_attention_cache.layers)
-    decoder = _shapes(cache.self_attention_cache, depth)
-    cross = _shapes(cache.cross_attention_cache, depth)
-    encoder = cross[:1] * model.config.num_hidden_layers
-    return [*encoder, *decoder, *cross], ("encoder",) * len(encoder) + ("decoder",) * depth + ("cross",) * depth
+    ones, read = torch.ones_like(token), DynamicCache()
+    with contextlib.suppress(*FOREIGN_ERRORS):
+        halves.encode(model.get_input_embeddings()(token), ones, read)
+    with contextlib.suppress(*FOREIGN_ERRORS):
+        states_BED = halves.encoder(input_ids=token).last_hidden_state
+        halves.decode(token, states_BED, ones, EncoderDecoderCache(kept, cross))
+    height = _depth(read, reading_config(model.config), "encoder_layers", "num_encoder_layers")
+    depth = _depth(kept, writing_config(model.config), "decoder_layers", "num_decoder_layers")
+    sites = ("encoder",) * height + ("decoder",) * depth + ("cross",) * depth
+    return [*_shapes(read, height), *_shapes(kept, depth), *_shapes(cross, depth)], sites
+
+
+def _depth(cache: Cache, config: PreTrainedConfig, *names: str) -> int:
+    """Number of layers: those in the cache, or else what the config says under one of these names."""
+    named = (getattr(config, name, None) for name in (*names, "num_hidden_layers"))
+    return len(cache.layers) or next((number for number in named if isinstance(number, int)), 0)
 
 
 def _states(layer: object) -> tuple[StateShape, ...]:
@@ -119,13 +126,19 @@ def context_of(config: Any) -> int:
     "longrope" changes every frequency for calls beyond the original context, so a prefix that is run by itself would
     differ from the same prefix before a long row. Only the original context is exact.
     """
-    most = int(getattr(config, "max_position_embeddings", None) or 2**31)
+    names = ("max_encoder_position_embeddings", "max_position_embeddings")
+    most = next((int(most) for most in (getattr(config, name, None) for name in names) if most), 2**31)
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     for part in [rope] if "rope_type" in rope else [kind for kind in rope.values() if hasattr(kind, "get")]:
         if part.get("rope_type") == "longrope":
             original = part.get("original_max_position_embeddings")
             most = min(most, int(original or getattr(config, "original_max_position_embeddings", None) or most))
     return most
+
+
+def answer_context_of(config: Any) -> int:
+    """The most tokens of an encoder–decoder's decoder, from its config."""
+    return int(getattr(config, "max_decoder_position_embeddings", None) or context_of(config))
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:

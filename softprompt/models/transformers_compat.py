@@ -17,6 +17,7 @@ from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoTokenizer,
+    Cache,
     DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
@@ -57,6 +58,11 @@ def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
     return cast("PreTrainedModel", model.get_decoder())
 
 
+def text_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The encoder of an encoder–decoder, or the model itself."""
+    return cast("PreTrainedModel", model.get_encoder())
+
+
 def encoder_and_decoder(model: PreTrainedModel) -> list[nn.Module]:
     """The two parts of an encoder–decoder."""
     return [cast("nn.Module", model.get_encoder()), cast("nn.Module", model.get_decoder())]
@@ -92,6 +98,11 @@ def layer_states(layer: object) -> dict[str, Tensor]:
         return {}
     kinds = {"conv": layer.conv_states, "recurrent": layer.recurrent_states}
     return {f"{kind}.{j}": state for kind, held in kinds.items() for j, state in held.items() if state is not None}
+
+
+def update_cache(cache: Cache, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    """Append keys [B, K, L, D] and values to a layer of a cache; returns all that the layer then attends to."""
+    return cast("tuple[Tensor, Tensor]", cache.update(keys, values, layer))
 
 
 def with_parts(model: PreTrainedModel, parts: Mapping[str, nn.Module]) -> PreTrainedModel:

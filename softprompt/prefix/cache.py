@@ -27,28 +27,37 @@ class PrefixCache(Cache):
         past: per layer (keys [G, K, S, D], values [G, K, S, D']) or None.
         slots: S.
         record: keep all keys and values of each layer in `seen`.
+        stands_in: the first S tokens of each layer only hold places: their keys and values are replaced.
     """
 
-    def __init__(self, past: tuple[KV, ...], slots: int, *, record: bool = False) -> None:
+    def __init__(self, past: tuple[KV, ...], slots: int, *, record: bool = False, stands_in: bool = False) -> None:
         super().__init__(layers=[])
         self.past = past
         self.slots = slots
         self.record = record
+        self.stands_in = stands_in
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        past = self.past[layer_idx]
-        if past is not None:
-            key_states = torch.cat([past[0].to(key_states.device), key_states], dim=2)
-            value_states = torch.cat([past[1].to(value_states.device), value_states], dim=2)
+        key_states, value_states = _joined(
+            self.past[layer_idx], key_states, value_states, self.slots if self.stands_in else 0
+        )
         if self.record:
             self.seen[layer_idx] = (key_states, value_states)
         return key_states, value_states
 
+    def keep(self, index: Tensor) -> None:
+        """Drop all rows but those in `index`; a row that is named twice appears twice."""
+        self.past = tuple(None if kv is None else (kv[0][index], kv[1][index]) for kv in self.past)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.slots
+        return 0 if self.stands_in else self.slots
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Number of keys of these queries, and the position of the first key."""
+        return self.get_seq_length() + query_length, 0
 
 
 class GrowingCache(Cache):
@@ -105,6 +114,10 @@ class GrowingCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.used.get(layer_idx, self.slots)
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Number of keys of these queries, and the position of the first key."""
+        return self.get_seq_length(layer_idx) + query_length, 0
+
     def _new(self, layer_idx: int, rows: int, states: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Buffers with room for everything after the prefix, for states like these [·, K, ·, D]."""
         keys, values = (part.new_zeros(rows, part.shape[1], self.size, part.shape[-1]) for part in states)
@@ -112,6 +125,15 @@ class GrowingCache(Cache):
         if past is not None:
             keys[:, :, : self.slots], values[:, :, : self.slots] = past
         return keys, values
+
+
+def _joined(past: KV, keys: Tensor, values: Tensor, placeholders: int) -> tuple[Tensor, Tensor]:
+    """Keys and values after those of the prefix, and without the first ones, which only hold places."""
+    if past is None:
+        return keys, values
+    before = past[0].to(keys.device), past[1].to(values.device)
+    keys = torch.cat([before[0], keys[:, :, placeholders:]], dim=2)
+    return keys, torch.cat([before[1], values[:, :, placeholders:]], dim=2)
 
 
 def _rows(buffer: Tensor, index: Tensor, moved: Tensor) -> Tensor:
@@ -157,21 +179,20 @@ class CrossCache(Cache):
 
     Args:
         past: per layer (keys [B, K, S, D], values [B, K, S, D']) or None.
+        placeholders: S if the first S of the encoder's states only hold places, else 0.
     """
 
-    def __init__(self, past: tuple[KV, ...]) -> None:
+    def __init__(self, past: tuple[KV, ...], placeholders: int = 0) -> None:
         super().__init__(layers=[])
         self.past = past
+        self.placeholders = placeholders
         self.layers: Any = []  # Transformers reads `keys` and `values` of each
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         assert layer_idx == len(self.layers), "every layer once, from the first to the last"
-        past = self.past[layer_idx]
-        if past is not None:
-            key_states = torch.cat([past[0].to(key_states.device), key_states], dim=2)
-            value_states = torch.cat([past[1].to(value_states.device), value_states], dim=2)
+        key_states, value_states = _joined(self.past[layer_idx], key_states, value_states, self.placeholders)
         self.layers.append(_Known(key_states, value_states))
         return key_states, value_states
 

@@ -76,10 +76,12 @@ def check_fits_context(
     tokens: int,
     what: str = "prefix, text and new tokens do not fit in the model's context",
     hint: str = "shorten the text or ask for fewer new tokens",
+    most: int | None = None,
 ) -> None:
-    """Raise DataError with this message and hint if `tokens` exceed the model's context."""
-    if tokens > lm.geometry.max_positions:
-        raise DataError(what, expected=f"<= {lm.geometry.max_positions} tokens", got=tokens, hint=hint)
+    """Raise DataError with this message and hint if `tokens` exceed the model's context, or `most` if given."""
+    most = lm.geometry.max_positions if most is None else most
+    if tokens > most:
+        raise DataError(what, expected=f"<= {most} tokens", got=tokens, hint=hint)
 
 
 def additive(visible_GQK: Tensor, dtype: torch.dtype) -> Tensor:

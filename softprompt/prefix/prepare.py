@@ -16,7 +16,7 @@ from softprompt.prefix.kv import CausalPrefixKV, Prefix, PrefixKV, run_prefixes
 from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
 from softprompt.prefix.runtime import PrefixRuntime
-from softprompt.prefix.seq2seq import Seq2SeqPrefixKV, gather_prefixes, record_text_kv
+from softprompt.prefix.seq2seq import SITES, Seq2SeqPrefixKV, gather_prefixes, record_text_kv
 from softprompt.prefix.seq2seq_decoding import Seq2SeqDecodingSession
 from softprompt.prefix.state import StatePrefixes, run_states, state_hidden_states, state_keys_values
 from softprompt.prefix.state_decoding import StateDecodingSession
@@ -40,6 +40,13 @@ def packs_rows(lm: FrozenLM) -> bool:
     """Whether rows of this causal model are packed after shared keys and values. Raises UnsupportedModelError."""
     verify(lm)
     return PrefixRuntime.of(lm).path == "packed"
+
+
+def exact_sites(lm: FrozenLM) -> tuple[str, ...]:
+    """Where a soft prompt of keys and values is exact on this encoder–decoder, in the order of its layers; of a causal
+    model nothing. Raises UnsupportedModelError."""
+    verify(lm)
+    return tuple(site for site in SITES if site in PrefixRuntime.of(lm).kv_sites)
 
 
 def copies_prefix(lm: FrozenLM, prefix_kv: PrefixKV) -> bool:

@@ -17,8 +17,12 @@ MaskStyle = Literal["per layer type", "single"]
 # no rotation.
 RopeLayout = Literal["halves", "pairs", "still"]
 # How rows come after a prefix. "packed": packed rows after shared keys and values, with masks of our own. "state":
-# padded rows from copies of the model's own cache. "concatenated": the prefix's embeddings before each row.
-PrefixPath = Literal["packed", "state", "concatenated"]
+# padded rows from copies of the model's own cache. "concatenated": the prefix's embeddings before each row. "masked",
+# of encoder–decoders: padded rows after keys and values of any number, with masks of our own.
+PrefixPath = Literal["packed", "state", "concatenated", "masked"]
+# Rows of an encoder–decoder that run together: of any length, of equal length, or none, since its experts have room for
+# so many tokens of a batch.
+Company = Literal["padded", "equal", "alone"]
 
 
 @final
@@ -27,9 +31,11 @@ class PrefixRuntime:
 
     Attributes:
         exact: whether `verify` has proven the model. `verifying` is held while it does.
-        path: how rows come after a prefix of a causal model, set by `verify`.
+        path: how rows come after a prefix, set by `verify`.
         takes_kv: whether a soft prompt of keys and values is exact, set by `verify`.
         takes_states: whether a soft prompt of states is exact, set by `verify`.
+        kv_sites: of an encoder–decoder, the sites where it is. Each of the others has its reason in `site_reasons`.
+        company: the rows of an encoder–decoder that run together, set by `verify`.
         pads: whether padding after a row changes nothing in it, set by `verify`.
         steps: whether the model's own cache is exact when tokens come one by one, set by `verify`.
         merges: whether rows of several lengths may share such a cache, padded on the left, set by `verify`.
@@ -38,7 +44,6 @@ class PrefixRuntime:
         windows: for each layer the sliding window in tokens, or None.
         reasons: why a faster path was not taken.
         rope_layouts: for each layer how its keys are rotated, None for a layer without keys; set by `rope`.
-        encoder_is_open: whether `seq2seq_forward` has hooked the encoder's attention.
     """
 
     def __init__(self, lm: FrozenLM) -> None:
@@ -57,7 +62,9 @@ class PrefixRuntime:
         self.reasons: dict[PrefixPath, str] = {}
         self.mask_style: MaskStyle | None = None
         self.rope_layouts: tuple[RopeLayout | None, ...] | None = None
-        self.encoder_is_open = False
+        self.kv_sites = frozenset[str]()
+        self.site_reasons: dict[str, str] = {}
+        self.company: Company = "padded"
 
     @staticmethod
     def of(lm: FrozenLM) -> PrefixRuntime:

@@ -1,20 +1,38 @@
 """Decoding with an encoder–decoder: each text is encoded once, answers grow by one token a step.
 
+Rows of the path "concatenated" are grouped as in training. A model whose decoder is not exact step by step gets its
+whole answer again at every step.
+
 Shapes: B rows, S prefix slots, H width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.cache import CrossCache, DecoderCache, GrowingCache
-from softprompt.prefix.seq2seq import EncodedText, Seq2SeqPrefixKV, encode_text
-from softprompt.prefix.seq2seq_forward import run_decoder
+from softprompt.prefix.runtime import PrefixRuntime
+from softprompt.prefix.seq2seq import Seq2SeqPrefixKV, check_answers_fit, decoder_run, encode_text, row_groups
+from softprompt.prefix.seq2seq_forward import DecoderRun
+
+
+@dataclass(eq=False)
+class _Group:
+    """Rows that run together.
+
+    Attributes:
+        members: [b] their numbers in the session.
+        ids: [b, T] their answers so far, where no cache keeps them.
+    """
+
+    members: Tensor
+    run: DecoderRun
+    ids: Tensor | None
 
 
 @final
@@ -29,7 +47,7 @@ class Seq2SeqDecodingSession:
         room: the most steps that will be taken.
 
     Attributes:
-        hidden: [B, H] final hidden state of each answer's last token; at first of the decoder's start token.
+        hidden: [B, H] final hidden state of each answer's last token; at first of the decoder's last start token.
 
     Raises:
         DataError: an empty text, or one that does not fit in the model's context.
@@ -45,32 +63,43 @@ class Seq2SeqDecodingSession:
         room: int,
     ) -> None:
         self.lm = lm
-        prefix_id_B = torch.tensor(prefix_ids, device=lm.device)
-        self._encoded = encode_text(lm, prefix_kv, texts, prefix_id_B)
-        past, cross = prefix_kv.pasts["decoder"].of(prefix_id_B), prefix_kv.pasts["cross"].of(prefix_id_B)
-        self._visible = past.visible
-        self._crossing = torch.cat([cross.visible, self._encoded.visible], 1)
-        self._self_attention = GrowingCache(past.layers, past.slots, room + 1)
-        self._cross = CrossCache(cross.layers)
-        self._cache = DecoderCache(self._self_attention, self._cross)
-        self.hidden = self._run(torch.full((len(texts),), lm.start_id, device=lm.device))
+        check_answers_fit(lm, prefix_kv, prefix_ids, room)
+        self.hidden = torch.empty(0, device=lm.device)
+        steps, sizes = PrefixRuntime.of(lm).steps, [(len(text), 0) for text in texts]
+        start_T = torch.tensor(lm.start_ids, device=lm.device)
+        self._groups = list[_Group]()
+        for numbers in row_groups(lm, prefix_kv, prefix_ids, sizes):
+            ids = [prefix_ids[i] for i in numbers]
+            text = encode_text(lm, prefix_kv, [texts[i] for i in numbers], ids)
+            run = decoder_run(lm, prefix_kv, text, ids, len(start_T) + room if steps else None)
+            start_BT = start_T.expand(len(numbers), -1)
+            self._groups.append(_Group(torch.tensor(numbers, device=lm.device), run, None if steps else start_BT))
+            self._take(self._groups[-1].members, run.run(start_BT)[:, -1], len(texts))
 
     @torch.no_grad()
     def step(self, ids_B: Tensor) -> Tensor:
         """Append one token to each answer; returns the new `hidden` [B, H]."""
-        self.hidden = self._run(ids_B)
+        self.hidden = self.hidden.clone()
+        for group in self._groups:
+            new = ids_B[group.members][:, None]
+            if group.ids is not None:
+                new = group.ids = torch.cat([group.ids, new], 1)
+            self._take(group.members, group.run.run(new)[:, -1], len(ids_B))
         return self.hidden
 
     def keep(self, index: Tensor) -> None:
         """Go on with the rows in `index` [B'] only; a row that is named twice goes on as two."""
-        self._visible = self._visible[index]
-        self._crossing = self._crossing[index]
         self.hidden = self.hidden[index]
-        self._encoded = EncodedText(self._encoded.states[index], self._encoded.visible[index])
-        self._self_attention.keep(index)
-        self._cross.keep(index)
+        kept = list[_Group]()
+        for group in self._groups:
+            numbers, places = (index[:, None] == group.members).nonzero(as_tuple=True)
+            if len(numbers):
+                group.run.keep(places)
+                kept.append(_Group(numbers, group.run, None if group.ids is None else group.ids[places]))
+        self._groups = kept
 
-    def _run(self, ids_B: Tensor) -> Tensor:
-        self._visible = torch.cat([self._visible, torch.ones_like(ids_B, dtype=torch.bool)[:, None]], 1)
-        visible = self._visible[:, None]
-        return run_decoder(self.lm, ids_B[:, None], visible, self._encoded.states, self._crossing, self._cache)[:, -1]
+    def _take(self, members: Tensor, states_bH: Tensor, rows: int) -> None:
+        """Put the states of these rows in their places."""
+        if not len(self.hidden):
+            self.hidden = states_bH.new_empty(rows, states_bH.shape[1])
+        self.hidden[members] = states_bH

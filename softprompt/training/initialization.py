@@ -73,7 +73,7 @@ def training_start(
     """
     settings, task = prepared.config.method, prepared.tasks[0]
     seed = prepared.config.train.seed
-    bos, masked_spans = bos_ids(lm.tokenizer), dict[str, tuple[int, int]]()
+    bos, masked_spans = [] if lm.is_encoder_decoder else bos_ids(lm.tokenizer), dict[str, tuple[int, int]]()
     text, n_tokens = lm.encode(settings.init_text or start_text(task)), settings.n_tokens
     if settings.init == "demonstrations":
         n_lead = len(bos) if method_spec(settings.name).trains_kv else 0

@@ -42,6 +42,7 @@ from softprompt.training.trial import Task
 from tests.laws.seq2seq import SUBSETS, only, plain_logits
 from tests.laws.test_law5_resume import stop_after
 from tests.support.cases import random_prompt, text_ids
+from tests.support.encoder_decoders import tiny_bart_tokenizer, tiny_encoder_decoder_model
 from tests.support.labels import LABELS, TEXTS, labelled
 from tests.support.rows import one
 from tests.support.saved import settings
@@ -323,14 +324,38 @@ def odd_lm(config: tf.PreTrainedConfig) -> FrozenLM:
     return FrozenLM(model, tiny_tokenizer(closing=True), "odd-one")
 
 
-def test_bart_counts_positions_from_the_text_and_is_refused() -> None:
-    sizes: dict[str, Any] = {"vocab_size": 300, "d_model": 32, "max_position_embeddings": 64}
-    sizes |= {f"{stack}_{what}": n for stack in ("encoder", "decoder") for what, n in
-              (("layers", 2), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
-    lm = odd_lm(tf.BartConfig(**sizes, decoder_start_token_id=2, eos_token_id=2, pad_token_id=0))
-    assert lm.geometry.sites[0] == "encoder"
-    with pytest.raises(UnsupportedModelError, match=r"(?s)odd-one: bart models cannot take a prefix exactly"):
-        prepare_prefixes(lm, [Prefix()])
+def test_bart_reads_and_writes_as_its_tokenizer_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """<s> stands before the text also behind keys and values, and every answer follows it in the decoder."""
+    monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
+    tiny_encoder_decoder_model("bart").save_pretrained(tmp_path / "base")
+    tiny_bart_tokenizer().save_pretrained(tmp_path / "base")
+    lm = softprompt.load_model(str(tmp_path / "base"), dtype="float32", device=DEVICE)
+    assert (lm.opening, lm.closing, lm.start_ids) == ((), (2,), (2, 3))
+    for method in ("prompt-tuning", "prefix-tuning"):
+        name = {"name": method, "method__name": method, "template": "{text}:"}
+        config = settings(tmp_path / "base", tmp_path, **name, train__steps=150, train__lr=0.3)
+        outcome = softprompt.fit(softprompt.prepare(config), lm)
+        assert outcome.result.validation_loss is not None
+        assert outcome.result.validation_loss < outcome.result.history[0]["validation_loss"]
+    prompt, card = softprompt.load("prompt-tuning", lm.geometry)
+    (answer,) = softprompt.generate(
+        lm,
+        softprompt.load_prompts(lm, ["prompt-tuning"]),
+        [softprompt.Request("row 5", "prompt-tuning")],
+        Sampling(max_new_tokens=8, num_beams=2),
+    )
+    front = torch.cat([lm.embed([3]), prompt.tensors()["embeddings"], lm.embed([*lm.encode("row 5:"), 2])])[None]
+    made: Any = lm.hf_model
+    wanted = made.generate(
+        inputs_embeds=front,
+        attention_mask=torch.ones(front.shape[:2], dtype=torch.long),
+        decoder_input_ids=torch.tensor([[2, 3]]),
+        max_new_tokens=8,
+        num_beams=2,
+        do_sample=False,
+    )[0, 2:].tolist()
+    assert answer.ids == (wanted[: wanted.index(2)] if 2 in wanted else wanted)
+    assert softprompt.load("prefix-tuning", lm.geometry)[1].layout.follow_bos and not card.layout.follow_bos
 
 
 def test_a_model_without_a_start_token_is_refused() -> None:

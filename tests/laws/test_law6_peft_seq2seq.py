@@ -29,6 +29,7 @@ from tests.laws.seq2seq import check_close, only
 from tests.support.adapters import CONFIGS, peft_answer_logits, peft_answers, saved_adapter
 from tests.support.artifacts import contents
 from tests.support.cases import random_prompt, text_ids
+from tests.support.encoder_decoders import tiny_encoder_decoder
 from tests.support.tiny import SEQ2SEQ_CONFIGS, SEQ2SEQ_FAMILIES, tiny_lm, tiny_seq2seq, tiny_tokenizer
 
 TEXTS = [text_ids(n, n) for n in (9, 2, 14)]
@@ -195,6 +196,33 @@ def test_an_adapter_of_an_encoder_decoder_is_none_of_a_causal_model(kind: str, t
     folder = saved_adapter(kind, tiny_seq2seq(), tmp_path / "adapter")
     with pytest.raises(StoreError, match="not for a causal language model"):
         read_foreign(folder, tiny_lm().geometry)
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING"])
+@pytest.mark.parametrize("family", ["bart", "t5gemma", "longt5"])
+def test_adapters_of_other_families(family: str, kind: str, tmp_path: Path) -> None:
+    """In, with PEFT's own logits, and out again. Positions go on from PEFT's: behind P tokens in the decoder, too."""
+    lm = tiny_encoder_decoder(family)
+    folder = saved_adapter(kind, lm, tmp_path / "adapter")
+    (found,) = read_foreign(folder, lm.geometry)
+    card = import_card(lm, found, "tone")
+    check_rows(our_logits(lm, found.prompt, card), peft_answer_logits(lm, folder, TEXTS, ANSWERS))
+    out = exported(lm, found.prompt, card, tmp_path / "out")
+    (again,) = read_foreign(out, lm.geometry)
+    assert contents(again.prompt) == contents(found.prompt)
+
+
+def test_peft_gives_pegasus_an_unscaled_text(tmp_path: Path) -> None:
+    """So its embedding prompts mean another text; keys and values of the decoder mean the same."""
+    lm = tiny_encoder_decoder("pegasus")
+    folder = saved_adapter("PROMPT_TUNING", lm, tmp_path / "adapter")
+    (found,) = read_foreign(folder, lm.geometry)
+    with pytest.raises(GeometryError, match="PEFT runs this model with another text"):
+        import_card(lm, found, "tone")
+    folder = saved_adapter("PREFIX_TUNING", lm, tmp_path / "prefix")
+    (found,) = read_foreign(folder, lm.geometry)
+    card = import_card(lm, found, "tone")
+    check_rows(our_logits(lm, found.prompt, card), peft_answer_logits(lm, folder, TEXTS, ANSWERS))
 
 
 def test_too_few_layers_are_another_model(tmp_path: Path) -> None:

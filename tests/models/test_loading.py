@@ -315,6 +315,13 @@ def test_the_language_model_of_a_model_for_images(tmp_path: Path) -> None:
     prepare_prefixes(lm, [Prefix(lead=(5, 6))])
 
 
+def test_an_encoder_of_sound_is_refused(tmp_path: Path) -> None:
+    tf.WhisperConfig(d_model=32, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="reads sound or images, not text"):
+        load_model(str(tmp_path))
+
+
 def test_loading_leaves_the_log_as_talkative_as_it_was(saved: Path, copy: Path) -> None:
     before, talkative = tf.logging.get_verbosity(), logging.INFO
     (copy / "model.safetensors").unlink()

@@ -37,8 +37,10 @@ def saved_adapter(kind: str, lm: FrozenLM, folder: Path, seed: int = 0, **change
     config = make(**{"task_type": task} | settings | changes)
     if kind in EMBEDDINGS:
         config.token_dim = lm.geometry.hidden
+        if lm.is_encoder_decoder:  # PEFT does not find them in every config, and does not use them
+            config.num_layers, config.num_attention_heads = 1, 1
     elif lm.is_encoder_decoder and "token_dim" not in changes:  # PEFT takes the encoder's depth and the model's width
-        shape = lm.geometry.layers[-1]
+        shape = lm.geometry.layers[-1]  # of the decoder
         assert shape is not None
         config.num_layers = changes.get("num_layers", lm.geometry.sites.count("decoder"))
         config.num_attention_heads, config.token_dim = shape.kv_heads, shape.kv_heads * shape.key_dim
