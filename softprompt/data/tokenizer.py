@@ -127,6 +127,8 @@ def answer_ends(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _as_answer(text: str, tokenizer: Tokenizer, *, special: bool) -> list[int]:
+    if not callable(tokenizer):  # all of Transformers' are
+        return tokenizer.encode(text, add_special_tokens=special)
     call = cast("Callable[..., Mapping[str, list[int]]]", tokenizer)
     return call(text_target=text, add_special_tokens=special)["input_ids"]
 

@@ -116,10 +116,17 @@ class Seq2SeqTrial:
             if not (reason := self._guarded(self._rows_difference)):
                 break
         else:
-            return reason
+            return self._guarded(self._embeddings_difference) or reason
         self.runtime.steps = True
         self.runtime.steps = not self._guarded(self._steps_difference)
         return ""
+
+    def _embeddings_difference(self) -> str:
+        """Whether the model's own decoder is causal when its encoder gets embeddings."""
+        embeds, written = self.lm.embed(self.ids), [*self.lm.start_ids, *self.answer]
+        whole, begin = (self._whole(ids, embeds=embeds) for ids in (written, written[:_LEAD]))
+        differs = logit_difference(self.lm, begin, whole[:_LEAD])
+        return differs and "its decoder is not causal in Transformers once its encoder gets embeddings"
 
     def _rows_difference(self) -> str:
         """Behind a text and behind virtual tokens, two rows of each length."""
