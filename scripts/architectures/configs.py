@@ -143,7 +143,7 @@ SPECIAL |= {
     "mimo_v2_flash": {"layer_types": HALF},
     "smollm3": {"no_rope_layer_interval": 2},
     "phi4_multimodal": {"vision_config": {}, "audio_config": {}},
-    "led": {"attention_window": 8}, "m2m_100": FROM_END, "nllb-moe": FROM_END, "seamless_m4t": FROM_END,
+    "led": {"attention_window": 8}, "m2m_100": FROM_END, "fsmt": FROM_END, "nllb-moe": FROM_END, "seamless_m4t": FROM_END,
     "seamless_m4t_v2": FROM_END, "pegasus": SCALED, "marian": SCALED, "mvp": SCALED, "mbart": SCALED,
     "encoder-decoder": {"decoder": BERT | {"add_cross_attention": True}, "decoder_start_token_id": 0},
     "t5": {"decoder_start_token_id": 0}, "longt5": {"decoder_start_token_id": 0}, "roc_bert": BERT | {"pronunciation_vocab_size": 40, "shape_vocab_size": 40},

@@ -102,7 +102,7 @@ def layer_states(layer: object) -> dict[str, Tensor]:
 
 def update_cache(cache: Cache, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     """Append keys [B, K, L, D] and values to a layer of a cache; returns all that the layer then attends to."""
-    return cast("tuple[Tensor, Tensor]", cache.update(keys, values, layer))
+    return cache.update(keys, values, layer)
 
 
 def with_parts(model: PreTrainedModel, parts: Mapping[str, nn.Module]) -> PreTrainedModel:

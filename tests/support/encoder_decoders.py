@@ -45,7 +45,7 @@ _t5gemma: dict[str, Any] = _ends | {
 def _t5gemma_config() -> tf.PreTrainedConfig:
     """Halves of different widths and heads."""
     half = tf.T5GemmaModuleConfig
-    wide = _t5gemma | {"hidden_size": 48, "num_key_value_heads": 4}
+    wide: dict[str, Any] = _t5gemma | {"hidden_size": 48, "num_key_value_heads": 4}
     return tf.T5GemmaConfig(encoder=half(**wide), decoder=half(**_t5gemma), vocab_size=VOCAB, tie_word_embeddings=False)
 
 
