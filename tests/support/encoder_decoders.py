@@ -42,6 +42,22 @@ _t5gemma: dict[str, Any] = _ends | {
 }
 
 
+_longt5: dict[str, Any] = _ends | {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "local_radius": 3,
+    "global_block_size": 4,
+    "encoder_attention_type": "transient-global",
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+}
+_bigbird: dict[str, Any] = _bart | {"max_position_embeddings": 128, "block_size": 4, "num_random_blocks": 1}
+
+
 def _t5gemma_config() -> tf.PreTrainedConfig:
     """Halves of different widths and heads."""
     half = tf.T5GemmaModuleConfig
@@ -54,24 +70,9 @@ CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
     "marian": lambda: tf.MarianConfig(**_bart, scale_embedding=True),
     "pegasus": lambda: tf.PegasusConfig(**_bart, scale_embedding=True),
     "t5gemma": _t5gemma_config,
-    "longt5": lambda: tf.LongT5Config(
-        **_ends,
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        local_radius=3,
-        global_block_size=4,
-        encoder_attention_type="transient-global",
-        relative_attention_num_buckets=8,
-        relative_attention_max_distance=20,
-        decoder_start_token_id=0,
-    ),
+    "longt5": lambda: tf.LongT5Config(**_longt5),
     # Chooses its attention by the text's length.
-    "bigbird_pegasus": lambda: tf.BigBirdPegasusConfig(
-        **_bart | {"max_position_embeddings": 128}, block_size=4, num_random_blocks=1
-    ),
+    "bigbird_pegasus": lambda: tf.BigBirdPegasusConfig(**_bigbird),
 }
 FAMILIES = ("bart", "marian", "pegasus", "t5gemma", "longt5")
 
