@@ -83,7 +83,7 @@ def for_decoding(cache: Cache) -> Cache:
     return made
 
 
-def joined(caches: Sequence[Cache]) -> Cache:
+def joined_caches(caches: Sequence[Cache]) -> Cache:
     """One cache for the rows of all; where there are fewer keys, padding stands before them.
 
     Raises ValueError or RuntimeError for caches whose contents cannot stand side by side.

@@ -19,7 +19,7 @@ from transformers import Cache
 
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.forward import check_fits_context, check_not_empty
-from softprompt.prefix.model_cache import for_decoding, joined, mapped, new_cache, own_copy
+from softprompt.prefix.model_cache import for_decoding, joined_caches, mapped, new_cache, own_copy
 from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prefix.state import StatePrefixes, run_group
 
@@ -126,7 +126,7 @@ class StateDecodingSession:
 
 def _merged(groups: Sequence[_Group], sizes: Sequence[int]) -> _Group:
     """All rows in one cache; `sizes` are the tokens of the rows of each group, with their prefix."""
-    cache = joined([group.cache for group in groups if group.cache is not None])
+    cache = joined_caches([group.cache for group in groups if group.cache is not None])
     members = torch.cat([group.members for group in groups])
     places_S = torch.arange(max(sizes), device=members.device)
     starts_B = torch.cat(
