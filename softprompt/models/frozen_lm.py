@@ -31,7 +31,14 @@ from softprompt.models.head import Head, encoder_decoder_head, head_of
 from softprompt.models.load_in import quantization_kind
 from softprompt.models.measure import answer_context_of, measure_geometry
 from softprompt.models.placement import home_device, is_offloaded, is_split, layer_devices, whole_weight, whole_weights
-from softprompt.models.quantized import is_quantized, let_gradients_through, plain_tensors, weight_bytes, weight_count
+from softprompt.models.quantized import (
+    is_quantized,
+    keep_weights_as_they_are,
+    let_gradients_through,
+    plain_tensors,
+    weight_bytes,
+    weight_count,
+)
 from softprompt.models.sharding import is_sharded, shard, tied
 from softprompt.models.transformers_compat import encode_plain, encoder_and_decoder, text_config
 
@@ -70,7 +77,7 @@ class FrozenLM:
     ) -> None:
         model, adapted = plain_model(model, name)
         if is_quantized(model):
-            let_gradients_through(model)
+            keep_weights_as_they_are(model)
         self._model = model.eval()
         self._config = model.config if model.config.is_encoder_decoder else text_config(model.config)
         self.tokenizer = tokenizer
@@ -86,6 +93,8 @@ class FrozenLM:
         self.is_sharded = is_sharded(model)
         self._home = home_device(model) if self.is_split else None
         geometry = measure_geometry(model, name)
+        if is_quantized(model):
+            let_gradients_through(model)
         self.geometry = replace(geometry, adapted=adapted, quantization=quantization_kind(model.config))
         self._extensions: dict[object, object] = {}
         self._checkpointing = threading.Lock()

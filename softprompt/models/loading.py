@@ -39,7 +39,7 @@ from softprompt.models.placement import (
     parse_device_map,
     remove_with,
 )
-from softprompt.models.quantized import has_packed_weights, weight_bytes
+from softprompt.models.quantized import has_packed_weights
 from softprompt.models.sharding import taking_turns
 from softprompt.models.sources import Source, find_source
 from softprompt.models.transformers_compat import has_state_layers, read_config, read_tokenizer, text_config
@@ -121,9 +121,9 @@ def load_model(
         raise ModelError(f"none of its layers can be quantized to {load_in}", where=name, hint=hint)
     adapted = with_adapter(model, Path(source.adapter)) if source.adapter else model
     kind = quantization_kind(model.config)
-    size = f"{weight_bytes(model) / 2**20:,.1f} MiB of weights{f', {kind}' if kind else ''}"
-    reason = f"{describe_split(model, plan) if plan else device_reason}; {dtype_reason}; {size}"
-    lm = FrozenLM(adapted, tokenizer, name, reason)
+    lm = FrozenLM(adapted, tokenizer, name)
+    size = f"{lm.weight_bytes / 2**20:,.1f} MiB of weights{f', {kind}' if kind else ''}"
+    lm.reason = f"{describe_split(model, plan) if plan else device_reason}; {dtype_reason}; {size}"
     if plan:
         remove_with(lm.hf_model, folder)
     return lm

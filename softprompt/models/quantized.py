@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import partial
+from types import MethodType
 from typing import Protocol
 
 import torch
@@ -33,22 +33,33 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def has_packed_weights(model: nn.Module) -> bool:
-    """Whether some weights are stored as other numbers than floating-point ones."""
-    return any(is_traceable_wrapper_subclass(weight) or not weight.is_floating_point() for weight in model.parameters())
+    """Whether some weights are stored as other numbers than those of 16 bits and more."""
+    return not all(map(_is_plain, model.parameters()))
 
 
-def let_gradients_through(model: nn.Module) -> None:
-    """Give every layer of a quantized model the gradient of its input; the numbers that it computes stay the same."""
+def keep_weights_as_they_are(model: nn.Module) -> None:
+    """Keep layers of bitsandbytes from repacking their weights, before the model runs for the first time."""
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
-    passing = dict[Hashable, bool]()
-    for layer in reversed(list(model.modules())):  # an adapter's layer after the one inside
+    for layer in model.modules():
         if getattr(layer, "support_avx512bf16_for_cpu", False):
             layer.state_dict()  # undoes a repacking
             vars(layer)["support_avx512bf16_for_cpu"] = False
+
+
+def let_gradients_through(model: nn.Module) -> None:
+    """Give every layer of a quantized model the gradient of its input; the numbers that it computes stay the same.
+
+    The model has run before: some unpack their weights then.
+    """
+    passing = dict[Hashable, bool]()
+    for layer in reversed(list(model.modules())):  # an adapter's layer after the one inside
         inputs: object = getattr(layer, "in_features", None)
         outputs: object = getattr(layer, "out_features", None)
         tensors = [*layer.parameters(), *layer.buffers()]
-        if not isinstance(inputs, int) or not tensors or any(part.is_meta for part in tensors) or _is_plain(layer):
+        own = "forward" not in vars(layer)  # and not another library's in its place
+        if not isinstance(inputs, int) or any(part.is_meta for part in tensors):
+            continue
+        if not tensors or (own and all(map(_is_plain, tensors))):
             continue
         weight: object = getattr(layer, "weight", None)
         kind = (type(layer), type(weight), inputs, outputs)
@@ -56,12 +67,11 @@ def let_gradients_through(model: nn.Module) -> None:
             noise_NK = torch.randn(4, inputs, generator=torch.Generator().manual_seed(0))
             passing[kind] = _passes_gradient(layer, noise_NK.to(tensors[0].device, _dtype(model)))
         if not passing[kind]:
-            vars(layer)["forward"] = partial(_with_backward, layer.forward)
+            vars(layer)["forward"] = MethodType(_with_backward(layer.forward), layer)
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    weight = getattr(layer, "weight", None)
-    return type(layer) is nn.Linear and not is_traceable_wrapper_subclass(weight)
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() > 1 and not is_traceable_wrapper_subclass(tensor)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -76,11 +86,17 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 @torch.enable_grad()
 def _passes_gradient(layer: Product, input_NK: Tensor) -> bool:
-    """Whether a layer's gradient is that of a product: y = W x, passed back, times x is y times y."""
+    """Whether a layer's gradient is that of a product: y = W x, passed back, times x is y times y.
+
+    A layer that cannot be run by itself is left alone.
+    """
     input_NK.requires_grad_(True)
     try:
         output_NO = layer(input_NK)
         product_NO = (layer(2 * input_NK) - output_NO).detach()  # without bias
+    except FOREIGN_ERRORS:
+        return True
+    try:
         (gradient_NK,) = torch.autograd.grad(output_NO, input_NK, product_NO)
     except FOREIGN_ERRORS as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
@@ -90,8 +106,13 @@ def _passes_gradient(layer: Product, input_NK: Tensor) -> bool:
     return bool((found - wanted).abs() <= _GRADIENT_TOLERANCE * wanted)
 
 
-def _with_backward(product: Product, input_NK: Tensor) -> Tensor:
-    return _Product.apply(input_NK, product)
+def _with_backward(product: Product) -> Callable[[nn.Module, Tensor], Tensor]:
+    """A layer's `forward` with a gradient."""
+
+    def forward(layer: nn.Module, input_NK: Tensor) -> Tensor:
+        return _Product.apply(input_NK, product)
+
+    return forward
 
 
 class _Context(Protocol):
@@ -105,7 +126,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, input_NK: Tensor, product: Product) -> Tensor:
         ctx.product, ctx.width = product, input_NK.shape[-1]
-        return product(input_NK)
+        output_NO = product(input_NK)
+        return output_NO.clone() if output_NO._is_view() else output_NO  # models may change it in place
 
     @staticmethod
     def backward(ctx: _Context, *grad_outputs: Tensor) -> tuple[Tensor, None]:

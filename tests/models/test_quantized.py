@@ -26,6 +26,7 @@ from softprompt.models.load_in import QUANTIZATIONS, Quantization, quantization_
 from softprompt.models.loading import load_model
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.prepare import prepare_prefixes
+from softprompt.prefix.runtime import PrefixRuntime
 from softprompt.prefix.tolerance import tolerance
 from softprompt.prefix.verify import verify
 from softprompt.prompts import store
@@ -166,6 +167,14 @@ def test_layers_that_cannot_be_quantized_stay_plain(family: str, load_in: str, t
     assert lm.weight_bytes < plain.weight_bytes
 
 
+@pytest.mark.parametrize("load_in", ["4bit", "int4"])
+def test_a_router_of_experts_stays_as_it_is(load_in: str, tmp_path: Path) -> None:
+    """Llama 4's looks like a linear layer, and returns two tensors."""
+    lm = loaded(odd_lm("llama4").hf_model, tmp_path, load_in)
+    verify(lm)
+    assert PrefixRuntime.of(lm).path == "state", PrefixRuntime.of(lm).reasons
+
+
 @pytest.mark.parametrize("load_in", ["int4", "int8"])
 def test_a_model_of_which_nothing_can_be_quantized_is_refused(load_in: str, tmp_path: Path) -> None:
     """GPT-2's layers are none of torch's; bitsandbytes knows them."""
@@ -299,11 +308,11 @@ def test_layers_that_repack_themselves_are_kept_from_it(folder: Path) -> None:
 
 
 class InferenceOnly(nn.Linear):
-    """As the kernels of some formats: no gradient comes out."""
+    """As the kernels of some formats: no gradient comes out, and it is a view."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         with torch.no_grad():
-            return super().forward(input)
+            return super().forward(input).view(*input.shape[:-1], self.out_features)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with bias
@@ -312,6 +321,7 @@ def test_kernels_without_a_gradient_get_one(family: str, monkeypatch: pytest.Mon
     for layer in model.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = InferenceOnly
+            layer.register_buffer("packed", torch.zeros(1, dtype=torch.int32))
     with pytest.raises((AssertionError, RuntimeError)):
         assert off(our_step(FrozenLM(model, plain.tokenizer, "lost")), plain_step(plain)) < 1e-4
     monkeypatch.setattr(model, "is_quantized", True, raising=False)
