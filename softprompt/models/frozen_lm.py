@@ -77,7 +77,7 @@ class FrozenLM:
     ) -> None:
         model, adapted = plain_model(model, name)
         if is_quantized(model):
-            keep_weights_as_they_are(model)
+            keep_weights_as_they_are(model, model.device)
         self._model = model.eval()
         self._config = model.config if model.config.is_encoder_decoder else text_config(model.config)
         self.tokenizer = tokenizer

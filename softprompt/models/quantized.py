@@ -37,13 +37,19 @@ def has_packed_weights(model: nn.Module) -> bool:
     return not all(map(_is_plain, model.parameters()))
 
 
-def keep_weights_as_they_are(model: nn.Module) -> None:
-    """Keep layers of bitsandbytes from repacking their weights, before the model runs for the first time."""
+def keep_weights_as_they_are(model: nn.Module, device: torch.device) -> None:
+    """Keep bitsandbytes' layers from repacking their weights, and have compressed-tensors unpack its own.
+
+    The latter happens when the whole model first runs.
+    """
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
     for layer in model.modules():
         if getattr(layer, "support_avx512bf16_for_cpu", False):
             layer.state_dict()  # undoes a repacking
             vars(layer)["support_avx512bf16_for_cpu"] = False
+    if hasattr(model, "ct_decompress_hook"):
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
 
 
 def let_gradients_through(model: nn.Module) -> None:
