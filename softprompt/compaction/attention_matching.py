@@ -125,7 +125,7 @@ def fit_to_attention(
     def differentiate() -> None:
         matched = zip(layers, run_prefixes(lm, [live], layout).layers, strict=True)
         pairs = [(layer, kv) for layer, kv in matched if layer and kv]
-        losses = [layer.loss(*(part[0].float().to(lm.device) for part in kv), drawn_T) for layer, kv in pairs]
+        losses = [layer.loss(_at_home(lm, keys), _at_home(lm, values), drawn_T) for layer, (keys, values) in pairs]
         grads = torch.autograd.grad(torch.stack(losses).sum(), list(tensors.values()))
         for tensor, grad in zip(tensors.values(), grads, strict=True):
             tensor.grad = grad
@@ -142,6 +142,11 @@ def fit_to_attention(
             step += 1
             progress(budget.progress(step, time.monotonic() - started))
     return prompt.replace_tensors(tensors).freeze()
+
+
+def _at_home(lm: FrozenLM, keys_or_values: Tensor) -> Tensor:
+    """Those of the first prefix in float32, on the model's first device: layers may lie on several."""
+    return keys_or_values[0].float().to(lm.device)
 
 
 @dataclass(frozen=True, eq=False)
