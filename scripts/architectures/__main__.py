@@ -127,7 +127,8 @@ def table(facts: list[dict]) -> str:
 def proven(fact: dict) -> dict:
     """What users want to know of an architecture."""
     exact = fact["verdict"] in ("exact", "exact*")
-    forms = ("embedding, kv" if fact.get("takes_kv") else "embedding") if exact else ""
+    taken = {"embedding": True, "kv": fact.get("takes_kv"), "state": fact.get("takes_states")}
+    forms = ", ".join(form for form, takes in taken.items() if takes) if exact else ""
     sites = fact.get("kv_sites", ())
     if exact and 0 < len(sites) < 3:
         forms += f" ({', '.join(sites)})"

@@ -194,6 +194,7 @@ def product_facts(name: str, model, folder: Path, repo: str, only: set[str], fac
         found |= {
             "path": runtime.path,
             "takes_kv": runtime.takes_kv,
+            "takes_states": runtime.takes_states,
             "kv_sites": [site for site in SITES if site in runtime.kv_sites],
             "pads": runtime.pads,
             "steps": runtime.steps,

@@ -54,9 +54,9 @@ def _list_proven(as_json: bool) -> None:
     if as_json:
         typer.echo(text.strip())
         return
-    table = Table("architecture", "path", "soft prompts", "note", box=None)
+    table = Table("architecture", "path", "soft prompts", "engine", "note", box=None)
     for row in json.loads(text):
-        table.add_row(row["architecture"], row["path"], row["prompts"], Text(row["note"], style="yellow"))
+        table.add_row(row["architecture"], row["path"], row["prompts"], row["engine"], Text(row["note"], style="yellow"))
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(Text("proven on tiny random models; a checkpoint is proven by itself when loaded", style="dim"))
