@@ -56,7 +56,8 @@ def _list_proven(as_json: bool) -> None:
         return
     table = Table("architecture", "path", "soft prompts", "engine", "note", box=None)
     for row in json.loads(text):
-        table.add_row(row["architecture"], row["path"], row["prompts"], row["engine"], Text(row["note"], style="yellow"))
+        cells = [row[name] for name in ("architecture", "path", "prompts", "engine")]
+        table.add_row(*cells, Text(row["note"], style="yellow"))
     console = Console(soft_wrap=True)
     console.print(table)
     console.print(Text("proven on tiny random models; a checkpoint is proven by itself when loaded", style="dim"))
