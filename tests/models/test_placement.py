@@ -36,7 +36,7 @@ from tests.support.saved import save_tiny, settings
 from tests.support.tiny import CONFIGS, tiny_lm, tiny_model, tiny_seq2seq_model, tiny_tokenizer
 
 ROWS = [Example((15, 6, 7, 8, 9), (False, True, True, True, True), "a"), Example((25, 6), (False, True), "b")]
-PATHS = {"llama": "packed", "gemma2": "packed", "granite4": "state", "mamba": "concatenated", "t5": "packed"}
+PATHS = {"llama": "packed", "gemma2": "packed", "granite4": "state", "mamba": "concatenated", "t5": "masked"}
 
 
 def saved(folder: Path, family: str) -> Path:
