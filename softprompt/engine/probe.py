@@ -12,9 +12,9 @@ from softprompt.engine.checks import unsupported
 from softprompt.errors import EngineError
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.causal_trial import probe_ids
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes, start_decoding
+from softprompt.prefix.proof import probe_ids
 from softprompt.prefix.tolerance import tolerance
 from softprompt.prompts.forms import KVPrompt
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line, is_out_of_memory
 from softprompt.models.backbone import NO_ID
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.decoding import DecodingSession
@@ -22,14 +21,13 @@ from softprompt.prefix.kv import Prefix, run_prefixes
 from softprompt.prefix.limits import attention_limits
 from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
+from softprompt.prefix.proof import PROBE_TOKENS, failure_of, logit_difference, probe_ids
 from softprompt.prefix.runtime import MaskStyle, PrefixPath, PrefixRuntime
 from softprompt.prefix.state import compute_states, run_states, state_hidden_states, state_keys_values
 from softprompt.prefix.state_decoding import StateDecodingSession
-from softprompt.prefix.tolerance import tolerance
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
-_PROBE_TOKENS = 6
 _LONG_PROBE_TOKENS = 24  # to go past limits of attention
 _TRIAL_LIMIT = 3  # tokens that attention reaches back then
 _LEAD = 3  # tokens of the probe before the rows
@@ -41,7 +39,7 @@ class CausalTrial:
     def __init__(self, lm: FrozenLM) -> None:
         self.lm = lm
         self.runtime = PrefixRuntime.of(lm)
-        self._take(_PROBE_TOKENS)
+        self._take(PROBE_TOKENS)
         draw = torch.Generator().manual_seed(0)
         size = lm.embedding_table[: lm.geometry.vocab].float().std().item()  # of a token's embedding
         soft = torch.randn(_LEAD, lm.geometry.hidden, generator=draw) * size
@@ -54,7 +52,7 @@ class CausalTrial:
 
     def run(self) -> str:
         """Returns the reason why no path is exact, or ""."""
-        if reason := self._guarded(self._try_head):
+        if reason := failure_of(self._try_head):
             return reason
         attempts: dict[PrefixPath, Callable[[], str]] = {
             "packed": self._try_packed,
@@ -63,21 +61,10 @@ class CausalTrial:
         }
         for path, attempt in attempts.items():
             self.runtime.path = path
-            if not (reason := self._guarded(attempt)):
+            if not (reason := failure_of(attempt)):
                 return ""
             self.runtime.reasons[path] = reason
         return reason
-
-    def _guarded(self, attempt: Callable[[], str]) -> str:
-        """The reason why an attempt failed, also if the model's code raised; "" if it did not."""
-        try:
-            return attempt()
-        except FOREIGN_ERRORS as error:
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                raise
-            return f"{type(error).__name__}: {first_line(error)}"
-        except UnsupportedModelError as error:
-            return str(error)
 
     def _try_head(self) -> str:
         """The whole model's logits of the probe against those of the backbone's states."""
@@ -122,7 +109,7 @@ class CausalTrial:
             self.runtime.mask_style = None
             return reason
         self.runtime.shares = True
-        self.runtime.shares = not self._guarded(self._shared_difference)
+        self.runtime.shares = not failure_of(self._shared_difference)
         return ""
 
     def _packed_difference(self) -> str:
@@ -152,7 +139,7 @@ class CausalTrial:
         if reason := self._gradient_difference():
             return reason
         self._try_steps()
-        self.runtime.takes_kv = not self._guarded(self._kv_difference)
+        self.runtime.takes_kv = not failure_of(self._kv_difference)
         self.runtime.takes_states = bool(self.lm.geometry.states) and not self._past_limits(self._given_difference)
         return ""
 
@@ -183,7 +170,7 @@ class CausalTrial:
     def _past_limits(self, attempt: Callable[[], str]) -> str:
         """The reason why an attempt failed; "" if it did not, also with the limits of attention shorter than the
         trial."""
-        if reason := self._guarded(attempt):
+        if reason := failure_of(attempt):
             return reason
         with attention_limits(self.lm, _TRIAL_LIMIT) as windows:
             if windows is None:
@@ -191,9 +178,9 @@ class CausalTrial:
             self._take(_LONG_PROBE_TOKENS)
             self.runtime.windows = windows
             try:
-                reason = self._guarded(attempt)
+                reason = failure_of(attempt)
             finally:
-                self._take(_PROBE_TOKENS)
+                self._take(PROBE_TOKENS)
                 self.runtime.windows = self.lm.geometry.windows
         return reason and f"past a limit of its attention, {reason}"
 
@@ -249,14 +236,3 @@ class CausalTrial:
                 logits = self.lm.logits(state_hidden_states(self.lm, prefixes, [Row(row) for row in self.rows]))
                 gradients += torch.autograd.grad(logits.float().square().mean(), leaf)
         return logit_difference(self.lm, gradients[1], gradients[0], "'s gradients after a prefix")
-
-
-def probe_ids(lm: FrozenLM, count: int = _PROBE_TOKENS) -> list[int]:
-    """Token ids for trial passes, the same in every process."""
-    return [(7 * i + 3) % lm.geometry.vocab for i in range(count)]
-
-
-def logit_difference(lm: FrozenLM, ours: Tensor, wanted: Tensor, what: str = "after a prefix") -> str:
-    """The relative difference in words; "" if they agree."""
-    off = ((ours.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-6)).item()
-    return "" if off <= tolerance(lm) else f"its logits {what} are off by {off:.1%}"

@@ -23,8 +23,8 @@ from torch import Tensor
 from softprompt.errors import FOREIGN_ERRORS, GeometryError, UnsupportedModelError, first_line
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.cache import KV, PrefixCache
-from softprompt.prefix.causal_trial import probe_ids
 from softprompt.prefix.forward import forward
+from softprompt.prefix.proof import probe_ids
 from softprompt.prefix.runtime import PrefixRuntime, RopeLayout
 from softprompt.prefix.tolerance import tolerance
 from softprompt.prefix.verify import verify

@@ -9,15 +9,15 @@ Shapes: V vocabulary, A tokens of the answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError, first_line, is_out_of_memory
+from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prefix.causal_trial import logit_difference, probe_ids
 from softprompt.prefix.kv import Prefix
+from softprompt.prefix.proof import failure_of, logit_difference, probe_ids
 from softprompt.prefix.runtime import Company, PrefixRuntime
 from softprompt.prefix.seq2seq import SITES, answer_hidden_states, gather_prefixes, record_text_kv
 from softprompt.prefix.seq2seq_decoding import Seq2SeqDecodingSession
@@ -44,10 +44,10 @@ class Seq2SeqTrial:
 
     def run(self) -> str:
         """Returns the reason why no path is exact, or ""."""
-        if reason := self._guarded(self._try_decoder):
+        if reason := failure_of(self._try_decoder):
             return reason
         self.runtime.path, self.runtime.kv_sites = "masked", frozenset(SITES)
-        if reason := self._guarded(self._try_masked):
+        if reason := failure_of(self._try_masked):
             self.runtime.reasons["masked"] = reason
             self.runtime.path, self.runtime.kv_sites = "concatenated", frozenset()
             if reason := self._try_concatenated():
@@ -55,17 +55,6 @@ class Seq2SeqTrial:
             self._try_sites()
         self.runtime.takes_kv = bool(self.runtime.kv_sites)
         return ""
-
-    def _guarded(self, attempt: Callable[[], str]) -> str:
-        """The reason why an attempt failed, also if the model's code raised; "" if it did not."""
-        try:
-            return attempt()
-        except FOREIGN_ERRORS as error:
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                raise
-            return f"{type(error).__name__}: {first_line(error)}"
-        except UnsupportedModelError as error:
-            return str(error)
 
     def _whole(self, written: Sequence[int], text: Sequence[int] = (), embeds: Tensor | None = None) -> Tensor:
         """Logits [len(written), V] by the model's own forward pass: of a text, or of embeddings."""
@@ -113,12 +102,12 @@ class Seq2SeqTrial:
             self.runtime.company = company
             if company == "padded" and not self.lm.encoder_decoder.pads:
                 continue
-            if not (reason := self._guarded(self._rows_difference)):
+            if not (reason := failure_of(self._rows_difference)):
                 break
         else:
-            return self._guarded(self._embeddings_difference) or reason
+            return failure_of(self._embeddings_difference) or reason
         self.runtime.steps = True
-        self.runtime.steps = not self._guarded(self._steps_difference)
+        self.runtime.steps = not failure_of(self._steps_difference)
         return ""
 
     def _embeddings_difference(self) -> str:
@@ -175,7 +164,7 @@ class Seq2SeqTrial:
         """Where keys and values in place of tokens are exact. Each site is proven by itself."""
         attempts = {"encoder": self._encoder_site, "decoder": self._decoder_site, "cross": self._cross_site}
         for site, attempt in attempts.items():
-            if reason := self._guarded(attempt):
+            if reason := failure_of(attempt):
                 self.runtime.site_reasons[site] = reason
             else:
                 self.runtime.kv_sites |= {site}
