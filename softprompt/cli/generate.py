@@ -158,7 +158,7 @@ def _own_prompt(line: str, where: str, names: list[str]) -> Request:
     if name not in names or not isinstance(asked, str | list):
         expected = f'{{"prompt": one of {", ".join(names)}, "text": "..."}}, or "messages": [...] in place of "text"'
         raise DataError("the line is not a request", where=where, expected=expected, got=line[:80])
-    return Request(asked, name, where)
+    return Request(asked, name, where, fields.get("tools"))
 
 
 def _utf8(raw: bytes, where: str) -> str:

@@ -5,8 +5,8 @@ Which rows become records, and how, is written down in `row_shapes`. Knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import final
 
 __all__ = ["Message", "Record"]
@@ -30,6 +30,12 @@ class Message:
     tools: str = ""
     name: str = ""
     call_id: str = ""
+
+    @staticmethod
+    def without_first(messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The turns after the first one; the conversation's tools go on to the next."""
+        first, *rest = messages
+        return (replace(rest[0], tools=rest[0].tools or first.tools), *rest[1:]) if rest else ()
 
 
 @final

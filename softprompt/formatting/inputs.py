@@ -13,28 +13,37 @@ import json
 from collections.abc import Mapping, Sequence
 
 from softprompt.data.records import Message, Record
-from softprompt.data.row_shapes.conversations import CONVERSATIONS
+from softprompt.data.row_shapes.conversations import CONVERSATIONS, turn_fields
 from softprompt.data.spans import prompt_ids
 from softprompt.data.template import fill, head, input_record, prompt_text, turns_record, with_system
 from softprompt.data.tokenizer import Tokenizer, encode
 from softprompt.errors import DataError
 from softprompt.formatting.formatted_prompt import FormattedPrompt
 
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "tool")
 Turns = Sequence[Message | Mapping[str, object]]  # a conversation, as in rows of messages
 
 
-def input_ids(text: str | Turns, formatted: FormattedPrompt, tokenizer: Tokenizer, where: str = "text") -> list[int]:
-    """The ids of a text or a conversation. Raises DataError."""
-    if isinstance(text, str):
-        return text_input_ids(text, formatted, tokenizer, where)
-    return chat_input_ids(read_turns(text, where), formatted, tokenizer, where)
+def input_ids(
+    text: str | Turns, formatted: FormattedPrompt, tokenizer: Tokenizer, where: str = "text", tools: object = None
+) -> list[int]:
+    """The ids of a text, or of a conversation in which these functions may be called. Raises DataError."""
+    if not isinstance(text, str):
+        return chat_input_ids(read_turns(text, where, tools), formatted, tokenizer, where)
+    if tools:
+        raise DataError("tools are for conversations", where=where, expected='"messages": [...]', got="a text")
+    return text_input_ids(text, formatted, tokenizer, where)
 
 
-def read_turns(turns: Turns, where: str = "messages") -> tuple[Message, ...]:
-    """The turns of a conversation, checked as those of a row of data. Raises DataError."""
-    read = [{"role": turn.role, "content": turn.content} if isinstance(turn, Message) else dict(turn) for turn in turns]
-    row = {"messages": read}
+def read_turns(turns: Turns, where: str = "messages", tools: object = None) -> tuple[Message, ...]:
+    """The turns of a conversation, checked as those of a row of data. Raises DataError.
+
+    Args:
+        tools: definitions of functions that may be called, as in rows; by default those that the turns bring.
+    """
+    read = [turn_fields(turn) if isinstance(turn, Message) else dict(turn) for turn in turns]
+    brought = next((turn.tools for turn in turns if isinstance(turn, Message) and turn.tools), None)
+    row = {"messages": read, "tools": tools or brought}
     return CONVERSATIONS.parse(row, where, first=row, require_target=False).messages
 
 
@@ -49,7 +58,8 @@ def chat_input_ids(
     """The ids of a conversation, up to where the assistant begins.
 
     Args:
-        messages: turns of the system (the first alone), the user and the assistant; the last is the user's.
+        messages: turns of the system (the first alone), the user, the assistant, and tools where the soft prompt was
+            trained on conversations; the last is the user's or a tool's.
         where: the conversation's place, for messages.
 
     Raises:
@@ -61,13 +71,16 @@ def chat_input_ids(
     if template.kind == "chat" and not template.text:
         return prompt_ids(turns_record(messages, where), template, tokenizer)
     if messages[0].role == "system" and messages[0].content == template.system:
-        messages = messages[1:]
+        messages = Message.without_first(messages)
     if messages[0].role == "system":
         raise DataError(
             "this soft prompt brings its own opening, so it takes no system turn",
             where=f"{where}[0]",
             hint="leave the system turn out; --system TEXT in generate and chat replaces the opening's",
         )
+    if calling := next((m for m in messages if m.tools or m.calls or m.role == "tool"), None):
+        what = "this soft prompt was trained on texts, so it takes no tools"
+        raise DataError(what, where=where, got=f"a turn of role {calling.role} with tools, a call or its result")
     if template.kind != "chat":
         return text_input_ids(messages[-1].content, formatted, tokenizer, f"{where}[{len(messages) - 1}]")
     return _filled_ids(messages, formatted, tokenizer, where)
@@ -93,15 +106,14 @@ def _check_turns(messages: Sequence[Message], where: str) -> None:
     for i, message in enumerate(messages):
         if message.role not in _ROLES or (message.role == "system" and i > 0):
             raise DataError(
-                "a conversation has a system turn at most first, then turns of user and assistant",
+                "a conversation has a system turn at most first, then turns of user, assistant and tools",
                 where=f"{where}[{i}]",
                 expected=", ".join(_ROLES),
                 got=repr(message.role[:20]),
             )
-    if not messages or messages[-1].role != "user":
-        raise DataError(
-            "the last turn must be the user's", where=f"{where}[{len(messages) - 1}]" if messages else where
-        )
+    if not messages or messages[-1].role not in ("user", "tool"):
+        place = f"{where}[{len(messages) - 1}]" if messages else where
+        raise DataError("the last turn must be the user's, or a tool's", where=place)
 
 
 def text_to_record(text: str, formatted: FormattedPrompt, where: str) -> Record:

@@ -60,10 +60,10 @@ def as_turns(row: Record, template: Template) -> Record:
 
 def without_shared_system(row: Record, template: Template) -> Record:
     """A conversation without the system turn that the template adds, so that a text prompt's instruction joins it."""
-    turns = row.messages
-    if not turns or template.system in ("", VIRTUAL) or turns[0] != Message("system", template.system):
+    turns, shared = row.messages, template.system
+    if not turns or shared in ("", VIRTUAL) or turns[0].role != "system" or turns[0].content != shared:
         return row
-    return replace(row, messages=turns[1:], context=max(0, row.context - 1))
+    return replace(row, messages=Message.without_first(turns), context=max(0, row.context - 1))
 
 
 def _escape(text: str) -> str:

@@ -30,11 +30,13 @@ class Request:
             Or a conversation, as a list of turns {"role": …, "content": …}.
         name: of the soft prompt, as in the mapping that `generate` gets; empty if there is only one.
         where: the text's place, for messages, e.g. "stdin:3".
+        tools: functions that may be called in a conversation, as {"type": "function", "function": {"name": …, …}}.
     """
 
     text: str | Turns
     name: str = ""
     where: str = ""
+    tools: object = None
 
 
 def load_prompts(
@@ -109,7 +111,7 @@ def generate(
     chosen = [formatted_prompts[request.name] for request in requests]
     wheres = [request.where or f"text {i + 1} for {request.name}" for i, request in enumerate(requests)]
     rows = [
-        input_ids(request.text, formatted, lm.tokenizer, where)
+        input_ids(request.text, formatted, lm.tokenizer, where, request.tools)
         for request, formatted, where in zip(requests, chosen, wheres, strict=True)
     ]
     around = [prefix_kv.lengths[number] + lm.beside_text(sampling.max_new_tokens) for number in prefix_ids]

@@ -16,6 +16,10 @@ from softprompt.data.template import Template
 from softprompt.data.tokenize import tokenize
 from softprompt.data.turns import compared_references
 from softprompt.errors import DataError
+from softprompt.formatting.formatted_prompt import FormattedPrompt
+from softprompt.formatting.inputs import input_ids
+from softprompt.formatting.text_prompt import without_shared_system
+from softprompt.prompts.card import Layout
 from tests.support.reasoning import QWEN3
 from tests.support.rows import one
 from tests.support.tiny import tiny_tokenizer
@@ -131,3 +135,37 @@ def test_a_chat_template_without_tools_is_refused() -> None:
         learned(ROW, plain)
     with pytest.raises(DataError, match=r"(?s)does not write tool calls.*clock"):
         learned({"messages": ROW["messages"]}, tokenizer_of(CHATML.replace(_CALLS, "")))
+
+
+def formatted_for(template: Template) -> FormattedPrompt:
+    return FormattedPrompt(None, template, Layout())
+
+
+def test_a_conversation_with_tools_is_an_input() -> None:
+    """As in training; the definitions outlive the system turn, and turns that are given as `Message`s."""
+    tokenizer, formatted = tokenizer_of(), formatted_for(Template("chat"))
+    turns = ROW["messages"][:3]
+    record = one(ROW)
+    wanted = prompt_ids(record, Template("chat"), tokenizer)
+    assert input_ids(turns, formatted, tokenizer, tools=TOOLS) == wanted
+    assert input_ids(record.messages[:3], formatted, tokenizer) == wanted
+    assert input_ids(turns, formatted, tokenizer) != wanted
+
+
+def test_tools_are_refused_by_prompts_for_texts() -> None:
+    tokenizer, formatted = tokenizer_of(), formatted_for(Template("chat", "{prompt}"))
+    with pytest.raises(DataError, match="takes no tools"):
+        input_ids([ASKED], formatted, tokenizer, tools=TOOLS)
+    system = {"role": "system", "content": "Be kind."}
+    kind = formatted_for(Template("chat", "{prompt}", "Be kind."))
+    with pytest.raises(DataError, match="takes no tools"):
+        input_ids([system, ASKED], kind, tokenizer, tools=TOOLS)
+    with pytest.raises(DataError, match="tools are for conversations"):
+        input_ids("When?", formatted, tokenizer, tools=TOOLS)
+
+
+def test_tools_stay_when_the_shared_system_turn_goes() -> None:
+    system = {"role": "system", "content": "Be kind."}
+    record = one({**ROW, "messages": [system, *ROW["messages"]]})
+    bare = without_shared_system(record, Template("chat", "", "Be kind."))
+    assert bare.messages[0].role == "user" and bare.messages[0].tools == record.messages[0].tools

@@ -17,7 +17,7 @@ from softprompt.data.row_shapes.base import RowFields, RowShape, brief
 from softprompt.data.row_shapes.tool_calls import calls_of, tools_of
 from softprompt.data.spans import RowEncoder, Span
 
-__all__ = ["CONVERSATIONS", "SHAPES", "TRIMMED", "ConversationShape"]
+__all__ = ["CONVERSATIONS", "SHAPES", "TRIMMED", "ConversationShape", "turn_fields"]
 
 TRIMMED = "turns before the first question or after the last answer are left out"
 
@@ -96,7 +96,7 @@ class ConversationShape(RowShape):
 
     def write(self, record: Record) -> dict[str, object]:
         """The turns in one list, or in two if only the last of them are learned."""
-        turns = [_written(turn) for turn in record.messages]
+        turns = [turn_fields(turn) for turn in record.messages]
         row: dict[str, object] = {"messages": turns}
         if record.context:
             row = {"prompt": turns[: record.context], "completion": turns[record.context :]}
@@ -165,7 +165,8 @@ class ConversationShape(RowShape):
         return [*messages[:opening], *messages[start:stop]], remark
 
 
-def _written(message: Message) -> dict[str, object]:
+def turn_fields(message: Message) -> dict[str, object]:
+    """A turn as it is written in a row of messages; its conversation's tools stand beside the messages."""
     turn: dict[str, object] = {"role": message.role, "content": message.content}
     if message.calls:
         turn["tool_calls"] = json.loads(message.calls)
