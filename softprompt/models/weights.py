@@ -98,4 +98,4 @@ def _floats(weights: Tensor) -> list[float]:
 
 def spread(size: int, count: int) -> list[int]:
     """`count` whole numbers from 0 to `size` - 1."""
-    return torch.linspace(0, size - 1, count).long().numpy().tolist()
+    return torch.linspace(0, size - 1, count).long().numpy(force=True).tolist()
