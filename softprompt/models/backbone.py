@@ -37,6 +37,7 @@ class Backbone:
         cache_argument: the name by which it takes a cache, or None.
         takes_positions: whether it takes the position of each token.
         has_own_masks: whether layers limit attention by places in the cache (GPT-Neo, Llama 4).
+        looks_up_ids: whether layers look up further embeddings by token id (Gemma 3n and 4).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -47,7 +48,7 @@ class Backbone:
         self.takes_positions = "position_ids" in accepted
         kinds = (getattr(self.config, "layer_types", None), getattr(self.config, "attention_layers", None))
         self.has_own_masks = any(kind in _LIMITED for part in kinds for kind in part or ())
-        self._looks_up = bool(getattr(self.config, "hidden_size_per_layer_input", None)) and hasattr(
+        self.looks_up_ids = bool(getattr(self.config, "hidden_size_per_layer_input", None)) and hasattr(
             self.module, "get_per_layer_inputs"
         )
 
@@ -114,7 +115,7 @@ class Backbone:
 
     def _per_layer(self, embeds_BLH: Tensor, ids_BL: Tensor | None) -> dict[str, Tensor]:
         """The second embeddings of embedded tokens, as the argument for them; nothing for a model without any."""
-        if not self._looks_up:
+        if not self.looks_up_ids:
             return {}
         if ids_BL is None:
             ids_BL = torch.full(embeds_BLH.shape[:2], NO_ID, device=embeds_BLH.device)

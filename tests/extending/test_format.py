@@ -14,7 +14,7 @@ from softprompt.prompts import store
 from softprompt.prompts.forms import EmbeddingPrompt
 from tests.extending.toy_format import HEAD, matches, read, write
 from tests.support.saved import save_tiny
-from tests.support.shell import done, parsed, refused, softprompt
+from tests.support.shell import done, parsed, refused
 
 TABLE = torch.arange(64.0).view(2, 32) / 64
 
@@ -65,6 +65,6 @@ def test_a_format_that_is_gone_is_unknown(numbers: Path, base: Path, tmp_path: P
     unregister_format("numbers")
     try:
         assert refused("import", numbers, "-m", base, "-n", "tone").what == "unknown format"
-        assert softprompt("export", "tone", "--to", "numbers", "--out", tmp_path / "out").exit_code == 2
+        assert refused("export", "tone", "--to", "numbers", "--out", tmp_path / "out").what == "no such target"
     finally:
         register_format(known)

@@ -1,4 +1,4 @@
-"""`softprompt import` and `softprompt export`: soft prompts of other tools in, PEFT adapters and vLLM's files out."""
+"""`softprompt import`: soft prompts of other tools."""
 
 from __future__ import annotations
 
@@ -83,83 +83,6 @@ def import_command(
         readme = model_card(cards[key], bytes_on_disk=size, curve=None)
         card = store.save(key, imported.prompt, cards[key], readme=readme, overwrite=overwrite)
         _report(key, kind, imported, card, as_json)
-
-
-def export_command(
-    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of vLLM's files also one that is there.")],
-    to: Annotated[str, typer.Option("--to", help="Format: peft, vllm, or another registered one.")] = "peft",
-    model: Model = None,
-    base_adapter: BaseAdapter = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="vllm: replace another version.")] = False,
-    dtype: Dtype = "auto",
-    load_in: LoadIn = None,
-    device: Device = "auto",
-    device_map: DeviceSplit = None,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
-    """Export a soft prompt as a PEFT adapter, which PeftModel.from_pretrained loads, or for vLLM's own server.
-
-    softprompt export tone --to peft --out tone-peft
-
-    softprompt export tone --to vllm --out served
-
-    An embedding prompt becomes PROMPT_TUNING, with the BOS that stands before it as its first virtual token (for
-    which the base model is loaded); a KV prompt becomes PREFIX_TUNING, or CARTRIDGE if first tokens were frozen. Those
-    of an encoder-decoder are for SEQ_2_SEQ_LM; PEFT holds no keys and values of an encoder or of cross-attention. For
-    vLLM both become keys and values, which the base model computes; docs/server.md says how to serve them.
-    """
-    if to == "vllm":
-        _export_vllm(name, out, model, overwrite, dtype, device, trust_remote_code, base_adapter, load_in, device_map)
-        return
-    import torch
-
-    from softprompt.cli.base_model import load_base
-    from softprompt.formatting.formatted_prompt import layout_ids
-    from softprompt.interchange.import_card import check_embeds_alike
-    from softprompt.interchange.registry import writable
-    from softprompt.prompts import store
-
-    writers = writable()
-    if to not in writers:
-        raise typer.BadParameter(f"{to!r} is not one of {', '.join((*writers, 'vllm'))}.", param_hint="--to")
-    prompt, card = store.load(store.locate(name))
-    lead = torch.zeros(0, card.geometry.hidden)
-    apart = bool(card.geometry.sites)
-    if card.layout.bos or card.layout.lead or apart:
-        lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
-        prompt, card = store.load(store.locate(name), lm.geometry)
-        check_embeds_alike(lm, prompt, to)
-        lead = lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long))
-    writers[to](out, prompt, card, lead)
-    kind = "a PEFT adapter" if to == "peft" else f"in format {to}"
-    done = f"{card.name} is now {kind} in {out}; its README.md says how to feed it"
-    Console(soft_wrap=True).print(Text(escaped(done)))
-
-
-def _export_vllm(
-    name: str,
-    out: Path,
-    model: str | None,
-    overwrite: bool,
-    dtype: str,
-    device: str,
-    trust_remote_code: bool,
-    base_adapter: str | None,
-    load_in: str | None,
-    device_map: str | None,
-) -> None:
-    from softprompt.cli.base_model import load_base
-    from softprompt.prompts import store
-    from softprompt.vllm.published import publish
-
-    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
-    prompt, card = store.load(store.locate(name), lm.geometry)
-    published = publish(lm, prompt, card, out, overwrite=overwrite)
-    done = (
-        f"{card.name} is in {out}, {published.size} tokens of keys and values ({published.id[:8]}); see docs/server.md"
-    )
-    Console(soft_wrap=True).print(Text(escaped(done)))
 
 
 def _by_name(imported: list[ImportedPrompt], name: str, task: str | None, path: Path) -> dict[str, ImportedPrompt]:
