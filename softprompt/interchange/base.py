@@ -22,6 +22,7 @@ from softprompt.data.template import Template
 from softprompt.errors import StoreError
 from softprompt.models.geometry import Geometry
 from softprompt.prompts.base import SoftPrompt
+from softprompt.prompts.card import Layout
 from softprompt.prompts.forms import DTYPES, EmbeddingPrompt
 
 _DAMAGED_ZIP = (
@@ -50,12 +51,14 @@ class ImportedLayout:
         bos: whether the text after the virtual tokens begins with BOS.
         labels: the classes of a classification prompt.
         base: of the model that the prompt was trained for.
+        around: the text around the virtual tokens, if they do not stand in front of everything.
     """
 
     template: Template
     bos: bool
     labels: tuple[str, ...] = ()
     base: Geometry | None = None
+    around: Layout | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,11 +56,13 @@ def import_card(
     chosen = replace(chosen, chat_template="")
     if bos is None:
         bos = imported.layout.bos if imported.layout else True
+    own = imported.layout.around if imported.layout and template is None else None
+    layout = own or Layout(follow_bos=bos and bool(bos_ids(lm.tokenizer)), follow=head(chosen, lm.tokenizer))
     return Card.draft(
         name,
         imported.prompt,
         lm.geometry,
-        layout=Layout(follow_bos=bos and bool(bos_ids(lm.tokenizer)), follow=head(chosen, lm.tokenizer)),
+        layout=layout,
         template=chosen.to_dict(),
         chat_template=found if chosen.kind == "chat" else "",
         labels=imported.layout.labels if imported.layout else (),

@@ -25,16 +25,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, StrictBool
 from safetensors.torch import save_file
 from torch import Tensor
 
-from softprompt.data.template import Template
 from softprompt.errors import StoreError
 from softprompt.files import read_json, read_tensors, write_folder, write_json
 from softprompt.interchange import safe_pickle
-from softprompt.interchange.base import ImportedLayout, ImportedPrompt, embedding_prompt, shown_path
+from softprompt.interchange.base import ImportedPrompt, embedding_prompt, shown_path
 from softprompt.interchange.foreign_file import ForeignFile
+from softprompt.interchange.frame import FRAME, frame_of, read_frame
 from softprompt.interchange.peft_layers import from_flat, layer_count, the_shape, to_flat
 from softprompt.interchange.peft_readme import adapter_readme
 from softprompt.interchange.registry import Format, register_format
@@ -49,7 +48,6 @@ _NAME = "peft"
 _CONFIG = "adapter_config.json"
 _TENSORS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
-_FRAME = "frame.json"  # softprompt's own: template, BOS, labels and the base model's geometry
 _EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING", "CPT")
 _KV_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 _MULTITASK = "MULTITASK_PROMPT_TUNING"
@@ -78,7 +76,7 @@ def read(file: ForeignFile, geometry: Geometry) -> list[ImportedPrompt]:
     tensors = _tensors(file, kind)
     tensors["prompt_embeddings"] = table = _table(tensors["prompt_embeddings"], config, folder)
     method: dict[str, object] = {"name": kind.lower(), "imported_from": _NAME}
-    about = {"made_for": str(config.get("base_model_name_or_path") or ""), "layout": _frame(file)}
+    about = {"made_for": str(config.get("base_model_name_or_path") or ""), "layout": read_frame(file)}
     if kind == _MULTITASK:
         tasks = enumerate(_multitask(tensors, folder))
         return [ImportedPrompt(prompt, {**method, "task": str(t)}, task=str(t), **about) for t, prompt in tasks]
@@ -123,17 +121,11 @@ def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None
         "num_virtual_tokens": plain.n_tokens,
         "num_transformer_submodules": 2 if apart and embeddings is None else 1,
     }
-    frame = {
-        "template": card.template | ({"chat_template": card.chat_template} if card.chat_template else {}),
-        "bos": card.layout.follow_bos,
-        "labels": list(card.labels),
-        "base": card.base | {"base": base},
-    }
 
     def fill(scratch: Path) -> None:
         save_file({"prompt_embeddings": table.cpu().contiguous()}, scratch / _TENSORS, metadata={"format": "pt"})
         write_json(scratch / _CONFIG, config)
-        write_json(scratch / _FRAME, frame)
+        write_json(scratch / FRAME, frame_of(card))
         (scratch / "README.md").write_text(adapter_readme(card, config, len(lead_NH)), encoding="utf-8")
 
     write_folder(folder, fill)
@@ -219,30 +211,6 @@ def _multitask(tensors: Mapping[str, Tensor], where: object) -> list[EmbeddingPr
             got=f"{shown_path(cols)} and {shown_path(rows)}",
         )
     return [embedding_prompt(shared * (col @ row), where) for col, row in zip(cols, rows, strict=True)]
-
-
-class _FrameFile(BaseModel):
-    """The contents of frame.json."""
-
-    template: dict[str, object]
-    bos: StrictBool
-    labels: tuple[str, ...]
-    base: dict[str, object] | None = None  # releases before 0.2 wrote none
-
-
-def _frame(file: ForeignFile) -> ImportedLayout | None:
-    """The frame that softprompt wrote beside its own exports."""
-    path = file.path / _FRAME
-    if not path.exists():
-        return None
-    data = read_json(file.member(_FRAME))
-    try:
-        frame = _FrameFile.model_validate(data)
-        base = None if frame.base is None else Geometry.from_dict(frame.base)
-    except (KeyError, TypeError, ValueError) as error:
-        hint = "remove it, and give --template"
-        raise StoreError("not a frame that softprompt wrote", where=path, hint=hint) from error
-    return ImportedLayout(Template.from_dict(frame.template), frame.bos, frame.labels, base)
 
 
 def _prompt_config(card: Card) -> dict[str, object]:

@@ -42,6 +42,7 @@ class Format:
             virtual tokens; None for a format that is only read.
         marker: the file by which a folder of this format is recognized; "" for a format of single files.
         torch_keys: the contents by which a `torch.save` file is recognized, for error messages.
+        first: tried before all others, whose files its folders hold, too.
         last: tried after all others, since it takes files that those know better.
     """
 
@@ -51,6 +52,7 @@ class Format:
     write: Callable[[Path, SoftPrompt, Card, Tensor], None] | None = None
     marker: str = ""
     torch_keys: str = ""
+    first: bool = False
     last: bool = False
 
 
@@ -111,7 +113,7 @@ def in_known_folder(path: Path) -> bool:
 def _format_of(file: ForeignFile) -> Format:
     if not file.path.is_dir() and not file.path.is_file():
         raise StoreError("no such file or folder", where=file.path)
-    for known in sorted(formats().values(), key=lambda known: known.last):
+    for known in sorted(formats().values(), key=lambda known: known.last - known.first):
         if known.matches(file):
             return known
     raise _unknown_folder(file.path) if file.path.is_dir() else _unknown_file(file)
