@@ -325,11 +325,19 @@ class TestDetection:
     def test_by_content_not_by_name(self, tmp_path: Path) -> None:
         saved = cartridge(None)
         assert detect_format(torch_file(tmp_path / "prompt.npy", saved)) == "cartridges"
-        assert set(formats()) == {"peft", "google-prompt-tuning", "nemo", "cartridges", "koboldai", "tensors"}
+        assert set(formats()) == {
+            "virtual-tokens",
+            "peft",
+            "google-prompt-tuning",
+            "nemo",
+            "cartridges",
+            "koboldai",
+            "tensors",
+        }
 
     def test_what_is_none_of_them(self, tmp_path: Path) -> None:
         assert "no such file" in refused(tmp_path / "none").what
-        assert "no adapter_config.json" in refused(tmp_path).what
+        assert "or adapter_config.json" in refused(tmp_path).what
         (tmp_path / "x.txt").write_text("hello")
         assert "google-prompt-tuning" in str(refused(tmp_path / "x.txt").expected)
         (tmp_path / "empty").touch()
