@@ -7,7 +7,8 @@ Same process, model, dtype, rows and virtual tokens; runs interleaved, medians. 
 one for each side: of the CPU's what is resident, of a GPU's what is allocated. `random:SHAPE` is a model of that shape
 with random weights, which are as fast as learned ones. The floor is the time of the matrix products alone that a step
 cannot do without: every weight forward and for the input gradient, for the prefix and for the rows' real tokens, and
-the head at learned tokens. `model_ratio` is the time of `SoftPromptModel`'s step over that of ours.
+the head at learned tokens. `model_ratio` is the time of `SoftPromptModel`'s step over that of ours, on rows of equal
+length in which all tokens are learned: it returns the logits of every token, ours computes those of learned ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,10 @@ def model_of(name: str, dtype: str, device: str) -> FrozenLM:
     return FrozenLM(model, load_tokenizer("smollm2-135m"), name)
 
 
-def rows_of(case: Case, vocab: int) -> list[Example]:
-    """Random rows; the lengths are spread between a third of the longest and the longest."""
+def rows_of(case: Case, vocab: int, *, full: bool = False) -> list[Example]:
+    """Random rows; the lengths are spread between a third of the longest and the longest, or are equal if `full`."""
     draw = torch.Generator().manual_seed(0)
-    shortest = max(case.length // 3, case.targets + 1)
+    shortest = case.length if full else max(case.length // 3, case.targets + 1)
     lengths = torch.randint(shortest, case.length + 1, (case.rows,), generator=draw).tolist()
     lengths[0] = case.length
     made = []
@@ -240,10 +241,12 @@ def measure(case: Case, model: str, device: str, repeats: int) -> dict[str, Any]
     rows = rows_of(case, lm.geometry.vocab)
     start = lm.embed(torch.randint(5, lm.geometry.vocab, (case.virtual,))).float()
     on_gpu = lm.device.type == "cuda"
+    whole = rows_of(replace(case, targets=case.length - 1), lm.geometry.vocab, full=True)
     steps = {
         "ours": (recorded_step if on_gpu else our_step)(lm, rows, start),
         "peft": peft_step(lm, rows, start),
-        "model": model_step(lm, rows, start),
+        "ours whole": (recorded_step if on_gpu else our_step)(lm, whole, start),
+        "model": model_step(lm, whole, start),
         "floor": floor_step(lm, rows, case.virtual),
     }
     steps |= {"ours unrecorded": our_step(lm, rows, start)} if on_gpu else {}
@@ -266,8 +269,8 @@ def measure(case: Case, model: str, device: str, repeats: int) -> dict[str, Any]
         "seconds": medians,
         "ratio": medians["peft"] / medians["ours"],
         "grad_rel_err": ((ours - peft).norm() / peft.norm()).item(),
-        "model_ratio": medians["model"] / medians["ours"],
-        "loss": {name: results[name][0] for name in ("ours", "peft", "model")},
+        "model_ratio": medians["model"] / medians["ours whole"],
+        "loss": {name: results[name][0] for name in ("ours", "peft", "ours whole", "model")},
         "floor_fraction": medians["floor"] / medians["ours"],
     }
 

@@ -39,6 +39,7 @@ from softprompt.models.quantized import (
     weight_bytes,
     weight_count,
 )
+from softprompt.models.scan_chunks import shorten_chunks
 from softprompt.models.sharding import is_sharded, shard, tied
 from softprompt.models.transformers_compat import encode_plain, encoder_and_decoder, text_config
 
@@ -78,6 +79,7 @@ class FrozenLM:
         model, adapted = plain_model(model, name)
         if is_quantized(model):
             keep_weights_as_they_are(model, model.device)
+        shorten_chunks(model)
         self._model = model.eval()
         self._config = model.config if model.config.is_encoder_decoder else text_config(model.config)
         self.tokenizer = tokenizer
