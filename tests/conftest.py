@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.util
 import signal
 
-collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm_real"]  # `make test-vllm` has vLLM
+collect_ignore = []
+if not importlib.util.find_spec("vllm"):  # `make test-vllm` has it
+    collect_ignore.append("vllm_real")
+if not importlib.util.find_spec("xllamacpp"):  # `make test-engines` has it
+    collect_ignore.append("engines_real")
 
 
 def pytest_configure() -> None:
