@@ -1,11 +1,9 @@
-"""Greedy answers of an engine that gives the logits of a sequence of token ids.
-
-Shapes: L tokens, V vocabulary.
-"""
+"""Greedy answers of a Transformers model that stands for an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,36 +13,56 @@ from softprompt.export.base import EngineAnswer, EngineRow
 N_TOP = 20  # likeliest tokens of a step that an engine lists
 
 
+class Generated(Protocol):
+    """What `generate` returns: ids [1, L], and logits [1, V] of each new token."""
+
+    sequences: Tensor
+    logits: tuple[Tensor, ...]
+
+
+class Generates(Protocol):
+    """A model with Transformers' `generate`."""
+
+    def generate(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        max_new_tokens: int,
+        do_sample: bool,
+        eos_token_id: list[int] | None,
+        pad_token_id: int,
+        output_logits: bool,
+        return_dict_in_generate: bool,
+    ) -> Generated: ...
+
+
 def greedy_answers(
-    rows: Sequence[EngineRow],
-    prefix: Sequence[int],
-    logits_of: Callable[[list[int]], Tensor],
-    end_ids: Collection[int] = (),
+    model: Generates, rows: Sequence[EngineRow], prefix: Sequence[int], end_ids: Collection[int], device: torch.device
 ) -> list[EngineAnswer]:
-    """Answer each row token by token; everything is run again at every step, as an oracle without a cache.
+    """Answer each row by itself.
 
     Args:
         prefix: ids that stand for the soft prompt and the text around it, before rows that have it.
-        logits_of: logits [L, V] of a sequence of L ids.
         end_ids: end an answer, as its last token. Ids that stand for virtual tokens do: read again, they would be
             virtual tokens.
     """
     answers: list[EngineAnswer] = []
     for row in rows:
-        ids = [*(prefix if row.with_prompt else ()), *row.ids]
-        written: list[int] = []
+        ids_1L = torch.tensor([[*(prefix if row.with_prompt else ()), *row.ids]], device=device)
+        made = model.generate(
+            input_ids=ids_1L,
+            attention_mask=torch.ones_like(ids_1L),
+            max_new_tokens=row.max_tokens,
+            do_sample=False,
+            eos_token_id=list(end_ids) or None,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
         steps: list[dict[int, float]] = []
-        for _ in range(row.max_tokens):
-            logprobs_V = logits_of([*ids, *written])[-1].float().log_softmax(-1)
-            values, tokens = logprobs_V.topk(min(N_TOP, len(logprobs_V)))
+        for logits_1V in made.logits:
+            values, tokens = logits_1V[0].float().log_softmax(-1).topk(min(N_TOP, logits_1V.shape[1]))
             steps.append(dict(zip(tokens.tolist(), values.tolist(), strict=True)))
-            written.append(int(tokens[0]))
-            if written[-1] in end_ids:
-                break
-        answers.append(EngineAnswer(tuple(written), tuple(steps)))
+        answers.append(EngineAnswer(tuple(made.sequences[0, ids_1L.shape[1] :].tolist()), tuple(steps)))
     return answers
-
-
-def ids_tensor(ids: Sequence[int], like: Tensor | torch.device) -> Tensor:
-    """Ids [1, L] on a device."""
-    return torch.tensor([list(ids)], device=like if isinstance(like, torch.device) else like.device)

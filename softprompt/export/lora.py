@@ -23,7 +23,7 @@ from softprompt.data.tokenizer import decode
 from softprompt.errors import missing_extra
 from softprompt.export.base import EngineAnswer, EngineRow, Exported, ExportSource, ExportTarget, write_export
 from softprompt.export.embedding_delta import embedding_deltas
-from softprompt.export.greedy import greedy_answers, ids_tensor
+from softprompt.export.greedy import greedy_answers
 from softprompt.export.registry import register_target
 from softprompt.export.reserved_ids import ReservedIds, choose_reserved_ids
 from softprompt.files import write_json
@@ -140,10 +140,7 @@ def _answers(folder: Path, source: ExportSource, rows: Sequence[EngineRow]) -> l
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT's call
         model = PeftModel.from_pretrained(base, str(folder))
 
-        def logits_of(ids: list[int]) -> torch.Tensor:
-            return model(input_ids=ids_tensor(ids, lm.device)).logits[0]
-
-        return greedy_answers(rows, prefix_ids(source, reserved), logits_of, reserved.ids)
+        return greedy_answers(model, rows, prefix_ids(source, reserved), reserved.ids, lm.device)
 
 
 register_target(
