@@ -10,6 +10,7 @@ SoftpromptError
 │   ├── GeometryError      its tensors do not fit the base model
 │   └── WrongBaseError     it was trained for another base model
 ├── StoreError             an artifact is missing, damaged, too large or already there
+│   └── UnreachableError    a store far away, or the Hub, does not answer or fails
 ├── EngineError            a request cannot be run, or the engine has failed
 └── TrainError             a run cannot go on
     ├── NonFiniteLossError loss or gradient became NaN or infinite (carries the rows)
@@ -36,6 +37,7 @@ __all__ = [
     "SoftpromptError",
     "StoreError",
     "TrainError",
+    "UnreachableError",
     "UnsupportedModelError",
     "WrongBaseError",
 ]
@@ -125,6 +127,10 @@ class WrongBaseError(PromptError):
 
 class StoreError(SoftpromptError):
     """An artifact is missing, damaged, too large or already there."""
+
+
+class UnreachableError(StoreError):
+    """A store far away, or the Hub, does not answer or fails."""
 
 
 class EngineError(SoftpromptError):

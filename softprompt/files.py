@@ -166,11 +166,17 @@ def read_tensors(
 
 
 def _check_plain(path: Path, limit: int) -> None:
-    if path.is_symlink() or not path.is_file():
+    if (path.is_symlink() and not _is_in_hub_cache(path)) or not path.is_file():
         raise StoreError("no such file" if not path.exists() else "not a plain file", where=path)
     size = path.stat().st_size
     if size > limit:
         raise StoreError("file too large", where=path, expected=f"<= {limit:,} bytes", got=f"{size:,} bytes")
+
+
+def _is_in_hub_cache(link: Path) -> bool:
+    """Whether a link is one of the Hub's cache: snapshots/REVISION/FILE, to a file directly in blobs/ beside it."""
+    folder = link.parent.parent
+    return folder.name == "snapshots" and link.resolve().parent == folder.parent.resolve() / "blobs"
 
 
 def _aside(target: Path) -> Path:

@@ -1,13 +1,14 @@
 """Soft prompts on disk: a folder NAME/ with prompt.safetensors, card.json and README.md.
 
 Loading reads safetensors and JSON only, checks everything against the base model before use, and never downloads,
-imports or constructs anything a file names.
+imports or constructs anything a file names. What the user names may be fetched from elsewhere, see `find`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ CARD = "card.json"
 TENSORS = "prompt.safetensors"
 README = "README.md"
 _FLOATS = {"F32", "F16", "BF16"}  # safetensors' names of `forms.DTYPES`
+_FRESH_S = 30.0  # see `find`
+_found: dict[str, tuple[float, Path]] = {}  # when it was looked up, and where it is
 ROUTER = "router.json"  # of a folder that names several soft prompts, see `router`
 
 
@@ -45,6 +48,53 @@ def locate(name: str) -> Path:
     if not PROMPT_NAME.fullmatch(name):
         raise StoreError(f"{name!r} is not a usable name", expected="a-z 0-9 . _ -, at most 64, not first a dot")
     return home() / name
+
+
+def find(name: str) -> Path:
+    """The folder to read a soft prompt from: that of `locate`, or a copy of one that is elsewhere, fetched if need be.
+
+    A name with a slash that is no folder here is the Hub's: owner/name or owner/name@revision (./a/b never is). A name
+    with :// is a folder in a store that fsspec knows, such as s3://bucket/prompts/tone. Only what the user names is
+    fetched, never what a file names: those names go to `locate`.
+
+    A name that was looked up within half a minute is not looked up again.
+
+    Raises StoreError: an impossible name, or it can neither be reached nor is there a copy.
+    """
+    here = None if "://" in name else locate(name)
+    if here is not None and (here.parent == home() or here.exists()):
+        return here
+    known = _found.get(name)
+    if known is not None and time.monotonic() - known[0] < _FRESH_S and known[1].is_dir():
+        return known[1]
+    folder = _fetch(name)
+    if folder is None:
+        return locate(name)
+    _found[name] = (time.monotonic(), folder)
+    return folder
+
+
+def forget_found(place: str) -> None:
+    """Look up again at the next use what has just changed: a repository of the Hub, or a URL."""
+    for name in [name for name in _found if name.split("@")[0] == place or name == place]:
+        del _found[name]
+
+
+def _fetch(name: str) -> Path | None:
+    """The copy of a soft prompt that is elsewhere; None for a name of this machine."""
+    from softprompt.prompts import hub, remote_store
+
+    if "://" in name:
+        return remote_store.find_at_url(name)
+    elsewhere = hub.parse_hub_name(name)
+    return None if elsewhere is None else hub.find_on_hub(elsewhere)
+
+
+def beside(name: str, other: str) -> str:
+    """The name of the soft prompt `other` in the place where `name` is."""
+    if "://" in name:
+        return f"{name.rstrip('/').rpartition('/')[0]}/{other}"
+    return str(Path(name).with_name(other)) if "/" in name else other
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
@@ -129,14 +179,14 @@ def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[SoftProm
     """The prompt and its card, checked: sizes before allocation, then shapes, finite values and sha256.
 
     Args:
-        folder: the artifact's folder, or a name or path for `locate`.
+        folder: the artifact's folder, or a name for `find`.
         geometry: of the base model that will run the prompt; None checks against the card's geometry only.
 
     Raises:
         StoreError: missing, damaged, oversized or altered files.
         WrongBaseError: made for another base model; names both.
     """
-    folder = locate(folder) if isinstance(folder, str) else folder
+    folder = find(folder) if isinstance(folder, str) else folder
     card = load_card(folder)
     reason = geometry.differs(card.geometry) if geometry is not None else None
     if geometry is not None and reason is not None:
