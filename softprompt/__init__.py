@@ -37,6 +37,7 @@ _PUBLIC = {
     "softprompt.prompts.card": ("Card",),
     "softprompt.prompts.embedding_prompt": ("EmbeddingPrompt",),
     "softprompt.prompts.kv_prompt": ("KVPrompt",),
+    "softprompt.prompts.sharing": ("pull", "push"),
     "softprompt.prompts.store": ("load", "save"),
     "softprompt.training.config": ("Config", "resolve"),
     "softprompt.training.prepare": ("prepare",),

@@ -24,6 +24,8 @@ from softprompt.models.loading import load_model as load_model
 from softprompt.prompts.card import Card as Card
 from softprompt.prompts.embedding_prompt import EmbeddingPrompt as EmbeddingPrompt
 from softprompt.prompts.kv_prompt import KVPrompt as KVPrompt
+from softprompt.prompts.sharing import pull as pull
+from softprompt.prompts.sharing import push as push
 from softprompt.prompts.store import load as load
 from softprompt.prompts.store import save as save
 from softprompt.training.config import Config as Config
@@ -60,6 +62,8 @@ __all__ = [
     "load_splits",
     "no_prompt",
     "prepare",
+    "pull",
+    "push",
     "resolve",
     "save",
     "text_prompt",

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from softprompt.errors import ConfigError
 from softprompt.settings import flag_of
 
+NAME_HELP = "A soft prompt: a name, a folder's path, OWNER/NAME[@REVISION] of the Hub, or a URL (s3://…)."
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")]
 BaseAdapter = Annotated[
     str | None, typer.Option("--base-adapter", help="PEFT folder whose LoRA weights are merged into the base model.")

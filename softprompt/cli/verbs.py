@@ -114,6 +114,8 @@ BUILT_IN_VERBS = (
         other_flags=True,
         command="softprompt.cli.engine_options.EngineCommand",
     ),
+    _builtin("push", "push_pull", "push_command", "Use", "Push a soft prompt to the Hugging Face Hub."),
+    _builtin("pull", "push_pull", "pull_command", "Use", "Pull a soft prompt from the Hugging Face Hub."),
     _builtin("list", "list_show", "list_command", "Look", "List the saved soft prompts."),
     _builtin("show", "list_show", "show_command", "Look", "Show a soft prompt's card, after checking its tensors."),
     _builtin("data", "data", "data_app", "Look", "Check, preview and convert training data."),
