@@ -21,7 +21,7 @@ def base_of(names: Sequence[str]) -> str:
 
     Raises WrongBaseError if they name different ones, StoreError if one is missing.
     """
-    bases = {name: store.load_card(store.locate(name)).geometry.base for name in names}
+    bases = {name: store.load_card(store.find(name)).geometry.base for name in names}
     if len(set(bases.values())) > 1:
         got = ", ".join(f"{name}: {base}" for name, base in bases.items())
         raise WrongBaseError("these soft prompts belong to different base models", got=got, hint="or give --model")
@@ -53,7 +53,7 @@ def load_base(
         if not is_here(model):
             raise ModelError(
                 "the card names a base model that is not on this machine",
-                where=store.locate(names[0]),
+                where=names[0],
                 got=model,
                 hint=f"if you trust that name, --model {model} downloads it",
             )

@@ -51,7 +51,7 @@ def compose_command(
     folder = store.locate(name)
     store.check_free(folder, overwrite)
     used = prompt_names(tree)
-    cards = {source: store.load_card(store.locate(source)) for source in used}
+    cards = {source: store.load_card(store.find(source)) for source in used}
     check_sources(cards, template_of)
     lm = None
     if moves_tokens(tree) and form_class(cards[used[0]].form).begins_the_sequence:

@@ -121,7 +121,7 @@ def eval_command(
         eval_tasks(lm, chosen, str(tasks), options, as_json=as_json)
         return
     extra_metrics = load_custom_metrics(metric or [])
-    cards = {name: store.load_card(store.locate(name)) for name in chosen}
+    cards = {name: store.load_card(store.find(name)) for name in chosen}
     held_out = held_out_rows(data, shots, shots_data, *cards.values(), columns=columns)
     rows = held_out.rows[:limit]
     if vote:
@@ -143,11 +143,11 @@ def eval_command(
             chat_template=of,
         )
     results = comparison.to_dict()
-    template = use_chat_template(from_card(*store.load(store.locate(chosen[0]), lm.geometry)), of, lm).template
+    template = use_chat_template(from_card(*store.load(store.find(chosen[0]), lm.geometry)), of, lm).template
     rows = compared_references(rows, template, lm.tokenizer)
     for router, experts in routers.items():
         each = [comparison.soft_prompts[expert] for expert in experts]
-        frame = use_chat_template(from_card(*store.load(store.locate(experts[0]), lm.geometry)), of, lm)
+        frame = use_chat_template(from_card(*store.load(store.find(experts[0]), lm.geometry)), of, lm)
         results[router] = routed(lm, router, frame, each, rows).to_dict()
     if vote:
         results["vote"] = majority(list(comparison.soft_prompts.values()), rows).to_dict()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import BaseAdapter, Device, DeviceSplit, Dtype, LoadIn, Model, TrustRemoteCode
+from softprompt.cli.options import NAME_HELP, BaseAdapter, Device, DeviceSplit, Dtype, LoadIn, Model, TrustRemoteCode
 
 if TYPE_CHECKING:
     from softprompt.export.base import Exported
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def export_command(
-    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    name: Annotated[str, typer.Argument(help=NAME_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of vLLM's files also one that is there.")],
     to: Annotated[str, typer.Option("--to", help="Target, see below.")] = "peft",
     check: Annotated[
@@ -64,7 +64,7 @@ def export_command(
     from softprompt.prompts import store
 
     target = find_target(to)
-    prompt, card = store.load(store.locate(name))
+    prompt, card = store.load(store.find(name))
     source = ExportSource(
         prompt,
         card,

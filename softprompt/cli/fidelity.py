@@ -54,7 +54,7 @@ def fidelity_command(
     from softprompt.prompts import store
 
     own = load_custom_metrics(metric or [])
-    card = store.load_card(store.locate(name))
+    card = store.load_card(store.find(name))
     names = composed_sources(name, card, parse_names(on) if on else ())
     sources = {source: load_source(source, trust_remote_code=trust_remote_code) for source in names}
     first = next(iter(sources.values())).settings

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson
+from softprompt.cli.options import NAME_HELP, AsJson
 
 
 def list_command(as_json: AsJson = False) -> None:
@@ -47,14 +47,14 @@ def list_command(as_json: AsJson = False) -> None:
 
 
 def show_command(
-    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    name: Annotated[str, typer.Argument(help=NAME_HELP)],
     as_json: AsJson = False,
 ) -> None:
     """Show a soft prompt's card, after checking its tensors."""
     from softprompt.prompts import store
     from softprompt.prompts.forms import size_of
 
-    folder = store.locate(name)
+    folder = store.find(name)
     prompt, card = store.load(folder)
     size = size_of(prompt)
     if as_json:

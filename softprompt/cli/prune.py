@@ -11,7 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, DeviceSplit, Dtype, LoadIn, Model, TrustRemoteCode
+from softprompt.cli.options import (
+    NAME_HELP,
+    AsJson,
+    BaseAdapter,
+    Device,
+    DeviceSplit,
+    Dtype,
+    LoadIn,
+    Model,
+    TrustRemoteCode,
+)
 
 if TYPE_CHECKING:
     from softprompt.editing.prune import PruneResult
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def prune_command(
-    source: Annotated[str, typer.Argument(metavar="NAME", help="A soft prompt's name, or a path to its folder.")],
+    source: Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)],
     data: Annotated[
         str, typer.Option("--data", "-d", help="Rows to choose by: a file, or a folder's validation rows.")
     ],
@@ -50,7 +60,7 @@ def prune_command(
 
     folder = store.locate(name)
     store.check_free(folder, overwrite)
-    card = store.load_card(store.locate(source))
+    card = store.load_card(store.find(source))
     check_keep(keep, card.n_tokens)
     found = selection_rows(data, card)
     rows = found.rows[:limit]

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson
+from softprompt.cli.options import NAME_HELP, AsJson
 
 
 def similar_command(
-    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    name: Annotated[str, typer.Argument(help=NAME_HELP)],
     as_json: AsJson = False,
 ) -> None:
     """Rank the saved soft prompts of the same base model and form by similarity (cosine, as in SPoT).
@@ -26,7 +26,7 @@ def similar_command(
     from softprompt.prompts import store
     from softprompt.prompts.card import Card
 
-    own = store.locate(name)
+    own = store.find(name)
     prompt, card = store.load(own)
     trials = {
         path.name: store.load(path)[0]

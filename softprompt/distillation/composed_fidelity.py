@@ -84,7 +84,7 @@ def load_source(source: str, *, trust_remote_code: bool = False) -> PreparedDist
         StoreError: the run is missing, or a later run replaced it.
         DataError: the text is missing or has changed.
     """
-    folder = store.locate(source)
+    folder = store.find(source)
     card = store.load_card(folder)
     runs = folder.parent / RUNS
     run = next((runs / name for name in _run_names(folder, card) if (runs / name / "config.yaml").is_file()), None)

@@ -6,7 +6,8 @@
     resize(a, 16)            another length
     ( … )                    grouping; otherwise * binds before + and -, and those before |
 
-A name may hold `-`, `.`, `_`, digits and, as a path, `/`; so `a-b` is a name, and `a - b` with spaces a difference.
+A name may hold `-`, `.`, `_`, digits and, as a path, Hub name or URL, `/`, `@` and `:`; so `a-b` is a name, and
+`a - b` with spaces a difference.
 
     all    := sum ("|" sum)*
     sum    := term (("+" | "-") term)*
@@ -25,7 +26,7 @@ from softprompt.errors import ConfigError
 
 _HINT = 'for example "0.7*a + 0.3*b", "a | b", "average(a, b)" or "resize(a, 16)", with spaces around + - |'
 _MAX_DEPTH = 50  # of nested parentheses
-_TOKEN = re.compile(r"\s*(?:([A-Za-z0-9._~/-]+)|([|+*(),])|(\S))")
+_TOKEN = re.compile(r"\s*(?:([A-Za-z0-9._~/:@-]+)|([|+*(),])|(\S))")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def compare(
         DataError: the rows cannot, or every one of them was trained on by one of several soft prompts.
     """
     names = [names] if isinstance(names, str) else names
-    loaded = {name: store.load(store.locate(name), lm.geometry) for name in names}
+    loaded = {name: store.load(store.find(name), lm.geometry) for name in names}
     soft = {name: use_chat_template(from_card(*pair), chat_template, lm) for name, pair in loaded.items()}
     card, template = loaded[names[0]][1], soft[names[0]].template
     notes = list[str]()

@@ -21,11 +21,9 @@ def routers_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The routers among these names, each with the names of its soft prompts."""
     routers = {}
     for name in names:
-        folder = store.locate(name)
+        folder = store.find(name)
         if (folder / store.ROUTER).is_file():
-            experts = router.load_router(folder).names
-            is_path = "/" in name  # then its soft prompts are in the same folder
-            routers[name] = tuple(str(folder.with_name(expert)) if is_path else expert for expert in experts)
+            routers[name] = tuple(store.beside(name, expert) for expert in router.load_router(folder).names)
     return routers
 
 
@@ -44,7 +42,7 @@ def assign(
 
     Raises WrongBaseError for a router of another base model, DataError for a text that the template does not fit.
     """
-    loaded = {name: router.load_router(store.locate(name), lm.geometry) for name in routers}
+    loaded = {name: router.load_router(store.find(name), lm.geometry) for name in routers}
     assigned = []
     for request in requests:
         if request.name in routers:
@@ -84,7 +82,7 @@ def routed(
     """
     if not all(evaluation.answers for evaluation in evaluations):
         raise ConfigError("plain text has no answers to route", hint="evaluate the soft prompts one by one")
-    loaded = router.load_router(store.locate(name), lm.geometry)
+    loaded = router.load_router(store.find(name), lm.geometry)
     expert_ids = [loaded.choose(lm, prompt_ids(record, template_of.template, lm.tokenizer)) for record in records]
     answers = [evaluations[expert].answers[i] for i, expert in enumerate(expert_ids)]
     return Evaluation(answer_scores(answers, records), len(records), tuple(answers))

@@ -47,7 +47,7 @@ def load_prompts(
         prompts = load_prompts(lm, ["tone", "./downloads/legal"])
 
     Args:
-        names: names in the prompts folder (`SOFTPROMPT_HOME`), or paths.
+        names: names in the prompts folder (`SOFTPROMPT_HOME`), paths, the Hub's owner/name@revision, or URLs.
         chat_template: whose to use if the model has another one than a soft prompt was trained with: "prompt" or
             "model". The "prompt" renders Jinja text of its card, in Transformers' sandbox.
         system: the system turn of conversations that bring none, in place of one kept with the soft prompt.
@@ -62,7 +62,7 @@ def load_prompts(
     """
     formatted_prompts: dict[str, FormattedPrompt] = {}
     for name in names:
-        formatted = use_chat_template(from_card(*store.load(store.locate(name), lm.geometry)), chat_template, lm)
+        formatted = use_chat_template(from_card(*store.load(store.find(name), lm.geometry)), chat_template, lm)
         formatted_prompts[name] = formatted if system is None else use_system(formatted, system, lm)
     return formatted_prompts
 

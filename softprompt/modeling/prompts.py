@@ -97,7 +97,7 @@ def load_prompt(lm: FrozenLM, name: str | Path, *, is_trainable: bool) -> ModelP
     """A saved soft prompt.
 
     Args:
-        name: its name in the prompts folder, or a folder.
+        name: as for `store.find`, or a folder.
         is_trainable: train it on; a form of another kind than the two plain ones becomes one of these.
 
     Raises:
@@ -184,7 +184,7 @@ def placement_of(lm: FrozenLM, card: Card) -> Placement:
 
 
 def _folder(name: str | Path) -> str | Path:
-    """A name for `store.locate`, or the folder of that name here that holds an artifact."""
+    """A name for `store.find`, or the folder of that name here that holds an artifact."""
     here = Path(name)
     is_saved = store.PROMPT_NAME.fullmatch(str(name)) is not None and (store.home() / name).is_dir()
     return here if isinstance(name, Path) or ((here / store.CARD).is_file() and not is_saved) else name

@@ -166,7 +166,7 @@ def _as_long_as_its_start(config: Config, tokenizer: Tokenizer) -> Config:
     method = config.method
     if method.init != "prompt" or not method.init_from or "n_tokens" in method.model_fields_set:
         return config
-    card = store.load_card(store.locate(method.init_from))
+    card = store.load_card(store.find(method.init_from))
     run_first = method_spec(method.name).trains_kv and not form_class(card.form).begins_the_sequence
     lead = len(bos_ids(tokenizer)) if run_first else 0
     length = card.n_tokens + lead  # keys and values of an embedding prompt begin with those of BOS
