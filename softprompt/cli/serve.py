@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,11 +29,12 @@ from softprompt.cli.options import (
     with_settings,
 )
 from softprompt.engine.registry import AnyEngineSpec, BaseModelOptions, missing_packages
-from softprompt.errors import ConfigError, MissingExtraError
+from softprompt.errors import ConfigError, MissingExtraError, UnreachableError
 from softprompt.server.config import ServerConfig
 from softprompt.settings import resolve_settings
 
 if TYPE_CHECKING:
+    from softprompt.prompts.prompt_store import PromptStore
     from softprompt.server.rate_limit import RateLimit
     from softprompt.server.service import Service
 
@@ -57,6 +58,8 @@ def serve_command(
     """Serve soft prompts under OpenAI's API: the model "tone" is the base model with the soft prompt tone.
 
     softprompt serve --model smollm2-135m --prompts-dir prompts
+
+    softprompt serve --model smollm2-135m --prompt legal=org/legal@v1 --prompts-dir s3://bucket/prompts
 
     Requests cannot make it load anything but soft prompts of that folder. Keys come from files or the environment only.
     """
@@ -101,18 +104,22 @@ class _Engine:
 
 @dataclass(frozen=True)
 class ServedPrompts:
-    """The soft prompts that are served: those of a folder, on first use, and those named, at the start."""
+    """The soft prompts that are served: those of a folder or store, on first use, and those named, at the start."""
 
-    folder: Path | None
+    folder: Path | PromptStore | None
     pinned: dict[str, Path]
+    urls: dict[str, str] = field(default_factory=dict)
 
     def paths(self) -> list[str]:
         """Soft prompts whose cards name the base model when --model does not. Raises ConfigError if there is none."""
         from softprompt.prompts import store
 
         paths = list(self.pinned.values())
-        if not paths and self.folder is not None:
-            paths = [path for path, card in store.list_cards(self.folder) if not isinstance(card, Exception)]
+        folder = self.folder
+        if not paths and isinstance(folder, Path):
+            paths = [path for path, card in store.list_cards(folder) if not isinstance(card, Exception)]
+        elif not paths and folder is not None and not isinstance(folder, Path):
+            paths = first_here(folder)
         if not paths:
             raise ConfigError("there is no soft prompt whose card names a base model", hint="give --model")
         return [str(path.resolve()) for path in paths]
@@ -131,34 +138,69 @@ def find_prompts(settings: ServerConfig) -> ServedPrompts:
     from softprompt.prompts import store
 
     pinned = pinned_paths(settings.prompt)
-    folder = settings.prompts_dir or (None if pinned or not store.home().is_dir() else store.home())
+    urls = {name: place for name, _, place in (text.partition("=") for text in settings.prompt) if "://" in place}
+    home = None if pinned or not store.home().is_dir() else store.home()
+    folder = home if settings.prompts_dir is None else open_store(settings.prompts_dir)
     _check_places(settings.max_loaded, len(pinned), folder)
-    return ServedPrompts(folder, pinned)
+    return ServedPrompts(folder, pinned, urls)
+
+
+def open_store(place: str) -> Path | PromptStore:
+    """A folder, or the store at a URL, whose listing is read. Raises ConfigError, StoreError."""
+    if "://" not in place:
+        return Path(place)
+    from softprompt.prompts.remote_store import RemoteStore
+
+    opened = RemoteStore(place)
+    note = ""
+    try:
+        opened.look_again()
+        if not opened.listing():
+            note = f"{opened.shown}: there is no soft prompt yet"
+    except UnreachableError as error:
+        if not opened.listing():
+            raise
+        note = f"{error}\nsoft prompts that are on this machine are served"
+    if note:
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("warning: ", "yellow"), escaped(note)))
+    return opened
+
+
+def first_here(opened: PromptStore) -> list[Path]:
+    """The first soft prompt of a store far away, fetched: its card names the base model."""
+    from softprompt.prompts import store
+
+    for name, stored in opened.listing().items():
+        if stored.file == store.CARD:
+            opened.fetch(name)
+            return [path] if (path := opened.here(name)) is not None else []
+    return []
 
 
 def pinned_paths(texts: Sequence[str]) -> dict[str, Path]:
-    """Folders by name, of NAME=PATH or NAME. Raises ConfigError, StoreError for a name that is none."""
+    """Folders by name, of NAME=PLACE or NAME. Raises ConfigError, StoreError for a name that is none."""
     from softprompt.prompts import store
 
     paths = dict[str, Path]()
     for text in texts:
-        name, path = text.split("=", 1) if "=" in text else (text, "")
+        name, place = text.split("=", 1) if "=" in text else (text, "")
         if not store.PROMPT_NAME.fullmatch(name):
-            expected = "NAME=PATH or NAME; a name is a-z 0-9 . _ -, not first a dot"
+            expected = "NAME=PLACE or NAME; a name is a-z 0-9 . _ -, not first a dot"
             raise ConfigError("not a soft prompt's name", where="--prompt", expected=expected, got=text)
         if name in paths:
             raise ConfigError("this name is given twice", where="--prompt", got=name)
-        paths[name] = Path(path) if path else store.locate(name)
+        is_path = place and ("/" not in place or Path(place).exists())
+        paths[name] = Path(place) if is_path else store.find(place or name)
         store.load_card(paths[name])
     return paths
 
 
-def _check_places(places: int, pinned: int, folder: Path | None) -> None:
+def _check_places(places: int, pinned: int, folder: Path | PromptStore | None) -> None:
     """Refuse a cache that the pinned prompts fill, so that the folder's would wait for ever."""
     if places < pinned + (folder is not None):
         expected = f"at least {pinned + (folder is not None)}: {pinned} given by --prompt, and one of the folder's"
         raise ConfigError("there is no place for the soft prompts", where="--max-loaded", expected=expected, got=places)
-    if folder is not None and not folder.is_dir():
+    if isinstance(folder, Path) and not folder.is_dir():
         raise ConfigError(
             "no such folder", where="--prompts-dir", got=folder, hint="make it, or name --prompt NAME=PATH"
         )
@@ -177,7 +219,7 @@ def _load_service(settings: ServerConfig, prompts: ServedPrompts, rate_limit: Ra
     return Service(
         lm,
         engine.spec.create(lm, engine.options, base),
-        Catalogue(lm.geometry, prompts.folder, prompts.pinned),
+        Catalogue(lm.geometry, prompts.folder, prompts.pinned, prompts.urls),
         name=settings.served_name or served_name(lm.name),
         places=settings.max_loaded,
         pinned=frozenset(prompts.pinned),

@@ -13,13 +13,16 @@ from softprompt.settings import Section, flag
 class ServerConfig(Section):
     """The settings of `softprompt serve`; docs/server.md explains them."""
 
-    prompts_dir: Path | None = Field(
+    prompts_dir: str | None = Field(
         default=None,
-        json_schema_extra=flag("--prompts-dir", help="Folder of soft prompts, loaded on first use. [$SOFTPROMPT_HOME]"),
+        json_schema_extra=flag(
+            "--prompts-dir",
+            help="Folder of soft prompts, or its URL (s3://…), loaded on first use. [$SOFTPROMPT_HOME]",
+        ),
     )
     prompt: tuple[str, ...] = Field(
         default=(),
-        json_schema_extra=flag("--prompt", help="NAME=PATH or NAME: loaded at the start, never evicted; repeatable."),
+        json_schema_extra=flag("--prompt", help="NAME=PLACE or NAME: loaded at the start, never evicted; repeatable."),
     )
     max_loaded: int = Field(
         default=64, ge=1, json_schema_extra=flag("--max-loaded", help="Soft prompts in memory at a time.")

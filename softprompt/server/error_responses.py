@@ -89,6 +89,11 @@ def unknown_prompt(name: str) -> ApiError:
     return ApiError(404, f"There is no soft prompt {shown_value(name)}.", "soft_prompt_not_found", param="name")
 
 
+def store_failed() -> ApiError:
+    """A 503 while the store of soft prompts fails."""
+    return ApiError(503, "The store of soft prompts does not answer.", "store_unavailable", retry_after_s=5)
+
+
 def internal(request_id: str) -> ApiError:
     """A 500 that shows only the request's id, under which the log has the error."""
     return ApiError(500, f"The server failed. The request id is {request_id}.", "internal_error")

@@ -48,6 +48,8 @@ class PromptCache:
 
     Args:
         read: reads a soft prompt from disk, off the event loop; raises SoftpromptError, or ApiError for an unknown one.
+        fetch: brings a soft prompt's files to this disk before it takes a slot, so that a store far away that hangs
+            keeps none; raises as `read` does. None: they are here.
         pinned: names of prompts that are never evicted.
         places: number of slots.
 
@@ -56,9 +58,15 @@ class PromptCache:
     """
 
     def __init__(
-        self, engine: Engine, read: Callable[[str], Awaitable[SoftPromptReader]], pinned: frozenset[str], places: int
+        self,
+        engine: Engine,
+        read: Callable[[str], Awaitable[SoftPromptReader]],
+        pinned: frozenset[str],
+        places: int,
+        fetch: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._engine, self._read = engine, read
+        self._fetch = fetch
         self.pinned, self._places = pinned, places
         self._current: OrderedDict[str, CachedPrompt] = OrderedDict()  # least recently used first
         self._retired: set[CachedPrompt] = set()
@@ -162,6 +170,8 @@ class PromptCache:
 
     async def _load(self, name: str) -> None:
         try:
+            if self._fetch is not None:
+                await as_api_error(self._fetch(name))
             await self._take_slot(name)
             try:
                 loaded = CachedPrompt(name, f"{name}#{next(self._serial)}", await as_api_error(self._read(name)))

@@ -21,13 +21,13 @@ import structlog
 from anyio.to_thread import run_sync
 
 from softprompt.engine.base import Engine, Job, Token
-from softprompt.errors import DataError, EngineError
+from softprompt.errors import DataError, EngineError, StoreError, UnreachableError
 from softprompt.formatting.chat_template import ChatTemplateOf
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts import router
+from softprompt.prompts import router, store
 from softprompt.prompts.model_card import public_name
 from softprompt.server.catalogue import Catalogue, CatalogueEntry
-from softprompt.server.error_responses import ApiError, from_text, invalid, unknown_model, unknown_prompt
+from softprompt.server.error_responses import ApiError, from_text, invalid, store_failed, unknown_model, unknown_prompt
 from softprompt.server.limits import Limits
 from softprompt.server.metrics import PromptCacheStats, ServerMetrics
 from softprompt.server.prompt_cache import CachedPrompt, PromptCache, as_api_error
@@ -37,6 +37,7 @@ from softprompt.server.request import GenerationRequest
 from softprompt.server.streaming import TextPiece, merge_streams, stream_text
 
 log = structlog.get_logger("softprompt.server")
+_FAR_AWAY_AT_ONCE = 8  # calls to a store far away
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Service:
         self.catalogue = catalogue
         self.rate_limit = rate_limit or RateLimit(Limits())
         self.limits = self.rate_limit.limits
-        self.prompt_cache = PromptCache(engine, self._read, pinned, places)
+        self.prompt_cache = PromptCache(engine, self._read, pinned, places, self._bring)
         self.metrics = ServerMetrics(engine.stats, self._cache_stats)
         self.started = int(time.time())
         self._lm, self._base = lm, BaseModelReader(lm)
@@ -95,6 +96,8 @@ class Service:
         self._fingerprint = lm.geometry.fingerprint
         # One text at a time: a slow one may delay others, but neither the event loop nor all worker threads.
         self._texts = anyio.CapacityLimiter(1)
+        # A store of soft prompts far away may hang: those who wait for it do not keep the threads that others need.
+        self._far_away = anyio.CapacityLimiter(_FAR_AWAY_AT_ONCE)
 
     async def start(self) -> None:
         """Start the engine and load the pinned soft prompts. Raises ApiError, EngineError."""
@@ -152,11 +155,17 @@ class Service:
             raise ApiError(500, "The engine could not run this request.", "engine_error") from error
 
     async def load(self, name: str) -> None:
-        """Read a soft prompt from disk now; routers are read for every request anyway. Raises ApiError."""
-        if await run_sync(self.catalogue.router, name) is None:
-            await self.prompt_cache.load(name)
-        else:
+        """Read the newest version of a soft prompt now; routers are read for every request anyway. Raises ApiError."""
+        try:
+            await run_sync(self.catalogue.fetch, name, limiter=self._far_away, abandon_on_cancel=True)
+        except UnreachableError as error:
+            raise store_failed() from error
+        except StoreError as error:
+            log.warning("store_error", prompt=name, error=error.what)
+        if await run_sync(self.catalogue.is_router, name):
             self.prompt_cache.reopen(name)
+        else:
+            await self.prompt_cache.load(name)
 
     async def models(self) -> list[CatalogueEntry]:
         """The soft prompts and routers that requests can name."""
@@ -191,19 +200,18 @@ class Service:
         if model == self.name:
             return None
         prompt = model.removeprefix(f"{self.name}:")
-        known = self.prompt_cache.users(prompt) is not None or await run_sync(self.catalogue.knows, prompt)
+        known = self.prompt_cache.users(prompt) is not None or await self._knows(prompt)
         if known and not self.prompt_cache.is_closed(prompt):
             return prompt
         raise unknown_model(model, [self.name, *map(self.model_id, await self.models())])
 
     async def _route(self, request: GenerationRequest, prompt: str | None) -> str | None:
         """The soft prompt that a router chooses for the request's text; other prompts are returned. Raises ApiError."""
-        path = None if prompt is None else await run_sync(self.catalogue.router, prompt)
-        if path is None:
+        if prompt is None or not await run_sync(self.catalogue.is_router, prompt):
             return prompt
         if len(request.texts) > 1:  # each might need another soft prompt, and a request holds one
             raise invalid("A router takes one text a request.", request.param)
-        prompt_router = await as_api_error(run_sync(router.load_router, path, self._lm.geometry))
+        prompt_router = await as_api_error(self._load_router(prompt))
         async with self._hold(prompt_router.names[0], request.model) as held:
             (ids,) = await self._read_texts(request, held.reader)
         return prompt_router.names[await run_sync(prompt_router.choose, self._lm, ids.ids)]
@@ -245,6 +253,37 @@ class Service:
             request.logprobs,
             request.tenant,
         )
+
+    async def _load_router(self, name: str) -> router.Router:
+        await self._bring(name)
+        path = await run_sync(self.catalogue.router, name)
+        if path is None:
+            raise unknown_prompt(name)
+        return await run_sync(router.load_router, path, self._lm.geometry)
+
+    async def _knows(self, name: str) -> bool:
+        """Whether there is a soft prompt or router of this name; one that came just now is looked for."""
+        if await run_sync(self.catalogue.knows, name):
+            return True
+        if not store.PROMPT_NAME.fullmatch(name):
+            return False
+        try:
+            await run_sync(self.catalogue.look_again, limiter=self._far_away, abandon_on_cancel=True)
+        except StoreError as error:
+            log.warning("store_error", error=error.what)
+            raise store_failed() from error
+        return await run_sync(self.catalogue.knows, name)
+
+    async def _bring(self, name: str) -> None:
+        """Bring the listed version of a soft prompt to this disk; an older one that is here is used if that fails."""
+        if await run_sync(self.catalogue.is_current, name):
+            return
+        try:
+            await run_sync(self.catalogue.fetch, name, limiter=self._far_away, abandon_on_cancel=True)
+        except StoreError as error:
+            log.warning("store_error", prompt=name, error=error.what)
+            if (self.catalogue.path(name) or self.catalogue.router(name)) is None:
+                raise (store_failed() if isinstance(error, UnreachableError) else error) from error
 
     async def _read(self, name: str) -> SoftPromptReader:
         path = await run_sync(self.catalogue.path, name)

@@ -20,6 +20,7 @@ from softprompt.formatting.formatted_prompt import layout_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
+from softprompt.prompts.prompt_store import PromptStore
 from softprompt.server.api_keys import ApiKeys
 from softprompt.server.app import create_app
 from softprompt.server.catalogue import Catalogue
@@ -136,7 +137,7 @@ class Reply:
 
 @contextlib.contextmanager
 def live(
-    folder: Path,
+    folder: Path | PromptStore,
     *,
     keys: ApiKeys | None = None,
     limits: Limits | None = None,
