@@ -132,7 +132,7 @@ def _uses(card: Card, repo: str, base: str) -> list[str]:
         "```",
     ]
     rows = [
-        f"| {engine} | `softprompt export {repo} --to {to} --out {name}-{to}{more}` |"
+        f"| {engine} | `softprompt export {repo} --to {to}{model} --out {name}-{to}{more}` |"
         for engine, to, more in _targets(card)
     ]
     if rows:

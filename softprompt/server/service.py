@@ -106,8 +106,9 @@ class Service:
             await self.prompt_cache.load(name)
 
     async def stop(self) -> None:
-        """Stop the engine, and with it all running jobs."""
-        await self.prompt_cache.settle()
+        """Stop the engine, and with it all running jobs. A soft prompt that a store far away does not give is left."""
+        with anyio.move_on_after(self.limits.drain_s):
+            await self.prompt_cache.settle()
         await self.engine.stop()
 
     @property
