@@ -13,7 +13,7 @@ from softprompt.export.base import ExportSource
 from softprompt.export.reserved_ids import ReservedIds
 
 
-def table_rows(source: ExportSource) -> Tensor:
+def replaced_rows(source: ExportSource) -> Tensor:
     """[P, H] float32: the rows of the table that the model reads as the virtual tokens.
 
     Raises:
@@ -38,9 +38,9 @@ def table_rows(source: ExportSource) -> Tensor:
 def embedding_deltas(source: ExportSource, reserved: ReservedIds) -> Tensor:
     """[P, H] float32: the sum of the table's rows of the reserved ids and of this is the virtual tokens.
 
-    Raises GeometryError and UnsupportedModelError as `table_rows`.
+    Raises GeometryError and UnsupportedModelError as `replaced_rows`.
     """
-    return table_rows(source) - source.lm.embedding_table[list(reserved.ids)].float().cpu()
+    return replaced_rows(source) - source.lm.embedding_table[list(reserved.ids)].float().cpu()
 
 
 def embedding_scale(source: ExportSource) -> float:
