@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from softprompt.errors import StoreError
 from softprompt.export.readme import export_readme
 from softprompt.files import write_folder
 from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, layout_ids
@@ -146,6 +147,8 @@ def write_export(
     Raises:
         StoreError: the folder is there already, or the disk refuses.
     """
+    if out.exists() or out.is_symlink():
+        raise StoreError("this is there already, nothing was written", where=out, hint="choose another --out")
     text = export_readme(source.card, command, usage, notes)
 
     def everything(scratch: Path) -> None:

@@ -29,6 +29,7 @@ from softprompt.export.reserved_ids import ReservedIds, choose_reserved_ids
 from softprompt.files import write_json
 from softprompt.interchange.virtual_tokens import write_virtual_tokens
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.sources import PUBLISHED_AS
 from softprompt.prompts.model_card import public_name
 
 _CONFIG = "adapter_config.json"
@@ -65,7 +66,8 @@ def _write(out: Path, source: ExportSource) -> Exported:
         assert embeddings is not None, "embedding_deltas refuses others"
         write_virtual_tokens(folder, embeddings, source.card, written=[_TENSORS])
 
-    base, prompt = public_name(source.card.geometry.base), source.card.name
+    base = public_name(PUBLISHED_AS.get(source.lm.name, source.lm.name))
+    prompt = source.card.name
     rank = next((rank for rank in _RANKS if rank >= len(reserved.ids)), _RANKS[-1])
     command = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {prompt}={out}"
     return write_export(out, source, fill, command, _usage(source, reserved), notes_of(reserved, source.lm))

@@ -87,6 +87,6 @@ def test_the_readme_has_the_ids_and_the_command(tmp_path: Path) -> None:
 def test_a_destination_that_exists_stays(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(StoreError, match="already there"):
+    with pytest.raises(StoreError, match="there already"):
         LORA.write(tmp_path / "out", source_of())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
