@@ -30,6 +30,7 @@ _PUBLIC = {
     "softprompt.inference.decoding": ("Answer",),
     "softprompt.inference.generate": ("Request", "generate", "load_prompts"),
     "softprompt.inference.sampling": ("Sampling",),
+    "softprompt.inspection.inspection": ("Inspection", "inspect"),
     "softprompt.modeling.soft_prompt_model": ("SoftPromptModel",),
     "softprompt.models.frozen_lm": ("FrozenLM",),
     "softprompt.models.geometry": ("Geometry",),

@@ -17,6 +17,8 @@ from softprompt.inference.generate import Request as Request
 from softprompt.inference.generate import generate as generate
 from softprompt.inference.generate import load_prompts as load_prompts
 from softprompt.inference.sampling import Sampling as Sampling
+from softprompt.inspection.inspection import Inspection as Inspection
+from softprompt.inspection.inspection import inspect as inspect
 from softprompt.modeling.soft_prompt_model import SoftPromptModel as SoftPromptModel
 from softprompt.models.frozen_lm import FrozenLM as FrozenLM
 from softprompt.models.geometry import Geometry as Geometry
@@ -43,6 +45,7 @@ __all__ = [
     "FormattedPrompt",
     "FrozenLM",
     "Geometry",
+    "Inspection",
     "KVPrompt",
     "ReadOptions",
     "Request",
@@ -55,6 +58,7 @@ __all__ = [
     "from_card",
     "generate",
     "held_out_rows",
+    "inspect",
     "load",
     "load_model",
     "load_prompts",

@@ -102,6 +102,7 @@ BUILT_IN_VERBS = (
     _builtin("export", "export", "export_command", "Train and make", "Export a soft prompt for another engine."),
     _builtin("eval", "evaluate", "eval_command", "Measure", "Compare with the base model and a text prompt."),
     _builtin("fidelity", "fidelity", "fidelity_command", "Measure", "Compare a distilled prompt with its full text."),
+    _builtin("inspect", "inspect", "inspect_command", "Measure", "Read a soft prompt: effect, words, tokens, layers."),
     _builtin("similar", "similar", "similar_command", "Measure", "Rank saved soft prompts by similarity to one."),
     _builtin("generate", "generate", "generate_command", "Use", "Generate with one or several soft prompts."),
     _builtin("chat", "chat", "chat_command", "Use", "Chat with a soft prompt in the terminal."),
