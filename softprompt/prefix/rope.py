@@ -55,7 +55,7 @@ def shift_positions(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVProm
         )
     if not any(by):
         return prompt
-    layouts = _layouts_of(lm)
+    layouts = rope_layouts(lm)
     distances = torch.tensor(by, device=lm.device)
     layers: list[KV] = []
     for i, (kv, layout) in enumerate(zip(prompt.layers, layouts, strict=True)):
@@ -72,7 +72,7 @@ def rotate_keys(lm: FrozenLM, layer: int, vectors_XTD: Tensor, by: Sequence[int]
 
     Raises UnsupportedModelError as `shift_positions`, and ValueError for a layer without keys.
     """
-    layout = _layouts_of(lm)[layer]
+    layout = rope_layouts(lm)[layer]
     if layout is None:
         raise ValueError(f"layer {layer} has no keys")
     return _rotate(vectors_XTD, *_angles(lm, layer, torch.tensor(by, device=lm.device)), layout)
@@ -83,8 +83,11 @@ def uses_rope(lm: FrozenLM) -> bool:
     return _rotary(lm) is not None
 
 
-def _layouts_of(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
-    """For each layer with keys, the layout that rotates a text's keys at 0 into those of the same text further on."""
+def rope_layouts(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
+    """For each layer with keys, the layout that rotates a text's keys at 0 into those of the same text further on.
+
+    Raises UnsupportedModelError if none does.
+    """
     runtime = PrefixRuntime.of(lm)
     if runtime.rope_layouts is None:
         verify(lm)
