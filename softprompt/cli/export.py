@@ -73,6 +73,8 @@ def export_command(
         ),
         ExportOptions(gguf or untie, untie is not None, kv_type, overwrite),
     )
+    if target.cost is not None:
+        Console(soft_wrap=True).print(Text(escaped(target.cost(source))))
     exported = target.write(out, source)
     _report(card.name, to, exported)
     if check:

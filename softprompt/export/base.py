@@ -127,12 +127,14 @@ class ExportTarget:
         write: makes the folder, all of it or nothing.
         answers: runs the engine on what was written; None for a target without a check. Raises MissingExtraError if
             the engine is not installed.
+        cost: what the folder will take, a sentence to show before it is made; None where it is next to nothing.
     """
 
     name: str
     summary: str
     write: Callable[[Path, ExportSource], Exported]
     answers: Answers | None = None
+    cost: Callable[[ExportSource], str] | None = None
 
 
 def write_export(

@@ -88,6 +88,19 @@ def find_source(name: str) -> Source:
     return Source(name, "Hub")
 
 
+def local_folder(path: str) -> Path:
+    """The folder with a model's files: `Source.path` itself, or that of a Hub id in the Hub's local cache.
+
+    Raises ModelError if it is not on this machine.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    config = _cached_file(path, "config.json")
+    if config is None:
+        raise ModelError("the model's files are not on this machine", where=path, hint=f"hf download {path}")
+    return config.parent
+
+
 def adapted_name(model: str, adapter: str | None) -> str:
     """The name of a base model with a PEFT folder's LoRA weights merged into it: `model` itself for None.
 
