@@ -64,15 +64,15 @@ def source_of(lm: FrozenLM) -> SourceOf:
 @pytest.fixture(scope="session")
 def record() -> Record:
     """Keeps the report of (target, form, weights) for the guide's table."""
+    return keep_report
 
-    def keep(target: str, form: str, weights: str, report: CheckReport) -> None:
-        folder = os.environ.get("SOFTPROMPT_ENGINE_RESULTS")
-        if folder:
-            facts = {"target": target, "form": form, "weights": weights, **asdict(report)}
-            name = f"{target}-{form}-{weights}.json".replace("/", "-").replace(" ", "-")
-            (Path(folder) / name).write_text(json.dumps(facts, indent=1) + "\n")
 
-    return keep
+def keep_report(target: str, form: str, weights: str, report: CheckReport) -> None:
+    folder = os.environ.get("SOFTPROMPT_ENGINE_RESULTS")
+    if folder:
+        facts = {"target": target, "form": form, "weights": weights, **asdict(report)}
+        name = f"{target}-{form}-{weights}.json".replace("/", "-").replace(" ", "-")
+        (Path(folder) / name).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def near_text(lm: FrozenLM, form: str, seed: int) -> SoftPrompt:
