@@ -61,7 +61,7 @@ def _write(out: Path, source: ExportSource) -> Exported:
 
 
 def _cost(source: ExportSource) -> str:
-    """What the copy takes, said before it is made. Raises GeometryError and UnsupportedModelError as `replaced_rows`."""
+    """What the copy takes, said before it is made. Raises as `replaced_rows`."""
     replaced_rows(source)
     size = copy_size(_base(source), _added(source))
     return f"a copy of the base model: {size / 1e9:.2f} GB of weights"
