@@ -42,7 +42,7 @@ class ReservedIds:
     @property
     def note(self) -> str:
         """A sentence for users."""
-        shown = f"{self.ids[0]} to {self.ids[-1]}" if len(self.ids) > 1 else str(self.ids[0])
+        shown = f"{min(self.ids)} to {max(self.ids)}" if len(self.ids) > 1 else str(max(self.ids))
         if self.kind == "reserved":
             return f"The ids {shown} stand for the virtual tokens; the model's authors set them aside."
         if self.kind == "padding":
@@ -60,8 +60,9 @@ def choose_reserved_ids(lm: FrozenLM, n_tokens: int) -> ReservedIds:
     """
     vocabulary: dict[str, int] = lm.tokenizer.get_vocab()
     rows = lm.geometry.vocab
-    used = {*bos_ids(lm.tokenizer), eos_id(lm.tokenizer), lm.tokenizer.pad_token_id, *lm.end_ids}
-    free = {i: text for text, i in vocabulary.items() if i < rows and i not in used}
+    used = {*bos_ids(lm.tokenizer), eos_id(lm.tokenizer), *lm.end_ids}
+    padding_id = lm.tokenizer.pad_token_id
+    free = {i: text for text, i in vocabulary.items() if i < rows and i not in used and i != padding_id}
     aside = sorted(i for i, text in free.items() if _SET_ASIDE.search(text))
     padding = sorted(set(range(rows)) - set(vocabulary.values()))
     if len(aside) >= n_tokens:

@@ -58,11 +58,10 @@ def with_own_answers(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence
 
 
 def _input_of(formatted: FormattedPrompt, record: Record) -> str | tuple[Message, ...]:
-    names = formatted.template.names
-    if not names:
+    fields = {name: record.fields[name] for name in formatted.template.names}
+    if not fields:
         return record.messages
-    fields = {name: record.fields[name] for name in names}
-    return json.dumps(fields) if len(names) > 1 else fields[names[0]]
+    return json.dumps(fields) if len(fields) > 1 else next(iter(fields.values()))
 
 
 def _answered(record: Record, text: str) -> Record:

@@ -26,7 +26,8 @@ def tied() -> FrozenLM:
     model = tiny_model("llama")
     model.config.tie_word_embeddings = True
     model.tie_weights()
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    assert head is not None and head.weight is model.get_input_embeddings().weight
     return FrozenLM(model, tiny_tokenizer(bos=True), "tied")
 
 

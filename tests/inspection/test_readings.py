@@ -47,7 +47,7 @@ class TestEffect:
             ids, base_ids = [*follow, *example.ids], lm.encode("Q:") + list(example.ids)
             assert follow == lm.encode("Q:")
             with torch.no_grad():
-                embeds = torch.cat([prompt.embeddings, lm.embed(torch.tensor(ids))])[None]
+                embeds = torch.cat([prompt.tensors()["embeddings"], lm.embed(torch.tensor(ids))])[None]
                 behind = lm.hf_model(inputs_embeds=embeds).logits[0, 4:].log_softmax(-1)
                 without = lm.hf_model(torch.tensor([base_ids])).logits[0].log_softmax(-1)
             for place, learned in enumerate(example.mask):
