@@ -42,7 +42,7 @@ def said(server: Live, model: str) -> Any:
 
 
 def opened() -> RemoteStore:
-    remote = RemoteStore(URL, again_s=0.05, fresh_s=0.2, patience_s=1.5)
+    remote = RemoteStore(URL, again_s=0.05, fresh_s=0.2, patience_s=2.5)
     remote.look_again()
     return remote
 
@@ -83,7 +83,7 @@ def test_a_bucket_that_hangs_blocks_nobody_else(tmp_path: Path) -> None:
         assert {name: said(server, name) for name in answers} == answers
         assert isinstance(said(server, "p1"), str), "on this disk, not in memory"
         assert server.ask("GET", "/v1/models").status == 200
-        assert time.monotonic() - began < 1.2
+        assert time.monotonic() - began < 2.2
         assert not any(future.done() for future in waiting[:5])
         failed = [future.result(30) for future in waiting]
         assert set(failed) == {(503, "store_unavailable")}
