@@ -35,6 +35,10 @@ def export_command(
     kv_type: Annotated[
         str, typer.Option("--kv-type", help="llama-slot: the server's --cache-type-k and -v: f32, f16, bf16 or q8_0.")
     ] = "f16",
+    llama_server: Annotated[
+        Path | None,
+        typer.Option("--llama-server", help="llama.cpp: the program to run; else that in PATH, or of xllamacpp."),
+    ] = None,
     model: Model = None,
     base_adapter: BaseAdapter = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="vllm: replace another version.")] = False,
@@ -71,7 +75,7 @@ def export_command(
         functools.partial(
             load_base, model, [name], dtype, device, trust_remote_code, base_adapter, load_in, device_map
         ),
-        ExportOptions(gguf or untie, untie is not None, kv_type, overwrite),
+        ExportOptions(gguf or untie, untie is not None, kv_type, llama_server, overwrite),
     )
     if target.cost is not None:
         Console(soft_wrap=True).print(Text(escaped(target.cost(source))))

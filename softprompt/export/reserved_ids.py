@@ -17,9 +17,11 @@ from softprompt.data.tokenizer import bos_ids, decode, eos_id
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
 
-# Spellings of tokens that a model's authors set aside: Llama 3, Gemma, Mistral, Phi, Qwen and others.
+# Spellings of tokens that a model's authors set aside: Llama 3, Gemma, Mistral, Phi, Qwen, others. In brackets, since
+# every vocabulary has the word "reserved".
 _SET_ASIDE = re.compile(
-    r"reserved|unused|dummy|placeholder|control_\d|SPECIAL_\d|extra_\d|special_token_\d|blank\d", re.IGNORECASE
+    r"[<\[].*(?:reserved|unused|dummy|placeholder|control_\d|SPECIAL_\d|extra_(?:id_)?\d|special_token_\d|blank\d).*[>\]]",
+    re.IGNORECASE,
 )
 _WORD = re.compile(r" [A-Za-z]+")  # a token that merges with no neighbor of its kind
 
@@ -63,7 +65,7 @@ def choose_reserved_ids(lm: FrozenLM, n_tokens: int) -> ReservedIds:
     used = {*bos_ids(lm.tokenizer), eos_id(lm.tokenizer), *lm.end_ids}
     padding_id = lm.tokenizer.pad_token_id
     free = {i: text for text, i in vocabulary.items() if i < rows and i not in used and i != padding_id}
-    aside = sorted(i for i, text in free.items() if _SET_ASIDE.search(text))
+    aside = sorted(i for i, text in free.items() if _SET_ASIDE.fullmatch(text))
     padding = sorted(set(range(rows)) - set(vocabulary.values()))
     if len(aside) >= n_tokens:
         return _chosen(lm, aside[-n_tokens:], "reserved")

@@ -101,6 +101,14 @@ def local_folder(path: str) -> Path:
     return config.parent
 
 
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that a base model of this name is read from; None for a model of another kind."""
+    if name in BUILT_IN:
+        return _built_in(name)
+    path = _expanded(name)
+    return path if path.is_file() and path.suffix == ".gguf" else None
+
+
 def adapted_name(model: str, adapter: str | None) -> str:
     """The name of a base model with a PEFT folder's LoRA weights merged into it: `model` itself for None.
 

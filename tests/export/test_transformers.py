@@ -76,7 +76,7 @@ def test_the_file_says_what_stands_around_a_text(tmp_path: Path) -> None:
     assert use["BEFORE"] + "x" + use["AFTER"] == " x\nLabel:"
     assert torch.equal(load_file(folder / "prompt.safetensors")["embeddings"], source.prompt.tensors()["embeddings"])
     assert (folder / "use.py").read_text() in (folder / "README.md").read_text()
-    with pytest.raises(StoreError, match="already there"):
+    with pytest.raises(StoreError, match="nothing was written"):
         find_target("transformers").write(tmp_path / "out", source)
 
 
