@@ -10,6 +10,8 @@ import pytest
 
 from softprompt.export.check import check_export
 from softprompt.export.registry import find_target
+from softprompt.inference.generate import Request, generate
+from softprompt.inference.sampling import Sampling
 from softprompt.models.sources import PUBLISHED_AS, find_source
 from tests.engines_real.conftest import Record, SourceOf
 
@@ -30,10 +32,14 @@ def test_transformers_answers_as_we_do(
 
 @pytest.mark.parametrize("form", ["embedding", "kv"])
 def test_the_file_runs_as_it_is(form: str, source_of: SourceOf, tmp_path: Path) -> None:
-    """From another folder, for a base that is a folder here."""
-    script = find_target("transformers").write(tmp_path / "out", source_of(form)).folder / "use.py"
+    """From another folder, for a base that is a folder here: it says what `softprompt generate` says."""
+    source = source_of(form, chat=True)
+    script = find_target("transformers").write(tmp_path / "out", source).folder / "use.py"
     here = find_source("smollm2-135m").path  # the published one is not on this machine
     script.write_text(script.read_text().replace(PUBLISHED_AS["smollm2-135m"], here))
     command = [sys.executable, "-P", str(script), "Where is my parcel?"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
-    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert done.returncode == 0, done.stderr
+    requests, sampling = [Request("Where is my parcel?")], Sampling(max_new_tokens=64)
+    (wanted,) = generate(source.lm, {"tone": source.formatted}, requests, sampling)
+    assert done.stdout.strip() == wanted.text.strip()
