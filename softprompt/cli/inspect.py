@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,10 +16,12 @@ from softprompt.cli.options import AsJson, BaseAdapter, Device, DeviceSplit, Dty
 from softprompt.cli.options import parse_names as parse_list
 
 if TYPE_CHECKING:
+    from softprompt.inspection.attention import AttentionReading
     from softprompt.inspection.behavior import Behavior
     from softprompt.inspection.drift import Drift
     from softprompt.inspection.inspection import Inspection
     from softprompt.inspection.layers import LayerBand
+    from softprompt.inspection.leak import Leak
     from softprompt.inspection.nearest import Nearest
     from softprompt.inspection.worth import TokenWorth
 
@@ -31,6 +34,9 @@ def inspect_command(
         str | None, typer.Option("--data", "-d", help="Rows with answers: a file, or a folder's validation rows.")
     ] = None,
     only: Annotated[str, typer.Option("--only", help="Sections, e.g. nearest,worth.")] = "",
+    text: Annotated[
+        Path | None, typer.Option("--text", help="For the section leak: the text that it was trained on.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Only the first rows.")] = 64,
     model: Model = None,
     base_adapter: BaseAdapter = None,
@@ -48,18 +54,20 @@ def inspect_command(
     softprompt inspect tone --data rows.jsonl --only behavior,worth --json
 
     Sections: behavior (changed predictions), nearest (words near the virtual tokens), drift (where they lie), worth
-    (the share of each virtual token), layers (what is lost when a band of layers does not see them). The effect is the
-    divergence from the base model's predictions. Every reading says which share of it is left when the reading takes
-    the prompt's place. Without --data a few neutral texts are used, with the soft prompt's own answers.
+    (the share of each virtual token), layers (what is lost when a band of layers does not see them), attention (which
+    layers look at them), leak (what it repeats of --text). The effect is the divergence from the base model's
+    predictions. Readings say which share of it is left when they take the prompt's place. Without --data a few neutral
+    texts are used, with the soft prompt's own answers.
     """
     from softprompt.cli.base_model import load_base
+    from softprompt.distillation.prepare import read_document
     from softprompt.evaluation.held_out import selection_rows
     from softprompt.formatting.formatted_prompt import from_card
     from softprompt.inspection.inspection import READINGS, inspect
     from softprompt.prompts import store
 
     wanted = parse_list(only) if only else list(READINGS)
-    card = store.load_card(store.locate(name))
+    card = store.load_card(store.find(name))
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
     rows = None
     if data is not None:
@@ -75,6 +83,7 @@ def inspect_command(
             from_card(prompt, card),
             rows,
             only=wanted,
+            text="" if text is None else read_document(text)[0],
             on_section=lambda section: status.update(section),
         )
     if as_json:
@@ -96,6 +105,10 @@ def _print(name: str, result: Inspection) -> None:
         _print_worth(out, result.worth)
     if result.layers is not None:
         _print_layers(out, result.layers)
+    if result.attention is not None:
+        _print_attention(out, result.attention)
+    if result.leak is not None:
+        _print_leak(out, result.leak)
     for section, reason in result.left_out.items():
         out.print(Text(escaped(f"\n{section}: left out, {reason}"), "dim"))
 
@@ -163,6 +176,24 @@ def _print_worth(out: Console, found: TokenWorth) -> None:
         f"The best {half} tokens alone recover {found.insertion[half]:.0%}, {half} random ones"
         f" {found.random_insertion[half]:.0%}. Shapley values are means over {found.orders} random orders."
     )
+
+
+def _print_attention(out: Console, found: AttentionReading) -> None:
+    _title(out, "attention: share that the answers' tokens pay to the virtual tokens, by layer")
+    for number, total in enumerate(found.total):
+        out.print(f"{number:<8}{total:>6.1%}  {'█' * round(_BAR * total)}")
+    rest = sum(found.besides_sink) / len(found.besides_sink)
+    out.print(
+        f"Token {found.sink} has the most in most layers (a sink). Without it {rest:.1%} on average. Attention is no"
+        " proof of effect: see layers."
+    )
+
+
+def _print_leak(out: Console, found: Leak) -> None:
+    _title(out, "leak: what it repeats of the text when it is asked to")
+    words, by_itself = len(found.longest.split()), len(found.base_longest.split())
+    out.print(Text(escaped(f"longest   {words} words ({by_itself} without the soft prompt): {found.longest[:200]!r}")))
+    out.print(f"verbatim  {found.share:.0%} of its words, in {len(found.spans)} spans of at least eight words")
 
 
 def _print_layers(out: Console, bands: tuple[LayerBand, ...]) -> None:

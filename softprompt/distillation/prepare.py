@@ -96,7 +96,7 @@ def prepare_distillation(
     check_run_folder(run, unfinished, study_cache.exists(), overwrite=overwrite, resume=resume)
     # files first: their mistakes show before a model is downloaded or converted
     demonstrations, rows = _load_rows(settings)
-    source = None if settings.demonstrations else _read_text(Path(settings.text or settings.document or ""))
+    source = None if settings.demonstrations else read_document(Path(settings.text or settings.document or ""))
     if is_encoder_decoder(settings.base_model, trust_remote_code=trust_remote_code):
         raise ConfigError("distillation is for causal models", where="model", got=f"{settings.model}: encoder-decoder")
     tokenizer = load_tokenizer(settings.base_model, trust_remote_code=trust_remote_code)
@@ -208,7 +208,7 @@ def _worked_examples(demonstrations: Sequence[Record], template: Template) -> st
     return APART.join(worked_example(bare, row) for row in demonstrations)
 
 
-def _read_text(path: Path) -> tuple[str, str]:
+def read_document(path: Path) -> tuple[str, str]:
     """The text and its file. Raises DataError."""
     if not path.is_file():
         raise DataError("no such file", where=path, hint="--text or --document names a file in UTF-8")

@@ -9,10 +9,12 @@ from typing import TypeVar
 from softprompt.data.records import Record
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.formatted_prompt import FormattedPrompt
+from softprompt.inspection.attention import AttentionReading, attention_reading
 from softprompt.inspection.behavior import Behavior, behavior
 from softprompt.inspection.drift import Drift, drift
 from softprompt.inspection.effect import PromptEffect
 from softprompt.inspection.layers import LayerBand, layer_bands
+from softprompt.inspection.leak import Leak, leak
 from softprompt.inspection.nearest import Nearest, nearest
 from softprompt.inspection.rows import neutral_rows, with_own_answers
 from softprompt.inspection.worth import TokenWorth, token_worth
@@ -20,7 +22,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
 
 _Reading = TypeVar("_Reading")
-READINGS = ("behavior", "nearest", "drift", "worth", "layers")
+READINGS = ("behavior", "nearest", "drift", "worth", "layers", "attention", "leak")
 _FEW = 4  # rows of sections that run each row many times
 _BANDS = 10  # of layers
 
@@ -42,6 +44,8 @@ class Inspection:
     drift: Drift | None
     worth: TokenWorth | None
     layers: tuple[LayerBand, ...] | None
+    attention: AttentionReading | None
+    leak: Leak | None
     left_out: dict[str, str]
 
     def to_dict(self) -> dict[str, object]:
@@ -56,6 +60,7 @@ def inspect(
     *,
     only: Collection[str] = READINGS,
     start: SoftPrompt | None = None,
+    text: str = "",
     on_section: Callable[[str], None] = lambda section: None,
 ) -> Inspection:
     """Read a soft prompt.
@@ -68,6 +73,7 @@ def inspect(
         records: rows with answers that it was not trained on; without any a few neutral texts with its own answers.
         only: names of sections.
         start: the prompt that training began from.
+        text: that it was trained on or distilled from, for the section "leak".
         on_section: called with the name of the section that begins.
 
     Raises:
@@ -108,5 +114,7 @@ def inspect(
         drift=section("drift", lambda: drift(lm, effect.prompt, start)),
         worth=section("worth", lambda: token_worth(few)),
         layers=section("layers", lambda: layer_bands(few, -(-len(lm.geometry.layers) // _BANDS))),
+        attention=section("attention", lambda: attention_reading(effect)),
+        leak=section("leak", lambda: leak(lm, formatted, text)) if text else None,
         left_out=left_out,
     )
