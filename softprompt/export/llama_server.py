@@ -94,7 +94,7 @@ class LlamaServer:
         Raises EngineError.
         """
         body = {"prompt": list(ids), "n_predict": n_tokens, "temperature": 0.0, "samplers": ["temperature"]}
-        return self.post("/completion", body | {"n_probs": _LISTED} | dict(options))
+        return self.post("/completion", body | {"n_probs": _LISTED, "return_tokens": True} | dict(options))
 
 
 @contextlib.contextmanager
@@ -148,7 +148,13 @@ def engine_answer(answer: JSONObject) -> EngineAnswer:
             raise EngineError("an answer without log-probabilities", where="/completion", got=str(step)[:200])
         ids.append(own[0])
         logprobs.append(likeliest | {own[0]: own[1]})
-    return EngineAnswer(tuple(ids), tuple(logprobs))
+    tokens = answer.get("tokens")
+    written = tuple(i for i in tokens if isinstance(i, int)) if isinstance(tokens, list) else ()
+    if not written:
+        return EngineAnswer(tuple(ids), tuple(logprobs))
+    # The server lists nothing for a token that ends within a character: what it lists later belongs to other places.
+    known = next((place for place, pair in enumerate(zip(ids, written, strict=False)) if pair[0] != pair[1]), len(ids))
+    return EngineAnswer(written, tuple(logprobs[:known]))
 
 
 def cached_tokens(answer: JSONObject) -> int:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from softprompt.errors import UnsupportedModelError
 from softprompt.export import mlx_cache
-from softprompt.export.check import check_export, row_ids
+from softprompt.export.check import check_export
 from softprompt.export.registry import find_target
 from softprompt.inference.generate import Request, generate
 from softprompt.inference.sampling import Sampling
@@ -115,7 +115,7 @@ def with_older_config(folder: Path, made: Path) -> Path:
 
 def test_the_command_of_the_readme(source_of: SourceOf, tmp_path: Path) -> None:
     """Its chat template writes the row around the text; the text is that of `softprompt generate`."""
-    source = source_of("embedding")
+    source = source_of("embedding", chat=True)  # behind the other one the model ends at once
     folder = find_target("mlx").write(tmp_path / "out", source).folder
     base = with_older_config(Path(find_source("smollm2-135m").path), tmp_path / "base")
     cache, metadata = load_prompt_cache(str(folder / FILE), return_metadata=True)
@@ -127,4 +127,3 @@ def test_the_command_of_the_readme(source_of: SourceOf, tmp_path: Path) -> None:
     lm = source.lm
     (answer,) = generate(lm, {"tone": source.formatted}, [Request(text)], Sampling(max_new_tokens=12))
     assert said.strip() == answer.text.strip() and said.strip()
-    assert lm.encode(" Where is my parcel?\nAnswer:") == list(row_ids(source, [text])[0])
