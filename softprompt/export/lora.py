@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from softprompt.data.tokenizer import decode
 from softprompt.errors import missing_extra
 from softprompt.export.base import EngineAnswer, EngineRow, Exported, ExportSource, ExportTarget, write_export
 from softprompt.export.embedding_delta import embedding_deltas
 from softprompt.export.greedy import greedy_answers
 from softprompt.export.registry import register_target
 from softprompt.export.reserved_ids import ReservedIds, choose_reserved_ids
+from softprompt.export.written_prompt import WrittenPrompt, write_prompt
 from softprompt.files import write_json
 from softprompt.interchange.virtual_tokens import write_virtual_tokens
 from softprompt.models.frozen_lm import FrozenLM
@@ -42,7 +42,7 @@ _PEFT_LINES = """Transformers and PEFT:
 from peft import PeftModel
 
 model = PeftModel.from_pretrained(base_model, FOLDER)
-ids = PREFIX + tokenizer(text, add_special_tokens=False)["input_ids"]
+ids = PREFIX + tokenizer(BEFORE + text + AFTER, add_special_tokens=False)["input_ids"]
 model.generate(torch.tensor([ids]))
 ```
 
@@ -107,25 +107,33 @@ def _config(source: ExportSource, name: str) -> dict[str, object]:
 
 
 def _usage(source: ExportSource, reserved: ReservedIds) -> str:
-    ids = prefix_ids(source, reserved)
+    written = write_prompt(source, reserved)
     lines = [
-        f"In front of every text stand these {len(ids)} token ids: what precedes the virtual tokens, the reserved ids, "
-        f"and what follows them.\n\n```json\n{ids}\n```",
+        f"A prompt begins with these {len(written.ids)} token ids, `PREFIX`: what precedes the virtual tokens, the "
+        f"reserved ids, and what follows them.\n\n```json\n{list(written.ids)}\n```",
+        _row_lines(written),
         _PEFT_LINES,
         "vLLM and SGLang take ids in `/v1/completions`:\n\n```json\n"
-        f'{{"model": "{source.card.name}", "prompt": [PREFIX and the ids of the text]}}\n```',
+        f'{{"model": "{source.card.name}", "prompt": [PREFIX and the ids of the rest]}}\n```',
     ]
-    if reserved.text:
-        lead, follow = source.around
-        tokenizer = source.lm.tokenizer
-        string = decode([*lead, *reserved.ids, *follow], tokenizer)
+    if written.text:
         lines.append(
-            f"The same as a string, for engines that take text (write it as it is):\n\n```text\n{string}\n```"
-            f"\n\nThe reserved ids alone, for a system turn of a chat:\n\n```text\n{reserved.text}\n```"
+            "The beginning as a string, for engines that take text (write it as it is, without BOS, which engines add):"
+            f"\n\n```text\n{written.text}\n```\n\nThe reserved ids alone:\n\n```text\n{reserved.text}\n```"
         )
     else:
-        lines.append("No string is read as these ids, so chat routes that take text alone cannot use this adapter.")
+        lines.append("No string is read as these ids, so routes that take text alone cannot use this adapter.")
     return "\n\n".join(lines)
+
+
+def _row_lines(written: WrittenPrompt) -> str:
+    """What else stands in the prompt."""
+    if not written.one_text:
+        return "Then comes the row, written as below up to where the answer begins."
+    return (
+        "Then comes the text, between `BEFORE` and `AFTER`:\n\n```python\n"
+        f"BEFORE, AFTER = {written.opening!r}, {written.closing!r}\n```"
+    )
 
 
 def _answers(folder: Path, source: ExportSource, rows: Sequence[EngineRow]) -> list[EngineAnswer]:

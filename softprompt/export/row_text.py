@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from softprompt.data.template import body
+from softprompt.data.template import USER, body
 from softprompt.export.base import ExportSource
 from softprompt.formatting.formatted_prompt import FormattedPrompt
 from softprompt.formatting.inputs import text_to_record
 from softprompt.models.frozen_lm import FrozenLM
-
-_INPUT = "\ufffc7input\ufffc"  # in no template
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,6 @@ def text_around_input(formatted: FormattedPrompt, lm: FrozenLM) -> RowText | Non
     """As `row_text`, of a formatted prompt."""
     if len(formatted.template.names) > 1:
         return None
-    text = body(text_to_record(_INPUT, formatted, "text"), formatted.template, lm.tokenizer)
-    parts = text.split(_INPUT)
+    text = body(text_to_record(USER, formatted, "text"), formatted.template, lm.tokenizer)
+    parts = text.split(USER)
     return RowText(parts[0], parts[1]) if len(parts) == 2 else None

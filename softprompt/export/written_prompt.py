@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from softprompt.data.records import Message
-from softprompt.data.template import USER, body, turns_record
 from softprompt.data.tokenizer import bos_ids
 from softprompt.export.base import ExportSource
 from softprompt.export.reserved_ids import ReservedIds
-from softprompt.formatting.inputs import text_to_record
+from softprompt.export.row_text import row_text
 
 
 @dataclass(frozen=True)
@@ -35,23 +33,12 @@ def write_prompt(source: ExportSource, reserved: ReservedIds) -> WrittenPrompt:
     """The prompt of a row, with reserved ids in place of the virtual tokens."""
     lead, follow = source.around
     layout, lm = source.card.layout, source.lm
-    opening, closing = _around_words(source)
+    row = row_text(source)
+    opening, closing = (row.before, row.after) if row else ("", "")
     ids = (*lead, *reserved.ids, *follow)
     text = layout.lead + reserved.text + layout.follow
     bos = bos_ids(lm.tokenizer) if layout.bos else []
     sample = f"{opening}A text.{closing}"
     reads = [*bos, *lm.encode(text + sample)] == [*ids, *lm.encode(sample)]
     usable = bool(reserved.text) and reads and layout.bos == bool(bos_ids(lm.tokenizer))
-    return WrittenPrompt(ids, text if usable else "", opening, closing, len(source.formatted.template.names) <= 1)
-
-
-def _around_words(source: ExportSource) -> tuple[str, str]:
-    """Constant text of a row before the user's words and after them; nothing for rows of several fields."""
-    template, tokenizer = source.formatted.template, source.lm.tokenizer
-    if len(template.names) > 1:
-        return "", ""
-    record = (
-        text_to_record(USER, source.formatted, "text") if template.names else turns_record([Message("user", USER)], "")
-    )
-    before, _, after = body(record, template, tokenizer).partition(USER)
-    return before, after
+    return WrittenPrompt(ids, text if usable else "", opening, closing, row is not None)
