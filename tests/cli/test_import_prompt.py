@@ -159,7 +159,7 @@ def test_export_mistakes(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     assert "already" in refused("export", "ok", "--out", tmp_path / "there").what
     error = refused("export", "ok", "--to", "gguf", "--out", tmp_path / "a")
-    assert isinstance(error, ConfigError) and "peft, vllm" in str(error.expected)
+    assert isinstance(error, ConfigError) and "lora, mlx" in str(error.expected)
 
 
 @pytest.mark.parametrize("verb", ["import", "export"])

@@ -56,7 +56,7 @@ def test_a_missing_wheel_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_was_proven_of_every_architecture() -> None:
     rows = {row["architecture"]: row for row in parsed("models", "--proven", "--json")}
     assert rows["llama"]["exact"] and rows["llama"]["path"] == "packed"
-    assert rows["qwen3_5_text"]["path"] == "state" and rows["qwen3_5_text"]["prompts"] == "embedding"
+    assert rows["qwen3_5_text"]["path"] == "state" and rows["qwen3_5_text"]["prompts"] == "embedding, state"
     assert not rows["blt"]["exact"] and "input_ids is required" in rows["blt"]["note"]
     assert sum(row["exact"] for row in rows.values()) > 150
     shown = done("models", "--proven").stdout
