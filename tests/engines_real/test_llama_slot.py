@@ -33,7 +33,7 @@ def test_llama_server_goes_on_behind_it(
     report = check_export(TARGET, folder, source)
     record("llama-slot (llama.cpp)", form, weights, report)
     assert report.same == report.rows == 20
-    assert report.difference < 0.02
+    assert report.difference < (0.02 if weights == "f32" else report.plain_difference + 0.02)  # f16 rounds weights
 
 
 def test_the_shipped_quantized_model_needs_no_copy(source_of: SourceOf, record: Record, tmp_path: Path) -> None:

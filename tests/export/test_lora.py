@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -23,7 +24,7 @@ LORA = find_target("lora")
 
 
 def tied() -> FrozenLM:
-    model = tiny_model("llama")
+    model = copy.deepcopy(tiny_model("llama"))  # that one is shared
     model.config.tie_word_embeddings = True
     model.tie_weights()
     head = model.get_output_embeddings()

@@ -337,7 +337,7 @@ class TestDetection:
 
     def test_what_is_none_of_them(self, tmp_path: Path) -> None:
         assert "no such file" in refused(tmp_path / "none").what
-        assert "or adapter_config.json" in refused(tmp_path).what
+        assert "adapter_config.json" in refused(tmp_path).what
         (tmp_path / "x.txt").write_text("hello")
         assert "google-prompt-tuning" in str(refused(tmp_path / "x.txt").expected)
         (tmp_path / "empty").touch()

@@ -17,7 +17,7 @@ import softprompt
 
 PACKAGE = Path(softprompt.__file__).parent
 COMPAT = ("models/transformers_compat.py", "engine/transformers_compat.py")
-FOREIGN_ROOMS = ("models", "prefix", "engine", "modeling", "lm_eval.py")  # what knows Transformers
+FOREIGN_ROOMS = ("models", "prefix", "engine", "modeling", "export", "lm_eval.py")  # what knows Transformers
 # Of torch, which has no public names for them: what the processor can do, how often a tensor was written
 # to, and whether it shares memory.
 TORCH = {"_is_avx512_bf16_supported", "_is_amx_tile_supported", "_version", "_is_view"}
