@@ -197,6 +197,8 @@ def _command(options: ServerOptions, port: int) -> list[str]:
         options.context,
         "-np",
         options.n_slots,
+        "--kv-unified",  # a slot file has one stream, whatever the number of slots
+        "--no-cache-idle-slots",
         "-ctk",
         options.kv_type,
         "-ctv",
@@ -225,6 +227,8 @@ def _parameters(options: ServerOptions, port: int) -> dict[str, object]:
         "model.path": str(options.gguf.resolve()),
         "n_ctx": options.context,
         "n_parallel": options.n_slots,
+        "kv_unified": True,  # a slot file has one stream, whatever the number of slots
+        "cache_idle_slots": False,  # else a request to one slot empties the others
         "cache_type": options.kv_type,
         "flash": options.flash,
         "lora": [str(options.adapter.resolve())] if options.adapter else [],

@@ -62,8 +62,8 @@ def _write(out: Path, source: ExportSource) -> Exported:
             (folder / script).write_bytes(Path(__file__).with_name(script).read_bytes())
 
     command = (
-        f"llama-server -m {base.path.absolute()} --slot-save-path {out}/ -np 4 -fa {flash} -ctk {kv_type} "
-        f"-ctv {kv_type}{_swa(source, len(written.ids))}\npython {out}/restore_slots.py http://127.0.0.1:8080\n"
+        f"llama-server -m {base.path.absolute()} --slot-save-path {out}/ -np 4 --kv-unified --no-cache-idle-slots "
+        f"-fa {flash} -ctk {kv_type} -ctv {kv_type}{_swa(source, len(written.ids))}\npython {out}/restore_slots.py http://127.0.0.1:8080\n"
         f"python {out}/ask_slot.py http://127.0.0.1:8080 'Where is my parcel?'"
     )
     notes = (
