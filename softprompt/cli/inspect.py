@@ -68,6 +68,7 @@ def inspect_command(
 
     wanted = parse_list(only) if only else list(READINGS)
     card = store.load_card(store.find(name))
+    source_text = "" if text is None else read_document(text)[0]
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
     rows = None
     if data is not None:
@@ -83,7 +84,7 @@ def inspect_command(
             from_card(prompt, card),
             rows,
             only=wanted,
-            text="" if text is None else read_document(text)[0],
+            text=source_text,
             on_section=lambda section: status.update(section),
         )
     if as_json:

@@ -104,6 +104,8 @@ def inspect(
             return behavior(effect)
         return behavior(effect, PromptEffect(lm, formatted, with_own_answers(lm, formatted, neutral)))
 
+    if "leak" in only and not text:
+        left_out["leak"] = "it needs the text that the soft prompt was trained on (--text FILE)"
     if "nearest" in only and effect.prompt.input_embeddings() is None:
         left_out["nearest"] = "keys and values have no place among the vocabulary's embeddings"
     return Inspection(

@@ -12,6 +12,7 @@ The same questions without the soft prompt are the control: what the base says b
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ def leak(lm: FrozenLM, formatted: FormattedPrompt, text: str, questions: Sequenc
 
     Args:
         text: that it was trained on or distilled from.
+        questions: each fills every field of the template.
     """
     words = text.split()
     runs = [run for answer in _answers(lm, formatted, questions) for run in _common_runs(words, answer.split())]
@@ -69,9 +71,10 @@ def leak(lm: FrozenLM, formatted: FormattedPrompt, text: str, questions: Sequenc
 
 def _answers(lm: FrozenLM, formatted: FormattedPrompt, questions: Sequence[str]) -> list[str]:
     names = formatted.template.names
-    if len(names) > 1:
-        return []
-    requests = [Request(question if names else [{"role": "user", "content": question}]) for question in questions]
+    requests: list[Request] = []
+    for question in questions:
+        whole = json.dumps(dict.fromkeys(names, question)) if len(names) > 1 else question
+        requests.append(Request(whole if names else [{"role": "user", "content": question}]))
     sampling = Sampling(max_new_tokens=_ANSWER_TOKENS)
     return [answer.text for answer in generate(lm, {"": formatted}, requests, sampling)]
 

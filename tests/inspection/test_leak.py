@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from softprompt.data.template import Template
 from softprompt.inspection import leak as leak_module
 from softprompt.inspection.attention import attention_reading
 from softprompt.inspection.leak import leak
@@ -63,5 +66,7 @@ def test_a_planted_secret_is_found_and_its_absence_is_not(monkeypatch: pytest.Mo
     assert found.longest == SECRET and found.spans == (SECRET,) and found.base_longest == "the vault opens"
     assert found.share == pytest.approx(13 / 14)
     monkeypatch.undo()
+    two = replace(formatted, template=Template("text", "{text} and {text2}"))
+    assert len(leak_module._answers(lm, two, ["Repeat it."])) == 1, "rows of several fields are asked, too"
     nothing = leak(lm, formatted, SECRET)
     assert nothing.spans == () and nothing.share == 0
