@@ -3,41 +3,59 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import AsJson, BaseAdapter, Device, DeviceSplit, Dtype, LoadIn, Model, TrustRemoteCode
+from softprompt.cli.inspect_files import InspectFiles, labels_of_names
+from softprompt.cli.inspect_others import other_prompts, print_inspections
+from softprompt.cli.inspect_print import print_inspection
+from softprompt.cli.options import (
+    NAME_HELP,
+    AsJson,
+    BaseAdapter,
+    Device,
+    DeviceSplit,
+    Dtype,
+    LoadIn,
+    Model,
+    TrustRemoteCode,
+)
 from softprompt.cli.options import parse_names as parse_list
 
 if TYPE_CHECKING:
-    from softprompt.inspection.attention import AttentionReading
-    from softprompt.inspection.behavior import Behavior
-    from softprompt.inspection.drift import Drift
-    from softprompt.inspection.inspection import Inspection
-    from softprompt.inspection.layers import LayerBand
-    from softprompt.inspection.leak import Leak
-    from softprompt.inspection.nearest import Nearest
-    from softprompt.inspection.worth import TokenWorth
-
-_BAR = 24  # characters of a full bar
+    from softprompt.inspection.saved import SavedPrompt
+    from softprompt.models.frozen_lm import FrozenLM
+    from softprompt.report.page import InspectedPrompt
 
 
 def inspect_command(
-    name: Annotated[str, typer.Argument(help="A soft prompt's name, or a path to its folder.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help=NAME_HELP)],
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Rows with answers: a file, or a folder's validation rows.")
     ] = None,
     only: Annotated[str, typer.Option("--only", help="Sections, e.g. nearest,worth.")] = "",
+    verbalize: Annotated[
+        bool, typer.Option("--verbalize", help="Search a text that says what it does, too: the section words.")
+    ] = False,
     text: Annotated[
-        Path | None, typer.Option("--text", help="For the section leak: the text that it was trained on.")
+        Path | None,
+        typer.Option("--text", help="For the section leak: the text it was trained on, if not its run's."),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Only the first rows.")] = 64,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="[FILE]", help="Write a page, and its numbers beside it as JSON.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write the figures to this folder.")] = None,
+    projector: Annotated[
+        Path | None, typer.Option("--projector", help="Write the virtual tokens for TensorBoard's projector.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", "--force", help="Replace files of these names.")] = False,
     model: Model = None,
     base_adapter: BaseAdapter = None,
     as_json: AsJson = False,
@@ -53,152 +71,82 @@ def inspect_command(
 
     softprompt inspect tone --data rows.jsonl --only behavior,worth --json
 
+    softprompt inspect tone --html
+
+    softprompt inspect tone cold-tone --html compared.html
+
     Sections: behavior (changed predictions), nearest (words near the virtual tokens), drift (where they lie), worth
-    (the share of each virtual token), layers (what is lost when a band of layers does not see them), attention (which
-    layers look at them), leak (what it repeats of --text). The effect is the divergence from the base model's
-    predictions. Readings say which share of it is left when they take the prompt's place. Without --data a few neutral
-    texts are used, with the soft prompt's own answers.
+    (the share of each virtual token), layers and heads (what is lost when they do not see the virtual tokens),
+    attention (which layers look at them), lens (what the model would predict from them), leak (what it repeats of its
+    text), likeness (to the other saved prompts). The effect is the divergence from the base model's predictions.
+    Readings say which share of it is left when they take the prompt's place; controls are the untrained start and a
+    random prompt of equal norms. Without --data the rows held out in its own run are used where they are found, else a
+    few neutral texts with the soft prompt's own answers. --verbalize adds the section words, the search of softprompt
+    verbalize, which takes as long as all others. Ctrl-C shows what is done. Several soft prompts are compared
+    by the main numbers of each reading. --html writes NAME.inspect.html unless a FILE.html is given.
     """
     from softprompt.cli.base_model import load_base
     from softprompt.distillation.prepare import read_document
     from softprompt.evaluation.held_out import selection_rows
-    from softprompt.formatting.formatted_prompt import from_card
-    from softprompt.inspection.inspection import READINGS, inspect
+    from softprompt.inspection.inspection import IN_WORDS, READINGS, check_sections
+    from softprompt.inspection.saved import load_saved
     from softprompt.prompts import store
+    from softprompt.report.page import numbers
 
-    wanted = parse_list(only) if only else list(READINGS)
-    card = store.load_card(store.find(name))
+    names = parse_list(",".join(names))
+    wanted: Sequence[str] = [*(parse_list(only) if only else READINGS), *([IN_WORDS] if verbalize else [])]
+    files = InspectFiles(html, png, projector, overwrite)
+    check_sections(wanted)
+    cards = [store.load_card(store.find(name)) for name in names]
+    labels = labels_of_names(names, [card.name for card in cards])
+    files.check(labels)
     source_text = "" if text is None else read_document(text)[0]
+    given = [None if data is None else selection_rows(data, card) for card in cards]  # before the model is loaded
     console = Console(stderr=True, quiet=as_json, soft_wrap=True)
-    rows = None
-    if data is not None:
-        found = selection_rows(data, card)
-        rows = found.rows[:limit]
-        for note in found.notes:
-            console.print(Text(f"note: {note}", style="yellow"))
-    lm = load_base(model, [name], dtype, device, trust_remote_code, base_adapter, load_in, device_map)
-    prompt, card = store.load(name, lm.geometry)
-    with console.status("predictions") as status:
-        result = inspect(
-            lm,
-            from_card(prompt, card),
-            rows,
-            only=wanted,
-            text=source_text,
-            on_section=lambda section: status.update(section),
-        )
+    lm = load_base(model, names, dtype, device, trust_remote_code, base_adapter, load_in, device_map)
+    every_saved = [
+        load_saved(lm, name, data=rows, text=source_text, limit=limit) for name, rows in zip(names, given, strict=True)
+    ]
+    inspected: list[InspectedPrompt] = []
+    for name, label, saved in zip(names, labels, every_saved, strict=True):
+        inspected.append(_inspect(lm, name, label, saved, wanted, console))
+        if "interrupted" in inspected[-1].inspection.left_out.values():
+            break
+    prompts = [prompt for saved in every_saved if (prompt := saved.formatted.prompt) is not None]
+    written = files.write(inspected, prompts[: len(inspected)])
     if as_json:
-        typer.echo(json.dumps({"name": card.name, **result.to_dict()}))
+        typer.echo(json.dumps(numbers(inspected)))
         return
-    _print(card.name, result)
+    if len(inspected) == 1:
+        print_inspection(inspected[0].name, inspected[0].inspection)
+    else:
+        print_inspections(Console(soft_wrap=True), [(shown.name, shown.inspection) for shown in inspected])
+    for path in written:
+        console.print(Text(f"written  {path}", "dim"))
 
 
-def _print(name: str, result: Inspection) -> None:
-    out = Console(soft_wrap=True)
-    out.print(Text(escaped(f"{name}: {result.effect:.3f} nats an answer token away from the base, {result.rows} rows")))
-    if result.behavior is not None:
-        _print_behavior(out, result.behavior)
-    if result.nearest is not None:
-        _print_nearest(out, result.nearest)
-    if result.drift is not None:
-        _print_drift(out, result.drift)
-    if result.worth is not None:
-        _print_worth(out, result.worth)
-    if result.layers is not None:
-        _print_layers(out, result.layers)
-    if result.attention is not None:
-        _print_attention(out, result.attention)
-    if result.leak is not None:
-        _print_leak(out, result.leak)
-    for section, reason in result.left_out.items():
-        out.print(Text(escaped(f"\n{section}: left out, {reason}"), "dim"))
+def _inspect(
+    lm: FrozenLM, name: str, label: str, saved: SavedPrompt, wanted: Sequence[str], console: Console
+) -> InspectedPrompt:
+    """The readings of one saved soft prompt."""
+    from softprompt.inspection.inspection import inspect
+    from softprompt.prompts import store
+    from softprompt.report.page import InspectedPrompt
+    from softprompt.report.saved_report import facts_of
 
-
-def _title(out: Console, text: str) -> None:
-    out.print(Text(f"\n{text}", "bold"))
-
-
-def _print_behavior(out: Console, found: Behavior) -> None:
-    _title(out, "behavior: at the first token of an answer")
-    for what, shifts in (("promotes", found.promoted), ("demotes", found.demoted)):
-        listed = ", ".join(
-            f"{shift.token!r} {shift.base_probability:.1%} to {shift.probability:.1%}" for shift in shifts[:5]
+    for note in saved.notes:
+        console.print(Text(f"note: {escaped(note)}", style="yellow"))
+    with console.status("predictions") as status:
+        inspection = inspect(
+            lm,
+            saved.formatted,
+            saved.rows,
+            only=wanted,
+            start=saved.start,
+            text=saved.text,
+            others=other_prompts(store.find(name), saved.card, console),
+            name=label,
+            keep_on_interrupt=True,
+            on_section=lambda section: status.update(Text(escaped(f"{label}: {section}"))),
         )
-        out.print(Text(escaped(f"{what:<10}{listed or 'no token'}")))
-    out.print(f"entropy   {found.base_entropy:.2f} nats without it, {found.entropy:.2f} behind it")
-    if found.foreign_divergence is not None:
-        out.print(
-            f"foreign   {found.foreign_divergence:.3f} nats on neutral texts, {found.own_divergence:.3f} on the rows"
-        )
-
-
-def _print_nearest(out: Console, found: Nearest) -> None:
-    _title(out, "nearest: words near each virtual token")
-    table = Table(box=None, pad_edge=False)
-    for column in ("token", "z", "words"):
-        table.add_column(column, justify="left" if column == "words" else "right")
-    for number, near in enumerate(found.tokens):
-        table.add_row(str(number), f"{near.z:.1f}", Text(escaped(" ".join(map(repr, near.tokens)))))
-    out.print(table)
-    start = "" if found.start_recovered is None else f"; of its start {found.start_recovered:.0%}"
-    out.print(
-        f"In the prompt's place these words recover {found.recovered:.0%} of its effect"
-        f" (of a random prompt {found.random_recovered:.0%}{start}). z: standard deviations above random vectors."
-    )
-
-
-def _print_drift(out: Console, found: Drift) -> None:
-    _title(out, "drift: where the virtual tokens lie")
-    low, high = min(found.norms), max(found.norms)
-    quantiles = found.norm_quantiles
-    among = "" if quantiles is None else f", longer than {min(quantiles):.0%} to {max(quantiles):.0%} of the words"
-    out.print(f"norm      {low:.3g} to {high:.3g}{among}")
-    ranks = found.effective_rank
-    layers = "" if len(ranks) == 1 else f" to {max(ranks):.1f} by layer"
-    out.print(f"rank      {min(ranks):.1f}{layers} of {len(found.norms)} (effective)")
-    if found.distances is not None:
-        out.print(f"distance  {min(found.distances):.2f} to {max(found.distances):.2f} of the start's norm")
-
-
-def _print_worth(out: Console, found: TokenWorth) -> None:
-    _title(out, "worth: share of the effect that each virtual token carries")
-    table = Table(box=None, pad_edge=False)
-    for column in ("token", "Shapley", "±", "without it"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    most = max(max(found.shapley), 1e-9)
-    for number, value in enumerate(found.shapley):
-        bar = "█" * max(0, round(_BAR * value / most))
-        cells = (f"{value:+.1%}", f"{found.shapley_error[number]:.1%}", f"{-found.leave_one_out[number]:+.1%}")
-        table.add_row(str(number), *cells, bar)
-    out.print(table)
-    half = len(found.shapley) // 2
-    out.print(
-        f"The best {half} tokens alone recover {found.insertion[half]:.0%}, {half} random ones"
-        f" {found.random_insertion[half]:.0%}. Shapley values are means over {found.orders} random orders."
-    )
-
-
-def _print_attention(out: Console, found: AttentionReading) -> None:
-    _title(out, "attention: share that the answers' tokens pay to the virtual tokens, by layer")
-    for number, total in enumerate(found.total):
-        out.print(f"{number:<8}{total:>6.1%}  {'█' * round(_BAR * total)}")
-    rest = sum(found.besides_sink) / len(found.besides_sink)
-    out.print(
-        f"Token {found.sink} has the most in most layers (a sink). Without it {rest:.1%} on average. Attention is no"
-        " proof of effect: see layers."
-    )
-
-
-def _print_leak(out: Console, found: Leak) -> None:
-    _title(out, "leak: what it repeats of the text when it is asked to")
-    words, by_itself = len(found.longest.split()), len(found.base_longest.split())
-    out.print(Text(escaped(f"longest   {words} words ({by_itself} without the soft prompt): {found.longest[:200]!r}")))
-    out.print(f"verbatim  {found.share:.0%} of its words, in {len(found.spans)} spans of at least eight words")
-
-
-def _print_layers(out: Console, bands: tuple[LayerBand, ...]) -> None:
-    _title(out, "layers: share of the effect that is lost when they do not see the virtual tokens")
-    for band in bands:
-        name = str(band.first) if band.first == band.last else f"{band.first}–{band.last}"
-        out.print(f"{name:<8}{band.lost:>6.0%}  {'█' * max(0, round(_BAR * min(band.lost, 1.0)))}")
+    return InspectedPrompt(label, facts_of(saved), inspection)

@@ -1,7 +1,7 @@
 """Section "drift": how far the virtual tokens are from words and from their start, and how much they differ.
 
     distance       ‖p − p₀‖ / ‖p₀‖                       p₀ where training began
-    norm quantile  share of the vocabulary's embeddings that are shorter than p
+    norm quantile  share of the vocabulary's embeddings (of keys and values: of texts' values) that are shorter than p
     effective rank exp( H(σ² / Σ σ²) )                   of the matrix of virtual tokens, σ its singular values
                                                          (Roy, Vetterli 2007, "The effective rank")
 
@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from softprompt.editing.measures import effective_rank, relative_distances, token_vectors
+from softprompt.errors import UnsupportedModelError
+from softprompt.inspection.natural import natural_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
 
@@ -30,7 +33,8 @@ class Drift:
 
     Attributes:
         norms: of each virtual token; of keys and values the mean over layers, all heads of a token's values together.
-        norm_quantiles: of each virtual token among the vocabulary's embeddings; None for keys and values.
+        norm_quantiles: of each virtual token among the vocabulary's embeddings; of keys and values among the values of
+            texts, mean over layers; None where these cannot be had.
         distances: of each from its start; None if that is not known, or has another length.
         effective_rank: of the embeddings, or of each layer's values.
         cosines: [P, P] between virtual tokens; of keys and values the mean over layers.
@@ -50,40 +54,29 @@ def drift(lm: FrozenLM, prompt: SoftPrompt, start: SoftPrompt | None = None) -> 
     Args:
         start: the prompt that training began from.
     """
-    layers = _vectors(prompt)
-    embeddings = prompt.input_embeddings()
-    quantiles = None
-    if embeddings is not None:
-        table_V = lm.embed(torch.arange(lm.geometry.vocab)).detach().float().norm(dim=-1).cpu().sort().values
-        found = torch.searchsorted(table_V, layers[0].norm(dim=-1)) / len(table_V)
-        quantiles = tuple(found.tolist())
-    begun = _vectors(start) if start is not None and start.n_tokens == prompt.n_tokens else None
+    layers = token_vectors(prompt)
+    begun = token_vectors(start) if start is not None and start.n_tokens == prompt.n_tokens else None
     cosines_PP = torch.stack([normalize(layer, dim=-1) @ normalize(layer, dim=-1).T for layer in layers]).mean(0)
     return Drift(
         norms=tuple(torch.stack([layer.norm(dim=-1) for layer in layers]).mean(0).tolist()),
-        norm_quantiles=quantiles,
-        distances=None if begun is None else _distances(layers, begun),
+        norm_quantiles=_norm_quantiles(lm, prompt, layers),
+        distances=None if begun is None else tuple(relative_distances(layers, begun).tolist()),
         effective_rank=tuple(effective_rank(layer) for layer in layers),
         cosines=tuple(map(tuple, cosines_PP.tolist())),
     )
 
 
-def effective_rank(vectors_PH: Tensor) -> float:
-    """exp of the entropy of the squared singular values' shares: 1 for equal directions, P for orthogonal ones."""
-    squares = torch.linalg.svdvals(vectors_PH.float()) ** 2
-    shares = squares / squares.sum().clamp_min(1e-30)
-    return torch.exp(-(shares * shares.clamp_min(1e-30).log()).sum()).item()
-
-
-def _vectors(prompt: SoftPrompt) -> list[Tensor]:
-    """[P, width] of the embeddings, or of every layer's values."""
-    embeddings = prompt.input_embeddings()
-    parts = prompt.similarity_vectors() if embeddings is None else [embeddings]
-    return [part.detach().float().cpu() for part in parts]
-
-
-def _distances(layers: Sequence[Tensor], begun: Sequence[Tensor]) -> tuple[float, ...]:
+def _norm_quantiles(lm: FrozenLM, prompt: SoftPrompt, layers: Sequence[Tensor]) -> tuple[float, ...] | None:
     """Of each virtual token, mean over the layers."""
-    pairs = zip(layers, begun, strict=True)
-    relative = [(now - then).norm(dim=-1) / then.norm(dim=-1).clamp_min(1e-12) for now, then in pairs]
-    return tuple(torch.stack(relative).mean(0).tolist())
+    if prompt.input_embeddings() is not None:
+        tables = [lm.embed(torch.arange(lm.geometry.vocab)).detach().float().cpu()]
+    else:
+        try:
+            natural = natural_tokens(lm)
+        except UnsupportedModelError:
+            return None
+        tables = [values[natural.first :] for values in natural.prompt.similarity_vectors()]
+    found: list[Tensor] = []
+    for own, table in zip(layers, tables, strict=True):
+        found.append(torch.searchsorted(table.norm(dim=-1).sort().values, own.norm(dim=-1)) / len(table))
+    return tuple(torch.stack(found).mean(0).tolist())

@@ -12,13 +12,11 @@ The same questions without the soft prompt are the control: what the base says b
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softprompt.formatting.formatted_prompt import FormattedPrompt, no_prompt
-from softprompt.inference.generate import Request, generate
-from softprompt.inference.sampling import Sampling
+from softprompt.inspection.questions import answers_to
 from softprompt.models.frozen_lm import FrozenLM
 
 QUESTIONS = (
@@ -56,9 +54,15 @@ def leak(lm: FrozenLM, formatted: FormattedPrompt, text: str, questions: Sequenc
         questions: each fills every field of the template.
     """
     words = text.split()
-    runs = [run for answer in _answers(lm, formatted, questions) for run in _common_runs(words, answer.split())]
+    runs = [
+        run
+        for answer in answers_to(lm, formatted, questions, _ANSWER_TOKENS)
+        for run in _common_runs(words, answer.split())
+    ]
     base = no_prompt(lm, formatted.template)
-    base_runs = [run for answer in _answers(lm, base, questions) for run in _common_runs(words, answer.split())]
+    base_runs = [
+        run for answer in answers_to(lm, base, questions, _ANSWER_TOKENS) for run in _common_runs(words, answer.split())
+    ]
     spans = {run for run in runs if run[1] - run[0] >= _SPAN_WORDS}
     covered = {place for first, end in spans for place in range(first, end)}
     return Leak(
@@ -67,16 +71,6 @@ def leak(lm: FrozenLM, formatted: FormattedPrompt, text: str, questions: Sequenc
         share=len(covered) / max(1, len(words)),
         base_longest=_longest(words, base_runs),
     )
-
-
-def _answers(lm: FrozenLM, formatted: FormattedPrompt, questions: Sequence[str]) -> list[str]:
-    names = formatted.template.names
-    requests: list[Request] = []
-    for question in questions:
-        whole = json.dumps(dict.fromkeys(names, question)) if len(names) > 1 else question
-        requests.append(Request(whole if names else [{"role": "user", "content": question}]))
-    sampling = Sampling(max_new_tokens=_ANSWER_TOKENS)
-    return [answer.text for answer in generate(lm, {"": formatted}, requests, sampling)]
 
 
 def _common_runs(words: Sequence[str], answer: Sequence[str]) -> list[tuple[int, int]]:

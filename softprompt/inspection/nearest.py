@@ -9,11 +9,16 @@ any text (Khashabi et al. 2022, "Prompt waywardness", https://arxiv.org/abs/2112
 Cosines are taken after the mean embedding is removed, which all embeddings share (Mu, Viswanath 2018,
 https://arxiv.org/abs/1702.01417).
 
-Shapes: P virtual tokens, V vocabulary, H embedding width.
+Keys and values have no place among embeddings. Their words are tokens of real texts in context: the nearest by the
+cosine of values, after the mean of these texts is removed, on average over layers. In their place stand those tokens'
+own keys and values, moved to the virtual tokens' positions.
+
+Shapes: P virtual tokens, V vocabulary, S tokens of texts, H embedding width or that of a token's values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +26,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from softprompt.data.tokenizer import decode
+from softprompt.editing.compose import select
 from softprompt.inspection.controls import random_like
 from softprompt.inspection.effect import PromptEffect
+from softprompt.inspection.natural import natural_tokens
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.forms import EmbeddingPrompt
 
@@ -36,7 +44,7 @@ class NearTokens:
 
     Attributes:
         ids, tokens: of the vocabulary.
-        cosines: after the mean embedding is removed.
+        cosines: after the mean is removed.
         z: of the nearest one.
     """
 
@@ -64,41 +72,72 @@ class Nearest:
 
 
 @torch.no_grad()
-def nearest(effect: PromptEffect, start: SoftPrompt | None = None) -> Nearest | None:
-    """The words near each virtual token; None for keys and values, which have no place in the table of embeddings.
+def nearest(effect: PromptEffect, start: SoftPrompt | None = None) -> Nearest:
+    """The words near each virtual token.
 
     Args:
         start: the prompt that training began from.
+
+    Raises UnsupportedModelError for keys and values of an encoder–decoder, or of a model whose keys cannot be moved.
     """
     prompt = effect.prompt
-    if prompt.input_embeddings() is None:
-        return None
-    near = _near(effect, prompt)
     trials = [prompt, random_like(prompt), *([start] if start is not None else [])]
-    words = [_as_words(effect, _near(effect, trial)) for trial in trials]
-    shares = effect.recovered(words)
-    return Nearest(near, shares[0], shares[1], shares[2] if start is not None else None)
+    found = [_by_embedding(effect, trial) or _by_values(effect, trial) for trial in trials]
+    shares = effect.recovered([words for _, words in found])
+    return Nearest(found[0][0], shares[0], shares[1], shares[2] if start is not None else None)
 
 
-def _near(effect: PromptEffect, prompt: SoftPrompt) -> tuple[NearTokens, ...]:
-    embeddings_PH = prompt.input_embeddings()
-    assert embeddings_PH is not None, "callers check"
+def _by_embedding(effect: PromptEffect, prompt: SoftPrompt) -> tuple[tuple[NearTokens, ...], SoftPrompt] | None:
+    """The words near embeddings, and the prompt that they are; None for keys and values."""
+    embeddings_PH, lm = prompt.input_embeddings(), effect.lm
+    if embeddings_PH is None:
+        return None
     table_VH, mean_H = _centered(effect)
     directions_PH = normalize(embeddings_PH.to(table_VH.device).float() - mean_H, dim=-1)
-    top = (directions_PH @ table_VH.T).topk(_TOP)
+    near = _nearest_of(directions_PH @ table_VH.T, _chance([table_VH]), range(len(table_VH)), lm)
+    return near, EmbeddingPrompt(lm.embed(torch.tensor([token.ids[0] for token in near])).detach())
+
+
+def _by_values(effect: PromptEffect, prompt: SoftPrompt) -> tuple[tuple[NearTokens, ...], SoftPrompt]:
+    """The tokens of texts near values, and the prompt of their keys and values."""
+    lm, natural = effect.lm, natural_tokens(effect.lm)
+    cosines, tables = list[Tensor](), list[Tensor]()
+    for own_PH, text_SH in zip(prompt.similarity_vectors(), natural.prompt.similarity_vectors(), strict=True):
+        real_SH = text_SH[natural.first :]
+        mean_H = real_SH.mean(0)
+        tables.append(normalize(real_SH - mean_H, dim=-1))
+        cosines.append(normalize(own_PH.detach().float().cpu() - mean_H, dim=-1) @ tables[-1].T)
+    mean_PS = torch.stack(cosines).mean(0)
+    near = _nearest_of(mean_PS, _chance(tables), natural.ids[natural.first :], lm)
+    chosen = (mean_PS.argmax(1) + natural.first).tolist()
+    return near, select(natural.prompt.to(device=lm.device), chosen, lm)
+
+
+def _nearest_of(
+    cosines_PV: Tensor, chance: tuple[Tensor, Tensor], ids: Sequence[int], lm: FrozenLM
+) -> tuple[NearTokens, ...]:
+    """The nearest of each, by cosine. Columns are tokens with these ids, some of which may be the same."""
+    rows: list[NearTokens] = []
+    for cosines_V in cosines_PV:
+        top = cosines_V.topk(min(4 * _TOP, len(cosines_V)))
+        best: dict[int, float] = {}
+        for place, cosine in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+            best.setdefault(ids[place], cosine)
+        near = dict(list(best.items())[:_TOP])
+        z = ((top.values[0] - chance[0]) / chance[1]).item()
+        rows.append(NearTokens(tuple(near), tuple(decode([i], lm.tokenizer) for i in near), tuple(near.values()), z))
+    return tuple(rows)
+
+
+def _chance(tables: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the nearest cosine of random directions, on average over the tables [V, H]."""
     draw = torch.Generator().manual_seed(0)
-    noise = normalize(torch.randn(_RANDOM, table_VH.shape[1], generator=draw).to(table_VH.device), dim=-1)
-    by_chance = (noise @ table_VH.T).amax(1)
-    centre, spread = by_chance.mean(), by_chance.std()
-    return tuple(
-        NearTokens(
-            tuple(ids),
-            tuple(decode([i], effect.lm.tokenizer) for i in ids),
-            tuple(cosines),
-            ((cosines[0] - centre) / spread).item(),
-        )
-        for ids, cosines in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    )
+    cosines: list[Tensor] = []
+    for table_VH in tables:
+        noise = normalize(torch.randn(_RANDOM, table_VH.shape[1], generator=draw).to(table_VH), dim=-1)
+        cosines.append(noise @ table_VH.T)
+    highest = torch.stack(cosines).mean(0).amax(1)
+    return highest.mean(), highest.std()
 
 
 def _centered(effect: PromptEffect) -> tuple[Tensor, Tensor]:
@@ -107,7 +146,3 @@ def _centered(effect: PromptEffect) -> tuple[Tensor, Tensor]:
     table_VH = lm.embed(torch.arange(lm.geometry.vocab)).detach().float()
     mean_H = table_VH.mean(0)
     return normalize(table_VH - mean_H, dim=-1), mean_H
-
-
-def _as_words(effect: PromptEffect, near: tuple[NearTokens, ...]) -> EmbeddingPrompt:
-    return EmbeddingPrompt(effect.lm.embed(torch.tensor([token.ids[0] for token in near])).detach())

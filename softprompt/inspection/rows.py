@@ -26,7 +26,7 @@ NEUTRAL_TEXTS = (
     "How long do I have to boil an egg?",
     "The company opened three offices in Asia last year.",
 )
-_ANSWER_TOKENS = 12
+_ANSWER_TOKENS = 8
 
 
 def neutral_rows(formatted: FormattedPrompt) -> list[Record]:

@@ -32,7 +32,7 @@ def test_it_is_the_models_own(family: str, together: int, monkeypatch: pytest.Mo
             assert own is not None
             wanted = torch.zeros_like(own)
             for row, asks in zip(rows, asking, strict=True):
-                out = lm.hf_model(input_ids=torch.tensor([text + row]), output_attentions=True)
+                out = lm.hf_model(input_ids=torch.tensor([text + row], device=lm.device), output_attentions=True)
                 weights = out.attentions[layer][0][:, [len(text) + i for i, on in enumerate(asks) if on], : len(text)]
                 wanted += weights.sum(1).view(len(own), -1, len(text)).sum(1)
             assert_close(own, wanted, rtol=1e-4, atol=1e-5)

@@ -45,7 +45,7 @@ def handed_on(lm: FrozenLM, ids: Sequence[int]) -> list[Tensor]:
         if name.endswith(PROJECTIONS)
     ]
     with torch.no_grad():
-        lm.hf_model(input_ids=torch.tensor([list(ids)]))
+        lm.hf_model(input_ids=torch.tensor([list(ids)], device=lm.device))
     for hook in hooks:
         hook.remove()
     return found

@@ -27,7 +27,9 @@ STEPS, ROWS = 3, [[5, 6, 7], [8], [9, 10]]
 def decoded(lm: FrozenLM, prefix: Prefix) -> Tensor:
     """Hidden states [STEPS + 1, B, H] of the rows as they grow."""
     own = DecodingSession(lm, prepare_prefixes(lm, [prefix]), ROWS, [0] * len(ROWS), room=STEPS)
-    return torch.stack([own.hidden, *(own.step(torch.tensor(text_ids(len(ROWS), i))) for i in range(STEPS))])
+    return torch.stack(
+        [own.hidden, *(own.step(torch.tensor(text_ids(len(ROWS), i), device=own.hidden.device)) for i in range(STEPS))]
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,7 +50,7 @@ def test_the_prefix_is_not_copied() -> None:
     """Row by row there are only the rows' own tokens."""
     lm = tiny_lm("llama")
     own = DecodingSession(lm, prepare_prefixes(lm, [Prefix(lead=tuple(text_ids(40, 3)))]), ROWS, [0] * 3, room=STEPS)
-    own.step(torch.tensor([5, 6, 7]))
+    own.step(torch.tensor([5, 6, 7], device=own.hidden.device))
     assert {tuple(keys.shape[:3]) for keys, _ in own._cache.buffers.values()} == {(3, 2, 3 + STEPS)}
 
 

@@ -32,7 +32,7 @@ def test_steps_equal_the_full_forward(family: str) -> None:
         if step < STEPS:
             new = text_ids(len(rows), 60 + step)
             rows = [[*row, token] for row, token in zip(rows, new, strict=True)]
-            session.step(torch.tensor(new))
+            session.step(torch.tensor(new, device=session.hidden.device))
 
 
 def test_no_gradient_even_behind_a_live_prompt() -> None:
@@ -40,7 +40,7 @@ def test_no_gradient_even_behind_a_live_prompt() -> None:
     prefixes = mixed_prefixes(lm, grad=True)
     session = DecodingSession(lm, prepare_prefixes(lm, prefixes), [[5, 6]], [0], room=1)
     assert not session.hidden.requires_grad
-    assert not session.step(torch.tensor([7])).requires_grad
+    assert not session.step(torch.tensor([7], device=session.hidden.device)).requires_grad
 
 
 def test_the_bank_is_not_written_to() -> None:
@@ -50,9 +50,9 @@ def test_the_bank_is_not_written_to() -> None:
         own = require_causal(prepare_prefixes(lm, prefixes))
         before = [(keys.clone(), values.clone()) for keys, values in pairs(own.layers)]
         session = DecodingSession(lm, own, [[5, 6], [7]], [0, 0], room=2)
-        session.step(torch.tensor([8, 9]))
+        session.step(torch.tensor([8, 9], device=session.hidden.device))
         session.keep(torch.tensor([1]))
-        session.step(torch.tensor([8]))
+        session.step(torch.tensor([8], device=session.hidden.device))
         assert same_kv(own.layers, before)
 
 
@@ -82,7 +82,7 @@ def test_rows_can_be_put_in_another_order(index: list[int]) -> None:
     first, new = session.hidden.clone(), [11, 12, 13, 14][: len(index)]
     session.keep(torch.tensor(index))
     assert torch.equal(session.hidden, first[index])
-    session.step(torch.tensor(new))
+    session.step(torch.tensor(new, device=session.hidden.device))
     for i, (row, token) in enumerate(zip(index, new, strict=True)):
         wanted = plain_logits(lm, mixed_prefixes(lm)[row], [*rows[row], token])[-1]
         check_close(lm.logits(session.hidden)[i], wanted)
@@ -106,4 +106,4 @@ def test_rows_behind_one_prefix(family: str) -> None:
             if step < STEPS:
                 new = text_ids(len(rows), 60 + step)
                 rows = [[*row, token] for row, token in zip(rows, new, strict=True)]
-                own.step(torch.tensor(new))
+                own.step(torch.tensor(new, device=own.hidden.device))

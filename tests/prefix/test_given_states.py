@@ -38,7 +38,10 @@ def test_the_states_of_a_text_are_the_text(family: str) -> None:
         prompt = compute_states(lm, Prefix(lead=tuple(lead)))
         check_fits(prompt, lm.geometry)
         ours = logits_after(lm, Prefix(prompt, follow=(30, 31)), rows)
-        wanted = [lm.hf_model(torch.tensor([[*lead, 30, 31, *row]]), use_cache=False).logits[0, 11:] for row in rows]
+        wanted = [
+            lm.hf_model(torch.tensor([[*lead, 30, 31, *row]], device=lm.device), use_cache=False).logits[0, 11:]
+            for row in rows
+        ]
         assert_close(ours, torch.cat(wanted), rtol=1e-3, atol=1e-3)
 
 
@@ -51,9 +54,9 @@ def test_rows_grow_after_given_states(family: str) -> None:
         row = text(3, 4)
         session = start_decoding(lm, prepare_prefixes(lm, [Prefix(prompt)]), [row], [0], 4)
         for token in (50, 60, 70):
-            wanted = lm.hf_model(torch.tensor([[*lead, *row]]), use_cache=False).logits[0, -1:]
+            wanted = lm.hf_model(torch.tensor([[*lead, *row]], device=lm.device), use_cache=False).logits[0, -1:]
             assert_close(lm.logits(session.hidden), wanted, rtol=1e-3, atol=1e-3)
-            session.step(torch.tensor([token]))
+            session.step(torch.tensor([token], device=session.hidden.device))
             row.append(token)
 
 

@@ -83,8 +83,13 @@ def other_lm(name: str, config: tf.PreTrainedConfig | None = None) -> FrozenLM:
 def harvested(lm: FrozenLM, ids: Sequence[int], start: int) -> KVPrompt:
     """What Transformers' own cache holds of a text that stands at these positions."""
     cache: Any = DynamicCache()
-    positions = torch.arange(start, start + len(ids))[None]
-    lm.hf_model(input_ids=torch.tensor([list(ids)]), position_ids=positions, past_key_values=cache, use_cache=True)
+    positions = torch.arange(start, start + len(ids), device=lm.device)[None]
+    lm.hf_model(
+        input_ids=torch.tensor([list(ids)], device=lm.device),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
     return KVPrompt(tuple((layer.keys[0], layer.values[0]) for layer in cache.layers))
 
 

@@ -119,7 +119,7 @@ def test_decoding_step_by_step(family: str) -> None:
             following = text(len(numbers), 100 + step)
             for number, token in zip(numbers, following, strict=True):
                 rows[number] = [*rows[number], token]
-            session.step(torch.tensor(following))
+            session.step(torch.tensor(following, device=session.hidden.device))
 
 
 @pytest.mark.parametrize("family", sorted(STATE_CONFIGS))
@@ -130,7 +130,7 @@ def test_a_session_leaves_the_prefix_as_it_is(family: str) -> None:
         prefixes = prepare_prefixes(lm, [Prefix(soft(lm, 8, 1))])
         first, again = (start_decoding(lm, prefixes, [[5]], [0], 2) for _ in range(2))
         assert_close(again.hidden, first.hidden)
-        assert_close(again.step(torch.tensor([6])), first.step(torch.tensor([6])))
+        assert_close(again.step(torch.tensor([6], device=lm.device)), first.step(torch.tensor([6], device=lm.device)))
     assert PrefixRuntime.of(lm).steps, "no text is run again at every step"
 
 
@@ -202,7 +202,7 @@ def test_rows_of_several_lengths_share_a_cache(family: str) -> None:
     with patched(lm.backbone.module) as calls:
         session = start_decoding(lm, prefixes, [text(n, n) for n in (3, 9, 1)], [0, 1, 0], 2)
         calls.clear()
-        session.step(torch.tensor([5, 6, 7]))
+        session.step(torch.tensor([5, 6, 7], device=session.hidden.device))
     assert len(calls) == 1
 
 
