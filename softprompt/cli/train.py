@@ -98,22 +98,26 @@ def run_training(
     settings: Config, *, overwrite: bool, resume: bool, quiet: bool, as_json: bool, trust_remote_code: bool
 ) -> int:
     """Prepare, load, train, report; returns the exit code (130 after Ctrl-C, 0 after SIGTERM)."""
+    from softprompt.models.cores import limit_threads
     from softprompt.training.base_model import load_base_model
     from softprompt.training.checkpoint import latest_step
     from softprompt.training.run import fit, prepare
     from softprompt.training.signals import Terminated, terminable
+    from softprompt.training.speed import on_this_machine
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one talks
     quiet, as_json = quiet or not first, as_json and first
     console = Console(stderr=as_json, quiet=quiet, soft_wrap=True)
     prepared = prepare(settings, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code)
-    settings = prepared.config
     for note in _notes(prepared):
         console.print(Text(f"note: {note}", style="yellow"))
+    limit_threads()
     lm = load_base_model(settings, fsdp=settings.fsdp, trust_remote_code=trust_remote_code)
+    if settings.train.minutes is not None:
+        prepared = on_this_machine(prepared, lm, resume=resume)
+    settings = prepared.config
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
-    for line in _plan(prepared):
-        console.print(Text(line))
+    _print_plan(prepared, console)
     count = sum(len(task.train) for task in prepared.tasks)
     with progress_for(settings.train, count, console, as_json=as_json) as report:
         try:
@@ -153,13 +157,29 @@ def _notes(prepared: PreparedTraining) -> Iterator[str]:
             yield f"{task.name}{': ' * bool(task.name)}{note}"
 
 
+def _print_plan(prepared: PreparedTraining, console: Console) -> None:
+    """Print the plan, and the steps that a timed run will have."""
+    from softprompt.training.expectation import expectation
+
+    for line in _plan(prepared):
+        console.print(Text(line))
+    if expected := expectation(prepared.config, prepared.facts):
+        console.print(Text(f"expected    {expected.sentence()}"))
+        if warning := expected.warning():
+            console.print(Text(f"note: {warning}", style="yellow"))
+
+
 def _plan(prepared: PreparedTraining) -> Iterator[str]:
     """The chosen settings, the method and the data, one line each."""
     from softprompt.data.row_shapes.registry import shape_of
 
     for choice in prepared.choices:
         yield f"auto        {choice.setting} = {choice.value}: {choice.why}"
-    method = prepared.config.method
+    method, objective = prepared.config.method, prepared.config.objective
+    if objective.name != "next-token":
+        shown = {name: value for name, value in objective.used().items() if name != "name"}
+        words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+        yield f"objective   {objective.name}: {words}"
     start = _START_WORDS.get(method.init, method.init_from or method.init)
     yield f"method      {method.name}, {method.n_tokens} tokens from {start}"
     for task in prepared.tasks:

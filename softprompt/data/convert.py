@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softprompt.data.records import Record
+from softprompt.data.row_shapes.base import RowShape
 from softprompt.data.row_shapes.registry import shape_named, shape_of
 from softprompt.errors import DataError
 
@@ -24,11 +25,24 @@ def described(record: Record) -> str:
 def own_row(record: Record) -> dict[str, object]:
     """A record as a row of our own, without the columns of a foreign shape that it was made of."""
     own, written = shape_of(record), shape_named(record.shape)
+    if record.rejected is not None:
+        return _pair(own, record, record.rejected)
     row = own.write(record)
     if written is None or not written.title:
         return row
     columns = {*written.source, *written.optional, *getattr(written, "texts", ())} - {*own.fields, "text2"}
     return {name: value for name, value in row.items() if name not in columns}
+
+
+def _pair(own: RowShape, chosen: Record, rejected: Record) -> dict[str, object]:
+    """A preference; conversations without a prompt of their own are written whole, as both answers."""
+    row, other = own.write(chosen), own.write(rejected)
+    answer = "messages" if "messages" in row else "completion"
+    return {
+        **{name: value for name, value in row.items() if name != answer},
+        "chosen": row[answer],
+        "rejected": other[answer],
+    }
 
 
 def write_rows(path: Path, records: Sequence[Record], *, overwrite: bool = False) -> None:

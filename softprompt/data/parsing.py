@@ -18,7 +18,7 @@ from softprompt.data.row_shapes.completions import PROMPT_COMPLETION
 from softprompt.data.row_shapes.registry import detect_shape, shape_of
 from softprompt.errors import DataError
 
-__all__ = ["parse_rows"]
+__all__ = ["parse_rows", "row_faults"]
 
 
 def parse_rows(
@@ -35,24 +35,55 @@ def parse_rows(
         DataError: a row is not an object, has another shape than the first, lacks a field or has one of
             the wrong type. The first bad row is described; the message counts the others.
     """
-    options = options or ReadOptions()
     records: list[Record] = []
     errors: list[DataError] = []
+    options = options or ReadOptions()
+    for part in _parsed(rows, options, require_target and not options.prompts):
+        if isinstance(part, DataError):
+            errors.append(part)
+        else:
+            records.append(part)
+    if errors:
+        raise _counted(errors[0], len(errors) - 1)
+    return records
+
+
+def row_faults(rows: Iterable[tuple[str, object]], *, most_faults: int = 20) -> Iterator[Record | DataError]:
+    """Check training rows as `parse_rows` does, and go on after a fault: each good row, or what is wrong with one.
+
+    Of preferences both answers are checked.
+
+    Ends after so many faults, or with the fault because of which the file cannot be read on.
+    """
+    faults = 0
+    try:
+        for part in _parsed(rows, ReadOptions(pairs=True), require_target=True):
+            yield part
+            faults += isinstance(part, DataError)
+            if faults == most_faults:
+                return
+    except DataError as error:
+        yield error
+
+
+def _parsed(
+    rows: Iterable[tuple[str, object]], options: ReadOptions, require_target: bool
+) -> Iterator[Record | DataError]:
+    """The records of good rows, and the faults of the others. Raises DataError if reading fails."""
     first: tuple[RowShape, RowFields] | None = None
+    kind = ""
     for where, row in _told_apart(rows):
         try:
             fields = options.renamed(_object(row, where), where)
             first = first or (detect_shape(fields, where), fields)
-            record = _parse(fields, where, *first, require_target)
-            if records and record.kind != records[0].kind:
-                what = f"this row is of kind {record.kind!r}, rows before it are {records[0].kind!r}"
-                raise first[0].error(where, what)
-            records += [record] if shape_of(record).has_answers else _in_pieces(record, options)
+            record = _parse(fields, where, *first, require_target, options)
+            if kind and record.kind != kind:
+                raise first[0].error(where, f"this row is of kind {record.kind!r}, rows before it are {kind!r}")
         except DataError as error:
-            errors.append(error)
-    if errors:
-        raise _counted(errors[0], len(errors) - 1)
-    return records
+            yield error
+            continue
+        kind = record.kind
+        yield from [record] if shape_of(record).has_answers else _in_pieces(record, options)
 
 
 def _told_apart(rows: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:
@@ -70,13 +101,21 @@ def _object(row: object, where: str) -> RowFields:
     return cast(RowFields, row)
 
 
-def _parse(row: RowFields, where: str, shape: RowShape, first: RowFields, require_target: bool) -> Record:
+def _parse(
+    row: RowFields, where: str, shape: RowShape, first: RowFields, require_target: bool, options: ReadOptions
+) -> Record:
     """One record; tool definitions are refused in rows without turns, whose template has no place for them."""
     record = shape.parse(row, where, first=first, require_target=require_target)
     if row.get("tools") and not record.is_conversation:
         hint = 'write the row as {"messages": [...], "tools": [...]}'
         raise shape.error(where, "tool definitions ('tools') are for conversations", hint=hint)
-    return replace(record, shape=shape.name, remark=record.remark or shape.remark)
+    return replace(
+        record,
+        shape=shape.name,
+        remark=record.remark or ("" if options.pairs or options.prompts else shape.remark),
+        rejected=shape.rejected(row, where) if options.pairs else None,
+        source=row if options.prompts else None,
+    )
 
 
 def _in_pieces(record: Record, options: ReadOptions) -> list[Record]:

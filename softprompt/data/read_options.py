@@ -26,12 +26,16 @@ class ReadOptions:
         learn_end: whether the end token is learned behind texts without answers; None: behind whole texts and the last
             piece of those that are cut.
         lenient: leave rows that lack a column of `columns` as they are; for columns that a card remembers.
+        pairs: read the rejected answers of preferences, too.
+        prompts: answers may be missing, and each record keeps the row that it was read from; for rewards.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     pieces: int | None = None
     learn_end: bool | None = None
     lenient: bool = False
+    pairs: bool = False
+    prompts: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """What differs from the defaults, as JSON for the card."""

@@ -26,10 +26,13 @@ MAX_FILE = 2**30
 RawRow = tuple[str, object]
 
 
-def read_rows(path: Path) -> Iterator[RawRow]:
+def read_rows(path: Path, suffix: str | None = None) -> Iterator[RawRow]:
     """The rows of one file, in order, each with its `file:line`.
 
     Parquet has no lines: there the place reads `file:row N`.
+
+    Args:
+        suffix: such as ".jsonl", of a file whose name does not say what it is.
 
     Raises:
         DataError: the file is missing, has an unknown suffix, is too large or damaged. Raised while the
@@ -40,11 +43,12 @@ def read_rows(path: Path) -> Iterator[RawRow]:
             raise DataError("is a folder, not a data file", where=path, expected=", ".join(SUFFIXES))
         hint = f"a file ({', '.join(SUFFIXES)}), a folder of them, or a Hub dataset owner/name"
         raise DataError("there is no such data file", where=path, hint=hint)
-    if path.suffix.lower() not in _READERS:
-        got = path.suffix or "no suffix"
+    suffix = (path.suffix if suffix is None else suffix).lower()
+    if suffix not in _READERS:
+        got = suffix or "no suffix"
         raise DataError("unknown kind of data file", where=path, expected=", ".join(SUFFIXES), got=got)
     try:
-        yield from _READERS[path.suffix.lower()](path)
+        yield from _READERS[suffix](path)
     except OSError as error:
         raise DataError("the data file cannot be read", where=path, got=error.strerror or str(error)) from error
 

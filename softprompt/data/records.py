@@ -58,6 +58,9 @@ class Record:
         ends: for texts without answers, whether the end token is learned behind the text.
         shape: name of the shape that the row was written in.
         remark: what was left out or added when the row was read, for people.
+        rejected: of a preference, the same row with the rejected answer in place of the chosen one; see
+            `ReadOptions.pairs`.
+        source: the row as it was read, under our names of columns; see `ReadOptions.prompts`.
     """
 
     fields: Mapping[str, str]
@@ -71,6 +74,8 @@ class Record:
     ends: bool = True
     shape: str = field(default="", compare=False)
     remark: str = field(default="", compare=False)
+    rejected: Record | None = None
+    source: Mapping[str, object] | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_conversation(self) -> bool:

@@ -64,6 +64,7 @@ class Template:
         thoughts: of a reasoning model. Empty: an answer follows the chat template's empty thought; "given": the model
             thinks first; "open": a thought that the generation prompt opens stays open, as in softprompt 0.1.
         system_from: "rows": each training row brought a system turn of its own, so every conversation needs one.
+        system_turns: what a server does with other system turns; empty: keep them if the rows had turns, else refuse.
 
     Raises:
         DataError: an unknown kind, a field with more than a name, or no field at all.
@@ -75,6 +76,7 @@ class Template:
     chat_template: str = ""
     thoughts: Literal["", "given", "open"] = ""
     system_from: Literal["", "rows"] = ""
+    system_turns: Literal["", "keep", "ignore", "refuse"] = ""
 
     def __post_init__(self) -> None:
         if self.kind not in ("text", "chat", "seq2seq"):
@@ -114,10 +116,13 @@ class Template:
         thoughts, system_from = values.get("thoughts", ""), values.get("system_from", "")
         if kind not in ("text", "chat", "seq2seq"):
             raise DataError("unknown kind of template", expected="text, chat or seq2seq", got=kind)
+        system_turns = values.get("system_turns", "")
+        if system_turns not in ("", "keep", "ignore", "refuse"):
+            raise DataError("unknown value in a template", got=f"system_turns {system_turns!r}")
         if thoughts not in ("", "given", "open") or system_from not in ("", "rows"):
             raise DataError("unknown value in a template", got=f"thoughts {thoughts!r}, system_from {system_from!r}")
         text, system = str(values.get("text", "")), str(values.get("system", ""))
-        return cls(kind, text, system, str(values.get("chat_template", "")), thoughts, system_from)
+        return cls(kind, text, system, str(values.get("chat_template", "")), thoughts, system_from, system_turns)
 
 
 def answered_apart(template: Template) -> Template:

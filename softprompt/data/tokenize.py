@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, final
 
 from softprompt.data.records import Record
@@ -15,10 +16,10 @@ from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.soft_labels import SoftLabels
 from softprompt.data.spans import RowEncoder
 from softprompt.data.template import Template
-from softprompt.data.tokenizer import Tokenizer
+from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.errors import DataError
 
-__all__ = ["Example", "encode_rows", "tokenize", "within"]
+__all__ = ["Example", "encode_record", "encode_rows", "learned_runs", "tokenize", "within"]
 
 
 @final
@@ -33,6 +34,8 @@ class Example:
         task: number of the task it belongs to, where several are learned together.
         masked_span: the virtual tokens [first, last) that this row may not attend to: a demonstration made of it.
         lesson: a teacher's token probabilities, which replace the learned tokens as the target of the loss.
+        rejected: of a preference, the same row with the rejected answer; see `objective_rows`.
+        record: of a row whose answers are generated and rewarded, the row as it was read.
     """
 
     ids: tuple[int, ...]
@@ -41,6 +44,13 @@ class Example:
     task: int = 0
     masked_span: tuple[int, int] = (0, 0)
     lesson: SoftLabels | None = None
+    rejected: Example | None = None
+    record: Record | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the row, of a preference with the longer one of its answers."""
+        return max(len(self.ids), len(self.rejected.ids) if self.rejected is not None else 0)
 
 
 def tokenize(
@@ -69,7 +79,7 @@ def tokenize(
 def encode_rows(records: Sequence[Record], template: Template, tokenizer: Tokenizer) -> list[Example]:
     """`tokenize` for rows of any length."""
     encoder = RowEncoder(template, tokenizer)
-    return [example for record in records for example in _examples(record, encoder)]
+    return [example for record in records for example in encode_record(record, encoder)]
 
 
 def within(
@@ -79,19 +89,19 @@ def within(
 
     Raises DataError for longer ones (unless they are dropped), or if none is left.
     """
-    long = [example for example in examples if len(example.ids) > max_length]
+    long = [example for example in examples if example.longest > max_length]
     if long and on_long == "error":
-        longest = max(len(example.ids) for example in long)
+        longest = max(example.longest for example in long)
         raise DataError(
             f"{len(long)} of {len(examples)} rows are too long, the longest has {longest} tokens",
             where=long[0].where,
             expected=f"at most {max_length} tokens after the prefix",
-            got=f"{len(long[0].ids)} tokens in this row",
+            got=f"{long[0].longest} tokens in this row",
             hint="--drop-long leaves them out"
             if context is not None and longest > context
             else f"--max-length {longest} to keep them all, or --drop-long to leave them out",
         )
-    kept = [example for example in examples if len(example.ids) <= max_length]
+    kept = [example for example in examples if example.longest <= max_length]
     if not kept:
         raise DataError(
             "no row is left" if examples else "there are no rows",
@@ -101,8 +111,22 @@ def within(
     return kept
 
 
-def _examples(record: Record, encoder: RowEncoder) -> list[Example]:
-    """A row as ids and mask; its turns apart where they cannot be one text."""
+def learned_runs(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool, int]]:
+    """The row as text in runs of tokens that are all learned or all not: text, whether learned, number of tokens."""
+    runs: list[tuple[str, bool, int]] = []
+    before, end = "", 0
+    for learned, group in groupby(example.mask):
+        start, end = end, end + len(list(group))
+        text = decode(example.ids[:end], tokenizer)
+        # Decoded alone, a run of a SentencePiece tokenizer would lose the space that it begins with.
+        own = text[len(before) :] if text.startswith(before) else decode(example.ids[start:end], tokenizer)
+        runs.append((own, learned, end - start))
+        before = text
+    return runs
+
+
+def encode_record(record: Record, encoder: RowEncoder) -> list[Example]:
+    """One record as ids and mask; its turns apart where they cannot be one text."""
     examples: list[Example] = []
     for spans in shape_of(record).rows(record, encoder):
         ids = [token for span in spans for token in span.ids]

@@ -15,6 +15,7 @@ from softprompt.data.tokenize import Example
 from softprompt.methods.config import MethodConfig
 from softprompt.methods.registry import method_spec
 from softprompt.training.config import Config
+from softprompt.training.pace import Pace
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TaskStats:
             encoder-decoder, or where layers carry states.
         gpu: whether training runs on a GPU.
         takes_kv: whether the model takes soft prompts of keys and values.
+        pace: how fast this machine trains, once it was measured.
     """
 
     tasks: int
@@ -48,6 +50,7 @@ class TaskStats:
     room: int = 0
     gpu: bool = False
     takes_kv: bool = True
+    pace: Pace | None = None
 
     @staticmethod
     def of(
@@ -73,10 +76,15 @@ def choose(config: Config, facts: TaskStats) -> tuple[Config, tuple[Choice, ...]
     if not facts.takes_kv and "method.name" not in set_by_user:
         config = config.model_copy(update={"method": _without_kv(config.method)})
     choices = [choice for choice in _rules(config, facts) if choice.setting not in set_by_user]
+    return with_choices(config, choices).model_copy(update={"recipe": "fixed"}), tuple(choices)
+
+
+def with_choices(config: Config, choices: Sequence[Choice]) -> Config:
+    """The settings with these choices filled in."""
     for section in ("method", "train"):
         update = {c.setting.partition(".")[2]: c.value for c in choices if c.setting.startswith(section)}
         config = config.model_copy(update={section: getattr(config, section).model_copy(update=update)})
-    return config.model_copy(update={"recipe": "fixed"}), tuple(choices)
+    return config
 
 
 def _without_kv(method: MethodConfig) -> MethodConfig:
@@ -89,8 +97,10 @@ def _without_kv(method: MethodConfig) -> MethodConfig:
 _EMBEDDING_METHOD = "prompt-tuning"  # for models that take no keys and values
 FEW_SHOT_ROWS = 50  # fewer training rows overfit, unless the initialization is good and the learning rate small
 MANY_CLASSES = 20  # more classes need a longer prompt
-SHORT_RUN = 2.0  # minutes; a shorter run has no time to fit its start
+SHORT_RUN = 2.0  # minutes; a shorter run has no time to fit its start, if the machine's speed is not measured
+FEW_STEPS = 90  # of `STEP_TOKENS`: what fitted into these minutes on the core where that was found (docs/log)
 DEMONSTRATION_TOKENS = 1024  # of demonstrations that init "selected" selects from; half in a short run
+SHOWN_RATE = 1e-2  # learning rate of a short run on free text that starts from whole demonstrations
 STEP_TOKENS = 256  # text tokens of a step, about
 STEP_ROWS = 8  # rows of a step, at most
 SHORT_RUN_STEP_TOKENS = 128  # of a short run with many rows and more than two classes, which has few steps
@@ -109,10 +119,11 @@ def _rules(config: Config, facts: TaskStats) -> list[Choice]:
     own_start = {"init", "init_text", "init_from"} & method.model_fields_set
     shows = facts.room >= _few_shot_tokens(facts) and facts.tasks == 1 and not own_start
     few = facts.rows < FEW_SHOT_ROWS and direct
-    short = config.train.minutes is not None and config.train.minutes < SHORT_RUN
+    short = is_short(config, facts)
+    whole = shows and "n_tokens" not in method.model_fields_set  # demonstrations in as many tokens as they need
     if spec.parameters == "network":
         choices.append(Choice("train.lr", 1e-3, "network weights need a small learning rate"))
-    elif few and shows and "n_tokens" not in method.model_fields_set:
+    elif few and whole:
         choices += [
             Choice("method.init", "demonstrations", f"{rows}: in-context examples are the best start"),
             Choice("method.n_tokens", _few_shot_tokens(facts), f"{rows}: room for as many demonstrations as fit"),
@@ -120,6 +131,13 @@ def _rules(config: Config, facts: TaskStats) -> list[Choice]:
         ]
     elif few:
         choices.append(Choice("train.lr", 5e-3, f"{rows}: a larger learning rate overfits"))
+    elif direct and spec.trains_kv and short and whole and not facts.classes:
+        why = "free text in a short run: whole examples are the best start"
+        choices += [
+            Choice("method.init", "demonstrations", why),
+            Choice("method.n_tokens", _few_shot_tokens(facts), "free text: room for as many demonstrations as fit"),
+            Choice("train.lr", SHOWN_RATE, "free text in a short run: lower is slow"),
+        ]
     elif direct and spec.trains_kv:
         choices += _direct_kv(facts, shows and method.n_tokens <= DEMONSTRATION_TOKENS // 4, short=short)
     else:
@@ -135,9 +153,25 @@ def _rules(config: Config, facts: TaskStats) -> list[Choice]:
             tokens, most_rows = GPU_STEP_TOKENS, GPU_STEP_ROWS
         size = max(2, min(most_rows, round(tokens / facts.tokens)))
         reason = "a GPU takes no longer for more rows" if facts.gpu else "more steps beat more rows per step"
-        why = f"rows of {facts.tokens:.0f} tokens: {reason}"
+        why = f"rows of {facts.tokens:.0f} tokens: {reason}{_fitting_steps(config, facts, size)}"
         choices.append(Choice("train.batch_size", size, why))
     return choices
+
+
+def is_short(config: Config, facts: TaskStats) -> bool:
+    """Whether a run has so little time on this machine that a good start counts more than a careful one."""
+    minutes = config.train.minutes
+    if minutes is None or facts.pace is None:
+        return minutes is not None and minutes < SHORT_RUN
+    return minutes * 60 < FEW_STEPS * facts.pace.step(STEP_TOKENS)
+
+
+def _fitting_steps(config: Config, facts: TaskStats, size: int) -> str:
+    """How many steps of so many rows fit into the minutes on this machine; "" if its speed is not known."""
+    if facts.pace is None or config.train.minutes is None:
+        return ""
+    steps = config.train.minutes * 60 / facts.pace.step(size * facts.tokens)
+    return f"; at most {steps:.0f} steps fit into {config.train.minutes:g} minutes here"
 
 
 def _direct_kv(facts: TaskStats, shows: bool, *, short: bool) -> list[Choice]:

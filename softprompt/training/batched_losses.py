@@ -26,15 +26,18 @@ EVAL_TOKENS = 4096  # text tokens of validation rows in one forward pass
 def trial_losses(
     lm: FrozenLM, shares: Sequence[tuple[Trial, Sequence[Example]]], graphs: GraphCache | None = None
 ) -> list[Tensor]:
-    """Losses of each trial at the learned tokens of its rows, all in one forward pass.
+    """Losses of each trial at the learned tokens of its rows, all in one forward pass; those of another objective.
 
     Args:
         shares: trials, each with its rows.
         graphs: the cache of recorded forward and backward passes, if passes with gradient are to be replayed.
     """
     has_teachers = any(trial.teachers for trial, _ in shares) and torch.is_grad_enabled()
-    if has_teachers and len(shares) > 1:  # teachers take a forward pass of their own
+    objective = next((trial.objective for trial, _ in shares if trial.objective is not None), None)
+    if (has_teachers or objective) and len(shares) > 1:  # teachers and objectives take forward passes of their own
         return [loss for share in shares for loss in trial_losses(lm, [share], graphs)]
+    if objective is not None:
+        return [objective.losses(lm, *shares[0])]
     prefixes, prefix_ids = list[Prefix](), list[int]()
     rows = [row for _, trial_rows in shares for row in trial_rows]
     for trial, trial_rows in shares:
@@ -55,19 +58,20 @@ def trial_losses(
 
 @torch.no_grad()
 def validation_losses(lm: FrozenLM, trial: Trial, share: float | None = None) -> list[float]:
-    """Mean loss at the learned tokens, of each task that has validation rows.
+    """Mean loss at the learned tokens, or of rows by another objective, of each task that has validation rows.
 
     Args:
         share: of the validation rows, in [0, 1]; as many as the trial's state says if None.
     """
     trial.learner.eval()
+    trial.noted()
     means = []
     for rows in filter(None, trial.sample_validation_rows(share)):
         total = 0.0
-        for part in by_tokens([len(row.ids) for row in rows], EVAL_TOKENS):
+        for part in by_tokens([row.longest for row in rows], EVAL_TOKENS):
             (values,) = trial_losses(lm, [(trial, [rows[i] for i in part])])
             total += values.sum().item()
-        means.append(total / learned_tokens(rows))
+        means.append(total / trial.units(rows))
     trial.learner.train()
     return means
 
@@ -104,7 +108,7 @@ def row_share(lm: FrozenLM, trials: Sequence[Trial], processes: Accelerator) -> 
     do with a share of the rows each if a step has one pass over prefixes and one over rows. Otherwise each process
     runs all rows.
     """
-    several = len(trials) > 1 or len(trials[0].tasks) > 1
+    several = len(trials) > 1 or len(trials[0].tasks) > 1 or trials[0].objective is not None
     if lm.is_sharded and (several or lm.is_encoder_decoder or not packs_rows(lm)):
         return 0, 1
     return processes.process_index, processes.num_processes

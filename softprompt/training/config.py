@@ -13,12 +13,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
+from softprompt.errors import ConfigError
 from softprompt.methods.config import MethodConfig
 from softprompt.methods.registry import method_settings, parse_method
 from softprompt.models.load_in import Quantization
 from softprompt.models.sources import adapted_name
 from softprompt.objectives.schedule import default_steps
 from softprompt.settings import Section, flag, resolve_settings
+from softprompt.training.objective_config import ObjectiveConfig
 
 # A section whose class depends on its `name`.
 MethodSection = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(parse_method)]
@@ -129,6 +131,9 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute layers in the backward pass to save memory"
     )
+    inspect: bool = Field(
+        default=False, description="at each validation, write drift, effective rank and attention of the prompt"
+    )
     graphs: bool = Field(default=True, description="on a GPU: record passes as CUDA graphs and replay them")
     seed: int = Field(
         default=0, ge=0, description="seed of every random draw", json_schema_extra=flag("--seed", help="Seed.")
@@ -145,7 +150,7 @@ class TrainConfig(Section):
     def legacy_dump(self, exclude: set[str]) -> dict[str, object]:
         """The section as 0.1 dumped it, for digests: a run that 0.1 left unfinished can be resumed."""
         old_keys = {new: old for old, new in self.renamed_keys.items()}
-        unknown = exclude | ({"epochs"} if self.epochs is None else set())  # 0.1 had no epochs
+        unknown = exclude | {"inspect"} | ({"epochs"} if self.epochs is None else set())  # 0.1 had neither
         return {old_keys.get(key, key): value for key, value in self.model_dump(exclude=unknown).items()}
 
 
@@ -176,6 +181,11 @@ class Config(Section):
         default=None,
         description="use the model's chat template (default: without --template)",
         json_schema_extra=flag("--chat/--no-chat", help="Use the model's chat template."),
+    )
+    frame: str | None = Field(
+        default=None,
+        description='a sentence around the virtual tokens, e.g. "Please {prompt}."',
+        json_schema_extra=flag("--frame", help="A sentence around the virtual tokens: 'Please {prompt}.'"),
     )
     max_length: int = Field(
         default=1024,
@@ -215,6 +225,7 @@ class Config(Section):
     )
     method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
 
     @property
     def base_model(self) -> str:
@@ -225,5 +236,17 @@ class Config(Section):
 def resolve(
     flags: Mapping[str, object], yaml_path: Path | None = None, environment: dict[str, str] | None = None
 ) -> Config:
-    """The settings of a training run, see `resolve_settings`."""
-    return resolve_settings(Config, flags, yaml_path, environment)
+    """The settings of a training run, see `resolve_settings`.
+
+    Raises ConfigError, too, for a reward that the flags do not name: it is Python code, which no file may start.
+    """
+    settings = resolve_settings(Config, flags, yaml_path, environment)
+    reward = settings.objective.reward
+    if reward is not None and flags.get("objective.reward") != reward:
+        raise ConfigError(
+            "a reward is Python code, and only the command line may name it",
+            where=yaml_path or "environment",
+            got=reward,
+            hint=f"repeat it: --reward {reward}",
+        )
+    return settings

@@ -11,8 +11,9 @@ from typing import Literal
 class Event:
     """Something that happened in a run, with its numbers.
 
-    The order is "init" (the validation loss of every initialization that was tried), "start", then "step",
-    "validation", "checkpoint" and "end". A distillation begins with "study", "answers" and "fit".
+    The order is "fit" (the progress of fitting the initialization to a text), "init" (the validation loss of every
+    initialization that was tried), "start", then "step", "validation", "checkpoint" and "end". A distillation begins
+    with "study" and "answers".
 
     Attributes:
         step: finished optimizer steps; of "start" in a resumed run the checkpoint's.

@@ -8,14 +8,15 @@ many demonstrations, or of a long text, that receive the most attention (`compac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from softprompt.compaction.attention_matching import FIT_STEPS, collect_targets, fit_to_attention
 from softprompt.compaction.selection import SelectionInput, selected_prompt
+from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.spans import target_ids
 from softprompt.data.template import bos_ids
 from softprompt.errors import ConfigError, UnsupportedModelError
-from softprompt.formatting.formatted_prompt import layout_for, layout_ids
+from softprompt.formatting.formatted_prompt import framed_layout, layout_for, layout_ids
 from softprompt.formatting.text_prompt import instruction_for, worked_example
 from softprompt.methods.base import Start
 from softprompt.methods.config import MethodConfig
@@ -23,13 +24,14 @@ from softprompt.methods.registry import method_spec
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.schedule import Budget
 from softprompt.prompts.base import SoftPrompt
-from softprompt.training.auto import SHORT_RUN
+from softprompt.training.auto import is_short
 from softprompt.training.demonstrations import demonstrations
+from softprompt.training.expectation import FIT_SHARE
 from softprompt.training.prepare import PreparedTask, PreparedTraining
 
 SELECTION_ROWS = 16  # training rows whose attention selects tokens
-_FIT_SHARE = 0.1  # of the minutes of a run, at most, that fit its start
 TEXT_ROWS = 8  # training rows that a start text is made of
+NEUTRAL_TEXT = "You are a helpful assistant."  # where the rows have no answers
 
 
 def build_start(
@@ -64,12 +66,16 @@ def build_start(
 
 
 def training_start(
-    prepared: PreparedTraining, lm: FrozenLM, prompts: Mapping[str, SoftPrompt] | None = None
+    prepared: PreparedTraining,
+    lm: FrozenLM,
+    prompts: Mapping[str, SoftPrompt] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Start, dict[str, tuple[int, int]]]:
     """The start of a training run, and the virtual tokens that are hidden from single rows, by their `where`.
 
     Args:
         prompts: the saved soft prompts that the settings name.
+        progress: called with the share of the start's fit that is done.
     """
     settings, task = prepared.config.method, prepared.tasks[0]
     seed = prepared.config.train.seed
@@ -81,13 +87,13 @@ def training_start(
         text, n_tokens = list(shots.ids), n_lead + len(shots.ids)
         masked_spans = {where: (n_lead + first, n_lead + last) for where, (first, last) in shots.spans.items()}
     saved = (prompts or {}).get(settings.init_from or "")
-    prompt = _selected(prepared, lm) if settings.init == "selected" else saved
+    prompt = _selected(prepared, lm, progress) if settings.init == "selected" else saved
     labels = [target_ids(label, task.template, lm.tokenizer) for label in task.classes]
     start = build_start(settings, text=text, lead=bos, seed=seed, n_tokens=n_tokens, labels=labels, prompt=prompt)
     return start, masked_spans
 
 
-def _selected(prepared: PreparedTraining, lm: FrozenLM) -> SoftPrompt:
+def _selected(prepared: PreparedTraining, lm: FrozenLM, progress: Callable[[float], None]) -> SoftPrompt:
     """The tokens of the text, or of demonstrations, that get most attention from rows that are not part of them."""
     config, task = prepared.config.method, prepared.tasks[0]
     if lm.is_encoder_decoder:
@@ -102,25 +108,28 @@ def _selected(prepared: PreparedTraining, lm: FrozenLM) -> SoftPrompt:
     queries = queries[:SELECTION_ROWS]
     form = method_spec(config.name).start_form
     _, follow = layout_ids(lm, layout_for(lm, task.template, "kv"))
-    between = layout_ids(lm, layout_for(lm, task.template, form))
+    between = layout_ids(lm, framed_layout(lm, task.template, form, task.frame))
     opening = bos_ids(lm.tokenizer)
     source = SelectionInput((*opening, *ids), follow, queries, len(opening))
     prompt = selected_prompt(lm, form, [source], config.n_tokens, between, queries)
     minutes = prepared.config.train.minutes
-    if len(task.classes) > SELECTION_ROWS or (minutes is not None and minutes < SHORT_RUN):
+    if len(task.classes) > SELECTION_ROWS or is_short(prepared.config, prepared.facts):
         return prompt  # no fit unless rows cover every class: a partial fit lowers accuracy (docs/log)
-    budget = Budget(FIT_STEPS, minutes * 60 * _FIT_SHARE if minutes else None)
+    budget = Budget(FIT_STEPS, minutes * 60 * FIT_SHARE if minutes else None)
     try:
-        return fit_to_attention(lm, prompt, collect_targets(lm, [source]), *between, budget)
+        return fit_to_attention(lm, prompt, collect_targets(lm, [source]), *between, budget, progress)
     except UnsupportedModelError:  # it starts unfitted then
         return prompt
 
 
 def start_text(task: PreparedTask) -> str:
-    """The default text to start from: the labels, or the first training rows with their answers."""
+    """The default text to start from: the labels, the first training rows with their answers, or without any answers
+    a sentence that asks for nothing special."""
     if task.classes:
         return instruction_for(task.classes)
     rows = task.splits.train[:TEXT_ROWS]
+    if all(row.target is None and shape_of(row).has_answers for row in rows):
+        return NEUTRAL_TEXT
     if rows[0].messages:
         return "\n\n".join(message.content for row in rows for message in row.messages)
     return "\n\n".join(worked_example(task.template, row) for row in rows)

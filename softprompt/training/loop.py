@@ -13,7 +13,6 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -25,9 +24,7 @@ from torch import Tensor
 from softprompt.data.tokenize import Example
 from softprompt.errors import ConfigError, NonFiniteLossError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.objectives.next_token import learned_tokens
 from softprompt.prefix.packing import by_tokens
-from softprompt.prompts.base import SoftPrompt
 from softprompt.training import checkpoint
 from softprompt.training.batched_losses import (
     graph_cache_for,
@@ -36,44 +33,16 @@ from softprompt.training.batched_losses import (
     trial_losses,
     validation_losses,
 )
-from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.events import Event
+from softprompt.training.observation import observe
+from softprompt.training.pace import VALIDATION_SHARE
+from softprompt.training.result import SIGNAL_NAMES, Result
 from softprompt.training.signals import Interrupt
+from softprompt.training.starts import Starts
 from softprompt.training.trial import Trial, active_trials
 
-VALIDATION_SHARE = 0.1  # of the elapsed time of a timed run: above it no further validation starts
 PROBE_ROWS = 8  # validation rows, about, that are timed to find how many there is time for
 TOKENS_AT_ONCE = 16384  # text tokens in one forward pass of many trials
-SIGNAL_NAMES = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a trial: the best prompts by validation loss, and how training went.
-
-    Attributes:
-        prompts: one, or one for each task of a method that learns several.
-        step: finished optimizer steps.
-        seconds: of the run until the trial's end.
-        stopped: why it ended: "steps", "minutes", "patience", "halving", "not finite" or the name of a signal.
-    """
-
-    prompts: tuple[SoftPrompt, ...]
-    step: int
-    seconds: float
-    stopped: str
-    validation_loss: float | None
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    @property
-    def prompt(self) -> SoftPrompt:
-        """The first prompt."""
-        return self.prompts[0]
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal ended the trial early; then there is a checkpoint to resume from."""
-        return self.stopped in SIGNAL_NAMES
 
 
 def train(
@@ -84,6 +53,7 @@ def train(
     rungs: Sequence[float] = (),
     resume: bool = False,
     report: Callable[[Event], None] = lambda event: None,
+    on_validation: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Result]:
     """Train all trials, each on its own rows with its own settings; returns the best prompts of each.
 
@@ -96,6 +66,7 @@ def train(
         resume: continue from the newest checkpoint in `folder`; on CPU the result is bitwise that of an
             uninterrupted run.
         report: called with every step, validation and checkpoint.
+        on_validation: called after a validation, with the trial as it was validated; it must not change the trial.
 
     Raises:
         NonFiniteLossError: loss or gradient of the only trial became NaN or infinite; names step and rows. One of
@@ -104,13 +75,14 @@ def train(
         StoreError: a checkpoint cannot be written.
         TrainError: out of memory.
     """
-    loop = _Loop(lm, trials, folder, rungs, report)
+    loop = _Loop(lm, trials, folder, rungs, report, on_validation)
     if resume:
         loop.restore()
     report(Event("start", loop.step, {"elapsed": loop.elapsed}))
-    settings = trials[0].settings
+    if loop.accelerator.is_main_process and not resume:
+        loop.starts.write({trial.name: trial.learner.freeze() for trial in trials})
     # Without checkpoints, autograd would hold all offloaded weights that it has seen.
-    with lm.checkpoint_layers(settings.gradient_checkpointing or lm.is_offloaded), Interrupt() as interrupt:
+    with lm.checkpoint_layers(trials[0].settings.gradient_checkpointing or lm.is_offloaded), Interrupt() as interrupt:
         return loop.run(interrupt)
 
 
@@ -124,10 +96,13 @@ class _Loop:
         folder: Path,
         rungs: Sequence[float],
         report: Callable[[Event], None],
+        on_validation: Callable[[Trial], None],
     ) -> None:
         self.lm, self.trials = lm, list(trials)
         self.folder, self.report = folder, report
+        self.on_validation = on_validation
         self.accelerator = Accelerator(cpu=lm.device.type == "cpu")
+        self.starts = Starts(folder)
         self.graphs = graph_cache_for(lm, trials[0].settings)
         self.rank, self.world = row_share(lm, trials, self.accelerator)
         if self.world > min(trial.settings.batch_size for trial in trials):
@@ -184,7 +159,7 @@ class _Loop:
         """In a new timed run, use no more validation rows than there is time for at its start and at its end."""
         first = self.trials[0]
         minutes, n_rows = first.settings.minutes, sum(map(len, first.validation_rows))
-        if minutes is None or n_rows <= PROBE_ROWS or first.state.history:
+        if minutes is None or n_rows <= PROBE_ROWS or first.state.history or first.state.validation_share < 1:
             return
         begin = time.monotonic()
         with memory_advice("validation"):
@@ -264,8 +239,9 @@ class _Loop:
             if self.lm.is_sharded:  # other processes have rows, and need this one's part of the weights
                 (trial_losses(self.lm, [(trials[first], batches[first][:1])])[0].sum() * 0.0).backward()
             return
-        token_losses = trial_losses(self.lm, [(trials[i], rows) for i, rows in shares], self.graphs)
-        means = [values.sum() / learned_tokens(batches[i]) for (i, _), values in zip(shares, token_losses, strict=True)]
+        values = trial_losses(self.lm, [(trials[i], rows) for i, rows in shares], self.graphs)
+        counts = [trials[i].units(batches[i]) for i, _ in shares]
+        means = [losses_of.sum() / count for losses_of, count in zip(values, counts, strict=True)]
         torch.stack(means).sum().backward()  # gradients stay apart: no loss depends on another trial's parameters
         for (i, _), mean in zip(shares, means, strict=True):
             losses[i] += mean.detach()
@@ -291,7 +267,10 @@ class _Loop:
                     means = gather_object([means])[0]
             with self.stop_if_not_finite(trial):
                 numbers = trial.record_validation(means, self.elapsed)
+                if trial.settings.inspect:
+                    numbers |= observe(self.lm, trial, self.starts.of_trial(trial.name))
                 self.report(Event("validation", trial.state.step, numbers, trial.name))
+                self.on_validation(trial)
         self.validation_seconds += time.monotonic() - begin
 
     @contextlib.contextmanager
@@ -325,7 +304,7 @@ class _Loop:
         tensors, tree = checkpoint.flatten(parts, "state")
         data = {"tree": tree, "elapsed": self.elapsed, "validation_seconds": self.validation_seconds}
         data |= {"seconds": self.seconds, "rungs": self.rungs}
-        checkpoint.save_checkpoint(self.folder, Checkpoint(self.identity(), self.step, tensors, data))
+        checkpoint.save_checkpoint(self.folder, checkpoint.Checkpoint(self.identity(), self.step, tensors, data))
         self.report(Event("checkpoint", self.step, {"elapsed": self.elapsed}))
 
     def restore(self) -> None:

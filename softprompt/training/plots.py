@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,17 @@ def can_plot() -> bool:
 
 
 def learning_curve(
-    path: Path, name: str, train: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]]
+    path: Path,
+    name: str,
+    train: Sequence[tuple[float, float]],
+    validation: Sequence[tuple[float, float]],
+    *,
+    unit: str = "loss (nats per token)",
 ) -> None:
     """Write a PNG of (step, loss) pairs: training loss as a thin line, validation loss as marked points.
+
+    Args:
+        unit: what is drawn, in place of that loss.
 
     Raises MissingExtraError if matplotlib is not installed.
     """
@@ -37,7 +45,7 @@ def learning_curve(
         axes.plot(*zip(*validation, strict=True), color="#d1495b", marker="o", label="validation")
     axes.set(
         xlabel="step",
-        ylabel="loss (nats per token)",
+        ylabel=unit,
     )
     axes.set_title(name, parse_math=False)
     axes.grid(alpha=0.3)
@@ -66,6 +74,21 @@ def fidelity_by_size(path: Path, name: str, points: Sequence[tuple[int, float]])
     axes.set_title(name, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def observation_curves(path: Path, name: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Write a PNG of (step, value) pairs, a panel for each name.
+
+    Raises MissingExtraError if matplotlib is not installed.
+    """
+    figure = _new_figure()
+    panels = figure.subplots(1, len(series), squeeze=False)[0]
+    for axes, (label, points) in zip(panels, series.items(), strict=True):
+        axes.plot(*zip(*points, strict=True), color="#d1495b", marker="o")
+        axes.set(xlabel="step", title=label.replace("_", " "))
+        axes.grid(alpha=0.3)
+    figure.suptitle(name, parse_math=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 

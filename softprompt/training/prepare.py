@@ -14,7 +14,9 @@ from pathlib import Path
 
 from softprompt.data.default_template import default_template
 from softprompt.data.memory_rows import RowSource
+from softprompt.data.objective_rows import encode_pairs, encode_prompts, same_answers
 from softprompt.data.read_options import ReadOptions, parse_columns
+from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.splits import Splits, load_splits
 from softprompt.data.template import Template, answered_apart, bos_ids, head
@@ -24,6 +26,7 @@ from softprompt.data.tokenizer import Tokenizer, encode
 from softprompt.data.vocabulary import check_vocabulary
 from softprompt.errors import ConfigError, DataError
 from softprompt.files import check_run_folder
+from softprompt.formatting.formatted_prompt import PLACE, frame_parts
 from softprompt.methods.registry import method_spec
 from softprompt.models.device import pick_device
 from softprompt.models.loading import (
@@ -39,6 +42,7 @@ from softprompt.settings import unescaped
 from softprompt.training import auto, tracking
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.config import Config
+from softprompt.training.reward_function import RewardFunction
 
 RUNS = ".runs"  # folder of checkpoints and logs, beside the soft prompts
 _TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -55,6 +59,7 @@ class PreparedTask:
         longest: the most tokens that a row may have.
         reading: how the rows were read.
         notes: how the template reads the rows, where a user should know.
+        frame: the sentence around the virtual tokens; "": none.
     """
 
     name: str
@@ -66,13 +71,14 @@ class PreparedTask:
     longest: int = 0
     reading: ReadOptions = field(default_factory=ReadOptions)
     notes: tuple[str, ...] = ()
+    frame: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The labels of a classification task, sorted; empty for other tasks."""
         if not shape_of(self.splits.train[0]).has_classes:
             return ()
-        return tuple(sorted({str(record.target) for record in self.splits.train}))
+        return tuple(sorted({record.target for record in self.splits.train if record.target is not None}))
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,8 @@ class PreparedTraining:
         choices: the settings that it chose, with reasons.
         folder: where the artifact will be; with several tasks each has its own, see `folder_of`.
         run: where checkpoints and metrics.jsonl go.
+        given: the settings before the recipe chose.
+        reward: the user's function, of an objective that has one.
     """
 
     config: Config
@@ -93,6 +101,8 @@ class PreparedTraining:
     tasks: tuple[PreparedTask, ...]
     folder: Path
     run: Path
+    given: Config
+    reward: RewardFunction | None = None
 
     def folder_of(self, part: str) -> Path:
         """Where the artifact of a task (or expert) goes: NAME.part, or NAME itself for the only one."""
@@ -119,7 +129,7 @@ def prepare(
             of `config.data`.
 
     Raises:
-        ConfigError: name or data missing.
+        ConfigError: name or data missing, settings of another objective, a reward that cannot be loaded.
         StoreError: the name is taken (without `overwrite`), or an unfinished run of that name is there.
         DataError: anything wrong with the rows.
         ModelError: the tokenizer cannot be found.
@@ -127,12 +137,14 @@ def prepare(
     if not config.name or (not config.data and data is None):
         missing = "name" if not config.name else "data"
         raise ConfigError(f"{missing} is not given", hint="softprompt train --model M --data D --name N")
+    config.objective.check()
     tracking.check_tracker(config.train.track)
     folder = store.locate(config.name)
     run = folder.parent / RUNS / folder.name
     sources = _sources(config, data)
     _check_names(config, list(sources), folder, overwrite)
     check_run_folder(run, latest_step(run) is not None, overwrite=overwrite, resume=resume)
+    reward = RewardFunction(config.objective.reward) if config.objective.reward is not None else None
     # rows first: their mistakes show before a model is downloaded or converted
     loaded = {name: _splits(config, name, source) for name, source in sources.items()}
     tokenizer = load_tokenizer(config.base_model, trust_remote_code=trust_remote_code)
@@ -146,16 +158,20 @@ def prepare(
     )
     vocabulary = vocabulary_size(config.base_model, trust_remote_code=trust_remote_code)
     for task in tasks:
-        check_vocabulary([(row.where, row.ids) for row in (*task.train, *task.validation)], tokenizer, vocabulary)
+        rows = [*task.train, *task.validation]
+        rejected = [row.rejected for row in rows if row.rejected is not None]
+        check_vocabulary([(row.where, row.ids) for row in (*rows, *rejected)], tokenizer, vocabulary)
     gpu = pick_device(config.device)[0].startswith("cuda")
     takes_kv = not carries_states(config.base_model, trust_remote_code=trust_remote_code)
-    room = context // 4 if takes_kv and not apart else 0
-    rows, classes = [task.train for task in tasks], [task.classes for task in tasks]
-    facts = auto.TaskStats.of(rows, classes, room, gpu=gpu, takes_kv=takes_kv)
-    config, choices = auto.choose(config, facts)
+    # rows whose answers are generated hold no demonstrations
+    room = context // 4 if takes_kv and not apart and not config.objective.generates else 0
+    by_task, classes = [task.train for task in tasks], [task.classes for task in tasks]
+    facts = auto.TaskStats.of(by_task, classes, room, gpu=gpu, takes_kv=takes_kv)
+    given = config
+    config, choices = auto.choose(given, facts)
     if config.drop_long and not apart:
         tasks = tuple(_fitting(task, config, tokenizer, context) for task in tasks)
-    return PreparedTraining(config, facts, choices, tasks, folder, run)
+    return PreparedTraining(config, facts, choices, tasks, folder, run, given, reward)
 
 
 def _as_long_as_its_start(config: Config, tokenizer: Tokenizer) -> Config:
@@ -224,7 +240,19 @@ def _splits(config: Config, name: str, source: RowSource) -> Splits:
 
 
 def _read_options(config: Config, name: str) -> ReadOptions:
-    return ReadOptions(parse_columns(_of_task(config.columns, name)), config.pieces, config.learn_end)
+    return ReadOptions(
+        parse_columns(_of_task(config.columns, name)),
+        config.pieces,
+        config.learn_end,
+        pairs=config.objective.name == "dpo",
+        prompts=config.objective.generates,
+    )
+
+
+def _encode(config: Config, records: Sequence[Record], template: Template, tokenizer: Tokenizer) -> list[Example]:
+    """The rows as the objective learns them: answers, pairs of answers, or prompts alone."""
+    encoders = {"next-token": encode_rows, "dpo": encode_pairs, "grpo": encode_prompts}
+    return encoders[config.objective.name](records, template, tokenizer)
 
 
 def _task(
@@ -237,17 +265,29 @@ def _task(
     context: int,
 ) -> PreparedTask:
     """Tokenize the rows of one task; `shape` adapts a template to the model."""
+    frame_parts(config.frame or PLACE)
     text = _of_task(config.template, name)
     template = shape(default_template(splits.train, tokenizer, unescaped(text) if text else None, config.chat))
     on_long = "drop" if config.drop_long else "error"
 
-    rows = [encode_rows(records, template, tokenizer) for records in (splits.train, splits.validation)]
+    rows = [_encode(config, records, template, tokenizer) for records in (splits.train, splits.validation)]
     kept = [within(part, config.max_length, on_long, context) for part in rows]
     dropped = sum(map(len, rows)) - sum(map(len, kept))
     train, validation = ([replace(row, task=number) for row in part] if number else part for part in kept)
     notes, reading = row_notes(splits.train, template, tokenizer, len(rows[0])), _read_options(config, name)
+    if same := same_answers(rows[0]):
+        notes.append(f"{same} of {len(rows[0])} rows have the same answer twice, which teaches nothing")
     return PreparedTask(
-        name, splits, template, train, validation, dropped, config.max_length, reading, notes=tuple(notes)
+        name,
+        splits,
+        template,
+        train,
+        validation,
+        dropped,
+        config.max_length,
+        reading,
+        notes=tuple(notes),
+        frame=config.frame or "",
     )
 
 
@@ -256,12 +296,13 @@ def _fitting(task: PreparedTask, config: Config, tokenizer: Tokenizer, context: 
 
     Raises DataError if no training row fits.
     """
-    before = encode(head(task.template, tokenizer), tokenizer)
+    before = encode(task.frame + head(task.template, tokenizer), tokenizer)
     begins = form_class("kv").begins_the_sequence and method_spec(config.method.name).trains_kv
     room = context - config.method.n_tokens - len(before) - (0 if begins else len(bos_ids(tokenizer)))
-    train, validation = ([row for row in rows if len(row.ids) <= room] for rows in (task.train, task.validation))
+    room -= config.objective.answer_room
+    train, validation = ([row for row in rows if row.longest <= room] for rows in (task.train, task.validation))
     if not train:
-        shortest = min(len(row.ids) for row in task.train)
+        shortest = min(row.longest for row in task.train)
         raise DataError(
             "no row fits in the model's context behind the prompt",
             expected=f"rows of at most {max(0, room)} tokens",

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from softprompt.files import writing
+from softprompt.files import write_json, writing
 from softprompt.settings import to_yaml
 from softprompt.training.events import Event
+from softprompt.training.pace import PACE_FILE, Pace
 from softprompt.training.run_log import RunLog
 from softprompt.training.tracking import Tracking
 
@@ -26,12 +27,14 @@ class RunRecorder:
         name: of the soft prompt, for the tracker.
         settings: written as config.yaml.
         track: the tracker, or "none".
+        pace: the machine's measured speed, written as pace.json for `--resume`.
     """
 
     run: Path
     name: str
     settings: BaseModel
     track: str
+    pace: Pace | None = None
 
 
 @contextlib.contextmanager
@@ -56,6 +59,8 @@ def record_events(
             stack.callback(log.close)
             with writing(recorder.run):
                 (recorder.run / "config.yaml").write_text(to_yaml(recorder.settings), encoding="utf-8")
+                if recorder.pace is not None:
+                    write_json(recorder.run / PACE_FILE, recorder.pace.to_dict())
             tracker = Tracking(recorder.track, recorder.name, recorder.run, recorder.settings.model_dump(mode="json"))
             stack.callback(tracker.close)
             sinks.append(lambda event: log.write(line_of(event)))

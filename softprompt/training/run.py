@@ -23,7 +23,7 @@ from softprompt.data.template import Template
 from softprompt.editing.compose import select
 from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.context import check_context
-from softprompt.formatting.formatted_prompt import layout_for, layout_ids
+from softprompt.formatting.formatted_prompt import framed_layout, layout_ids
 from softprompt.methods.base import Method, MethodContext, Start
 from softprompt.methods.config import Init
 from softprompt.methods.initializers import initial_prompt
@@ -40,11 +40,18 @@ from softprompt.training.base_model import load_base_model
 from softprompt.training.batched_losses import validation_losses
 from softprompt.training.config import Config
 from softprompt.training.events import Event
+from softprompt.training.expectation import validation_share
 from softprompt.training.initialization import training_start
-from softprompt.training.loop import Result, train
+from softprompt.training.loop import train
+from softprompt.training.objective import Objective
+from softprompt.training.preferences import PreferenceObjective
 from softprompt.training.prepare import PreparedTask, PreparedTraining, check_outputs_free, prepare
 from softprompt.training.recorder import RunRecorder, record_events
+from softprompt.training.reference import BaseReference, StartReference
+from softprompt.training.result import Result
 from softprompt.training.resume import explained_refusal
+from softprompt.training.rewards import RewardObjective
+from softprompt.training.speed import on_this_machine
 from softprompt.training.trial import Task, Trial
 
 __all__ = ["BuiltTrial", "FitResult", "PreparedTraining", "build_trial", "fit", "prepare", "recording"]
@@ -100,12 +107,14 @@ def fit(
     resume: bool = False,
     trust_remote_code: bool = False,
     report: Callable[[Event], None] = lambda event: None,
+    on_validation: Callable[[Trial], None] = lambda trial: None,
 ) -> FitResult:
     """Train and write the artifacts.
 
     Args:
         lm: the base model, if it is loaded already.
         report: called with every event, which also goes to metrics.jsonl.
+        on_validation: as in `train`.
 
     Raises:
         what `load_model`, `train` and `store.save` raise.
@@ -115,15 +124,19 @@ def fit(
         lm = load_base_model(config, fsdp=config.fsdp, trust_remote_code=trust_remote_code)
     check_outputs_free(prepared, overwrite)
     begin = time.monotonic()
-    built = build_trial(prepared, lm)
+    if config.train.minutes is not None:
+        prepared = on_this_machine(prepared, lm, resume=resume)
+    built = build_trial(prepared, lm, progress=lambda share: report(Event("fit", 0, {"progress": share})))
     prepared, trial = built.prepared, built.trial
     trial.state.init_seconds = time.monotonic() - begin
+    n_validation = sum(map(len, trial.validation_rows))
+    trial.state.validation_share = validation_share(prepared.config, prepared.facts, n_validation)
     if built.init_losses:
         report(Event("init", 0, built.init_losses))
     processes = PartialState(cpu=lm.device.type == "cpu")
     recorded = record_events(recording(prepared), processes.is_main_process, resume, report)
     with explained_refusal(run, prepared.config), recorded as everywhere:
-        (result,) = train(lm, [trial], run, resume=resume, report=everywhere)
+        (result,) = train(lm, [trial], run, resume=resume, report=everywhere, on_validation=on_validation)
     if result.interrupted:
         return FitResult(result, run)
     saved = save_run(prepared, lm, trial, result, overwrite=overwrite) if processes.is_main_process else []
@@ -133,7 +146,8 @@ def fit(
 
 def recording(prepared: PreparedTraining) -> RunRecorder:
     """Where the events of a run go."""
-    return RunRecorder(prepared.run, prepared.folder.name, prepared.config, prepared.config.train.track)
+    config = prepared.config
+    return RunRecorder(prepared.run, prepared.folder.name, config, config.train.track, prepared.facts.pace)
 
 
 def save_run(
@@ -150,12 +164,20 @@ def save_run(
     return saved
 
 
-def build_trial(prepared: PreparedTraining, lm: FrozenLM, name: str = "") -> BuiltTrial:
+def build_trial(
+    prepared: PreparedTraining,
+    lm: FrozenLM,
+    name: str = "",
+    progress: Callable[[float], None] = lambda share: None,
+) -> BuiltTrial:
     """The method at its start, with its rows and settings.
 
     Init "best" tries several starts on the validation rows, and the returned settings name the best one. If `auto`
     chose an initialization that this model or data cannot use, it falls back to text, and the fallback is reported like
     the choice.
+
+    Args:
+        progress: called with the share of the start's fit that is done.
 
     Raises:
         ConfigError: settings that do not fit each other.
@@ -165,7 +187,7 @@ def build_trial(prepared: PreparedTraining, lm: FrozenLM, name: str = "") -> Bui
     """
     if prepared.config.method.init != "best":
         try:
-            return BuiltTrial(prepared, _build_trial(prepared, lm, name))
+            return BuiltTrial(prepared, _build_trial(prepared, lm, name, progress))
         except (ConfigError, UnsupportedModelError):  # keys that cannot move, no room for a demonstration
             if not any(choice.setting == "method.init" for choice in prepared.choices):
                 raise
@@ -196,11 +218,16 @@ def _with_init(prepared: PreparedTraining, init: Init) -> PreparedTraining:
     return replace(prepared, config=prepared.config.model_copy(update={"method": method}))
 
 
-def _build_trial(prepared: PreparedTraining, lm: FrozenLM, trial_name: str) -> Trial:
+def _build_trial(
+    prepared: PreparedTraining,
+    lm: FrozenLM,
+    trial_name: str,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Trial:
     """The method at the start that the settings describe."""
     config = prepared.config
     loaded = {name: store.load(name, lm.geometry)[0] for name in config.method.prompt_names()}
-    start, masked_spans = training_start(prepared, lm, loaded)
+    start, masked_spans = training_start(prepared, lm, loaded, progress)
     if config.method.kept:
         start, masked_spans = _rewound(config, lm, start), {}
     context = MethodContext(config.method, loaded, len(prepared.tasks))
@@ -210,8 +237,9 @@ def _build_trial(prepared: PreparedTraining, lm: FrozenLM, trial_name: str) -> T
         check_fits(prompt, lm.geometry)
     digests = {name: prompt_digest(prompt) for name, prompt in loaded.items()}
     identity = [legacy_dump(config.method), config.max_length, digests]
+    room = config.objective.answer_room
     tasks = [
-        _task(task, lm, prompts[0], identity, masked_spans if len(prepared.tasks) == 1 else {})
+        _task(task, lm, prompts[0], identity, masked_spans if len(prepared.tasks) == 1 else {}, room)
         for task in prepared.tasks
     ]
     teachers = [loaded[teacher] for teacher in config.method.teachers]
@@ -219,7 +247,23 @@ def _build_trial(prepared: PreparedTraining, lm: FrozenLM, trial_name: str) -> T
         raise ConfigError(
             "each task needs a teacher", where="method.teachers", expected=f"{len(tasks)} names", got=len(teachers)
         )
-    return Trial(method, tasks, config.train, lm.device, trial_name, teachers)
+    objective = _objective(prepared, lm, method, tasks)
+    return Trial(method, tasks, config.train, lm.device, trial_name, teachers, objective)
+
+
+def _objective(prepared: PreparedTraining, lm: FrozenLM, method: Method, tasks: Sequence[Task]) -> Objective | None:
+    """The objective of the settings; None for next tokens. Raises ConfigError for teachers beside another one."""
+    settings, templates = prepared.config.objective, [task.template for task in prepared.tasks]
+    if settings.name == "next-token":
+        return None
+    if prepared.config.method.teachers:
+        what = f"teachers show the next token of given answers, and {settings.name} learns from other rows"
+        raise ConfigError(what, where="method.teachers", hint="--objective next-token, or no teachers")
+    start = settings.reference == "start"
+    reference = StartReference(lm, method, tasks) if start else BaseReference(lm, templates)
+    if prepared.reward is None:
+        return PreferenceObjective(settings, reference)
+    return RewardObjective(settings, reference, prepared.reward, templates)
 
 
 def _rewound(config: Config, lm: FrozenLM, start: Start) -> Start:
@@ -238,17 +282,20 @@ def _task(
     prompt: SoftPrompt,
     identity: Sequence[object],
     masked_spans: Mapping[str, tuple[int, int]],
+    room_of_answer: int,
 ) -> Task:
     """The rows of a task with the layout that its prompt will be saved with; DataError if one is too long."""
-    lead, follow = layout_ids(lm, layout_for(lm, task.template, prompt.form))
-    around = len(lead) + prompt.n_tokens + len(follow)
-    lengths = [(row.where, len(row.ids), around) for row in (*task.train, *task.validation)]
+    lead, follow = layout_ids(lm, framed_layout(lm, task.template, prompt.form, task.frame))
+    around = len(lead) + prompt.n_tokens + len(follow) + lm.beside_text(room_of_answer)
+    lengths = [(row.where, row.longest, around) for row in (*task.train, *task.validation)]
     room = lm.geometry.max_positions - around
     drop = f"--max-length {room} --drop-long leaves such rows out; " if room >= 2 else ""
     check_context(lm, lengths, f"{drop}fewer --n-tokens make room")
     # The digests say what a template takes from conversations; without it, runs of softprompt 0.1 can be resumed.
     template = task.template if task.template.text else Template(task.template.kind)
     shared = [data_digest(task.splits.train), data_digest(task.splits.validation), template.to_dict(), *identity]
+    rejected = [record.rejected for record in (*task.splits.train, *task.splits.validation) if record.rejected]
+    shared += [data_digest(rejected)] if rejected else []
     whole = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
     rows = [
         replace(row, masked_span=masked_spans[row.where]) if row.where in masked_spans else row for row in task.train

@@ -24,9 +24,10 @@ from softprompt.prompts.card import Card
 from softprompt.training import auto
 from softprompt.training.config import Config
 from softprompt.training.events import Event
-from softprompt.training.loop import Result, train
+from softprompt.training.loop import train
 from softprompt.training.prepare import PreparedTraining, check_outputs_free
 from softprompt.training.recorder import record_events
+from softprompt.training.result import Result
 from softprompt.training.resume import explained_refusal
 from softprompt.training.run import build_trial, recording, save_run
 

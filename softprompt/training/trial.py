@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import torch
 from pydantic import TypeAdapter
@@ -22,10 +22,12 @@ from softprompt.data.sampler import sample
 from softprompt.data.task_mixture import MixtureState, TaskMixture
 from softprompt.data.tokenize import Example
 from softprompt.errors import NonFiniteLossError
+from softprompt.objectives.next_token import learned_tokens
 from softprompt.objectives.schedule import Budget, rate
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.base import SoftPrompt
 from softprompt.training.config import TrainConfig
+from softprompt.training.objective import Objective
 
 _NOT_FINITE_HINT = "start anew (--overwrite) with a lower --lr, or with --dtype float32"
 
@@ -75,7 +77,7 @@ class TrialState:
         next_eval: the progress at which the next validation is due.
         validation_share: share of the validation rows that are used.
         init_seconds: time that initialization took, subtracted from the schedule's time (of a resumed run, too).
-        history: {"step": …, "validation_loss": …} of every validation.
+        history: {"step": …, "validation_loss": …} of every validation, with the further numbers of its objective.
     """
 
     step: int = 0
@@ -105,6 +107,7 @@ class TrialTree(TypedDict):
     optimizer: StateDict
     batches: MixtureState
     record: dict[str, object]  # a TrialState
+    objective: NotRequired[dict[str, Tensor]]
 
 
 class Trial:
@@ -115,6 +118,7 @@ class Trial:
         tasks: rows of task t carry `task=t`.
         name: distinguishes the trials of a run.
         teachers: a finished prompt for each task to distill from, or none.
+        objective: the loss of rows; that of their next tokens if None.
     """
 
     def __init__(
@@ -125,11 +129,14 @@ class Trial:
         device: torch.device,
         name: str = "",
         teachers: Sequence[SoftPrompt] = (),
+        objective: Objective | None = None,
     ) -> None:
         learner.to(device)
         self.learner = learner
         self.tasks = tuple(tasks)
         self.settings, self.name = settings, name
+        self.objective = objective
+        self._noted: dict[str, tuple[float, int]] = {}  # sums of numbers, and how many
         self.teachers = [Prefix(p, t.lead, t.follow) for p, t in zip(teachers, tasks, strict=bool(teachers))]
         self.optimizer = _optimizer(self.learner, settings)
         lengths = [[len(row.ids) for row in task.train] for task in tasks]
@@ -149,15 +156,22 @@ class Trial:
 
     def prefixes(self, rows: Sequence[Example]) -> tuple[list[Prefix], list[int]]:
         """The live prefixes of these rows, each once, and for each row the number of its prefix."""
-        prompts, prompt_ids = self.learner.assign(rows)
-        numbers: dict[tuple[int, int, tuple[int, int]], int] = {}
-        for row, prompt_id in zip(rows, prompt_ids, strict=True):
-            numbers.setdefault((prompt_id, row.task, row.masked_span), len(numbers))
-        prefixes = [
-            Prefix(prompts[prompt_id], self.tasks[task].lead, self.tasks[task].follow, masked_span)
-            for prompt_id, task, masked_span in numbers
-        ]
-        return prefixes, [numbers[i, row.task, row.masked_span] for row, i in zip(rows, prompt_ids, strict=True)]
+        return prefixes_of(self.learner, self.tasks, rows)
+
+    def units(self, rows: Sequence[Example]) -> int:
+        """The number of losses that these rows have: of learned tokens, or of whole rows."""
+        return learned_tokens(rows) if self.objective is None else len(rows)
+
+    def note(self, name: str, values: Tensor) -> None:
+        """Add numbers to the mean that the next step or validation reports under this name."""
+        total, count = self._noted.get(name, (0.0, 0))
+        self._noted[name] = total + values.sum().item(), count + values.numel()
+
+    def noted(self, before: str = "") -> dict[str, float]:
+        """The means of what was noted since the last call, with `before` in front of each name."""
+        means = {f"{before}{name}": total / max(1, count) for name, (total, count) in self._noted.items()}
+        self._noted.clear()
+        return means
 
     def progress(self, elapsed: float) -> float:
         """0 at the start, 1 at the end of its schedule."""
@@ -167,7 +181,7 @@ class Trial:
         """Take one optimizer step with the current gradients; returns the step's numbers.
 
         Args:
-            loss: mean over the learned tokens of `rows`.
+            loss: mean over the learned tokens of `rows`, or over the rows of another objective.
 
         Raises NonFiniteLossError, and changes nothing, if loss or gradient is not finite.
         """
@@ -187,7 +201,7 @@ class Trial:
         self.optimizer.zero_grad()
         self.state.step += 1
         tokens = float(sum(len(row.ids) for row in rows))
-        numbers = {"loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens}
+        numbers = {"loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens} | self.noted()
         return numbers | {"progress": progress, "elapsed": elapsed, "epoch": self.batches.epoch}
 
     def record_validation(self, losses: Sequence[float], elapsed: float) -> dict[str, float]:
@@ -207,12 +221,13 @@ class Trial:
         if better:
             state.best_loss = loss
             self.best = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
-        state.history.append({"step": float(state.step), "validation_loss": loss})
+        noted = self.noted("validation_")
+        state.history.append({"step": float(state.step), "validation_loss": loss} | noted)
         state.next_eval = self.progress(elapsed) + (1.0 - 1e-9) / self.settings.evals
         names = [task.name for task, rows in zip(self.tasks, self.validation_rows, strict=True) if rows]
         by_task = {f"validation_loss/{name}": mean for name, mean in zip(names, losses, strict=True) if name}
         n_rows = float(sum(map(len, self.sample_validation_rows())))
-        return {"validation_loss": loss, "best": state.best_loss or 0.0, "rows": n_rows} | by_task
+        return {"validation_loss": loss, "best": state.best_loss or 0.0, "rows": n_rows} | noted | by_task
 
     def sample_validation_rows(self, share: float | None = None) -> list[list[Example]]:
         """Of each task a share of its validation rows, at least one if there are any.
@@ -255,13 +270,16 @@ class Trial:
 
     def state_dict(self) -> TrialTree:
         """Everything that changes in training; see `load_state_dict`."""
-        return {
+        tree: TrialTree = {
             "learner": dict(self.learner.state_dict()),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state(),
             "record": vars(self.state),
         }
+        if self.objective is not None:
+            tree["objective"] = dict(self.objective.state_dict())
+        return tree
 
     def load_state_dict(self, state: TrialTree) -> None:
         """Continue from `state`. Raises DataError if it was taken with other rows or settings."""
@@ -269,17 +287,33 @@ class Trial:
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.restore(state["batches"])
         self.best, self.state = state["best"], TrialState.of(state["record"])
+        if self.objective is not None:
+            self.objective.load_state_dict(state.get("objective", {}))
 
     def identity(self) -> str:
         """A digest of everything but the base model that must not change between a trial and its resumption."""
         shapes = {name: list(tensor.shape) for name, tensor in self.learner.state_dict().items()}
         free = {"save_every", "accumulate", "track", "gradient_checkpointing", "graphs"}
         around = [[task.name, task.digest, task.lead, task.follow] for task in self.tasks]
-        parts = [self.name, around, shapes, self.settings.legacy_dump(exclude=free)]
+        parts: list[object] = [self.name, around, shapes, self.settings.legacy_dump(exclude=free)]
+        parts += [] if self.objective is None else [self.objective.identity()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _of(self) -> str:
         return f" of {self.name}" if self.name else ""
+
+
+def prefixes_of(learner: Learner, tasks: Sequence[Task], rows: Sequence[Example]) -> tuple[list[Prefix], list[int]]:
+    """A learner's prefixes of these rows, each once, and for each row the number of its prefix."""
+    prompts, prompt_ids = learner.assign(rows)
+    numbers: dict[tuple[int, int, tuple[int, int]], int] = {}
+    for row, prompt_id in zip(rows, prompt_ids, strict=True):
+        numbers.setdefault((prompt_id, row.task, row.masked_span), len(numbers))
+    prefixes = [
+        Prefix(prompts[prompt_id], tasks[task].lead, tasks[task].follow, masked_span)
+        for prompt_id, task, masked_span in numbers
+    ]
+    return prefixes, [numbers[i, row.task, row.masked_span] for row, i in zip(rows, prompt_ids, strict=True)]
 
 
 def active_trials(trials: Iterable[Trial]) -> list[Trial]:

@@ -19,9 +19,10 @@ from softprompt.cli import train as verb
 from softprompt.cli.progress import progress_for
 from softprompt.errors import CheckpointError, DataError, ModelError, StoreError, TrainError
 from softprompt.prompts import store
-from softprompt.training import artifacts, prepare, run
+from softprompt.training import artifacts, prepare, run, speed
 from softprompt.training.config import MethodConfig, TrainConfig
 from softprompt.training.events import Event
+from softprompt.training.pace import Pace
 from tests.support.rows import labelled, write_jsonl
 from tests.support.shell import SHORT, done, json_lines, parsed, refused, same_answer, softprompt
 
@@ -84,7 +85,7 @@ def test_three_flags_make_an_artifact(base: Path, rows: Path) -> None:
     run = store.home() / prepare.RUNS / "tone"
     kinds = [line["event"] for line in json_lines((run / "metrics.jsonl").read_text())]
     assert kinds.count("checkpoint") == 3, "there were some"
-    assert {path.name for path in run.iterdir()} == {"metrics.jsonl", "config.yaml"}
+    assert {path.name for path in run.iterdir()} == {"metrics.jsonl", "config.yaml", "starts"}
     for part in (f"saved       {folder}", f"curve       {folder / artifacts.CURVE}", "ended by    steps after 3 steps"):
         assert part in output
     assert f"next        softprompt eval tone --data {rows}" in output
@@ -332,3 +333,15 @@ def test_a_model_that_is_not_there(
 def test_nothing_to_resume_leaves_nothing(command: tuple[object, ...]) -> None:
     refused(*command, "--name", "tone", "--resume")
     assert not store.home().exists()
+
+
+def test_a_timed_run_says_what_to_expect_of_this_machine(
+    command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "measured_pace", lambda *given: Pace(1.0, 0.0))
+    output = done(*command, "--name", "tone", "--minutes", 0.5, "--steps", 2).stdout
+    expected = r"^expected    about 2 steps of \d rows in 2 seconds \(1 s a step on this machine\)$"
+    assert re.search(expected, output, re.MULTILINE)
+    assert "too few" not in output
+    output = done(*command, "--name", "tone", "--minutes", 1e-5, "--overwrite").stdout
+    assert "note: 1 step is too few to learn much: 200 steps take about 4 minutes on this machine" in output

@@ -36,6 +36,7 @@ EXAMPLES: dict[str, Any] = {
     "seed": 5,
     "max_length": 99,
     "columns": "prompt=q,completion=a",
+    "frame": "Please {prompt}.",
     "pieces": 512,
     "learn_end": True,
     "epochs": 2.5,
@@ -45,7 +46,13 @@ EXAMPLES: dict[str, Any] = {
     "device": "cuda",
     "device_map": "auto",
     "fsdp": True,
+    "objective": "dpo",
+    "beta": 0.25,
+    "reward": "rules.py:score",
+    "group_size": 4,
+    "max_new_tokens": 9,
 }
+NAMED = {"method": "method.name", "objective": "objective.name"}  # flags that are called otherwise than their settings
 
 
 def settings(*args: object, **environment: str) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def test_every_flag_sets_what_it_stands_for() -> None:
     assert before.keys() <= known.keys()
     assert all(key.startswith("method.") for key in known.keys() - before.keys()), "settings of other methods"
     for flag, value in EXAMPLES.items():
-        setting = "method.name" if flag == "method" else next(key for key in known if key.split(".")[-1] == flag)
+        setting = NAMED.get(flag) or next(key for key in known if key.split(".")[-1] == flag)
         typed = () if value is True else (value,)
         assert before[setting] != value
         more = {"method.init": "prompt"} if flag == "init_from" else {}

@@ -8,6 +8,7 @@ from softprompt.data.tokenize import Example
 from softprompt.settings import to_yaml
 from softprompt.training.auto import TaskStats, choose
 from softprompt.training.config import Config, resolve
+from softprompt.training.pace import Pace
 
 FACTS = {
     "few rows, two classes": TaskStats(1, 32, 2, 30.0, 2048),
@@ -130,7 +131,6 @@ def test_long_rows_make_small_batches_where_minutes_are_given(tokens: float, siz
         (TaskStats(1, 8000, 77, 20.0, 2048), 1.0, 6, 1024),
         (TaskStats(1, 7000, 4, 60.0, 2048, gpu=True), 1.0, 32, 512),
         (TaskStats(1, 7000, 2, 60.0, 2048), 1.0, 4, 512),
-        (TaskStats(1, 7000, 0, 60.0, 2048), 1.0, 4, 512),
         (TaskStats(1, 32, 4, 60.0, 2048), 1.0, 4, 1024),
     ],
 )
@@ -139,6 +139,27 @@ def test_a_hurried_run_takes_smaller_steps_and_reads_less(
 ) -> None:
     config, _ = choose(resolve({"train.minutes": minutes}), facts)
     assert (config.train.batch_size, config.method.text_tokens) == (size, shown)
+
+
+@pytest.mark.parametrize(
+    ("given", "facts", "init", "n_tokens"),
+    [
+        ({}, TaskStats(1, 7000, 0, 60.0, 2048), "demonstrations", 256),
+        ({}, TaskStats(1, 7000, 0, 150.0, 2048), "demonstrations", 525),
+        ({}, TaskStats(1, 7000, 0, 60.0, 255), "text", 32),
+        ({"train.minutes": 10}, TaskStats(1, 7000, 0, 60.0, 2048), "selected", 32),
+        ({"train.minutes": 10}, TaskStats(1, 7000, 0, 60.0, 2048, pace=Pace(1.0, 0.1)), "demonstrations", 256),
+        ({"method.n_tokens": 64}, TaskStats(1, 7000, 0, 60.0, 2048), "selected", 64),
+        ({"method.init_text": "Be kind."}, TaskStats(1, 7000, 0, 60.0, 2048), "text", 32),
+        ({"method.name": "prompt-tuning"}, TaskStats(1, 7000, 0, 60.0, 2048), "text", 32),
+        ({}, TaskStats(1, 7000, 4, 60.0, 2048), "selected", 32),
+    ],
+)
+def test_a_hurried_run_on_free_text_starts_from_whole_examples(
+    given: dict[str, object], facts: TaskStats, init: str, n_tokens: int
+) -> None:
+    config, _ = choose(resolve({"train.minutes": 1} | given), facts)
+    assert (config.method.init, config.method.n_tokens) == (init, n_tokens)
 
 
 def test_a_gpu_takes_more_rows_a_step() -> None:

@@ -18,7 +18,8 @@ import softprompt.training.loop as train_module
 from softprompt.errors import NonFiniteLossError
 from softprompt.prompts.forms import prompt_digest
 from softprompt.training.events import Event
-from softprompt.training.loop import Result, train
+from softprompt.training.loop import train
+from softprompt.training.result import Result
 from softprompt.training.trial import Task, Trial
 from tests.support.tasks import answers, learner, settings, task
 from tests.support.tiny import FAMILIES, tiny_lm

@@ -35,6 +35,7 @@ def fields(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, tup
 
 
 FIELDS = fields()
+del FIELDS["objective.reward"]  # Python code, which flags alone may name: tests/cli/test_train_objectives.py
 
 
 def values_of(name: str) -> list[Any]:
@@ -42,7 +43,7 @@ def values_of(name: str) -> list[Any]:
     kind = FIELDS[name][0]
     if name == "method.name":
         return ["prompt-tuning", "smop", "decomposed"]
-    if name == "train.temperature":
+    if name in ("train.temperature", "objective.temperature"):
         return [1.5, 2.0, 3.0]
     if name == "pieces":
         return [16, 32, 64]
@@ -318,7 +319,7 @@ def test_to_yaml_keeps_the_order_of_tasks(tmp_path: Path) -> None:
 def test_every_setting_is_known_and_described() -> None:
     known = known_keys(Config)
     of_methods = {f"method.{name}" for spec in method_specs().values() for name in spec.settings.model_fields}
-    assert set(known) == FIELDS.keys() | of_methods
+    assert set(known) == FIELDS.keys() | of_methods | {"objective.reward"}
     assert all(len(text) > 4 and not text.endswith(".") for text in known.values())
     assert len(set(known.values())) == len(known), "two settings with one description"
 

@@ -141,7 +141,9 @@ def text_of(lm: FrozenLM, ids: tuple[int, ...]) -> str:
 @torch.no_grad()
 def check_text(lm: FrozenLM, prefix: Prefix, before: list[int], row: list[int]) -> None:
     """The prefix acts like the text `before`."""
-    wanted = lm.hf_model(input_ids=torch.tensor([before + row]), use_cache=False).logits[0, len(before) :]
+    wanted = lm.hf_model(input_ids=torch.tensor([before + row], device=lm.device), use_cache=False).logits[
+        0, len(before) :
+    ]
     assert_close(
         lm.logits(packed_hidden_states(lm, prepare_prefixes(lm, [prefix]), [Row(row)])), wanted, rtol=1e-3, atol=1e-3
     )
@@ -274,8 +276,8 @@ def test_the_start_keeps_to_its_share_of_the_minutes(
 ) -> None:
     asked = list[Budget]()
 
-    def spy(lm: FrozenLM, prompt: SoftPrompt, rows: object, lead: object, follow: object, budget: Budget) -> SoftPrompt:
-        asked.append(budget)
+    def spy(lm: FrozenLM, prompt: SoftPrompt, rows: object, lead: object, follow: object, *rest: Budget) -> SoftPrompt:
+        asked.append(rest[0])
         return prompt
 
     monkeypatch.setattr(initialization, "fit_to_attention", spy)

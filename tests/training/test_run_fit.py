@@ -6,6 +6,7 @@ import errno
 import importlib.metadata
 import itertools
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import torch
 
 from softprompt.data.splits import data_digest, load_splits
 from softprompt.data.template import Template
-from softprompt.errors import CheckpointError, DataError, GeometryError, StoreError
-from softprompt.formatting.formatted_prompt import from_card
+from softprompt.errors import CheckpointError, ConfigError, DataError, GeometryError, StoreError
+from softprompt.formatting.formatted_prompt import from_card, no_prompt
 from softprompt.models import loading
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import learned_tokens, token_losses
@@ -34,8 +35,9 @@ from softprompt.training import run as run_module
 from softprompt.training.artifacts import curves
 from softprompt.training.config import resolve
 from softprompt.training.events import Event
-from softprompt.training.run import FitResult, PreparedTraining, fit, prepare
+from softprompt.training.run import FitResult, PreparedTraining, build_trial, fit, prepare
 from softprompt.training.run_log import read_log
+from softprompt.training.starts import find_start
 from softprompt.training.trial import Trial
 from tests.support.rows import labelled, write_jsonl
 from tests.support.saved import REAL, save_tiny, settings
@@ -154,13 +156,35 @@ def test_the_artifact_holds_no_path_of_this_machine_and_no_row(run: Run) -> None
 
 
 def test_what_is_left_of_the_run(run: Run) -> None:
-    """Its log and its settings; checkpoints are gone."""
+    """Its log, its settings and its start; checkpoints are gone."""
     assert any(event.kind == "checkpoint" for event in run.events)
-    assert sorted(path.name for path in run.prepared.run.iterdir()) == ["config.yaml", "metrics.jsonl"]
+    assert sorted(path.name for path in run.prepared.run.iterdir()) == ["config.yaml", "metrics.jsonl", "starts"]
     assert resolve({}, run.prepared.run / "config.yaml") == run.prepared.config
     logged = read_log(run.prepared.run / "metrics.jsonl")
     assert logged == [{"event": e.kind, "step": e.step, **e.numbers} for e in run.events]
     assert [line["step"] for line in logged if line["event"] == "step"] == list(range(1, 61))
+
+
+def test_the_start_is_kept_for_inspection(run: Run) -> None:
+    """It is the untrained method's prompt, and found only for the soft prompt that came of it."""
+    lm = tiny_lm("llama", bos=True)
+    folder, card = run.outcome.saved[0]
+    start = find_start(folder, card)
+    assert start is not None
+    (untrained,) = build_trial(run.prepared, lm).trial.learner.freeze()
+    assert prompt_digest(start) == prompt_digest(untrained) != card.sha256
+    assert find_start(folder, card.model_copy(update={"sha256": "1" * 64})) is None
+    assert [path.name for path in (run.prepared.run / "starts").iterdir()] == [f"{folder.name}.safetensors"]
+
+
+def test_a_damaged_start_is_as_none(run: Run, tmp_path: Path) -> None:
+    folder, card = run.outcome.saved[0]
+    copied = tmp_path / "prompts" / folder.name
+    starts = tmp_path / "prompts" / ".runs" / folder.name / "starts"
+    shutil.copytree(run.prepared.run / "starts", starts)
+    assert find_start(copied, card) is not None
+    (starts / f"{folder.name}.safetensors").write_bytes(b"damaged")
+    assert find_start(copied, card) is None
 
 
 def test_the_curve_is_of_the_log(run: Run) -> None:
@@ -214,7 +238,7 @@ def test_a_run_that_is_stopped_leaves_a_checkpoint_and_no_artifact(base: Path, t
     for kind in ("step", "validation"):
         mine, theirs = ([(e["step"], e.get("loss")) for e in log if e["event"] == kind] for log in logs)
         assert mine == theirs
-    assert sorted(path.name for path in resumed.run.iterdir()) == ["config.yaml", "metrics.jsonl"]
+    assert sorted(path.name for path in resumed.run.iterdir()) == ["config.yaml", "metrics.jsonl", "starts"]
 
 
 def test_nothing_to_resume(base: Path, tmp_path: Path, home: Path) -> None:
@@ -403,3 +427,33 @@ def test_a_resumed_run_keeps_the_time_that_its_start_took(
     now = itertools.count(0, 100)
     fit(prepare(config, resume=True), lm, resume=True, report=told)
     assert seen == pytest.approx([1 / 585, 1 / 585])
+
+
+def test_virtual_tokens_inside_a_sentence(base: Path, tmp_path: Path) -> None:
+    """The words stand around them in training, on the card and behind it; the base is compared without them."""
+    lm = tiny_lm("llama", bos=True)
+    changes = {"method__name": "prompt-tuning", "frame": "Please {prompt}."}
+    prepared = prepare(settings(base, tmp_path, **changes))
+    result = fit(prepared, lm)
+    formatted = from_card(*store.load(result.saved[0][0], lm.geometry))
+    assert (formatted.layout.lead, formatted.layout.follow) == ("Please", ".\n\nRow:")
+    trial = run_module.build_trial(prepared, lm).trial
+    prefix = formatted.prefix(lm)
+    assert (trial.tasks[0].lead, trial.tasks[0].follow) == (prefix.lead, prefix.follow)
+    assert result.result.validation_loss == pytest.approx(
+        token_losses(lm, prepare_prefixes(lm, [prefix]), prepared.tasks[0].validation).mean().item(), rel=1e-4
+    )
+    assert no_prompt(lm, formatted.template).layout.follow == "Row:"
+
+
+@pytest.mark.parametrize(
+    ("frame", "method", "text"),
+    [
+        ("Please do it.", "prompt-tuning", "one place"),
+        ("{prompt} {prompt}", "prompt-tuning", "one place"),
+        ("Please {prompt}.", "prefix-tuning", "before keys and values"),
+    ],
+)
+def test_frames_that_are_refused(base: Path, tmp_path: Path, frame: str, method: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        fit(prepare(settings(base, tmp_path, method__name=method, frame=frame)), tiny_lm("llama", bos=True))

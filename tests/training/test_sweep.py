@@ -11,9 +11,11 @@ from torch.testing import assert_close
 
 from softprompt.errors import ConfigError, StoreError
 from softprompt.prompts import store
+from softprompt.prompts.forms import prompt_digest
 from softprompt.training.config import Config
-from softprompt.training.run import fit, prepare
+from softprompt.training.run import build_trial, fit, prepare
 from softprompt.training.run_log import read_log
+from softprompt.training.starts import find_start
 from softprompt.training.sweep import grid, sweep
 from tests.support.saved import save_tiny, settings
 from tests.support.shell import done, refused
@@ -75,7 +77,10 @@ def test_the_best_is_saved_as_it_would_be_alone(method: str, base: Path, tmp_pat
     for name, tensor in alone.result.prompt.tensors().items():
         assert_close(prompt.tensors()[name], tensor, rtol=0, atol=TOLERANCE * tensor.abs().max().item())
     run = home / ".runs" / "best"
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl", "sweep.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl", "starts", "sweep.json"]
+    (untrained,) = build_trial(prepared, lm).trial.learner.freeze()
+    start = find_start(home / "best", card)
+    assert start is not None and prompt_digest(start) == prompt_digest(untrained)
     table = json.loads((run / "sweep.json").read_text())
     assert [row["trial"] for row in table] == ["lr=0.3", "lr=0.001"]
     events: list[Any] = read_log(run / "metrics.jsonl")

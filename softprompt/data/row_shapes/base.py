@@ -124,6 +124,14 @@ class RowShape(ABC):
             return None
         return self.string(row, self.target, where)
 
+    def rejected(self, row: RowFields, where: str) -> Record | None:
+        """The row with its rejected answer in place of the chosen one; None for shapes that hold no such answers.
+
+        Raises:
+            DataError: the rejected answer is missing or unusable.
+        """
+        return None
+
     # Records to texts and tokens
 
     def default_text(self, record: Record) -> str:
