@@ -36,12 +36,14 @@ from softprompt.prompts import store
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
+from softprompt.server.model_directory import served_name
 
 USER, ADMIN = "user-key-of-the-soak", "admin-key-of-the-soak"
 SAMPLES = 10  # of the memory, and one at the end
 WARM = 2  # the sample that is behind the warm-up
 KINDS = {"good": 0.72, "leave": 0.12, "bad": 0.12, "admin": 0.04}
 SERVER = (sys.executable, "-m", "softprompt.cli.main")
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "maxProperties": 0}}}
 BAD: tuple[tuple[int, Any], ...] = (
     (400, b"{"),
     (400, {"prompt": "A", "temperature": 9}),
@@ -102,6 +104,7 @@ class Plan:
     prompts: int
     requests: int
     clients: int
+    base: str
 
     @property
     def moving(self) -> int:
@@ -126,17 +129,34 @@ async def exchange(port: int, method: str, path: str, body: Any, key: str, leave
     return int(top.split(b" ", 2)[1]), content
 
 
+def asked_well(plan: Plan, draw: random.Random) -> tuple[str, dict[str, Any], bytes]:
+    """Path and body of a request that must be answered, and what its answer must hold: half of them plain, others held
+    to a schema or to a call, or with the text that they score."""
+    words, kind = "word " * draw.randint(1, 20), draw.choice(["plain", "plain", "plain", "schema", "tools", "echo"])
+    body: dict[str, Any] = {"model": f"p{draw.randrange(plan.moving, plan.prompts)}", "stream": draw.random() < 0.5}
+    body |= {"temperature": draw.choice([0, 1]), "n": draw.choice([1, 1, 1, 3]), "max_tokens": draw.randint(1, 32)}
+    body |= {"stream_options": {"include_usage": True}} if body["stream"] else {}
+    if kind == "tools":
+        body |= {"tools": [TOOL], "tool_choice": "required", "max_tokens": 48, "parallel_tool_calls": False}
+        return "/v1/chat/completions", body | {"messages": [{"role": "user", "content": words}]}, b'"tool_calls"'
+    if kind == "schema":
+        schema = {"enum": ["red", "green", f"blue {draw.randrange(50)}"]}  # more of them than are kept
+        body |= {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}}
+        return "/v1/completions", body | {"prompt": words, "max_tokens": 16}, b'\\"'
+    if kind == "echo":
+        body |= {"model": plan.base, "echo": True, "logprobs": 1, "max_tokens": draw.choice([0, 4])}
+        return "/v1/completions", body | {"prompt": words}, b"token_logprobs"
+    return "/v1/completions", body | {"prompt": words}, b""
+
+
 async def good(plan: Plan, draw: random.Random, tally: Tally) -> None:
     """A request that must be answered."""
-    stream, name = draw.random() < 0.5, f"p{draw.randrange(plan.moving, plan.prompts)}"
-    body = {"model": name, "prompt": "word " * draw.randint(1, 20), "max_tokens": draw.randint(1, 32), "stream": stream}
-    body |= {"temperature": draw.choice([0, 1]), "n": draw.choice([1, 1, 1, 3])}
-    body |= {"stream_options": {"include_usage": True}} if stream else {}
+    path, body, held = asked_well(plan, draw)
     opened = time.perf_counter()
-    status, content = await exchange(plan.port, "POST", "/v1/completions", body, USER, None)
+    status, content = await exchange(plan.port, "POST", path, body, USER, None)
     tally.seconds.append(time.perf_counter() - opened)
-    if status != 200 or (stream and b"data: [DONE]" not in content):
-        tally.failures.append(f"{status} {content[:200]!r}")
+    if status != 200 or (body["stream"] and b"data: [DONE]" not in content) or held not in content:
+        tally.failures.append(f"{status} {content[:200]!r} to {json.dumps(body)[:200]}")
         return
     last = content.rsplit(b'"completion_tokens":', 1)
     tally.tokens += int(last[1].partition(b",")[0]) if len(last) == 2 else 0
@@ -213,8 +233,14 @@ def memory(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def started(command: Sequence[str], model: str, folder: Path, places: int) -> tuple[subprocess.Popen[bytes], int]:
-    """The server's process and port."""
+def started(
+    command: Sequence[str], model: str, folder: Path, places: int, more: Sequence[str] = ()
+) -> tuple[subprocess.Popen[bytes], int]:
+    """The server's process and port.
+
+    Args:
+        more: options of `softprompt serve`.
+    """
     environment = {**os.environ, "SOFTPROMPT_API_KEYS": USER, "SOFTPROMPT_ADMIN_KEYS": ADMIN}
     options = [
         "--model",
@@ -227,6 +253,7 @@ def started(command: Sequence[str], model: str, folder: Path, places: int) -> tu
         "0",
         "--log",
         "json",
+        *more,
     ]
     with (folder.parent / "log.jsonl").open("w", encoding="utf-8") as log:
         process = subprocess.Popen([*command, "serve", *options], stderr=log, env=environment)  # noqa: S603
@@ -240,11 +267,13 @@ def started(command: Sequence[str], model: str, folder: Path, places: int) -> tu
 
 def run(options: argparse.Namespace, folder: Path, command: Sequence[str] = SERVER) -> dict[str, Any]:
     """Prompts, server, clients; the numbers."""
-    make_prompts(load_model(options.model), folder / "prompts", options.prompts)
+    lm = load_model(options.model)
+    make_prompts(lm, folder / "prompts", options.prompts)
     process, port = started(command, options.model, folder / "prompts", options.places)
     try:
         opened = time.perf_counter()
-        tally = asyncio.run(soak(Plan(port, process.pid, options.prompts, options.requests, options.clients)))
+        plan = Plan(port, process.pid, options.prompts, options.requests, options.clients, served_name(lm.name))
+        tally = asyncio.run(soak(plan))
         seconds = time.perf_counter() - opened
         server = asyncio.run(rest(port))
         megabytes = [n // 2**20 for n in (*tally.memory, memory(process.pid))]

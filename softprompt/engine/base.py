@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from softprompt.engine.constraint import Constraint
 from softprompt.inference.sampling import Sampling
 from softprompt.prefix.kv import Prefix
 
@@ -40,7 +41,12 @@ class Job:
         sampling: stop strings are left to the caller; `seed` makes the answer repeatable.
         end_ids: tokens that end the answer.
         logprobs: number of likeliest tokens to report with each token; None reports none.
+        bias: (token, number to add to its logit), before penalties.
+        min_tokens: tokens of the answer before which it cannot end.
         tenant: jobs of different tenants never share cached texts, so timing reveals nothing about other tenants.
+        prompt_logprobs: number of likeliest tokens to report with each token that the job was given (`Token.prompt`);
+            None reports none.
+        constraint: grammar that the answer is held to. It ends where the grammar may end, and always where it must.
     """
 
     id: str
@@ -51,6 +57,27 @@ class Job:
     penalties: Penalties = field(default_factory=Penalties)
     logprobs: int | None = None
     tenant: str = ""
+    bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True)
+class PromptToken:
+    """A token that a job was given, with its log-probability after all that stands before it.
+
+    Attributes:
+        logprob: natural logarithm of its probability, without temperature and penalties. None for the first token, and
+            for the first after the keys and values of a KV prompt, which predict nothing themselves.
+        rank: number of likelier tokens plus one; 0 without a log-probability.
+        likeliest: (token, log-probability), the likeliest first.
+    """
+
+    id: int
+    logprob: float | None = None
+    rank: int = 0
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,9 +86,13 @@ class Token:
 
     Attributes:
         finish: "stop" with an end token, which is not part of the answer; "length" with the last that fits; or "".
-        logprob: natural logarithm of its probability, before temperature, top-k and top-p, after penalties.
+        logprob: natural logarithm of its probability: after bias and penalties, before temperature, top-k, top-p,
+            min-p, `min_tokens` and constraint.
         likeliest: (token, log-probability), the likeliest first.
+        cached: with its first token, tokens of the job's prefix and text, virtual ones too, that were in the cache.
         queue_s: seconds that the job waited for the batch, with its first token and if the engine measures it.
+        prompt: with the first token of a job with `prompt_logprobs`, the words of its prefix and its text; no virtual
+            token is among them.
     """
 
     id: int
@@ -69,6 +100,8 @@ class Token:
     logprob: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()
     queue_s: float | None = None
+    prompt: tuple[PromptToken, ...] = ()
+    cached: int = 0
 
 
 @dataclass(frozen=True)

@@ -28,18 +28,14 @@ from transformers.generation.continuous_batching.continuous_api import (
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestState
 
+from softprompt.engine.attention_interface import ATTENTION_NAME, attending, register_paged_attention
 from softprompt.engine.base import EngineStats, Job, Token
 from softprompt.engine.cache_eviction import register_lru_scheduler
-from softprompt.engine.paged_cache import (
-    ATTENTION_NAME,
-    AttentionStep,
-    RowChunk,
-    plan_attention,
-    register_paged_attention,
-    virtual_spans,
-)
+from softprompt.engine.capacity import cache_shape
+from softprompt.engine.paged_cache import AttentionStep, RowChunk, plan_attention, virtual_spans
+from softprompt.engine.prompt_scores import PromptScorer
 from softprompt.engine.sampler import Sampler
-from softprompt.engine.transformers_compat import OpenManager, synchronous_io
+from softprompt.engine.transformers_compat import OpenManager, limit_prefix_match, shaped_config, synchronous_io
 from softprompt.engine.virtual_tokens import LoadedPrompt, only_text_ids
 from softprompt.errors import EngineError, first_line
 from softprompt.inference.sampling import argmax_ids
@@ -57,6 +53,7 @@ class BatchRow:
         opening: the id of the text's first token, salted with the tenant.
         deliver: receives each token, or an error as the last output; called by the receiver of the updates.
         queue_s: seconds from creation to its first batch; None before that.
+        cached: tokens that were in the prefix cache at its first batch.
     """
 
     key: str
@@ -65,19 +62,26 @@ class BatchRow:
     opening: int
     deliver: Callable[[Token | EngineError], None]
     queue_s: float | None = None
+    cached: int = 0
 
     def __post_init__(self) -> None:
         self.sampler, self.made = Sampler(self.job), time.monotonic()
         self.ids = [*self.loaded.ids, self.opening, *self.job.ids[1:]]
+        wanted = self.job.prompt_logprobs
+        self.scorer = None if wanted is None else PromptScorer(self.loaded, self.job.ids, wanted)
 
-    def enter_batch(self) -> None:
-        """Record the time in the queue, at the row's first batch."""
-        self.queue_s = time.monotonic() - self.made
+    def enter_batch(self, cached: int) -> None:
+        """Record the time in the queue, and the tokens in the cache, at the row's first batch."""
+        self.queue_s, self.cached = time.monotonic() - self.made, cached
 
     def next(self, logits_V: Tensor, best: int) -> Token:
         """The next token (`Sampler.next`); the first carries the time in the queue. Raises EngineError."""
         token = self.sampler.next(logits_V, best)
-        return token if self.sampler.length > 1 else replace(token, queue_s=self.queue_s)
+        if self.sampler.length > 1:
+            return token
+        prompt = self.scorer.tokens() if self.scorer is not None else ()
+        self.scorer = None
+        return replace(token, queue_s=self.queue_s, cached=self.cached, prompt=prompt)
 
 
 @dataclass(frozen=True)
@@ -144,12 +148,14 @@ class BatchingLoop(OpenManager):
 
     def prepare(self) -> None:
         """Allocate the cache, so that its errors are raised here and not in the thread."""
-        processor = self.create_processor()
+        with shaped_config(self._model.config, *cache_shape(self._lm)):
+            processor = self.create_processor()
         # By default a step reads at most as many keys as the cache holds, but rows that share a prefix read more.
         io = synchronous_io(processor)
         most = processor.scheduler.max_requests_per_batch * self._lm.geometry.max_positions
         processor.cache.max_tokens_read = most
         io.read_index_storage = io.read_index_storage.new_zeros(len(processor.cache.cache_allocators), most)
+        limit_prefix_match(processor.cache, self._reusable)
 
     def start(self) -> None:
         self.start_thread()
@@ -219,6 +225,11 @@ class BatchingLoop(OpenManager):
                 RequestState(row.key, row.ids, max_new_tokens=most, eos_token_id=ends)
             )
 
+    def _reusable(self, key: str) -> int | None:
+        """Tokens of a row that may come from the prefix cache; None for all. Scores need the states of the others."""
+        scorer = self._rows[key].scorer if key in self._rows else None
+        return None if scorer is None else scorer.first
+
     def _end(self, processor: ContinuousBatchProcessor, row: BatchRow) -> None:
         """Remove a row and free its blocks; the manager has freed those of finished rows."""
         if self._rows.pop(row.key, None) is not None:
@@ -275,7 +286,7 @@ class BatchingLoop(OpenManager):
             past = request.state.position_offset - request.query_length
             pieces.append(RowChunk(past, request.query_length, row.loaded))
             if row.queue_s is None:
-                row.enter_batch()
+                row.enter_batch(past)
                 self._cached, self._computed = self._cached + past, self._computed + len(row.ids) - past
         spans = virtual_spans(pieces)
         slots = zip(cache.cache_allocators.values(), data["read_index"], data["write_index"], strict=True)
@@ -285,12 +296,15 @@ class BatchingLoop(OpenManager):
         for span in spans:
             if span.loaded.embeddings is not None:
                 embeds_QH[span.start : span.stop] = span.loaded.embeddings[span.begin : span.end]
-        states_QH = self._model.base_model(
-            inputs_embeds=embeds_QH[None],
-            position_ids=data["position_ids"],
-            use_cache=False,
-            step=AttentionStep(cache, plans, spans),
-        ).last_hidden_state[0]
+        with attending(AttentionStep(cache, plans, spans, cache_shape(self._lm))):
+            states_QH = self._model.base_model(
+                inputs_embeds=embeds_QH[None], position_ids=data["position_ids"], use_cache=False
+            ).last_hidden_state[0]
+        for row, piece, row_states in zip(
+            rows, pieces, states_QH.split([piece.length for piece in pieces]), strict=True
+        ):
+            if row.scorer is not None:
+                row.scorer.add(self._lm, piece.past, row_states)
         count = sum(request.has_new_token for request in io.requests_in_batch)
         return self._lm.logits(states_QH[data["logits_indices"][:count]])
 

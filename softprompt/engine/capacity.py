@@ -60,6 +60,12 @@ class Capacity:
         )
 
 
+def cache_shape(lm: FrozenLM) -> tuple[int, int]:
+    """Heads and size of the keys and values in the cache: the largest of all layers, which smaller ones fill partly."""
+    shapes = [shape for shape in lm.geometry.layers if shape is not None]
+    return max(shape.kv_heads for shape in shapes), max(max(shape.key_dim, shape.value_dim) for shape in shapes)
+
+
 def _default_tokens(lm: FrozenLM, rows: int) -> int:
     context, on_cpu = lm.geometry.max_positions, lm.device.type == "cpu"
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else psutil.virtual_memory().available

@@ -15,7 +15,7 @@ SEED_LIMIT = 2**63
 
 
 def check_supported(lm: FrozenLM) -> None:
-    """Raises UnsupportedModelError for a model that carries more than keys and values of one shape."""
+    """Raises UnsupportedModelError for a model that carries more than keys and values, or other things."""
     shapes = set(lm.geometry.layers)
     reason = ""
     if lm.is_encoder_decoder:
@@ -24,12 +24,19 @@ def check_supported(lm: FrozenLM) -> None:
         reason = "its layers carry recurrent or convolution states, and pages hold keys and values"
     elif not packs_rows(lm):
         reason = "its masks depend on places in its own cache, which pages do not keep"
-    elif None in shapes or len(shapes) > 1:
-        reason = "its layers keep keys and values of different shapes, or none"
-    elif any(shape.key_dim != shape.value_dim for shape in shapes if shape):
-        reason = "its keys and values differ in size"
+    elif None in shapes:
+        reason = "some of its layers attend to keys and values of other layers"
+    elif getattr(lm.hf_model.config.get_text_config(), "kv_lora_rank", None):
+        reason = "its cache holds latents, from which keys and values are made in every step"
     if reason:
         raise unsupported(lm, reason)
+
+
+def check_one_shape(lm: FrozenLM) -> None:
+    """Raises UnsupportedModelError unless the keys and values of all layers have one shape."""
+    shapes = set(lm.geometry.layers)
+    if len(shapes) > 1 or any(shape.key_dim != shape.value_dim for shape in shapes if shape):
+        raise unsupported(lm, "its layers keep keys and values of different shapes")
 
 
 def unsupported(lm: FrozenLM, reason: str) -> UnsupportedModelError:
@@ -75,7 +82,7 @@ def check_job(lm: FrozenLM, job: Job) -> None:
         raise EngineError(
             "the seed is out of range", where=job.id, expected=f"0 to {SEED_LIMIT - 1}", got=job.sampling.seed
         )
-    check_ids(lm, job.id, job.ids)
+    check_ids(lm, job.id, (*job.ids, *(token for token, _ in job.bias)))
 
 
 def check_ids(lm: FrozenLM, where: str, ids: tuple[int, ...]) -> None:

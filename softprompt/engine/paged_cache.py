@@ -13,20 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cache_allocators import CacheAllocator
 
 from softprompt.engine.virtual_tokens import LoadedPrompt
-from softprompt.errors import UnsupportedModelError
 from softprompt.prefix.forward import additive
 
-ATTENTION_NAME = "softprompt_paged"  # of the attention implementation
 CORE_CACHE_BYTES = 2**20  # keys and values that stay in the cache of a CPU's core
 
 
@@ -63,6 +59,21 @@ def virtual_spans(pieces: Sequence[RowChunk]) -> list[VirtualSpan]:
 
 
 @dataclass(frozen=True)
+class _Scoring:
+    """How queries and keys become weights.
+
+    Attributes:
+        scale: of their products.
+        cap: soft cap of the scores (Gemma 2).
+        sinks: learned score of no key at all, for each query head (gpt-oss): it takes its share of the weights.
+    """
+
+    scale: float
+    cap: float | None = None
+    sinks: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class DecodeRows:
     """Rows of one query each in a step; their keys are padded to one length.
 
@@ -75,16 +86,16 @@ class DecodeRows:
     keys: slice
     mask: Tensor | None
 
-    def attend(
-        self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scale: float, cap: float | None
-    ) -> Tensor:
+    def attend(self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scoring: _Scoring) -> Tensor:
         """Attention outputs [n, A, D]."""
         n = self.queries.stop - self.queries.start
         (heads, size) = keys_CKD.shape[1:]
         # Heads that share keys are queries of one row, so that no key is copied for them.
         grouped_NKGD = queries_AQD[:, self.queries].transpose(0, 1).reshape(n, heads, -1, size)
         keys_NKLD, values_NKLD = (x[self.keys].unflatten(0, (n, -1)).transpose(1, 2) for x in (keys_CKD, values_CKD))
-        outputs = attention(grouped_NKGD, keys_NKLD, values_NKLD, self.mask, False, scale, cap)
+        sinks = scoring.sinks
+        grouped = replace(scoring, sinks=None if sinks is None else sinks.reshape(1, heads, -1, 1))
+        outputs = attention(grouped_NKGD, keys_NKLD, values_NKLD, self.mask, False, grouped)
         return outputs.reshape(n, -1, values_CKD.shape[2])
 
 
@@ -101,13 +112,11 @@ class PrefillRow:
     keys: slice
     mask: Tensor | None
 
-    def attend(
-        self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scale: float, cap: float | None
-    ) -> Tensor:
+    def attend(self, queries_AQD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, scoring: _Scoring) -> Tensor:
         """Attention outputs [q, A, D]."""
         keys_KLD, values_KLD = keys_CKD[self.keys].transpose(0, 1), values_CKD[self.keys].transpose(0, 1)
         queries = queries_AQD[None, :, self.queries]
-        outputs = attention(queries, keys_KLD[None], values_KLD[None], self.mask, self.mask is None, scale, cap)
+        outputs = attention(queries, keys_KLD[None], values_KLD[None], self.mask, self.mask is None, scoring)
         return outputs[0].transpose(0, 1)
 
 
@@ -199,21 +208,47 @@ def _joined(reads: Sequence[CacheRead]) -> CacheRead:
 class AttentionStep:
     """One step of a batch, as the attention layers see it.
 
+    Keys and values of layers with other shapes than the cache has are padded in it.
+
     Args:
         plans: one for each kind of attention, by the number of its allocator.
         spans: where virtual tokens are.
+        shape: heads and size of the keys and values in the cache.
+
+    Attributes:
+        layers: those that have attended.
     """
 
     def __init__(
-        self, cache: PagedAttentionCache, plans: Sequence[AttentionPlan], spans: Sequence[VirtualSpan]
+        self,
+        cache: PagedAttentionCache,
+        plans: Sequence[AttentionPlan],
+        spans: Sequence[VirtualSpan],
+        shape: tuple[int, int],
     ) -> None:
         self._cache, self._plans = cache, plans
         self._spans = [span for span in spans if span.loaded.layers]
+        self._shape, self.layers = shape, set[int]()
 
     def attend(
-        self, layer: int, queries_AQD: Tensor, keys_KQD: Tensor, values_KQD: Tensor, scale: float, cap: float | None
+        self,
+        layer: int,
+        queries_AQD: Tensor,
+        keys_KQD: Tensor,
+        values_KQD: Tensor,
+        scale: float,
+        cap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
-        """Store the new keys and values; returns the attention outputs [Q, A, D]."""
+        """Store the new keys and values; returns the attention outputs [Q, A, D].
+
+        Args:
+            scale: of the products of queries and keys.
+            cap: soft cap of the scores (Gemma 2).
+            sinks: [A] learned score of no key at all (gpt-oss).
+        """
+        self.layers.add(layer)
+        scoring = _Scoring(scale, cap, sinks)
         allocator = self._cache.layer_to_allocator[layer]
         plan = self._plans[allocator.index]
         keys_QKD, values_QKD = keys_KQD.transpose(0, 1), values_KQD.transpose(0, 1)
@@ -223,73 +258,51 @@ class AttentionStep:
                 keys_PKD, values_PKD = span.loaded.layers[layer]
                 keys_QKD[span.start : span.stop] = keys_PKD[span.begin : span.end]
                 values_QKD[span.start : span.stop] = values_PKD[span.begin : span.end]
+        heads, size = keys_QKD.shape[1:]
+        value_size = values_QKD.shape[2]
+        keys_QKD, values_QKD = (_filled(x, self._shape) for x in (keys_QKD, values_QKD))
         parts, new = list[Tensor](), slice(None)
         for read in plan.reads:
             keys_CKD, values_CKD = allocator.update(keys_QKD[new], values_QKD[new], layer, read.index, plan.write[new])
-            parts += [part.attend(queries_AQD, keys_CKD, values_CKD, scale, cap) for part in read.parts]
+            keys_CKD, values_CKD = keys_CKD[:, :heads, :size], values_CKD[:, :heads, :value_size]
+            parts += [part.attend(queries_AQD, keys_CKD, values_CKD, scoring) for part in read.parts]
             new = slice(0)  # the new tokens are in the cache now
         return torch.cat(parts)
 
 
+def _filled(states_QKD: Tensor, shape: tuple[int, int]) -> Tensor:
+    """With zeros up to this many heads of this size."""
+    heads, size = states_QKD.shape[1:]
+    if (heads, size) == shape:
+        return states_QKD
+    return pad(states_QKD, (0, shape[1] - size, 0, shape[0] - heads))
+
+
 def attention(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float, cap: float | None
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scoring: _Scoring
 ) -> Tensor:
     """[rows, heads, queries, size]; query heads may share the heads of keys.
 
-    Args:
-        cap: soft cap of the scores (Gemma 2), which SDPA does not support.
+    SDPA knows neither caps nor sinks.
     """
-    shared = queries.shape[1] != keys.shape[1]
-    if cap is None:
+    shared, sinks = queries.shape[1] != keys.shape[1], scoring.sinks
+    if scoring.cap is None and sinks is None:
         return scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=shared
+            queries, keys, values, attn_mask=mask, is_causal=causal, scale=scoring.scale, enable_gqa=shared
         )
     if shared:
         keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], 1) for x in (keys, values))
-    scores = cap * torch.tanh(queries @ keys.transpose(2, 3) * scale / cap)
+    scores = queries @ keys.transpose(2, 3) * scoring.scale
+    if scoring.cap is not None:
+        scores = scoring.cap * torch.tanh(scores / scoring.cap)
     if causal:
         mask = additive(torch.ones_like(scores[0, :1], dtype=torch.bool).tril(), scores.dtype)
     scores = scores if mask is None else scores + mask
-    return torch.softmax(scores, -1, dtype=torch.float32).to(queries.dtype) @ values
-
-
-class AttentionModule(Protocol):
-    """The part of an attention layer of Transformers that is used here."""
-
-    layer_idx: int
-
-
-def paged_attention(
-    module: AttentionModule,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    step: AttentionStep | None = None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **others: object,
-) -> tuple[Tensor, None]:
-    """The attention of Transformers' models during a step; query, key and value are [1, heads, Q, D].
-
-    Raises UnsupportedModelError for attention that needs more than queries, keys and values.
-    """
-    needed = [name for name in ("s_aux", "position_bias") if others.get(name) is not None]
-    if step is None or needed:
-        raise UnsupportedModelError("the attention of this model cannot be paged", got=", ".join(needed) or None)
-    scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    return step.attend(module.layer_idx, query[0], key[0], value[0], scale, softcap)[None], None
-
-
-def no_mask(*_: object, **__: object) -> None:
-    """No mask: a step builds its own masks."""
-
-
-def register_paged_attention() -> None:
-    """Make the attention known to Transformers; called when an engine is made."""
-    AttentionInterface.register(ATTENTION_NAME, paged_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, no_mask)
+    if sinks is not None:
+        none = sinks.to(scores.dtype).reshape(1, scores.shape[1], -1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, none], -1)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(queries.dtype)
+    return weights[..., : keys.shape[2]] @ values
 
 
 def _causal(queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:

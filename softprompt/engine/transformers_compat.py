@@ -8,7 +8,11 @@ the name if a release drops one.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from transformers import PreTrainedConfig
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cache_allocators import CacheAllocator
 from transformers.generation.continuous_batching.continuous_api import (
     ContinuousBatchingManager,
@@ -70,6 +74,22 @@ class OpenScheduler(FIFOScheduler):
         return self.keep_safety_margin()
 
 
+@contextmanager
+def shaped_config(config: PreTrainedConfig, heads: int, size: int) -> Iterator[None]:
+    """The config with the numbers from which the manager takes its cache's heads and their size."""
+    text = config.get_text_config(decoder=True)
+    wanted: dict[str, object] = {"num_key_value_heads": heads, "head_dim": size}
+    wanted |= {"allow_global_per_layer_attribute_access": True}  # of a config whose layers differ
+    before = {name: value for name, value in vars(text).items() if name in wanted}
+    vars(text).update(wanted)
+    try:
+        yield
+    finally:
+        for name in wanted:
+            vars(text).pop(name)
+        vars(text).update(before)
+
+
 def register_scheduler(name: str, scheduler: type[FIFOScheduler]) -> None:
     """Make a scheduler known to Transformers under this name."""
     SCHEDULER_MAPPING[name] = scheduler
@@ -80,6 +100,17 @@ def synchronous_io(processor: ContinuousBatchProcessor) -> ContinuousBatchingIOs
     io = processor.inputs_and_outputs
     assert isinstance(io, ContinuousBatchingIOs)
     return io
+
+
+def limit_prefix_match(cache: PagedAttentionCache, most: Callable[[str], int | None]) -> None:
+    """Let requests take no more tokens from the prefix cache than `most` says for their id; None is no limit."""
+    search = cache.search_prefix_match
+
+    def limited(request_id: str, prompt_ids: list[int]) -> int:
+        limit = most(request_id)
+        return search(request_id, prompt_ids if limit is None else prompt_ids[: limit + 1])  # the last never matches
+
+    cache.search_prefix_match = limited
 
 
 def free_blocks(allocator: CacheAllocator) -> list[int]:

@@ -14,7 +14,7 @@ from itertools import zip_longest
 
 from softprompt.data.template import VIRTUAL, Template, bos_ids, head
 from softprompt.data.tokenizer import Tokenizer, chat_template_text
-from softprompt.errors import WrongBaseError
+from softprompt.errors import ConfigError, WrongBaseError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.base import SoftPrompt
@@ -49,6 +49,43 @@ class FormattedPrompt:
         check_chat_template(self.chat_template, lm.tokenizer)
         lead_ids, follow_ids = layout_ids(lm, self.layout)
         return Prefix(self.prompt, lead_ids, follow_ids)
+
+
+PLACE = "{prompt}"  # of the virtual tokens in a frame
+
+
+def frame_parts(frame: str) -> tuple[str, str]:
+    """The words before the virtual tokens and after them. Raises ConfigError unless there is one place for these."""
+    if frame.count(PLACE) != 1:
+        expected = 'one {prompt}, as in "Please {prompt}."'
+        raise ConfigError(
+            "the frame needs one place for the virtual tokens", where="frame", expected=expected, got=frame
+        )
+    before, after = frame.split(PLACE)
+    return before.strip(), after.strip()
+
+
+def framed_layout(lm: FrozenLM, template: Template, form: str, frame: str) -> Layout:
+    """The layout of a prompt whose virtual tokens stand inside a sentence, such as "Please {prompt}.".
+
+    A prompt that is trained inside a sentence can be put into words more often (docs/study-results.md). Without a
+    frame it is that of `layout_for`.
+
+    Raises ConfigError: as `frame_parts`, for words before keys and values, and for conversations whose system turn does
+    not hold the virtual tokens.
+    """
+    layout = layout_for(lm, template, form)
+    if not frame:
+        return layout
+    before, after = frame_parts(frame)
+    if before and form_class(form).begins_the_sequence:
+        hint = "--method prompt-tuning, or a frame that begins with {prompt}"
+        raise ConfigError("no words can stand before keys and values", where="frame", got=frame, hint=hint)
+    if template.kind == "chat" and template.system != VIRTUAL:
+        hint = "a plain template: --no-chat --template '...'"
+        raise ConfigError("in a conversation the virtual tokens stand before the first turn", where="frame", hint=hint)
+    apart = "" if template.kind == "chat" or not layout.follow else "\n\n"
+    return layout.model_copy(update={"lead": layout.lead + before, "follow": after + apart + layout.follow})
 
 
 def layout_for(lm: FrozenLM, template: Template, form: str | None) -> Layout:

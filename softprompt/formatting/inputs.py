@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from softprompt.data.records import Message, Record
 from softprompt.data.row_shapes.conversations import CONVERSATIONS, turn_fields
 from softprompt.data.spans import prompt_ids
-from softprompt.data.template import fill, head, input_record, prompt_text, turns_record, with_system
+from softprompt.data.template import USER, fill, head, input_record, prompt_text, turns, turns_record, with_system
 from softprompt.data.tokenizer import Tokenizer, encode
 from softprompt.errors import DataError
 from softprompt.formatting.formatted_prompt import FormattedPrompt
@@ -89,8 +89,8 @@ def chat_input_ids(
 def _filled_ids(messages: Sequence[Message], formatted: FormattedPrompt, tokenizer: Tokenizer, where: str) -> list[int]:
     """Every user's turn through the template, and all turns after the opening, which is part of the prefix."""
     template, opening = formatted.template, head(formatted.template, tokenizer)
-    turns = [_filled(message, formatted, f"{where}[{i}]") for i, message in enumerate(messages)]
-    text = prompt_text(template, with_system(template, turns), tokenizer)
+    filled = [_filled(message, formatted, f"{where}[{i}]") for i, message in enumerate(messages)]
+    text = prompt_text(template, with_system(template, filled), tokenizer)
     if not text.startswith(opening):
         raise DataError("the model's chat template writes this conversation with another opening", where=where)
     return encode(text[len(opening) :], tokenizer)
@@ -114,6 +114,15 @@ def _check_turns(messages: Sequence[Message], where: str) -> None:
     if not messages or messages[-1].role not in ("user", "tool"):
         place = f"{where}[{len(messages) - 1}]" if messages else where
         raise DataError("the last turn must be the user's, or a tool's", where=place)
+
+
+def closing_text(formatted: FormattedPrompt, tokenizer: Tokenizer) -> str:
+    """The template's constant text between a text and its answer. Raises DataError for a broken chat template."""
+    template = formatted.template
+    text = fill(template, input_record(dict.fromkeys(template.names, USER))) if template.text else USER
+    if template.kind == "chat":
+        text = prompt_text(template, turns(template, text), tokenizer)
+    return text.rpartition(USER)[2]
 
 
 def text_to_record(text: str, formatted: FormattedPrompt, where: str) -> Record:

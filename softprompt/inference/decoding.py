@@ -33,6 +33,7 @@ def decode_batch(
     end_ids: Sequence[Sequence[int]],
     stops: Sequence[Sequence[str]] | None = None,
     before: Sequence[Sequence[int]] | None = None,
+    seeds: Sequence[int] | None = None,
     on_text: Callable[[int, str], None] = lambda row, text: None,
     on_logits: Callable[[Sequence[int], Tensor], None] = lambda rows, logits: None,
 ) -> list[Answer]:
@@ -46,6 +47,7 @@ def decode_batch(
         end_ids: for each row the tokens that end its answer; not part of it.
         stops: for each row strings that end its answer, besides those of `sampling`.
         before: for each row the token ids of its prefix's text, which the repetition penalty counts too.
+        seeds: of each answer the seed that its tokens are drawn by; with `sampling.seed` s, s + i of answer i if None.
         on_text: called with the answer's number and its new text, token by token; with the whole text of a beam search.
         on_logits: called at every step with the numbers of the unfinished rows and the float32 logits [rows, V] of
             their next tokens.
@@ -62,8 +64,9 @@ def decode_batch(
             frozenset(end_ids[i]),
             (*sampling.stop, *(stops[i] if stops else ())),
             lm.start_ids if lm.is_encoder_decoder else (*(before[i] if before else ()), *rows[i]),
+            sampling.seed + number if seeds is None else seeds[number],
         )
-        for i in order_of
+        for number, i in enumerate(order_of)
     ]
     return _Batches(lm, prefix_kv, sampling, on_text, on_logits).answers(jobs)
 
@@ -74,6 +77,7 @@ class _Job:
 
     Attributes:
         seen: tokens that the repetition penalty counts: the text's, or of an encoder–decoder the answer's start.
+        seed: that the answer's tokens are drawn by.
     """
 
     ids: Sequence[int]
@@ -81,6 +85,7 @@ class _Job:
     end_ids: frozenset[int]
     stops: tuple[str, ...]
     seen: tuple[int, ...]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,7 @@ class _Batches:
     def answers(self, jobs: Sequence[_Job]) -> list[Answer]:
         """The answers in the order of the jobs, those of one job together."""
         sampling, lengths = self.sampling, self.prefix_kv.lengths
-        writers = [
-            _Writer(self.lm, replace(sampling, stop=job.stops, seed=sampling.seed + i), job)
-            for i, job in enumerate(jobs)
-        ]
+        writers = [_Writer(self.lm, replace(sampling, stop=job.stops, seed=job.seed), job) for job in jobs]
         found: dict[int, list[Answer]] = {}
         # Longest first: a row that does not fit is refused before time is spent on others.
         order = sorted(range(len(jobs)), key=lambda i: -(lengths[jobs[i].prefix_id] + len(jobs[i].ids)))
@@ -192,7 +194,7 @@ class _Writer:
         """Take a token; returns the text that can be shown now."""
         answer, detokenizer = self.answer, self.detokenizer
         if token in self.job.end_ids:
-            answer.finish = "stop"
+            answer.finish, answer.end = "stop", token
         else:
             detokenizer.append(token)
             answer.text = detokenizer.text

@@ -14,6 +14,10 @@ class Detokenizer:
 
     Only the last tokens are decoded again with each new one, as much as a character or a word may need.
 
+    Args:
+        stop: strings that end the text.
+        skip_special_tokens: leave special tokens out of the text.
+
     Attributes:
         ids: the tokens so far.
         text: their text, up to the first stop string.
@@ -21,12 +25,13 @@ class Detokenizer:
         shown: length of the text that `take` has returned.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, skip_special_tokens: bool = True) -> None:
         self.ids: list[int] = []
         self.text = ""
         self.stopped = False
         self.shown = 0
         self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._skip_special_tokens = skip_special_tokens
         self._held = max(0, max(map(len, self._stop), default=0) - 1)
         self._sure = ""  # text of the tokens before `_next`, which no later token changes
         self._start, self._next = 0, 0  # tokens between the two are decoded again, as context of later ones
@@ -58,6 +63,6 @@ class Detokenizer:
         return new
 
     def _decoded(self, start: int, stop: int) -> str:
-        text = self._tokenizer.decode(self.ids[start:stop], skip_special_tokens=True)
+        text = self._tokenizer.decode(self.ids[start:stop], skip_special_tokens=self._skip_special_tokens)
         assert isinstance(text, str), "one sequence decodes to one text"
         return text

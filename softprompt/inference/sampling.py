@@ -29,6 +29,8 @@ class Sampling:
             tokens.
         num_beams: beams of a beam search; 1 is none.
         n: answers to each text: drawn, or the best of the beams.
+        min_p: only tokens at least this many times as likely as the likeliest (Nguyen et al. 2024,
+            https://arxiv.org/abs/2407.01082), of those that top_k and top_p leave; 0 is all.
 
     Raises:
         ConfigError: a value out of range, several greedy answers, or beams with a temperature.
@@ -43,6 +45,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     num_beams: int = 1
     n: int = 1
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         wrong = {
@@ -54,6 +57,7 @@ class Sampling:
             "repetition_penalty": not 0 < self.repetition_penalty < math.inf,
             "num_beams": self.num_beams < 1,
             "n": self.n < 1,
+            "min_p": not 0 <= self.min_p <= 1,
         }
         for name in (name for name, bad in wrong.items() if bad):
             raise ConfigError(f"{name} is out of range", where="sampling", got=getattr(self, name))
@@ -101,12 +105,15 @@ def _candidates(probabilities_V: Tensor, sampling: Sampling) -> tuple[Tensor, Te
     size = len(probabilities_V)
     most = min(sampling.top_k or size, size)
     if most == size and sampling.top_p == 1:
-        return probabilities_V, None
+        if sampling.min_p == 0:
+            return probabilities_V, None
+        ids = (probabilities_V >= sampling.min_p * probabilities_V.max()).nonzero()[:, 0]
+        return probabilities_V[ids], ids
     for short in (64, 1024, size):
         kept, ids = probabilities_V.topk(min(short, most))
         before = kept.cumsum(0) - kept
         if len(kept) == most or before[-1] >= sampling.top_p:
             break
-    keep = before < sampling.top_p
+    keep = (before < sampling.top_p) & (kept >= sampling.min_p * kept[0])
     keep[0] = True  # also where top_p is nothing in float32
     return kept[keep], ids[keep]

@@ -23,10 +23,17 @@ class Caller:
     Attributes:
         id: identifies the key in logs and rate limits, without revealing it.
         admin: whether the key is an admin key.
+        owner: identifies the key as the owner of files, jobs and their soft prompts.
     """
 
     id: str
     admin: bool
+    owner: str = "anonymous"
+
+    @property
+    def seen(self) -> str | None:
+        """Whose files, jobs and soft prompts it sees: its own; the admin those of all, None."""
+        return None if self.admin else self.owner
 
 
 ANYONE = Caller("anonymous", admin=False)
@@ -50,7 +57,7 @@ class ApiKeys:
         caller = None
         for known, admin in self._known:
             if compare_digest(known, digest):
-                caller = Caller(digest.hex()[:8], admin)
+                caller = Caller(digest.hex()[:8], admin, digest.hex()[:32])
         return caller if scheme.lower() == "bearer" else None
 
 

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from softprompt.json_types import JSONObject
-from softprompt.server.error_responses import ApiError, invalid
+from softprompt.server.error_responses import ApiError, invalid, shown_value
 from softprompt.server.limits import Limits
 
 # Strings as a whole, even unterminated ones, so that brackets in them do not count and the search is linear.
@@ -20,6 +20,9 @@ async def read_object(request: Request, limits: Limits) -> JSONObject:
     """The body's JSON object. Raises ApiError 400, 408, 413 or 415."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "The content type must be application/json.", "unsupported_media_type")
+    if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+        message = f"The body must not be compressed, and has the content encoding {shown_value(encoding)}."
+        raise ApiError(415, message, "unsupported_encoding")
     try:
         async with asyncio.timeout(limits.body_s):
             body = await _bounded(request, limits.body_bytes)

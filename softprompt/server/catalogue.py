@@ -28,6 +28,7 @@ class CatalogueEntry:
         created: seconds since 1970.
         form: "embedding", "kv", or "router", which chooses one of several soft prompts for each text.
         fault: why it cannot be served, judged by its card; "" if it can.
+        fields: of its template's text.
     """
 
     name: str
@@ -36,6 +37,7 @@ class CatalogueEntry:
     n_tokens: int = 0
     sha256: str = ""
     fault: str = ""
+    fields: tuple[str, ...] = ()
 
 
 class Catalogue:
@@ -92,6 +94,19 @@ class Catalogue:
         elif self._store is not None and store.PROMPT_NAME.fullmatch(name) and name not in self._pinned:
             self._store.fetch(name)
 
+    def remove(self, name: str) -> bool:
+        """Delete a soft prompt or router with its files; False if there is none of this name.
+
+        Raises StoreError for one whose files are not the server's to delete, or if the disk refuses.
+        """
+        if name in self._pinned:
+            raise StoreError("it was named by --prompt, so the server does not delete its files", where=name)
+        if self._store is not None and not isinstance(self._store, LocalStore):
+            raise StoreError("it lies in a store far away, from which the server only reads", where=name)
+        with self._lock:
+            self._listed = None
+        return self._store is not None and self._store.remove(name)
+
     def look_again(self) -> None:
         """Look for new soft prompts; may wait for a network. Raises StoreError if the store fails."""
         if self._store is not None:
@@ -134,7 +149,8 @@ class Catalogue:
         if facts is None:
             return None
         fault = OTHER_BASE if self._geometry.differs(facts.base) else ""
-        return CatalogueEntry(name, stored.created, facts.form, facts.n_tokens, facts.sha256, fault)
+        about = (facts.form, facts.n_tokens, facts.sha256)
+        return CatalogueEntry(name, stored.created, *about, fault, facts.fields)
 
     def _facts(self, name: str) -> CardFacts | None:
         if name in self._pinned:

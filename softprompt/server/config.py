@@ -52,6 +52,12 @@ class ServerConfig(Section):
     allow_host: tuple[str, ...] = Field(
         default=(), json_schema_extra=flag("--allow-host", help="Name in the Host header; repeatable.")
     )
+    allow_origin: tuple[str, ...] = Field(
+        default=(),
+        json_schema_extra=flag(
+            "--allow-origin", help="Origin whose web pages may use the server, or *; none by default; repeatable."
+        ),
+    )
     chat_template: Literal["", "prompt", "model"] = Field(
         default="",
         json_schema_extra=flag(
@@ -59,8 +65,44 @@ class ServerConfig(Section):
             help="If the model's is not the one trained with: prompt uses the soft prompt's, or model.",
         ),
     )
+    system: Literal["", "keep", "ignore", "refuse"] = Field(
+        default="",
+        json_schema_extra=flag(
+            "--system",
+            help="System turns that a soft prompt was not trained with: keep, ignore or refuse; else as its card says.",
+        ),
+    )
     log: Literal["auto", "json", "console"] = Field(
         default="auto", json_schema_extra=flag("--log", help="json, console, or auto: console on a terminal.")
     )
     log_content: bool = Field(default=False, json_schema_extra=flag("--log-content", help="Log texts and answers."))
+    jobs: bool = Field(
+        default=False,
+        json_schema_extra=flag("--jobs/--no-jobs", help="Serve files and fine-tuning jobs, and run workers for them."),
+    )
+    store: str = Field(
+        default="jobs",
+        json_schema_extra=flag("--store", help="With --jobs: their folder, or the URL of a database."),
+    )
+    store_files: Path | None = Field(
+        default=None,
+        json_schema_extra=flag("--store-files", help="With a database's URL: the folder of files that workers share."),
+    )
+    workers: int = Field(
+        default=1,
+        ge=0,
+        json_schema_extra=flag("--workers", help="With --jobs: worker processes; 0: run softprompt work yourself."),
+    )
+    worker_device: str = Field(
+        default="auto",
+        json_schema_extra=flag("--worker-device", help="With --jobs: auto, cpu, cuda, cuda:1 or mps."),
+    )
+    share_prompts: bool = Field(
+        default=False,
+        json_schema_extra=flag("--share-prompts", help="With --jobs: everyone may use the soft prompts of all jobs."),
+    )
+    studio: bool = Field(
+        default=False,
+        json_schema_extra=flag("--studio/--no-studio", help="Serve the studio, a page over the API, at /studio."),
+    )
     openapi: bool = Field(default=False, json_schema_extra=flag("--openapi", help="Serve /openapi.json."))

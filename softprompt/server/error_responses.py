@@ -18,6 +18,23 @@ _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_
 _COMPARED_NAMES = 2000  # names compared with an unknown one, to suggest a close spelling
 
 
+# Families of OpenAI's API that are not served, with the reason.
+_UNSERVED = {
+    "assistants": "Assistants are not supported: nothing is stored between requests.",
+    "audio": "Audio is not supported: the model reads and writes text.",
+    "batches": "Batches are not supported: nothing is stored between requests. Send the requests at the same time.",
+    "embeddings": "Embeddings are not supported: a soft prompt steers answers, and was trained for nothing else.",
+    "files": "Files need a server with fine-tuning jobs: softprompt serve --jobs.",
+    "fine_tuning": "Fine-tuning needs a server with jobs: softprompt serve --jobs.",
+    "images": "Images are not supported: the model reads and writes text.",
+    "inspections": "Inspections need a server with workers: softprompt serve --jobs.",
+    "moderations": "Moderation is not supported.",
+    "rerank": "Reranking is not supported.",
+    "threads": "Threads are not supported: nothing is stored between requests. Send the whole conversation.",
+    "vector_stores": "Vector stores are not supported: nothing is stored between requests.",
+}
+
+
 class ErrorDetail(TypedDict):
     """OpenAI's error object."""
 
@@ -62,6 +79,8 @@ class ApiError(EngineError):
     def headers(self) -> dict[str, str]:
         """Additional HTTP headers."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        if self.status == 504 or self.code == "quota_exceeded":  # it would take as long again, or fail again
+            headers["x-should-retry"] = "false"
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
@@ -92,6 +111,21 @@ def unknown_prompt(name: str) -> ApiError:
 def store_failed() -> ApiError:
     """A 503 while the store of soft prompts fails."""
     return ApiError(503, "The store of soft prompts does not answer.", "store_unavailable", retry_after_s=5)
+
+
+def unknown_path(path: str) -> tuple[str, str]:
+    """Message and code for a path that is none of this server's: some are those of other parts of OpenAI's API."""
+    family = path.removeprefix("/v1").strip("/").partition("/")[0]
+    if family in _UNSERVED:
+        return f"{_UNSERVED[family]} This server answers /v1/chat/completions and /v1/completions.", "unsupported_path"
+    if path != "/" and not path.startswith("/v1/") and family in {"chat", "completions", "models"}:
+        return "There is no such path. The API is under /v1: a client's base URL ends with it.", "unknown_path"
+    return "There is no such path.", "unknown_path"
+
+
+def stopping() -> ApiError:
+    """A 503 once the server is told to stop."""
+    return ApiError(503, "The server is stopping.", "stopping", retry_after_s=5)
 
 
 def internal(request_id: str) -> ApiError:

@@ -14,8 +14,10 @@ from limits.strategies import FixedWindowRateLimiter
 
 from softprompt.errors import ConfigError
 from softprompt.server.api_keys import Caller
-from softprompt.server.error_responses import ApiError
+from softprompt.server.error_responses import ApiError, stopping
 from softprompt.server.limits import Limits
+
+_SHARE = 4  # one request takes up at most a fourth of the queue
 
 
 class RateLimit:
@@ -40,7 +42,7 @@ class RateLimit:
     def count(self, caller: Caller) -> None:
         """Count a new request. Raises ApiError 429 over the rate, 503 while the server is stopping."""
         if self.draining:
-            raise ApiError(503, "The server is stopping.", "stopping", retry_after_s=5)
+            raise stopping()
         if self._rate is None or self._limiter is None or self._limiter.hit(self._rate, caller.id):
             return
         reset = self._limiter.get_window_stats(self._rate, caller.id).reset_time
@@ -68,6 +70,15 @@ class RateLimit:
             yield
         finally:
             self.jobs -= count
+
+    def turn(self, count: int, together: int) -> int:
+        """How many of a request's answers run or wait at a time; the others follow as these end.
+
+        Args:
+            count: all of them.
+            together: answers to one text.
+        """
+        return min(count, max(together, self.limits.jobs // _SHARE, 1))
 
     @property
     def requests(self) -> int:

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from softprompt.data.tokenizer import Tokenizer, decode
+from typing_extensions import TypedDict
+
+from softprompt.data.tokenizer import Tokenizer
 from softprompt.engine.base import Engine, Job, Token
 from softprompt.inference.detokenizer import Detokenizer
+from softprompt.server.answer_parts import AnswerFormat, AnswerParts, AnswerReader
+from softprompt.server.call_text import CallPart
+from softprompt.server.token_text import TokenText, TokenTexts
 
+LEAST = -9999.0  # reported for a token that the model gives no probability, since JSON has no infinity; as in vLLM
 MAX_WAITING_PIECES = 32  # pieces buffered for a slow client before its answers pause
+
+
+class PromptLogprob(TypedDict):
+    """A token of a request's own text, or one that is likely in its place, as vLLM reports it."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A token of an answer with its log-probability.
+    """A token of an answer, or of the text that it repeats, with its log-probability.
 
     Attributes:
         start: number of characters of the answer before it.
+        logprob: None for a repeated token that nothing predicts.
         likeliest: (token, log-probability), the likeliest first.
     """
 
-    text: str
+    token: TokenText
     start: int
-    logprob: float
-    likeliest: tuple[tuple[str, float], ...]
+    logprob: float | None
+    likeliest: tuple[tuple[TokenText, float], ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,12 @@ class TextPiece:
         text: new text, possibly empty.
         scored: tokens whose text begins in the text so far, if log-probabilities are reported.
         tokens: number of tokens since the last piece.
-        finish: "stop" or "length" for the last piece, else "".
+        finish: "stop", "length" or "tool_calls" for the last piece, else "".
+        thought: new text of the thought before the answer, for a model whose chat template has thoughts.
+        calls: parts of the functions that the answer calls; of one call at most one.
+        prompt: for each token of the request's text the token and its likeliest alternatives by id, None for a token
+            that nothing predicts; with the first piece, if they are reported.
+        cached: with an answer's first piece, tokens of its prefix and text that the engine found in its cache.
     """
 
     choice: int
@@ -47,36 +67,74 @@ class TextPiece:
     scored: tuple[ScoredToken, ...]
     tokens: int
     finish: str
+    cached: int = 0
+    prompt: tuple[dict[str, PromptLogprob] | None, ...] | None = None
+    thought: str = ""
+    calls: tuple[CallPart, ...] = ()
 
 
 async def stream_text(
-    engine: Engine, job: Job, choice: int, tokenizer: Tokenizer, stops: Sequence[str], on_token: Callable[[Token], None]
+    engine: Engine,
+    job: Job,
+    choice: int,
+    tokenizer: Tokenizer,
+    stops: Sequence[str],
+    on_token: Callable[[Token], None],
+    *,
+    keeps_special: bool = False,
 ) -> AsyncGenerator[TextPiece, None]:
     """One answer as it is generated; closing the generator cancels its job.
 
     Args:
         stops: strings that end the answer, without being part of it.
         on_token: called with every token of the engine.
+        keeps_special: whether control tokens are part of the text.
     """
-    detokenizer, waiting = Detokenizer(tokenizer, stops), deque[ScoredToken]()
-    reported = 0
+    detokenizer, waiting = Detokenizer(tokenizer, stops, skip_special_tokens=not keeps_special), deque[ScoredToken]()
+    texts, reported = TokenTexts(tokenizer), 0
+    cached = 0
     async with aclosing(engine.stream(job)) as tokens:
         async for token in tokens:
             on_token(token)
-            ended = token.finish == "stop"
+            ended, cached = token.finish == "stop", cached + token.cached
             if not ended:
-                start = len(detokenizer.text)
+                start, before = len(detokenizer.text), detokenizer.ids[-1] if detokenizer.ids else None
                 detokenizer.append(token.id)
                 if token.logprob is not None:
-                    waiting.append(_scored(token, start, token.logprob, tokenizer))
+                    waiting.append(scored_token(token.id, start, token.logprob, token.likeliest, texts, before))
             finish = "stop" if ended or detokenizer.stopped else token.finish
             text = detokenizer.take(end=bool(finish))
             scored = _due(waiting, detokenizer, finish)
             if text or finish:
                 reported, new = len(detokenizer.ids), len(detokenizer.ids) - reported
-                yield TextPiece(choice, text, scored, new, finish)
+                yield TextPiece(choice, text, scored, new, finish, cached)
+                cached = 0
             if finish:
                 return
+
+
+async def told_apart(
+    pieces: AsyncGenerator[TextPiece, None], answer: AnswerFormat | None
+) -> AsyncGenerator[TextPiece, None]:
+    """The pieces with words, thoughts and calls in their own fields; as they are without a format."""
+    reader = None if answer is None else AnswerReader(answer)
+    scored, tokens = tuple[ScoredToken, ...](), 0
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if reader is None:
+                yield piece
+                continue
+            parts = reader.read(piece.text, end=bool(piece.finish))
+            finish = "tool_calls" if piece.finish == "stop" and reader.called else piece.finish
+            scored, tokens = (*scored, *piece.scored), tokens + piece.tokens
+            if parts != AnswerParts() or finish or piece.prompt is not None:
+                first = replace(piece, text=parts.text, thought=parts.thought, scored=scored, tokens=tokens, finish="")
+                made = [replace(first, calls=parts.calls[:1])]
+                made += [TextPiece(piece.choice, "", (), 0, "", calls=(part,)) for part in parts.calls[1:]]
+                for one in made[:-1]:
+                    yield one
+                yield replace(made[-1], finish=finish)
+                scored, tokens = (), 0
 
 
 def _due(waiting: deque[ScoredToken], detokenizer: Detokenizer, finish: str) -> tuple[ScoredToken, ...]:
@@ -88,15 +146,29 @@ def _due(waiting: deque[ScoredToken], detokenizer: Detokenizer, finish: str) -> 
     return tuple(due)
 
 
-def _scored(token: Token, start: int, logprob: float, tokenizer: Tokenizer) -> ScoredToken:
-    likeliest = tuple((decode([other], tokenizer), value) for other, value in token.likeliest)
-    return ScoredToken(decode([token.id], tokenizer), start, logprob, likeliest)
+def scored_token(
+    token: int,
+    start: int,
+    logprob: float | None,
+    likeliest: Sequence[tuple[int, float]],
+    texts: TokenTexts,
+    before: int | None,
+) -> ScoredToken:
+    """The token and its likeliest alternatives as texts; `before` is the token before it, if there is one."""
+    others = tuple((texts.of(other, before), max(value, LEAST)) for other, value in likeliest)
+    return ScoredToken(texts.of(token, before), start, None if logprob is None else max(logprob, LEAST), others)
 
 
-async def merge_streams(streams: Sequence[AsyncGenerator[TextPiece, None]]) -> AsyncGenerator[TextPiece, None]:
-    """Pieces of all streams as they come. The first error ends all of them, and so does closing the generator."""
+async def merge_streams(
+    streams: Iterator[AsyncGenerator[TextPiece, None]], at_once: int
+) -> AsyncGenerator[TextPiece, None]:
+    """Pieces of all streams as they come. The first error ends all of them, and so does closing the generator.
+
+    Args:
+        at_once: streams that are read at a time; the next one is begun when one has ended.
+    """
     queue: asyncio.Queue[TextPiece | BaseException | None] = asyncio.Queue(MAX_WAITING_PIECES)
-    tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
+    tasks = [asyncio.create_task(_pump(streams, queue)) for _ in range(at_once)]
     try:
         left = len(tasks)
         while left:
@@ -114,12 +186,13 @@ async def merge_streams(streams: Sequence[AsyncGenerator[TextPiece, None]]) -> A
 
 
 async def _pump(
-    stream: AsyncGenerator[TextPiece, None], queue: asyncio.Queue[TextPiece | BaseException | None]
+    streams: Iterator[AsyncGenerator[TextPiece, None]], queue: asyncio.Queue[TextPiece | BaseException | None]
 ) -> None:
     try:
-        async with aclosing(stream) as pieces:
-            async for piece in pieces:
-                await queue.put(piece)
+        for stream in streams:
+            async with aclosing(stream) as pieces:
+                async for piece in pieces:
+                    await queue.put(piece)
     except Exception as error:
         await queue.put(error)
     else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import signal
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import structlog
@@ -21,7 +21,7 @@ log = structlog.get_logger("softprompt.server")
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 MAX_CONNECTIONS = 4096  # open at the same time
-CLOSE_S = 2  # seconds for cancelled requests to send their error
+CLOSE_S = 2  # seconds for requests that the stop cuts off to send their error
 
 
 def check_address(host: str, keys: ApiKeys) -> None:
@@ -90,20 +90,24 @@ async def serve(service: Service, app: ASGIApp, listening: socket.socket) -> Non
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains: after a signal it refuses new requests (503) until the running ones have ended.
 
-    A second signal ends it at once.
+    When its time is over, or at a second signal, the running ones end with an error; a third ends the process at once.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service, self._until = service, float("inf")
-        self.signaled = False
+        self._signals = 0
+
+    @property
+    def signaled(self) -> bool:
+        """Whether a signal has come."""
+        return self._signals > 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain on SIGTERM or SIGINT; end on the second signal."""
-        self.signaled = True
-        if self._service.rate_limit.draining:
-            self.should_exit = True
-            self.force_exit = sig == signal.SIGINT
+        """Begin to drain on SIGTERM or SIGINT; end on the second signal, without a word on the third."""
+        self._signals += 1
+        self.should_exit = self._signals > 1
+        self.force_exit = self._signals > 2
         self._service.rate_limit.draining = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -117,13 +121,24 @@ class DrainingServer(uvicorn.Server):
                 self._until = time.monotonic() + self._service.limits.drain_s
             if not rate_limit.requests or time.monotonic() > self._until:
                 self.should_exit = True
+        if self.should_exit:
+            self._service.stopping.set()
         return await super().on_tick(counter)
 
 
-async def run_server(service: Service, app: ASGIApp, listening: socket.socket) -> None:
-    """Start the service, serve, and stop it. Raises EngineError, and ApiError if a pinned soft prompt fails to load."""
+async def run_server(
+    service: Service, app: ASGIApp, listening: socket.socket, on_start: Callable[[], None] = lambda: None
+) -> None:
+    """Start the service, serve, and stop it.
+
+    Args:
+        on_start: called when requests are about to be answered.
+
+    Raises EngineError, and ApiError if a pinned soft prompt fails to load.
+    """
     try:
         await service.start()
+        on_start()
         await serve(service, app, listening)
     finally:
         await asyncio.shield(service.stop())

@@ -17,19 +17,20 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import final
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from softprompt.engine.base import EngineStats, Job, Token
-from softprompt.engine.checks import check_context_room, check_job, check_prefix, check_supported
+from softprompt.engine.base import EngineStats, Job, PromptToken, Token
+from softprompt.engine.checks import check_context_room, check_job, check_one_shape, check_prefix, check_supported
 from softprompt.engine.probe import probe
+from softprompt.engine.prompt_scores import score_prompt
 from softprompt.errors import ConfigError, EngineError, first_line
 from softprompt.inference.sampling import GREEDY
 from softprompt.models.frozen_lm import FrozenLM
@@ -39,7 +40,15 @@ from softprompt.vllm.connector import request_params, transfer_config
 from softprompt.vllm.counters import VllmCounters
 from softprompt.vllm.prefix_file import PLACEHOLDER_ID, compile_prefix, write_prefix
 
-_OWN_ARGUMENTS = ("model", "tokenizer", "dtype", "skip_tokenizer_init", "kv_transfer_config", "max_logprobs")
+_OWN_ARGUMENTS = (
+    "model",
+    "tokenizer",
+    "dtype",
+    "skip_tokenizer_init",
+    "kv_transfer_config",
+    "max_logprobs",
+    "structured_outputs_config",
+)
 
 
 @dataclass(eq=False)
@@ -49,11 +58,13 @@ class VllmPrompt:
     Attributes:
         id: id of the compiled prefix.
         size: tokens of the prefix.
+        prefix: what it was compiled from.
         users: number of jobs that hold it.
     """
 
     id: str = ""
     size: int = 0
+    prefix: Prefix = field(default_factory=Prefix)
     users: int = 0
 
 
@@ -61,7 +72,8 @@ class VllmPrompt:
 class VllmEngine:
     """Runs jobs on one causal model with vLLM; `Engine` documents the methods.
 
-    Log-probabilities are the model's own, before penalties, unlike those of the other engines.
+    Log-probabilities are the model's own, before penalties, unlike those of the other engines. Those of given text are
+    computed by softprompt's own copy of the model, a text at a time: vLLM leaves soft prompts out of them.
 
     Args:
         lm: the same model, which compiles prefixes.
@@ -72,7 +84,7 @@ class VllmEngine:
 
     def __init__(self, lm: FrozenLM, options: Mapping[str, object] | None = None) -> None:
         self._lm, self._options = lm, dict(options or {})
-        known = {field.name for field in fields(AsyncEngineArgs)}
+        known = {option.name for option in fields(AsyncEngineArgs)}
         for name in self._options:
             if name not in known or name in _OWN_ARGUMENTS:
                 what = "the engine sets this itself" if name in _OWN_ARGUMENTS else "vLLM has no such engine argument"
@@ -84,6 +96,7 @@ class VllmEngine:
         self._jobs: set[str] = set()
         self._counters = VllmCounters()
         self._keys, self._compiling = 0, 0
+        self._scoring = asyncio.Lock()
         self._stopped = False
 
     async def start(self) -> None:
@@ -96,6 +109,7 @@ class VllmEngine:
         if self._llm is not None:
             raise EngineError("the engine was started before", hint="make a new one")
         check_supported(self._lm)
+        check_one_shape(self._lm)
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process has threads
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         self._folder = Path(tempfile.mkdtemp(prefix="softprompt-vllm-"))
@@ -169,15 +183,19 @@ class VllmEngine:
         llm = self._check_running()
         loaded = self._admit(job)
         try:
+            given = await self._score(job, loaded)
             ids = [job.ids[0] if job.penalties.repetition != 1 else PLACEHOLDER_ID] * loaded.size + list(job.ids)
             self._keys += 1
             outputs = llm.generate(
                 tokens_input(ids, cache_salt=job.tenant or None), sampling_params(job, loaded.id), f"job-{self._keys}"
             )
             async with aclosing(outputs):
+                first = True
                 async for output in outputs:
                     for token in tokens_of(job, output.outputs[0]):
-                        yield token
+                        cached = (output.num_cached_tokens or 0) if first else 0
+                        yield replace(token, prompt=given, cached=cached)
+                        given, first = (), False
         except EngineError:
             raise
         except Exception as error:  # of vLLM; either this job failed, or the engine did, and then `failure` is set
@@ -216,7 +234,7 @@ class VllmEngine:
         arguments: dict[str, object] = {
             "model": source.path,
             "dtype": str(self._lm.dtype).removeprefix("torch."),
-            "skip_tokenizer_init": True,
+            "structured_outputs_config": {"backend": "guidance"},
             "generation_config": "vllm",
             "kv_transfer_config": transfer_config(self._folder),
             "max_logprobs": -1,
@@ -229,12 +247,19 @@ class VllmEngine:
             raise EngineError(self.failure, where=self._lm.name)
         return self._llm
 
+    async def _score(self, job: Job, loaded: VllmPrompt) -> tuple[PromptToken, ...]:
+        """What the job wants to know of its own text. Raises EngineError."""
+        if job.prompt_logprobs is None:
+            return ()
+        async with self._scoring:
+            return await asyncio.to_thread(score_prompt, self._lm, loaded.prefix, job.ids, job.prompt_logprobs)
+
     def _compile(self, prefix: Prefix) -> VllmPrompt:
         """Compile a prefix to its file; an empty prefix needs none."""
         if prefix.prompt is None and not prefix.lead + prefix.follow:
             return VllmPrompt()
         kv_L2TKD = compile_prefix(self._lm, prefix)
-        return VllmPrompt(write_prefix(self._folder, kv_L2TKD), kv_L2TKD.shape[2])
+        return VllmPrompt(write_prefix(self._folder, kv_L2TKD), kv_L2TKD.shape[2], prefix)
 
     def _find(self, name: str) -> VllmPrompt:
         if name not in self._listed:
@@ -273,12 +298,17 @@ def sampling_params(job: Job, prefix: str) -> SamplingParams:
         temperature=0.0 if greedy else sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
+        min_p=sampling.min_p,
         seed=None if greedy else sampling.seed,
         repetition_penalty=job.penalties.repetition,
         presence_penalty=job.penalties.presence,
         frequency_penalty=job.penalties.frequency,
         logprobs=job.logprobs,
-        ignore_eos=True,
+        logit_bias=dict(job.bias) or None,
+        min_tokens=job.min_tokens,
+        structured_outputs=None if job.constraint is None else StructuredOutputsParams(grammar=job.constraint.lark),
+        # The end token by which a grammar ends is the tokenizer's.
+        ignore_eos=job.constraint is None,
         stop_token_ids=sorted(job.end_ids),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,

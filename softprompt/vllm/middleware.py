@@ -25,11 +25,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.errors import DataError, StoreError
 from softprompt.formatting.formatted_prompt import FormattedPrompt
-from softprompt.formatting.inputs import chat_input_ids, text_input_ids
+from softprompt.formatting.inputs import text_input_ids
 from softprompt.json_types import JSON
 from softprompt.models.loading import load_tokenizer
+from softprompt.server.chat_format import ChatFormat
+from softprompt.server.chat_reading import chat_options, read_conversation
 from softprompt.server.error_responses import ApiError, from_text, invalid
 from softprompt.server.schema import ChatRequest, CompletionRequest, parse_request
+from softprompt.server.tools import tool_use
+from softprompt.server.turns import read_messages, thoughts
 from softprompt.vllm import published
 from softprompt.vllm.prefix_file import PLACEHOLDER_ID
 from softprompt.vllm.published import PublishedPrompt
@@ -39,6 +43,9 @@ CHAT_PATH = "/v1/chat/completions"
 COMPLETION_PATH = "/v1/completions"
 MODELS_PATH = "/v1/models"
 _TRANSFER_FIELD = "kv_transfer_params"
+# What is read here, and must not be read a second time.
+_READ = frozenset({"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort"})
+_GUIDED = ("json", "regex", "choice", "grammar")
 
 
 @final
@@ -143,15 +150,26 @@ def remove_field(body: JSON, field: str) -> bool:
 def read_chat(body: Mapping[str, object], prompt: PublishedPrompt, folder: PromptFolder) -> dict[str, object]:
     """vLLM's body for a chat request with a soft prompt. Raises ApiError."""
     request = parse_request(ChatRequest, body)
-    messages = [turn.message for turn in request.messages]
+    _check_not_scored(body)
+    options, tools = chat_options(request), tool_use(request)
+    if tools is not None and tools.is_old:
+        raise invalid("functions is not supported: use tools.", "functions", "unsupported_parameter")
+    messages, chat = read_messages(request.messages), ChatFormat(prompt.template, folder.tokenizer)
     try:
-        ids = chat_input_ids(messages, FormattedPrompt(None, prompt.template, published.NO_LAYOUT), folder.tokenizer)
+        ids, _ = read_conversation(
+            chat.with_thoughts(messages, thoughts(request.messages)),
+            options,
+            prompt.template.system_turns,
+            FormattedPrompt(None, prompt.template, published.NO_LAYOUT),
+            folder.tokenizer,
+            shown=lambda turns: chat.shown(turns, tools),
+        )
     except DataError as error:
         raise from_text(error, "messages") from error
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    # vLLM uses `prompt_token_ids` of another server instead of rendering the messages.
+    # vLLM uses `prompt_token_ids` of another server instead of rendering the messages, which it only validates.
+    turns = [{"role": "user" if m.role == "tool" else m.role, "content": m.content} for m in messages]
     return {
-        **_base_request(body, prompt, folder),
+        **{name: value for name, value in _base_request(body, prompt, folder).items() if name not in _READ},
         "messages": turns,
         _TRANSFER_FIELD: {
             "soft_prompt": prompt.id,
@@ -163,6 +181,7 @@ def read_chat(body: Mapping[str, object], prompt: PublishedPrompt, folder: Promp
 def read_completion(body: Mapping[str, object], prompt: PublishedPrompt, folder: PromptFolder) -> dict[str, object]:
     """vLLM's body for a completion request with a soft prompt. Raises ApiError."""
     request = parse_request(CompletionRequest, body)
+    _check_not_scored(body)
     texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if not all(isinstance(text, str) and text for text in texts) or not texts:
         raise invalid("A soft prompt reads texts through its template, not token ids.", "prompt")
@@ -176,8 +195,20 @@ def read_completion(body: Mapping[str, object], prompt: PublishedPrompt, folder:
     return {**_base_request(body, prompt, folder), "prompt": rows, _TRANSFER_FIELD: {"soft_prompt": prompt.id}}
 
 
+def _check_not_scored(body: Mapping[str, object]) -> None:
+    """Raise ApiError for log-probabilities of given text: vLLM would leave the soft prompt out of them."""
+    for name in ("echo", "prompt_logprobs"):
+        if body.get(name) not in (None, False):
+            what = f"{name} is not supported behind a soft prompt by vLLM's server; softprompt serve does it."
+            raise ApiError(400, what, "unsupported_parameter", param=name)
+
+
 def _base_request(body: Mapping[str, object], prompt: PublishedPrompt, folder: PromptFolder) -> dict[str, object]:
-    return {**body, "model": folder.served[0], "stop_token_ids": list(prompt.end_ids)}
+    """With vLLM's newer names of `guided_json` and its kin, which it would leave unread."""
+    newer = {name: body[f"guided_{name}"] for name in _GUIDED if body.get(f"guided_{name}") is not None}
+    rest = {name: value for name, value in body.items() if name not in {f"guided_{own}" for own in _GUIDED}}
+    named = {"structured_outputs": newer} if newer else {}
+    return {**rest, **named, "model": folder.served[0], "stop_token_ids": list(prompt.end_ids)}
 
 
 def _with_placeholders(ids: list[int], prompt: PublishedPrompt, repetition_penalty: float | None) -> list[int]:

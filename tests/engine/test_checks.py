@@ -18,7 +18,8 @@ from tests.support.tiny import tiny_lm
         ("mamba", "recurrent or convolution states"),
         ("bloom", "its masks depend on places"),
         ("llama4", "its masks depend on places"),
-        ("deepseek_v3", "differ in size"),
+        ("deepseek_v3", "its cache holds latents"),
+        ("gemma4", "of other layers"),
     ],
 )
 def test_refused_with_the_reason(family: str, reason: str) -> None:

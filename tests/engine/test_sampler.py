@@ -85,5 +85,18 @@ def test_only_plain_greedy_needs_no_more_than_the_likeliest() -> None:
         replace(GREEDY, sampling=Sampling(4, 1.0)),
         replace(GREEDY, logprobs=0),
         replace(GREEDY, penalties=Penalties(presence=0.1)),
+        replace(GREEDY, bias=((1, 0.1),)),
+        replace(GREEDY, min_tokens=1),
     ]
     assert not any(Sampler(other).plain for other in others)
+
+
+def test_bias_comes_before_penalties_and_an_answer_has_its_least_length() -> None:
+    """Log-probabilities are those with bias, and do not know what may not end yet."""
+    biased = Sampler(replace(GREEDY, bias=((0, 4.0), (3, -100.0)), penalties=Penalties(repetition=4.0), logprobs=1))
+    token = biased.next(LOGITS, 1)  # 1 + 4 against 3, of which the text's token 1 keeps a quarter
+    assert (token.id, token.logprob) == (0, pytest.approx(torch.tensor([5, 0.75, 2, -101]).log_softmax(-1)[0].item()))
+    ending = Sampler(replace(GREEDY, end_ids=frozenset((1,)), min_tokens=2, logprobs=1))
+    said = [ending.next(LOGITS, 1) for _ in range(3)]
+    assert [(token.id, token.finish) for token in said] == [(2, ""), (2, ""), (1, "stop")]
+    assert said[0].likeliest[0][0] == 1

@@ -197,6 +197,10 @@ LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().tolist()
         (Sampling(temperature=1.0, top_k=1, top_p=0.71), [0, 1, 0, 0]),
         (Sampling(temperature=1.0, top_k=99), [0.1, 0.4, 0.2, 0.3]),
         (Sampling(temperature=0.0, top_p=0.1), [0, 1, 0, 0]),
+        (Sampling(temperature=1.0, min_p=0.7), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(temperature=1.0, min_p=0.4), [0, 4 / 9, 2 / 9, 3 / 9]),
+        (Sampling(temperature=1.0, top_k=2, min_p=0.4), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(temperature=1.0, top_p=0.71, min_p=0.7), [0, 4 / 7, 0, 3 / 7]),
     ],
 )
 def test_the_shares_of_the_tokens(sampling: Sampling, shares: list[float]) -> None:
@@ -269,7 +273,7 @@ def test_every_end_token_ends(ends: list[int]) -> None:
 
 
 def test_an_end_at_once_is_an_empty_answer() -> None:
-    assert say([END], Sampling()) == (Answer("", [], "stop"), [])
+    assert say([END], Sampling()) == (Answer("", [], "stop", end=END), [])
 
 
 def test_length() -> None:
@@ -301,7 +305,7 @@ def test_pieces_carry_the_number_of_their_row() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"max_new_tokens": 0}, {"temperature": -0.1}, {"temperature": 100.0}, {"temperature": float("nan")},
-     {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"stop": ("a", "")}],
+     {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 1.1}, {"stop": ("a", "")}],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     (name,) = wrong

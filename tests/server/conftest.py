@@ -37,5 +37,8 @@ def server(shared: Live) -> Iterator[Live]:
     """The shared server; after each test nothing runs any more."""
     yield shared
     shared.engine.pace, shared.engine.broken = 0.0, ""
+    shared.engine.ends_after = 0
+    shared.engine.says = ""
     shared.idle()
+    shared.engine.cached = 0
     shared.engine.seen.clear()

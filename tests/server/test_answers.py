@@ -70,6 +70,16 @@ def test_sampled_answers_are_those_of_the_seed(server: Live) -> None:
     assert len(set(wanted)) > 2
 
 
+def test_bias_and_the_least_and_the_whole_length(server: Live) -> None:
+    """Of the answer: an answer that would end at once and must not, and end tokens that end nothing."""
+    (letter,), end = lm().encode("Z"), lm().tokenizer.eos_token_id
+    assert completed(server, "review", "Hm", max_tokens=3, logit_bias={str(letter): 100}) == [("ZZZ", "length")]
+    ends = {"logit_bias": {str(end): 100, str(letter): 50}, "max_tokens": LONG}
+    assert completed(server, "review", "Hm", **ends) == [("", "stop")]
+    assert completed(server, "review", "Hm", **ends, min_tokens=3) == [("ZZZ", "stop")]
+    assert completed(server, "review", "Hm", **ends, ignore_eos=True) == [("", "length")]
+
+
 def test_without_a_seed_answers_differ(server: Live) -> None:
     texts = completed(server, "review", "Hm", temperature=1.5, n=4, max_tokens=LONG)
     assert len(set(texts)) == 4
@@ -183,7 +193,7 @@ def test_a_turn_in_parts(server: Live) -> None:
     [
         ("review", (SYSTEM, TALK[0]), "brings its own opening"),
         ("stern", (SYSTEM, TALK[0]), "brings its own opening"),
-        ("talk", TALK[:2], "the last turn must be the user's"),
+        ("talk", (*TALK[:2], TALK[1]), "the last turn must be the user's"),
         ("talk", (TALK[0], SYSTEM, TALK[0]), "messages[1]"),
         ("pair", TALK[:1], "JSON object"),
     ],

@@ -14,6 +14,7 @@ from softprompt.server import api_keys as keys_module
 from softprompt.server.api_keys import ANYONE, ApiKeys, Caller, read_keys
 from softprompt.server.auth import ADMIN as ADMIN_ROUTES
 from softprompt.server.auth import PUBLIC
+from softprompt.server.routes.studio import STUDIO_FILE, STUDIO_PAGE
 from softprompt.server.uvicorn_server import check_address, default_hosts, is_loopback
 from tests.support.live_server import ADMIN, USER, Live, live
 
@@ -36,7 +37,9 @@ def filled(path: str) -> str:
 
 
 def test_every_route_is_closed_but_the_public_ones(server: Live) -> None:
-    assert {"/livez", "/readyz", "/health"} == PUBLIC, "whoever opens another one says so here, too"
+    assert {"/livez", "/readyz", "/health", STUDIO_PAGE, STUDIO_FILE} == PUBLIC, (
+        "whoever opens another one says so here, too"
+    )
     for method, path in routes(server):
         for key in ("", NO_ONE, USER[:-1], USER + "x"):
             reply = server.ask(method, filled(path), key=key)
@@ -69,6 +72,14 @@ def test_every_key_is_a_tenant(path: str, stream: bool, server: Live) -> None:
         tenants += {job.tenant for job in server.engine.seen[-2:]}
     assert len(tenants) == 3 and tenants[0] == tenants[2] != tenants[1] and all(tenants)
     assert USER not in tenants
+
+
+def test_a_key_in_its_own_header(server: Live) -> None:
+    """X-Api-Key; Authorization goes before it, so that one place decides."""
+    for key, status in ((USER, 200), (NO_ONE, 401), ("", 401)):
+        assert server.ask("GET", "/v1/models", key="", headers={"x-api-key": key}).status == status
+    assert server.ask("GET", "/v1/soft_prompts", key="", headers={"x-api-key": ADMIN}).status == 200
+    assert server.ask("GET", "/v1/models", key=NO_ONE, headers={"x-api-key": USER}).status == 401
 
 
 def test_a_stranger_sends_no_body(server: Live) -> None:

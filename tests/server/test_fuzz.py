@@ -21,7 +21,10 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
 from softprompt.server.limits import Limits
-from tests.support.live_server import ADMIN, BASE, TEMPLATES, USER, Live, live
+from softprompt.server.routes.fine_tuning import GRADERS, JOB, JOBS, OPTIONS, PERMISSIONS
+from softprompt.server.routes.inspections import INSPECTION, INSPECTIONS
+from tests.support.fine_tuning import tuned
+from tests.support.live_server import ADMIN, BASE, TEMPLATES, USER, Live
 
 EXAMPLES = int(os.environ.get("SOFTPROMPT_FUZZ_EXAMPLES", "12"))
 UNHURRIED = [
@@ -33,23 +36,58 @@ UNHURRIED = [
 OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/responses/{response}"),
+    ("DELETE", "/v1/responses/{response}"),
+    ("POST", "/v1/responses/{response}/cancel"),
+    ("GET", "/v1/responses/{response}/input_items"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
+    ("DELETE", "/v1/models/{model}"),
+    ("GET", "/v1/cards"),
+    *(("GET", f"/v1/{family}/{{model}}") for family in ("cards", "curves", "archives")),
+    ("POST", INSPECTIONS),
+    ("GET", INSPECTIONS),
+    ("GET", INSPECTION),
+    ("DELETE", INSPECTION),
+    ("GET", f"{INSPECTION}/result"),
+    ("GET", f"{INSPECTION}/report"),
     ("GET", "/v1/soft_prompts"),
     ("GET", "/v1/soft_prompts/{name}"),
     ("PUT", "/v1/soft_prompts/{name}"),
     ("DELETE", "/v1/soft_prompts/{name}"),
     ("GET", "/readyz"),
     ("GET", "/version"),
+    ("POST", "/v1/files"),
+    ("GET", "/v1/files"),
+    ("GET", "/v1/files/{file_id}"),
+    ("DELETE", "/v1/files/{file_id}"),
+    ("GET", "/v1/files/{file_id}/content"),
+    ("GET", "/v1/files/{file_id}/rows"),
+    ("POST", "/v1/files/{file_id}/preview"),
+    ("GET", OPTIONS),
+    ("POST", JOBS),
+    ("GET", JOBS),
+    ("GET", JOB),
+    *(("POST", f"{JOB}/{change}") for change in ("cancel", "pause", "resume")),
+    ("GET", f"{JOB}/events"),
+    ("GET", f"{JOB}/checkpoints"),
+    ("GET", PERMISSIONS),
+    ("POST", PERMISSIONS),
+    ("DELETE", f"{PERMISSIONS}/{{permission_id}}"),
+    ("POST", f"{GRADERS}/run"),
+    ("POST", f"{GRADERS}/validate"),
 ]
 
 
 @pytest.fixture(scope="module")
-def fuzzed(prompts: Path) -> Iterator[Live]:
+def fuzzed(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server of its own: names that are unloaded stay so."""
-    with live(prompts, limits=Limits(new_tokens=4, drain_s=1, deadline_s=20)) as server:
-        yield server
-        server.idle()
+    limits = Limits(new_tokens=4, drain_s=1, deadline_s=20)
+    with tuned(tmp_path_factory.mktemp("fuzz"), prompts, limits=limits) as server:
+        yield server.live
 
 
 def test_the_document_lists_every_route(fuzzed: Live) -> None:
@@ -104,6 +142,10 @@ KNOBS = st.fixed_dictionaries(
         "presence_penalty": st.floats(-2, 2),
         "frequency_penalty": st.floats(-2, 2),
         "repetition_penalty": st.floats(0, 2),
+        "min_p": st.floats(0, 1),
+        "min_tokens": st.integers(0, 5),
+        "ignore_eos": st.booleans(),
+        "logit_bias": st.dictionaries(st.integers(-1, 320).map(str), st.floats(-100, 100), max_size=3),
     },
 )
 ROLES = st.sampled_from(["system", "user", "user", "assistant"])

@@ -14,7 +14,7 @@ import pytest
 from starlette.types import Message
 
 from softprompt.server import generation_stream
-from softprompt.server.generation_stream import EventStream
+from softprompt.server.generation_stream import COMMENT, EventStream, Interruptions
 from softprompt.server.limits import Limits
 from tests.support.live_server import USER, Live, live
 
@@ -93,6 +93,7 @@ def test_a_deadline(stream: bool, prompts: Path) -> None:
             assert reply.events[-1]["error"]["code"] == "deadline_exceeded"
         else:
             assert (reply.status, reply.code) == (504, "deadline_exceeded")
+            assert reply.headers["x-should-retry"] == "false"
         server.engine.pace = 0.0
         server.idle()
 
@@ -109,9 +110,6 @@ def test_who_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
         finally:
             closed.append(True)
 
-    async def never() -> Message:
-        return await asyncio.Future()
-
     async def send(message: Message) -> None:
         sent.append(message)
         if len(sent) > 3:
@@ -120,13 +118,82 @@ def test_who_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) ->
     async def stream() -> float:
         loop = asyncio.get_running_loop()
         opened = loop.time()
-        response = await EventStream.begin(never, events(), opened + 0.2)
+        response = await EventStream.begin(events(), Interruptions(never, opened + 0.2, asyncio.Event()))
         await response({"type": "http"}, never, send)
         return loop.time() - opened
 
     assert 0.2 < asyncio.run(stream()) < 2
     assert closed == [True]
     assert [message["type"] for message in sent[:2]] == ["http.response.start", "http.response.body"]
+
+
+async def never() -> Message:
+    return await asyncio.Future()
+
+
+def test_a_stream_that_waits_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comment at once, others while there is no event, and none while there are."""
+    monkeypatch.setattr(generation_stream, "FIRST_EVENT_S", 0.01)
+    sent = list[bytes]()
+
+    async def events() -> AsyncGenerator[dict[str, int], None]:
+        await asyncio.sleep(0.5)
+        for i in range(20):
+            yield {"event": i}
+            await asyncio.sleep(0.02)
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    async def stream() -> None:
+        ends = Interruptions(never, asyncio.get_running_loop().time() + 9, asyncio.Event())
+        response = await EventStream.begin(events(), ends, keep_alive_s=0.15)
+        assert response.headers["x-accel-buffering"] == "no"
+        await response({"type": "http"}, never, send)
+
+    asyncio.run(stream())
+    first = sent.index(b'data: {"event":0}\n\n')
+    assert 3 <= sent[:first].count(COMMENT) <= 5 and sent[1] == COMMENT
+    assert COMMENT not in sent[first:] and len(sent) == first + 22
+
+
+def test_a_proxy_has_something_to_read_at_once(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long before the first token; OpenAI's events are what they are without the comments."""
+    monkeypatch.setattr(generation_stream, "FIRST_EVENT_S", 0.05)
+    server.engine.pace = 1.0
+    opened = time.monotonic()
+    connection = open_request(server, stream=True, max_tokens=1)
+    parts = [connection.recv(65536)]
+    while b": waiting" not in b"".join(parts):
+        parts.append(connection.recv(65536))
+    assert time.monotonic() - opened < 0.8 and b"x-accel-buffering: no" in b"".join(parts)
+    while not parts[-1].endswith(b"0\r\n\r\n"):
+        parts.append(connection.recv(65536))
+    assert b"data: [DONE]" in b"".join(parts)
+    connection.close()
+
+
+def test_many_texts_are_answered_in_turns(prompts: Path) -> None:
+    """As many at a time as a fourth of the queue; the answers are those of single requests, others get their places."""
+    with live(prompts, limits=Limits(jobs=12, drain_s=1)) as server:
+        texts = [f"text {i}" for i in range(20)]
+        body = {"model": "review", "prompt": texts, "temperature": 0, "max_tokens": 3}
+        whole = server.ask("POST", "/v1/completions", body).json
+        assert [choice["index"] for choice in whole["choices"]] == list(range(20))
+        single = [server.ask("POST", "/v1/completions", body | {"prompt": text}).json for text in texts]
+        assert [choice["text"] for choice in whole["choices"]] == [one["choices"][0]["text"] for one in single]
+        assert whole["usage"]["prompt_tokens"] == sum(one["usage"]["prompt_tokens"] for one in single)
+        server.engine.pace = 0.01
+        connection = open_request(server, stream=True, prompt=texts, max_tokens=20)
+        most, end = 0, time.monotonic() + 0.5
+        while time.monotonic() < end:
+            most = max(most, server.engine.running + server.engine.waiting)
+            time.sleep(0.002)
+        assert most == 3 and server.service.rate_limit.jobs == 3
+        assert server.ask("POST", "/v1/completions", {"model": "talk", "prompt": "A", "max_tokens": 1}).status == 200
+        connection.close()
+        server.engine.pace = 0.0
+        server.idle()
 
 
 def test_a_full_queue(prompts: Path) -> None:

@@ -119,7 +119,7 @@ def test_logprobs_of_a_conversation(stream: bool, server: Live) -> None:
         assert token["top_logprobs"][0] == {name: token[name] for name in ("token", "logprob", "bytes")}
         values = [other["logprob"] for other in token["top_logprobs"]]
         assert len(values) == 3 and values == sorted(values, reverse=True) and values[0] <= 0
-        assert token["bytes"] == list(token["token"].encode())
+        assert token["token"].startswith("\\x") or token["bytes"] == list(token["token"].encode())
     reply = server.ask("POST", "/v1/chat/completions", asked | {"top_logprobs": 0})
     assert all(token["top_logprobs"] == [] for token in reply.json["choices"][0]["logprobs"]["content"])
 
@@ -162,6 +162,11 @@ def test_models(server: Live) -> None:
     assert (rows[BASE]["parent"], rows[BASE]["root"]) == (None, BASE)
     assert one == by_full_name == rows["review"]
     assert (one["parent"], one["root"], one["owned_by"], one["max_model_len"]) == (BASE, "review", "softprompt", 256)
+    assert (one["form"], one["n_tokens"], one["fields"]) == ("kv", 5, ["text"])
+    assert (rows[BASE]["form"], rows[BASE]["n_tokens"], rows[BASE]["fields"]) == ("base", 0, [])
+    assert rows["pair"]["fields"] == ["text", "text2"]
+    per_token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, their heads, width, bytes
+    assert {row["kv_bytes_per_token"] for row in rows.values()} == {per_token}
 
 
 def test_errors_have_the_clients_types(server: Live) -> None:
@@ -207,4 +212,68 @@ def test_usage_counts_no_virtual_token(server: Live) -> None:
         prompt_tokens=usages[1]["prompt_tokens"] - bos,
         completion_tokens=1,
         total_tokens=usages[1]["total_tokens"] - bos,
+        prompt_tokens_details={"cached_tokens": 0},
     )
+
+
+def test_usage_in_every_event(server: Live) -> None:
+    """`continuous_usage_stats`, as load generators want it; with `include_usage` alone it is null but in the last."""
+    asked = {"model": "talk", "messages": SAY, "temperature": 0, "max_tokens": 6, "stream": True}
+    for options in ({"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}):
+        events = server.ask("POST", "/v1/chat/completions", asked | {"stream_options": options}).events
+        usages = [event["usage"] for event in events]
+        assert usages[-1]["completion_tokens"] == 6 and not events[-1]["choices"]
+        if len(options) == 1:
+            assert usages[:-1] == [None] * (len(events) - 1)
+        else:
+            counted = [usage["completion_tokens"] for usage in usages[1:]]
+            assert counted == sorted(counted) and counted[0] < 6 and counted[-2:] == [6, 6]
+            assert {usage["prompt_tokens"] for usage in usages[1:]} == {usages[-1]["prompt_tokens"]}
+
+
+def test_bytes_of_tokens_are_those_of_the_answer(server: Live) -> None:
+    """Also where a token is a part of a character; and completions keep apart what has the same text."""
+    asked = {"model": BASE, "temperature": 2, "max_tokens": 60, "logprobs": 20}
+    for seed in range(3):
+        text = server.ask("POST", "/v1/completions", asked | {"prompt": "A", "seed": seed}).json["choices"][0]
+        assert "\ufffd" in text["text"]
+        for token, top in zip(text["logprobs"]["tokens"], text["logprobs"]["top_logprobs"], strict=True):
+            assert len(top) in (20, 21) and token in top and "\ufffd" not in token
+        chat = asked | {"messages": SAY, "logprobs": True, "top_logprobs": 20, "seed": seed}
+        choice = server.ask("POST", "/v1/chat/completions", chat).json["choices"][0]
+        content = choice["logprobs"]["content"]
+        joined = b"".join(bytes(token["bytes"]) for token in content)
+        assert joined.decode(errors="replace") == choice["message"]["content"]
+        for token in content:
+            likely = [bytes(top["bytes"]) for top in token["top_logprobs"] if top["bytes"]]
+            assert len(likely) > 10 and len(set(likely)) == len(likely)
+
+
+@pytest.mark.parametrize(("model", "cached"), [(BASE, 12), ("talk", 12 - 8), ("question", 12 - 6)])
+def test_cached_tokens(model: str, cached: int, server: Live) -> None:
+    """Those of the text alone, virtual ones aside, and once for all answers to it."""
+    server.engine.cached = 12
+    for n, texts in ((1, ["A"]), (3, ["A"]), (2, ["A", "B"])):
+        body = {"model": model, "prompt": texts, "n": n, "max_tokens": 2, "stream_options": {"include_usage": True}}
+        usage = server.ask("POST", "/v1/completions", body | {"stream": True}).events[-1]["usage"]
+        assert usage["prompt_tokens_details"] == {"cached_tokens": cached * len(texts)}
+
+
+def test_the_best_of_several(server: Live) -> None:
+    """The likeliest by token of those that are made, the best first; all of them are counted."""
+    asked = {"model": "review", "prompt": ["A", "B"], "max_tokens": 5, "seed": 3, "logprobs": 0}
+    made = server.ask("POST", "/v1/completions", asked | {"n": 6}).json
+    best = server.ask("POST", "/v1/completions", asked | {"n": 2, "best_of": 6}).json
+    for text in range(2):
+        choices = made["choices"][6 * text : 6 * text + 6]
+        ranked = sorted(choices, key=lambda one: -sum(one["logprobs"]["token_logprobs"]))  # all of one length
+        found = best["choices"][2 * text : 2 * text + 2]
+        assert [one["text"] for one in found] == [one["text"] for one in ranked[:2]]
+    assert [one["index"] for one in best["choices"]] == [0, 1, 2, 3]
+    assert best["usage"] == made["usage"]
+    plain = server.ask("POST", "/v1/completions", asked | {"best_of": 6, "logprobs": None}).json
+    assert [one["text"] for one in plain["choices"]] == [best["choices"][i]["text"] for i in (0, 2)]
+    assert all(one["logprobs"] is None for one in plain["choices"])
+    for fields in ({"n": 3, "best_of": 2}, {"best_of": 2, "stream": True}, {"best_of": 17}):
+        reply = server.ask("POST", "/v1/completions", asked | fields)
+        assert (reply.status, reply.json["error"]["param"]) == (400, "best_of")

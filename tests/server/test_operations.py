@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from structlog.testing import capture_logs
 from softprompt.server.catalogue import Catalogue
 from softprompt.server.limits import Limits
 from softprompt.server.logs import configure
+from softprompt.server.model_directory import served_name
 from softprompt.server.selfcheck import self_check
-from softprompt.server.service import Service, served_name
+from softprompt.server.service import Service
 from tests.server.test_generation_stream import open_request, until
 from tests.support.live_server import ADMIN, BASE, TEMPLATES, Live, live
 from tests.support.server_oracle import OracleEngine
@@ -99,6 +103,7 @@ def test_labels_do_not_grow_with_what_clients_send(server: Live) -> None:
 def test_liveness(server: Live) -> None:
     for path in ("/livez", "/readyz", "/health"):
         assert server.ask("GET", path, key="").json == {"status": "ok"}
+        assert (server.ask("HEAD", path, key="").status, server.ask("HEAD", path, key="").raw) == (200, b"")
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", server.ask("GET", "/version").json["version"])
 
 
@@ -143,7 +148,7 @@ def test_draining(prompts: Path) -> None:
     """Told to stop: new requests get 503, those that run end, then the server goes."""
     with live(prompts, limits=Limits(drain_s=20)) as server:
         server.engine.pace = 0.03
-        running = open_request(server, stream=True, max_tokens=120)  # longer than LAST_S
+        running = open_request(server, stream=True, max_tokens=120)
         until(lambda: server.engine.running == 1)
         server.service.rate_limit.draining = True
         for method, path in (("GET", "/readyz"), ("GET", "/v1/models"), ("POST", "/v1/completions")):
@@ -190,7 +195,7 @@ def test_faults_are_logged_without_text(server: Live, monkeypatch: pytest.Monkey
     async def fail(*_: object) -> None:
         raise KeyError(SECRET)
 
-    monkeypatch.setattr(server.service, "models", fail)
+    monkeypatch.setattr(server.service.directory, "models", fail)
     with capture_logs() as lines:
         reply = server.ask("GET", "/v1/models", headers={"x-request-id": "mine"})
         until(lambda: len(lines) == 2)
@@ -210,18 +215,40 @@ def test_content_is_logged_when_asked(prompts: Path) -> None:
         server.idle()
 
 
+@pytest.fixture
+def _logging() -> Iterator[None]:
+    """What a test configures is as it was afterwards."""
+    before = structlog.get_config(), list(logging.root.handlers), logging.root.level
+    yield
+    structlog.configure(**before[0])
+    logging.root.handlers[:], logging.root.level = before[1], before[2]
+
+
+@pytest.mark.usefixtures("_logging")
 def test_log_lines_are_json(capsys: pytest.CaptureFixture[str]) -> None:
     """Ours, and warnings of others."""
-    before = structlog.get_config(), list(logging.root.handlers), logging.root.level
-    try:
-        configure("json")
-        structlog.get_logger().info("ours", n=1)
-        logging.getLogger("uvicorn.error").warning("theirs")
-        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    finally:
-        structlog.configure(**before[0])
-        logging.root.handlers[:], logging.root.level = before[1], before[2]
+    configure("json")
+    structlog.get_logger().info("ours", n=1)
+    logging.getLogger("uvicorn.error").warning("theirs")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [(line["event"], line["level"]) for line in lines] == [("ours", "info"), ("theirs", "warning")]
+
+
+@pytest.mark.usefixtures("_logging")
+def test_a_log_that_cannot_be_written_ends_nothing(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that was closed, as by an ended pipe, is no fault of a request; lines go where stderr is now."""
+    closed, later = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", closed)
+    configure("json")
+    closed.close()
+    with live(prompts) as server:
+        assert server.ask("POST", "/v1/completions", ASKED).status == 200
+        logging.getLogger("uvicorn.error").warning("theirs")
+        monkeypatch.setattr(sys, "stderr", later)
+        assert server.ask("POST", "/v1/completions", ASKED).status == 200
+        server.idle()
+        monkeypatch.undo()
+    assert json.loads(later.getvalue().splitlines()[0])["event"] == "request"
 
 
 def test_check(prompts: Path) -> None:

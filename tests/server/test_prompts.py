@@ -12,6 +12,7 @@ import pytest
 
 from softprompt.prompts import store
 from softprompt.server import catalogue as catalogue_module
+from softprompt.server.api_keys import Caller
 from softprompt.server.catalogue import OTHER_BASE, Catalogue
 from tests.support.live_server import ADMIN, TEMPLATES, Live, live, save_all, save_prompt
 from tests.support.tiny import tiny_lm
@@ -61,10 +62,10 @@ def test_load_use_replace_unload(tmp_path: Path) -> None:
 def test_unloaded_between_the_look_and_the_use(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a model that is not there, as if it had been unloaded before."""
 
-    async def found(model: str) -> str:
+    async def found(model: str, caller: Caller) -> str:
         return model
 
-    monkeypatch.setattr(server.service, "_prompt_of", found)
+    monkeypatch.setattr(server.service.directory, "find", found)
     reply = server.ask("POST", "/v1/completions", {"model": "none", "prompt": "A"})
     assert (reply.status, reply.code, reply.json["error"]["param"]) == (404, "model_not_found", "model")
 

@@ -8,7 +8,7 @@ import pytest
 
 from softprompt.errors import ConfigError
 from softprompt.server.limits import Limits, parse_limits
-from softprompt.server.schema import IGNORED, NEUTRAL
+from softprompt.server.schema import IGNORED, NEUTRAL, CompletionRequest
 from tests.support.live_server import BASE, Live, live
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -38,11 +38,16 @@ def refused(server: Live, path: str, **fields: Any) -> tuple[int, str, str | Non
         (CHAT, {"seed": 2**63}, "seed"),
         (CHAT, {"presence_penalty": 3}, "presence_penalty"),
         (CHAT, {"repetition_penalty": 0}, "repetition_penalty"),
+        (CHAT, {"min_p": 1.1}, "min_p"),
+        (CHAT, {"min_tokens": 2}, "min_tokens"),
+        (CHAT, {"logit_bias": {"5": 101}}, "logit_bias"),
+        (CHAT, {"logit_bias": {"300": 1}}, "logit_bias"),
+        (TEXT, {"logit_bias": {"-1": 1}}, "logit_bias"),
         (CHAT, {"stop": ""}, "stop"),
         (CHAT, {"stop": ["a", 1]}, "stop[1]"),
         (CHAT, {"model": None}, "model"),
         (CHAT, {"messages": []}, "messages"),
-        (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        (CHAT, {"messages": [{"role": "alien", "content": "x"}]}, "messages[0].role"),
         (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs"),
@@ -69,6 +74,7 @@ def test_a_value_that_is_wrong(path: str, fields: dict[str, Any], param: str, se
         ({"stop": "x" * 257}, "stop_chars"),
         ({"logprobs": True, "top_logprobs": 21}, "logprobs"),
         ({"top_k": 1001}, "top_k"),
+        ({"logit_bias": {str(i): 1 for i in range(301)}}, "biases"),
         ({"max_tokens": 4097}, "new_tokens"),
         ({"messages": SAY * 257}, "messages"),
         ({"messages": [{"role": "user", "content": "x" * 200_001}]}, "chars"),
@@ -78,10 +84,19 @@ def test_more_than_the_server_gives(fields: dict[str, Any], limit: str, server: 
     status, code, _ = refused(server, CHAT, **fields)
     assert (status, code) == (400, "over_limit")
     message = server.ask("POST", CHAT, {"model": "talk", "messages": SAY} | fields).json["error"]["message"]
-    assert str(getattr(Limits(), limit)) in message
+    assert f"--limit {limit}={getattr(Limits(), limit)}" in message
 
 
-@pytest.mark.parametrize("name", sorted(NEUTRAL))
+def test_more_texts_than_the_server_takes(server: Live) -> None:
+    """They are refused as what they are; n times the texts, too."""
+    for fields, param in (({"prompt": ["A"] * 2049}, "prompt"), ({"prompt": ["A"] * 1025, "n": 2}, "n")):
+        reply = server.ask("POST", TEXT, {"model": "talk"} | fields)
+        assert (reply.status, reply.code, reply.json["error"]["param"]) == (400, "over_limit", param)
+        assert "at most 2048" in reply.json["error"]["message"]
+        assert "--limit prompts=2048" in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL.keys() - CompletionRequest.model_fields.keys()))
 def test_what_would_change_the_answer_is_refused_by_name(name: str, server: Live) -> None:
     """But not a value that changes nothing."""
     assert refused(server, TEXT, **{name: {"type": "json_object"}}) == (400, "unsupported_parameter", name)
@@ -90,16 +105,25 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str, server: Live
         assert server.ask("POST", TEXT, good | {name: value}).status == 200
 
 
-def test_what_changes_nothing_is_ignored(server: Live) -> None:
-    body = {"model": "talk", "messages": SAY, "max_tokens": 1} | {name: {"a": "b"} for name in IGNORED}
-    assert server.ask("POST", CHAT, body).status == 200
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_changes_nothing_is_ignored(stream: bool, server: Live) -> None:
+    """And named in a header of the response, errors included."""
+    body = {"model": "talk", "messages": SAY, "max_tokens": 1, "stream": stream} | {
+        name: {"a": "b"} for name in IGNORED
+    }
+    reply = server.ask("POST", CHAT, body)
+    assert (reply.status, reply.headers["x-softprompt-ignored"]) == (200, ", ".join(sorted(IGNORED)))
+    unasked = server.ask("POST", CHAT, {"model": "talk", "messages": SAY, "max_tokens": 1, "user": None})
+    assert "x-softprompt-ignored" not in unasked.headers
+    failed = server.ask("POST", CHAT, {"model": "none", "messages": SAY, "user": "me"})
+    assert (failed.status, failed.headers["x-softprompt-ignored"]) == (404, "user")
 
 
 def test_an_unknown_field_is_refused_with_a_near_name(server: Live) -> None:
     assert refused(server, CHAT, temprature=1) == (400, "unknown_parameter", "temprature")
     reply = server.ask("POST", CHAT, {"model": "talk", "messages": SAY, "temprature": 1})
     assert "Did you mean temperature?" in reply.json["error"]["message"]
-    for field, value in (("tool_call_id", "x"), ("tool_calls", [{}])):
+    for field, value in (("tool_call_id", "x"), ("tool_calls", [{"function": {"name": "a", "arguments": "{}"}}])):
         reply = server.ask("POST", CHAT, {"model": "talk", "messages": [SAY[0] | {field: value}]})
         assert (reply.status, reply.json["error"]["param"]) == (400, f"messages[0].{field}")
 
@@ -114,7 +138,7 @@ def test_an_unknown_field_is_refused_with_a_near_name(server: Live) -> None:
         (b"\xff\xfe", 400, "invalid_json"),
         (b'{"model": NaN}', 400, "invalid_json"),
         (b'{"model": "\\ud800"}', 400, "invalid_json"),
-        (b'{"model": ' + b"[" * 17 + b"]" * 17 + b"}", 400, "invalid_json"),
+        (b'{"model": ' + b"[" * 33 + b"]" * 33 + b"}", 400, "invalid_json"),
         (b'{"model":' * 100_000, 400, "invalid_json"),
         (b"{" + b" " * 1_048_576 + b"}", 413, "body_too_large"),
     ],
@@ -136,6 +160,31 @@ def test_only_json(kind: str, server: Live) -> None:
     assert (reply.status, reply.code) == (415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "br, gzip"])
+def test_no_compressed_body(encoding: str, server: Live) -> None:
+    reply = server.ask("POST", CHAT, b"\x1f\x8b", headers={"content-encoding": encoding})
+    assert (reply.status, reply.code) == (415, "unsupported_encoding") and encoding in reply.json["error"]["message"]
+    body = {"model": "talk", "prompt": "Hi", "max_tokens": 1}
+    assert server.ask("POST", TEXT, body, headers={"content-encoding": "identity"}).status == 200
+
+
+def test_a_slash_at_the_end(server: Live) -> None:
+    """As no slash."""
+    assert server.ask("GET", "/v1/models/").json["object"] == "list"
+    assert server.ask("GET", "/v1/models/talk/").json["id"] == "talk"
+    assert server.ask("POST", f"{TEXT}/", {"model": "talk", "prompt": "Hi", "max_tokens": 1}).status == 200
+
+
+def test_other_parts_of_the_api(server: Live) -> None:
+    """Their refusal says that they are not served, and why; a forgotten /v1 is pointed out."""
+    jobs = "serve --jobs"
+    for path, word in (("embeddings", "soft prompt steers"), ("files/f-1", jobs), ("fine_tuning/jobs", jobs)):
+        reply = server.ask("POST", f"/v1/{path}", {"model": "talk", "input": "A"})
+        assert (reply.status, reply.code) == (404, "unsupported_path")
+        assert word in reply.json["error"]["message"]
+    assert "under /v1" in server.ask("POST", "/chat/completions", {}).json["error"]["message"]
+
+
 def test_paths_and_methods(server: Live) -> None:
     assert (server.ask("GET", "/nope").status, server.ask("GET", "/nope").code) == (404, "unknown_path")
     reply = server.ask("GET", CHAT)
@@ -147,6 +196,22 @@ def test_paths_and_methods(server: Live) -> None:
 @pytest.mark.parametrize("name", ["../review", "/etc/passwd", "review\0", "x" * 5000, "", "REVIEW", ".review", "a:b:c"])
 def test_names_that_are_none(name: str, server: Live) -> None:
     assert refused(server, TEXT, model=name) == (404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize(("model", "virtual"), [(BASE, ""), ("talk", ", 8 of them of the soft prompt")])
+def test_the_words_that_clients_look_for(model: str, virtual: str, server: Live) -> None:
+    """litellm and LangChain recognize this sentence; a soft prompt is named where there is one."""
+    for body, param in (
+        ({"prompt": "x" * 300}, "prompt"),
+        ({"messages": [SAY[0] | {"content": "x" * 300}]}, "messages"),
+    ):
+        reply = server.ask("POST", TEXT if param == "prompt" else CHAT, {"model": model, "max_tokens": 7} | body)
+        assert (reply.status, reply.code) == (400, "context_length_exceeded")
+        message = reply.json["error"]["message"]
+        assert message.startswith("This model's maximum context length is 256 tokens. However, you requested ")
+        held, requested = int(message.split("(")[1].split()[0]), int(message.split("requested ")[1].split()[0])
+        assert held > 300 and requested == held + 7
+        assert f"in the {param}{virtual}, 7 in the completion)" in message
 
 
 def test_a_text_longer_than_the_context(server: Live) -> None:
@@ -169,7 +234,9 @@ def test_limits_count(prompts: Any) -> None:
     """Prompt tokens, and places in the queue."""
     with live(prompts, limits=Limits(prompt_tokens=40, jobs=3, drain_s=1)) as server:
         assert refused(server, TEXT, prompt="x" * 40) == (400, "context_length_exceeded", "prompt")
-        assert refused(server, TEXT, n=4) == (429, "queue_full", None)
+        reply = server.ask("POST", TEXT, {"model": "talk", "prompt": "x" * 40})
+        assert "--limit prompt_tokens=40" in reply.json["error"]["message"]
+        assert refused(server, TEXT, n=4) == (400, "over_limit", "n"), "it can never be served"
         assert server.ask("POST", TEXT, {"model": "talk", "prompt": "Hi", "n": 3, "max_tokens": 1}).status == 200
         server.idle()
 

@@ -154,7 +154,7 @@ def test_their_own_is_replaced_behind_a_soft_prompt(client: TestClient, folder: 
         ("completions", {"prompt": ["x", ""]}, "prompt"),
         ("completions", {"use_beam_search": True}, "use_beam_search"),
         ("completions", {"stop_token_ids": [5]}, "stop_token_ids"),
-        ("chat/completions", {"tools": [{"type": "function"}]}, "tools"),
+        ("chat/completions", {"tools": [{"type": "function"}]}, "tools[0].function"),
         ("chat/completions", {"chat_template": "{{ 1 }}"}, "chat_template"),
         ("chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),

@@ -8,20 +8,25 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from softprompt.engine.base import Engine, Job, Penalties, Token
+from softprompt.engine.constraint import GrammarCompiler, json_rule, regex_rule, text_rule
 from softprompt.errors import ConfigError, EngineError
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.kv import Prefix
 from softprompt.server.api_keys import ApiKeys
 from softprompt.server.app import create_app
 from softprompt.server.catalogue import Catalogue
 from softprompt.server.service import Service
 from softprompt.vllm.engine import VllmEngine
+from tests.laws.oracle import given_logprobs
 from tests.support.cases import text_ids
 from tests.support.live_server import TEMPLATES, save_prompt
 from tests.support.server_oracle import OracleEngine
@@ -72,6 +77,53 @@ def job(
 async def said(engine: Engine, one: Job) -> list[Token]:
     async with aclosing(engine.stream(one)) as tokens:
         return [token async for token in tokens]
+
+
+def test_given_text(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Runner) -> None:
+    """Log-probabilities of the words of every prefix and of the text after it, with the answers as without."""
+    row = text_ids(9, 3)
+
+    async def run() -> list[list[Token]]:
+        jobs = [job(f"given {i}", str(i), row, Sampling(3)) for i in range(8)] + [job("given", None, row, Sampling(3))]
+        scored = [replace(one, prompt_logprobs=2) for one in jobs]
+        return await asyncio.gather(*(said(engine, one) for one in scored))
+
+    for tokens, prefix in zip(runner.run(run()), [*prefixes(lm), Prefix()], strict=True):
+        assert [token.id for token in tokens] == generated(lm, prefix, row, 3)
+        wanted = given_logprobs(lm, prefix, row)
+        assert [token.id for token in tokens[0].prompt] == [token for token, _ in wanted]
+        for token, (_, before) in zip(tokens[0].prompt, wanted, strict=True):
+            assert token.logprob == (None if before is None else pytest.approx(float(before[token.id]), abs=1e-4))
+        assert not tokens[1].prompt
+
+
+def test_grammars_beside_free_rows(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Runner) -> None:
+    """As the plainest engine answers each; an answer ends where its grammar does."""
+    compiler, end = GrammarCompiler(lm), lm.tokenizer.eos_token_id
+    assert isinstance(end, int)
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema |= {"additionalProperties": False}
+    rules = (None, json_rule(schema), regex_rule("[a-c]{2,4}"), text_rule(["yes", "no"]), f'"a" <[{end - 1}]> "b"')
+    jobs = [
+        replace(
+            job(f"grammar {i}", str(i) if i < 8 else None, text_ids(5 + i, i), Sampling(60), ends=(end,)),
+            constraint=None if rule is None else compiler.compile(f"start: {rule}"),
+            bias=((end, 2.0),),
+        )
+        for i, rule in enumerate(rules * 2)
+    ]
+
+    async def run() -> None:
+        oracle = OracleEngine(lm)
+        for i, prefix in enumerate(prefixes(lm)):
+            await oracle.load(str(i), prefix)
+        answers = await asyncio.gather(*(said(engine, one) for one in jobs))
+        for one, answer in zip(jobs, answers, strict=True):
+            with torch.no_grad():
+                wanted = await said(oracle, one)
+            assert [(token.id, token.finish) for token in answer] == [(token.id, token.finish) for token in wanted]
+
+    runner.run(run())
 
 
 def test_a_mixed_batch(engine: VllmEngine, lm: FrozenLM, runner: asyncio.Runner) -> None:

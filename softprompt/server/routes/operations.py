@@ -30,11 +30,14 @@ class VersionInfo(TypedDict):
 def add_operations(app: FastAPI, service: Service) -> None:
     """Add the routes."""
 
+    @app.head("/livez", include_in_schema=False)
     @app.get("/livez", responses=responses(HealthStatus))
     async def livez() -> JSONResponse:
         """Liveness: the process responds."""
         return JSONResponse({"status": "ok"})
 
+    @app.head("/health", include_in_schema=False)
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/health", responses=responses(HealthStatus))
     @app.get("/readyz", responses=responses(HealthStatus))
     async def readyz() -> JSONResponse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Literal
 
 from anyio.to_thread import run_sync
@@ -13,7 +12,6 @@ from typing_extensions import TypedDict
 
 from softprompt.server.catalogue import CatalogueEntry
 from softprompt.server.error_responses import invalid
-from softprompt.server.generation_stream import cancel_on_disconnect
 from softprompt.server.openapi import responses
 from softprompt.server.service import Service
 
@@ -59,22 +57,21 @@ def add_prompts(app: FastAPI, service: Service) -> None:
     @app.get("/v1/soft_prompts/{name}", responses=responses(SoftPromptInfo))
     async def prompt(name: str) -> JSONResponse:
         """One soft prompt."""
-        return JSONResponse(_row(service, await service.entry(name)))
+        return JSONResponse(_row(service, await service.directory.entry(name)))
 
     @app.put("/v1/soft_prompts/{name}", responses=responses(SoftPromptInfo))
     async def load(name: str, request: Request) -> JSONResponse:
         """Read it from disk now: for the first time, after it was trained again, or after it was unloaded."""
         if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
             raise invalid("This takes no body: soft prompts come from the server's own folder.")
-        entry = await service.entry(name)
-        deadline = asyncio.get_running_loop().time() + service.limits.deadline_s
-        await cancel_on_disconnect(request.receive, deadline, service.load(name))
+        entry = await service.directory.entry(name)
+        await service.interruptions(request.receive).run(service.directory.load(name))
         return JSONResponse(_row(service, entry))
 
     @app.delete("/v1/soft_prompts/{name}", responses=responses(SoftPromptInfo))
     async def unload(name: str) -> JSONResponse:
         """Refuse new requests for it. Requests that hold it finish, and its files stay."""
-        entry = await service.entry(name)
+        entry = await service.directory.entry(name)
         service.prompt_cache.unload(name)
         return JSONResponse(_row(service, entry))
 
