@@ -11,7 +11,8 @@ from rich.text import Text
 
 from softprompt import Sampling, SoftpromptError, compare, load_model
 from softprompt.cli.evaluate import print_comparison
-from softprompt.cli.main import fail
+from softprompt.cli.main import fail, one_line_warnings
+from softprompt.cli.progress import evaluation_progress
 from softprompt.cli.train import run_training
 from softprompt.evaluation.held_out import held_out_rows
 from softprompt.prompts import store
@@ -24,7 +25,12 @@ SHOTS = 3
 
 
 def main(minutes: float | None = None) -> int:
-    """Train, evaluate on the test split, print; returns the exit code."""
+    """Train, evaluate on the test split, print; returns the exit code.
+
+    Args:
+        minutes: that training may take at most, in place of the configuration's.
+    """
+    one_line_warnings()
     console = Console(soft_wrap=True)
     settings = resolve({"name": NAME, "train.minutes": minutes}, CONFIG)
     console.print(Text("softprompt demo: sort customer messages into queue and urgency, as JSON\n", style="bold"))
@@ -34,8 +40,9 @@ def main(minutes: float | None = None) -> int:
         return code
     lm = load_model(settings.model)
     held_out = held_out_rows(str(settings.data), SHOTS, None)
-    with console.status("evaluating base model, text prompt and soft prompt on the test rows"):
-        comparison = compare(lm, NAME, held_out.rows, shots=held_out.shots, sampling=Sampling(ANSWER_TOKENS))
+    sampling = Sampling(ANSWER_TOKENS)
+    with evaluation_progress(console, 3) as progress:
+        comparison = compare(lm, NAME, held_out.rows, shots=held_out.shots, sampling=sampling, progress=progress)
     console.print()
     print_comparison(comparison.to_dict(), console)
     samples = Table(show_lines=True, expand=True)
@@ -59,6 +66,7 @@ def next_commands() -> list[str]:
         f'{tool} generate {NAME} "I was charged twice, please fix it today"',
         f"{tool} eval {NAME} --data examples/helpdesk --json",
         f"{tool} show {NAME}",
+        f"{tool} inspect {NAME} --html",
         f"{tool} train --data YOUR.jsonl --name yours",
     ]
 

@@ -1,0 +1,78 @@
+"""What deploy/ starts exists: command lines, paths, probes and metrics are those of the package."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from softprompt.server import metrics
+from tests.end_to_end.test_readme import parse
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+
+
+def documents() -> Iterator[tuple[str, Any]]:
+    for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")):
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+            yield path.name, document
+
+
+def pods() -> Iterator[Any]:
+    yield from (one["spec"]["template"]["spec"] for _, one in documents() if "template" in one.get("spec", {}))
+
+
+def commands() -> Iterator[str]:
+    """Every command line that a container starts with."""
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    started = [one["command"] for one in compose["services"].values() if "command" in one]
+    started += [container["args"] for pod in pods() for container in pod["containers"] if "args" in container]
+    (default,) = re.findall(r"^CMD \[(.*)\]$", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    yield from (shlex.join(["softprompt", *words]) for words in [*started, re.findall(r'"([^"]*)"', default)])
+
+
+@pytest.mark.parametrize("line", list(commands()))
+def test_commands_are_ones_of_the_command_line(line: str) -> None:
+    parse(line)
+
+
+def test_what_the_image_copies_is_there() -> None:
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    copied = [words.split()[:-1] for words in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE)]
+    kept = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    for name in (name for names in copied for name in names):
+        assert (DEPLOY.parent / name).exists() and f"!{name}" in kept
+
+
+def test_kubernetes_starts_unprivileged_containers_with_probes_that_exist() -> None:
+    found = list(pods())
+    assert len(found) == 3
+    for pod in found:
+        assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
+        for container in pod["containers"]:
+            assert (
+                container["securityContext"]["allowPrivilegeEscalation"] is False and container["resources"]["limits"]
+            )
+    (server,) = [one for pod in found for one in pod["containers"] if one["name"] == "server"]
+    assert {server[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")} == {
+        "/livez",
+        "/readyz",
+    }
+
+
+def test_the_metric_that_scales_is_one_of_the_servers() -> None:
+    (scaler,) = [one for _, one in documents() if one["kind"] == "HorizontalPodAutoscaler"]
+    name = scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    assert f'"{name.removeprefix("softprompt_")}"' in inspect.getsource(metrics)
+
+
+def test_every_manifest_is_applied() -> None:
+    (kustomization,) = [one for name, one in documents() if name == "kustomization.yaml"]
+    there = {path.name for path in (DEPLOY / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(kustomization["resources"]) == there
