@@ -19,7 +19,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,21 @@ WHOLE = 4096  # tokens of an article at most: it is read in one piece
 BOOK_TOKENS, PASSAGE_TOKENS, PASSAGES = 3000, 200, 24
 
 
-def run(lm: FrozenLM, flags: dict[str, Any]) -> tuple[PreparedDistillation, DistillationResult, dict[str, float]]:
-    """Distil as a user would; processor seconds of the phases (neighbours on the machine make others longer)."""
+def run(
+    lm: FrozenLM,
+    flags: dict[str, Any],
+    clock: Callable[[], float] = time.process_time,
+    seen: Callable[[dict[str, float]], None] = lambda marks: None,
+) -> tuple[PreparedDistillation, DistillationResult, dict[str, float]]:
+    """Distil as a user would; seconds of the phases, of the processor (neighbours on the machine make others longer)
+    unless another clock is given. `seen` is called with the seconds at which each kind of event last came."""
     marks: dict[str, float] = {}
     prepared = prepare_distillation(resolve_settings(DistillConfig, {"name": "benchmark"} | flags), overwrite=True)
-    begin = time.process_time()
+    begin = clock()
 
     def mark(event: Event) -> None:
-        marks[event.kind] = time.process_time() - begin
+        marks[event.kind] = clock() - begin
+        seen(marks)
 
     found = distill(prepared, lm, overwrite=True, report=mark)
     written = max(marks.get("answers", 0.0), marks.get("study", 0.0))

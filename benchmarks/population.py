@@ -61,7 +61,7 @@ def seconds(loop: _Loop, together: bool) -> float:
 def measure(lm: FrozenLM, count: int, tokens: int, rows: int, repeat: int) -> dict[str, float]:
     """Medians for this many candidates."""
     with tempfile.TemporaryDirectory() as scratch:
-        loop = _Loop(lm, trials(lm, count, tokens, rows), Path(scratch), (), lambda event: None)
+        loop = _Loop(lm, trials(lm, count, tokens, rows), Path(scratch), (), lambda event: None, lambda trial: None)
         times: dict[bool, list[float]] = {True: [], False: []}
         for i in range(repeat + 1):
             for together in (True, False):

@@ -28,9 +28,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GraniteMoeHybridConfig, LlamaConfig, Qwen3_5TextConfig
+from transformers import AutoModelForCausalLM
 
 from benchmarks.machine import facts
+from benchmarks.shapes import SHAPES
 from softprompt.data.tokenize import Example
 from softprompt.modeling.soft_prompt_model import SoftPromptModel
 from softprompt.models.device import pick_device, wait_for
@@ -63,63 +64,6 @@ GPU_CASES = [
     Case("bfloat16", 100, 16, 512, 64),
 ]
 QUICK = [Case("float32", p, 16, 40, 2) for p in (20, 100)]
-
-
-SHAPES = {  # of the published config.json
-    "llama-3.2-1b": LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=131072,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        tie_word_embeddings=True,
-    ),
-    # The kinds, proportions and order of layers of Qwen3.5 and Granite 4 h, at about 100 million weights.
-    "qwen3.5-100m": Qwen3_5TextConfig(
-        vocab_size=49152,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=16,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=64,
-        linear_key_head_dim=64,
-        linear_value_head_dim=64,
-        linear_num_key_heads=8,
-        linear_num_value_heads=16,
-        tie_word_embeddings=True,
-    ),
-    "granite4-100m": GraniteMoeHybridConfig(
-        vocab_size=49152,
-        hidden_size=512,
-        intermediate_size=1536,
-        shared_intermediate_size=1536,
-        num_local_experts=0,
-        num_hidden_layers=20,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        mamba_n_heads=16,
-        mamba_d_head=64,
-        mamba_d_state=64,
-        layer_types=(["linear_attention"] * 9 + ["full_attention"]) * 2,
-        embedding_multiplier=12.0,
-        logits_scaling=6.0,
-        residual_multiplier=0.22,
-        attention_multiplier=0.0156,
-        tie_word_embeddings=True,
-    ),
-}
 
 
 @functools.cache
@@ -238,18 +182,36 @@ def floor_step(lm: FrozenLM, rows: list[Example], virtual: int) -> Callable[[], 
 def measure(case: Case, model: str, device: str, repeats: int) -> dict[str, Any]:
     """Times of one case, interleaved."""
     lm = model_of(model, case.dtype, device)
-    rows = rows_of(case, lm.geometry.vocab)
-    start = lm.embed(torch.randint(5, lm.geometry.vocab, (case.virtual,))).float()
-    on_gpu = lm.device.type == "cuda"
     whole = rows_of(replace(case, targets=case.length - 1), lm.geometry.vocab, full=True)
-    steps = {
-        "ours": (recorded_step if on_gpu else our_step)(lm, rows, start),
-        "peft": peft_step(lm, rows, start),
-        "ours whole": (recorded_step if on_gpu else our_step)(lm, whole, start),
-        "model": model_step(lm, whole, start),
-        "floor": floor_step(lm, rows, case.virtual),
-    }
-    steps |= {"ours unrecorded": our_step(lm, rows, start)} if on_gpu else {}
+    start = start_of(case, lm)
+    found = compared(
+        case,
+        lm,
+        {
+            "ours whole": fastest_step(lm, whole, start),
+            "model": model_step(lm, whole, start),
+            "floor": floor_step(lm, rows_of(case, lm.geometry.vocab), case.virtual),
+        },
+        repeats,
+    )
+    return found | {"model_ratio": found["seconds"]["model"] / found["seconds"]["ours whole"]}
+
+
+def start_of(case: Case, lm: FrozenLM) -> Tensor:
+    """The virtual tokens [P, H] at the start of a case: embeddings of random tokens."""
+    return lm.embed(torch.randint(5, lm.geometry.vocab, (case.virtual,))).float()
+
+
+def fastest_step(lm: FrozenLM, rows: list[Example], start: Tensor) -> Callable[[], tuple[float, Tensor]]:
+    """Our step as `train` takes it on this device."""
+    return (recorded_step if lm.device.type == "cuda" else our_step)(lm, rows, start)
+
+
+def compared(case: Case, lm: FrozenLM, others: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
+    """Times of our step, PEFT's and others, interleaved; one of the others is the floor."""
+    rows, start = rows_of(case, lm.geometry.vocab), start_of(case, lm)
+    steps = {"ours": fastest_step(lm, rows, start), "peft": peft_step(lm, rows, start)} | others
+    steps |= {"ours unrecorded": our_step(lm, rows, start)} if lm.device.type == "cuda" else {}
     for step in [*steps.values()] * 2:  # the first runs warm up
         step()
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -269,8 +231,9 @@ def measure(case: Case, model: str, device: str, repeats: int) -> dict[str, Any]
         "seconds": medians,
         "ratio": medians["peft"] / medians["ours"],
         "grad_rel_err": ((ours - peft).norm() / peft.norm()).item(),
-        "model_ratio": medians["model"] / medians["ours whole"],
-        "loss": {name: results[name][0] for name in ("ours", "peft", "ours whole", "model")},
+        "loss": {
+            name: result[0] for name, result in results.items() if name in ("ours", "peft", "ours whole", "model")
+        },
         "floor_fraction": medians["floor"] / medians["ours"],
     }
 
@@ -279,15 +242,19 @@ def peak_memory(case: Case, model: str, device: str, side: str) -> dict[str, int
     """Bytes when the model is loaded, and at the peak of two steps of one side: of a GPU's allocated ones, of a fresh
     process on the CPU."""
     if device != "cpu":
-        step = _side(case, model, device, side)
-        loaded = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(2):  # ours is recorded by the second one
-            step()
-        return {"peak": torch.cuda.max_memory_allocated(), "loaded": loaded}
+        return allocated(_side(case, model, device, side))
     arguments = [sys.executable, "-m", "benchmarks.train_step", "--model", model, "--memory", side]
     out = subprocess.run([*arguments, json.dumps(asdict(case))], capture_output=True, text=True, check=True)  # noqa: S603
     return json.loads(out.stdout.strip().splitlines()[-1])
+
+
+def allocated(step: Callable[[], object]) -> dict[str, int]:
+    """Bytes that tensors take on the GPU before two steps, and at their peak."""
+    loaded = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):  # ours is recorded by the second one
+        step()
+    return {"peak": torch.cuda.max_memory_allocated(), "loaded": loaded}
 
 
 def memory_side(case: Case, model: str, side: str) -> None:
@@ -303,9 +270,8 @@ def memory_side(case: Case, model: str, side: str) -> None:
 def _side(case: Case, model: str, device: str, side: str) -> Callable[[], tuple[float, Tensor]]:
     """The step of one side."""
     lm = model_of(model, case.dtype, device)
-    rows = rows_of(case, lm.geometry.vocab)
-    start = lm.embed(torch.randint(5, lm.geometry.vocab, (case.virtual,))).float()
-    return (peft_step if side == "peft" else recorded_step if device != "cpu" else our_step)(lm, rows, start)
+    rows, start = rows_of(case, lm.geometry.vocab), start_of(case, lm)
+    return (peft_step if side == "peft" else fastest_step)(lm, rows, start)
 
 
 def resident_bytes(field: str = "VmRSS") -> int:

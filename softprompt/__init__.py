@@ -31,6 +31,7 @@ _PUBLIC = {
     "softprompt.inference.generate": ("Request", "generate", "load_prompts"),
     "softprompt.inference.sampling": ("Sampling",),
     "softprompt.inspection.inspection": ("Inspection", "inspect"),
+    "softprompt.inspection.verbalize": ("Verbalization", "verbalize"),
     "softprompt.modeling.soft_prompt_model": ("SoftPromptModel",),
     "softprompt.models.frozen_lm": ("FrozenLM",),
     "softprompt.models.geometry": ("Geometry",),

@@ -19,6 +19,8 @@ from softprompt.inference.generate import load_prompts as load_prompts
 from softprompt.inference.sampling import Sampling as Sampling
 from softprompt.inspection.inspection import Inspection as Inspection
 from softprompt.inspection.inspection import inspect as inspect
+from softprompt.inspection.verbalize import Verbalization as Verbalization
+from softprompt.inspection.verbalize import verbalize as verbalize
 from softprompt.modeling.soft_prompt_model import SoftPromptModel as SoftPromptModel
 from softprompt.models.frozen_lm import FrozenLM as FrozenLM
 from softprompt.models.geometry import Geometry as Geometry
@@ -52,6 +54,7 @@ __all__ = [
     "Sampling",
     "SoftPromptModel",
     "SoftpromptError",
+    "Verbalization",
     "compare",
     "evaluate",
     "fit",
@@ -71,4 +74,5 @@ __all__ = [
     "resolve",
     "save",
     "text_prompt",
+    "verbalize",
 ]

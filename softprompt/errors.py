@@ -12,6 +12,10 @@ SoftpromptError
 ├── StoreError             an artifact is missing, damaged, too large or already there
 │   └── UnreachableError    a store far away, or the Hub, does not answer or fails
 ├── EngineError            a request cannot be run, or the engine has failed
+├── JobError               a fine-tuning job or its file is not there, or not in a state for this
+│   ├── NotFoundError      nothing of that id, for this owner
+│   ├── QuotaError         an owner has reached a maximum
+│   └── LeaseLostError     a job was taken over by another worker
 └── TrainError             a run cannot go on
     ├── NonFiniteLossError loss or gradient became NaN or infinite (carries the rows)
     └── CheckpointError    a checkpoint is missing, damaged or of another run
@@ -30,10 +34,14 @@ __all__ = [
     "DataError",
     "EngineError",
     "GeometryError",
+    "JobError",
+    "LeaseLostError",
     "MissingExtraError",
     "ModelError",
     "NonFiniteLossError",
+    "NotFoundError",
     "PromptError",
+    "QuotaError",
     "SoftpromptError",
     "StoreError",
     "TrainError",
@@ -135,6 +143,22 @@ class UnreachableError(StoreError):
 
 class EngineError(SoftpromptError):
     """A request cannot be run, or the engine has failed."""
+
+
+class JobError(SoftpromptError):
+    """A fine-tuning job is not in a state for what was wanted of it."""
+
+
+class NotFoundError(JobError):
+    """There is no file, job or checkpoint of that id, or it belongs to someone else."""
+
+
+class QuotaError(JobError):
+    """An owner of files and jobs has reached a maximum; `expected` is the maximum."""
+
+
+class LeaseLostError(JobError):
+    """A job was taken over by another worker, so this one may change nothing of it any more."""
 
 
 class TrainError(SoftpromptError):

@@ -50,20 +50,53 @@ def write_folder(target: Path, fill: Callable[[Path], None], *, overwrite: bool 
             fill(scratch)
             for path in scratch.iterdir():
                 path.chmod(READABLE)
-                _sync(path)
-            _sync(scratch)
+                sync(path)
+            sync(scratch)
             scratch.chmod(0o755)
             old = _aside(target)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)  # left by a process that died before it could
                 os.rename(target, old)
             os.rename(scratch, target)
-            _sync(target.parent)
+            sync(target.parent)
             shutil.rmtree(old, ignore_errors=True)
     finally:
         recover_folder(target)
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder at once for everyone who looks for it: it gets another name first.
+
+    Raises StoreError if the disk refuses; then nothing has changed.
+    """
+    with writing(folder):
+        gone = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+        os.rename(folder, gone)  # an empty folder is replaced
+        sync(folder.parent)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def write_file(target: Path, content: bytes, *, overwrite: bool = False) -> None:
+    """Write a file, all or nothing; its folder is made if it is missing.
+
+    Raises:
+        StoreError: the file exists and `overwrite` is off, or the disk refused.
+    """
+    if os.path.lexists(target) and not overwrite:
+        raise StoreError("already there, nothing was written", where=target, hint="another name, or --overwrite")
+    scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_bytes(content)
+            sync(scratch)
+            os.replace(scratch, target)
+            sync(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -194,7 +227,7 @@ def _no_duplicates(pairs: list[tuple[str, JSON]]) -> JSONObject:
     return dict(pairs)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or folder to disk, so that a rename after it cannot outrun its content."""
     handle = os.open(path, os.O_RDONLY)
     try:

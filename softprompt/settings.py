@@ -60,6 +60,9 @@ OTHER_NAMES = {
     "load_in_8bit": "load_in",
     "quantization": "load_in",
     "quantization_config": "load_in",
+    "num_generations": "group_size",
+    "max_completion_length": "max_new_tokens",
+    "reward_funcs": "reward",
 }
 
 Settings = TypeVar("Settings", bound=BaseModel)

@@ -18,8 +18,8 @@ MAX_NAMES = 2  # that one statement assigns
 MAX_ANY = 60  # lines of the package that name it, imports included: untyped libraries leave some
 # Hooks that a registry calls by name in each module, and loggers.
 SEVERAL = {"FORMAT", "SHAPES", "SPEC", "log", "read", "run", "write"}
-# Rooms whose classes are extensions or wire formats, which the glossary does not list one by one.
-UNLISTED = ("cli", "export", "interchange", "methods", "server", "vllm", "errors", "deprecation")
+# Rooms whose classes are extensions, wire formats or drawings, which the glossary does not list one by one.
+UNLISTED = ("cli", "export", "interchange", "jobs", "methods", "report", "server", "vllm", "errors", "deprecation")
 EXTENSIONS = {"Engine", "Method", "RowShape", "SoftPrompt"}  # a new one of these is no new term
 TERMS = 60
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from softprompt.cli.escape import escaped
 from softprompt.errors import ConfigError, ModelError, WrongBaseError
+from softprompt.models.cores import limit_threads
 from softprompt.models.device import peak_memory
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
@@ -58,6 +59,7 @@ def load_base(
                 hint=f"if you trust that name, --model {model} downloads it",
             )
     model = adapted_name(model, base_adapter)
+    limit_threads()
     lm = load_model(
         model,
         dtype=dtype,

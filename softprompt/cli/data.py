@@ -25,8 +25,10 @@ from softprompt.cli.escape import escaped
 from softprompt.cli.options import BaseAdapter
 from softprompt.data.convert import described, write_rows
 from softprompt.data.default_template import default_template, default_text
+from softprompt.data.objective_rows import encode_pairs
 from softprompt.data.read_options import ReadOptions, parse_columns
 from softprompt.data.records import Record
+from softprompt.data.row_shapes.preferences import REMARK
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.splits import data_digest, inputs_of, load_rows, load_splits, remarks
 from softprompt.data.targets import end_id, target_text
@@ -70,7 +72,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check every row, and show what the data is: rows, labels, lengths, overlap, the end of an answer."""
-    splits = load_splits(path, options=ReadOptions(parse_columns(columns), pieces, learn_end))
+    splits = load_splits(path, options=ReadOptions(parse_columns(columns), pieces, learn_end, pairs=True))
     model = adapted_name(model, base_adapter) if model else base_adapter
     tokenizer = _tokenizer(model)
     chosen = _template(splits.train, template, chat, model, tokenizer)
@@ -83,7 +85,11 @@ def check(
         "splits": {name: _describe(rows, chosen, tokenizer) for name, rows in parts.items() if rows},
         "duplicates": _duplicates(splits.train, {"validation": splits.validation, "test": splits.test}),
         "end": _end(chosen, tokenizer),
-        "notes": [*splits.notes, *_notes(parts, chosen, tokenizer, model)],
+        "notes": [
+            *_pair_notes([*splits.train, *splits.validation, *splits.test]),
+            *splits.notes,
+            *_notes(parts, chosen, tokenizer, model),
+        ],
         "ok": True,
     }
     if as_json:
@@ -105,7 +111,7 @@ def preview(
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
 ) -> None:
     """Show rows as the model sees them: the constant head, the body, and in «» what is learned."""
-    options = ReadOptions(parse_columns(columns), pieces, learn_end)
+    options = ReadOptions(parse_columns(columns), pieces, learn_end, pairs=True)
     is_file = Path(path).is_file()
     records = load_rows(path, options=options) if is_file else load_splits(path, options=options).train
     model = adapted_name(model, base_adapter) if model else base_adapter
@@ -116,9 +122,12 @@ def preview(
     shown_rows = records[:rows]
     for record in shown_rows:
         console.print(Rule(Text(record.where, style="dim"), align="left", style="dim"))
-        texts = [_as_text(record, chosen)] if tokenizer is None else _as_tokens(record, chosen, tokenizer)
-        for text in texts:
+        for text in _shown(record, chosen, tokenizer):
             console.print(text, soft_wrap=True)
+        if record.rejected is not None:
+            console.print(Text("rejected:", style="dim"))
+            for text in _shown(record.rejected, chosen, tokenizer):
+                console.print(text, soft_wrap=True)
     console.print(Text.assemble(("head", "dim"), " · body · ", ("«learned»", _LEARNED)))
     if tokenizer is None:
         console.print(Text("Add --model to see tokens and the end of the answer.", style="dim"))
@@ -137,13 +146,24 @@ def convert_rows(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
 ) -> None:
     """Write rows of any shape in our own writing, one JSON object a line; a run learns the same from both files."""
-    records = load_rows(path, options=ReadOptions(parse_columns(columns), pieces))
+    records = load_rows(path, options=ReadOptions(parse_columns(columns), pieces, pairs=True))
     write_rows(out, records, overwrite=overwrite)
     for note in remarks(records):
         typer.echo(f"note: {note}", err=True)
     rows = f"{len(records)} row{'s' * (len(records) != 1)}"
     typer.echo(f"{rows}: {described(records[0])}, written as {shape_of(records[0]).example}")
     typer.echo(f"softprompt data check {shlex.quote(str(out))}")
+
+
+def _shown(record: Record, template: Template, tokenizer: Tokenizer | None) -> list[Text]:
+    """A row, or the rows that a conversation becomes."""
+    return [_as_text(record, template)] if tokenizer is None else _as_tokens(record, template, tokenizer)
+
+
+def _pair_notes(records: Sequence[Record]) -> list[str]:
+    """What is learned of preferences."""
+    pairs = sum(record.rejected is not None for record in records)
+    return [f"{pairs} of {len(records)} rows: {REMARK}"] if pairs else []
 
 
 def _tokenizer(model: str | None) -> Tokenizer | None:
@@ -189,6 +209,9 @@ def _describe(rows: Sequence[Record], template: Template, tokenizer: Tokenizer |
         examples = encode_rows(rows, template, tokenizer)
         info["tokens"] = _lengths([len(example.ids) for example in examples])
         info["learned_tokens"] = _lengths([sum(example.mask) for example in examples])
+        if rows[0].rejected is not None:
+            pairs = encode_pairs(rows, template, tokenizer)
+            info["rejected_tokens"] = _lengths([sum(p.rejected.mask) for p in pairs if p.rejected is not None])
     return info
 
 
@@ -255,7 +278,8 @@ def _print_report(report: dict[str, object], console: Console) -> None:
     for column in ("split", "rows", "asked in train", "length", "min", "median", "95 %", "max"):
         table.add_column(column, justify="left" if column in ("split", "length") else "right")
     for name, info in splits.items():
-        for i, unit in enumerate(unit for unit in ("characters", "tokens", "learned_tokens") if unit in info):
+        units = ("characters", "tokens", "learned_tokens", "rejected_tokens")
+        for i, unit in enumerate(unit for unit in units if unit in info):
             first = [name, str(info["rows"]), str(duplicates[name])] if i == 0 else ["", "", ""]
             table.add_row(*first, unit.replace("_", " "), *(f"{value:g}" for value in info[unit].values()))
     console.print(table)

@@ -114,11 +114,13 @@ def _run(
     """Load the model, distill and report; returns the exit code."""
     from softprompt.cli.base_model import memory_line, memory_use
     from softprompt.distillation.run import distill
+    from softprompt.models.cores import limit_threads
     from softprompt.training.base_model import load_base_model
     from softprompt.training.signals import Terminated, terminable
 
     settings = prepared.settings
     console = Console(stderr=as_json, soft_wrap=True)
+    limit_threads()
     lm = load_base_model(settings, trust_remote_code=trust)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})"))
     pieces = f"in {len(prepared.chunks)} pieces" if len(prepared.chunks) > 1 else "as a whole"

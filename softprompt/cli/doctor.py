@@ -21,10 +21,12 @@ def doctor_command(as_json: AsJson = False) -> None:
     """Show versions, hardware, folders and optional extras: for bug reports, and when something does not work."""
     import torch
 
+    from softprompt.models.cores import limit_threads, usable_cores
     from softprompt.models.device import pick_device, pick_dtype
     from softprompt.models.load_in import usable_on_load
     from softprompt.prompts import store
 
+    limit_threads()  # as every verb that computes
     device, device_reason = pick_device("auto")
     _, dtype_reason = pick_dtype("auto", device)
     usable = usable_on_load()
@@ -33,7 +35,7 @@ def doctor_command(as_json: AsJson = False) -> None:
         "platform": platform.platform(),
         **{name: _version(name) for name in ("softprompt", "torch", "transformers", "accelerate", "safetensors")},
         "choice": f"{device_reason}; {dtype_reason}",
-        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "cpu": f"{os.cpu_count()} cores, {usable_cores()} usable, {torch.get_num_threads()} threads",
         "load-in": ", ".join(usable) or "none: pip install 'softprompt[quant]'",
         "prompts": str(store.home().resolve()),
         "cache": str(cache_home()),

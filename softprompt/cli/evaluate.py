@@ -26,6 +26,7 @@ from softprompt.cli.options import (
     TrustRemoteCode,
     parse_names,
 )
+from softprompt.cli.progress import evaluation_progress
 from softprompt.cli.sources import check_data_places
 from softprompt.errors import ConfigError
 from softprompt.settings import unescaped
@@ -131,7 +132,7 @@ def eval_command(
         console.print(Text(f"note: {note}", style="yellow"))
     lm = load_base(model, chosen, dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     instruction = None if text_prompt is None else unescaped(text_prompt)
-    with console.status("evaluating"):
+    with evaluation_progress(console, len(chosen) + 2) as progress:
         comparison = compare(
             lm,
             chosen,
@@ -141,6 +142,7 @@ def eval_command(
             sampling=Sampling(max_new_tokens),
             extra_metrics=extra_metrics,
             chat_template=of,
+            progress=progress,
         )
     results = comparison.to_dict()
     template = use_chat_template(from_card(*store.load(store.find(chosen[0]), lm.geometry)), of, lm).template

@@ -56,6 +56,9 @@ def generate_command(
     system: System = None,
     chat_template: ChatTemplate = "",
     base: Annotated[bool, typer.Option("--base", help="Let the base model without a prompt answer too.")] = False,
+    text_prompt: Annotated[
+        str | None, typer.Option(help="Let the base model with this instruction before the template answer too.")
+    ] = None,
     jsonl: Annotated[
         bool,
         typer.Option(
@@ -86,6 +89,7 @@ def generate_command(
     from softprompt.evaluation.routing import assign, expanded, routers_of
     from softprompt.formatting.chat_template import chat_template_of
     from softprompt.formatting.formatted_prompt import no_prompt
+    from softprompt.formatting.text_prompt import text_prompt as with_instruction
     from softprompt.inference.generate import Request, generate, load_prompts
     from softprompt.inference.sampling import Sampling
 
@@ -98,8 +102,11 @@ def generate_command(
     flat = expanded(chosen, routers)
     lm = load_base(model, flat, dtype, device, trust_remote_code, base_adapter, load_in, device_map)
     formatted_prompts = load_prompts(lm, flat, chat_template=chat_template_of(chat_template), system=system)
+    template = next(iter(formatted_prompts.values())).template
     if base:
-        formatted_prompts["(base)"] = no_prompt(lm, next(iter(formatted_prompts.values())).template)
+        formatted_prompts["(base)"] = no_prompt(lm, template)
+    if text_prompt is not None:
+        formatted_prompts["(text prompt)"] = with_instruction(lm, template, unescaped(text_prompt))
     columns = [*chosen, *(name for name in formatted_prompts if name not in flat)]
     requests = chosen_requests or [Request(text, name, where) for where, text in rows for name in columns]
     requests = assign(lm, routers, formatted_prompts, requests)

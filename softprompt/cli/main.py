@@ -91,7 +91,7 @@ def settings(
 
 def run() -> None:
     """Entry point: run a verb; a `SoftpromptError` becomes a message and exit code 1."""
-    _one_line_warnings()
+    one_line_warnings()
     try:
         app()
     except SoftpromptError as error:
@@ -113,7 +113,7 @@ def _is_not_about_enums(record: logging.LogRecord) -> bool:
     return "Enum subclass" not in record.getMessage()
 
 
-def _one_line_warnings() -> None:
+def one_line_warnings() -> None:
     """Print a warning of this package as one line on stderr, once, without the place in the code."""
     logging.getLogger("torch.utils._pytree").addFilter(_is_not_about_enums)
     shown, package = set[str](), str(Path(__file__).parents[1])

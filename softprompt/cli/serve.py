@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +30,7 @@ from softprompt.cli.options import (
     TrustRemoteCode,
     with_settings,
 )
+from softprompt.cli.serve_jobs import ServedJobs, open_jobs
 from softprompt.engine.registry import AnyEngineSpec, BaseModelOptions, missing_packages
 from softprompt.errors import ConfigError, MissingExtraError, UnreachableError
 from softprompt.server.config import ServerConfig
@@ -36,12 +39,13 @@ from softprompt.settings import resolve_settings
 if TYPE_CHECKING:
     from softprompt.prompts.prompt_store import PromptStore
     from softprompt.server.rate_limit import RateLimit
+    from softprompt.server.routes.studio import ReportHashes
     from softprompt.server.service import Service
 
 SERVER_PACKAGES = ("fastapi", "limits", "prometheus_client", "structlog", "uvicorn")  # the extra `serve`
 
 
-@with_settings(ServerConfig, repeatable=["prompt", "limit", "allow_host"], defaults=True)
+@with_settings(ServerConfig, repeatable=["prompt", "limit", "allow_host", "allow_origin"], defaults=True)
 def serve_command(
     context: typer.Context,
     flags: Flags,
@@ -65,10 +69,23 @@ def serve_command(
     """
     settings = resolve_settings(ServerConfig, flags)
     spec = engine_named(engine)
-    engine_options = parse_engine_options(spec, context.args)
-    check_installed(spec)
+    base = BaseModelOptions(dtype, device, trust_remote_code, load_in, device_map)
+    chosen = EngineChoice(spec, parse_engine_options(spec, context.args), base, model, base_adapter)
+    run_serve(settings, chosen, check=check)
+
+
+def run_serve(
+    settings: ServerConfig, engine: EngineChoice, *, check: bool = False, on_start: Callable[[str], None] | None = None
+) -> None:
+    """Serve until a signal comes, or with `check` answer once with each model and exit.
+
+    Args:
+        on_start: called with the server's address when requests are about to be answered.
+    """
+    check_installed(engine.spec)
     from softprompt.server.api_keys import ADMIN_ENV, USER_ENV, ApiKeys, read_keys
     from softprompt.server.app import create_app
+    from softprompt.server.cors import parse_origins
     from softprompt.server.limits import parse_limits
     from softprompt.server.logs import configure
     from softprompt.server.rate_limit import RateLimit
@@ -76,23 +93,53 @@ def serve_command(
 
     keys = ApiKeys(read_keys(USER_ENV, settings.api_keys), read_keys(ADMIN_ENV, settings.admin_keys))
     rate_limit = RateLimit(parse_limits(settings.limit), settings.rate)
-    prompts = find_prompts(settings)
+    prompts, origins = find_prompts(settings), parse_origins(settings.allow_origin)
+    jobs = None if check else open_jobs(settings)
     check_address(settings.host, keys)
     as_json = settings.log == "json" or (settings.log == "auto" and not sys.stderr.isatty())
     configure("json" if as_json else "console")
     listening = None if check else listen(settings.host, settings.port)
-    base = spec.prepare_base(BaseModelOptions(dtype, device, trust_remote_code, load_in, device_map))
-    chosen = _Engine(spec, engine_options, base, model, base_adapter)
-    service = _load_service(settings, prompts, rate_limit, chosen)
+    prepared = replace(engine, base=engine.spec.prepare_base(engine.base))
+    service = _load_service(settings, prompts, rate_limit, prepared, jobs)
     if listening is None:
         raise typer.Exit(asyncio.run(_checked(service)))
     hosts = frozenset(map(str.lower, settings.allow_host)) or default_hosts(settings.host)
-    app = create_app(service, keys, hosts=hosts, log_content=settings.log_content, openapi=settings.openapi)
-    asyncio.run(run_server(service, app, listening))
+    app = create_app(
+        service,
+        keys,
+        hosts=hosts,
+        origins=origins,
+        log_content=settings.log_content,
+        openapi=settings.openapi,
+        jobs=None if jobs is None else jobs.store,
+        studio=settings.studio,
+        reports=None if jobs is None else report_hashes(),
+    )
+    started = partial(on_start or _nothing, _address(settings.host, listening))
+    with nullcontext() if jobs is None else jobs.workers(service.limits.drain_s):
+        asyncio.run(run_server(service, app, listening, started))
+
+
+def report_hashes() -> ReportHashes:
+    """What the reports of inspections hold besides plain HTML."""
+    from softprompt.report.page import page_hashes
+    from softprompt.server.routes.studio import ReportHashes
+
+    return ReportHashes(*page_hashes())
+
+
+def _address(host: str, listening: socket) -> str:
+    """The server's address on this machine."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listening.getsockname()[1]}"
+
+
+def _nothing(address: str) -> None:
+    """There is nobody to tell."""
 
 
 @dataclass(frozen=True)
-class _Engine:
+class EngineChoice:
     """The chosen engine, its options, and the base model that it runs."""
 
     spec: AnyEngineSpec
@@ -206,25 +253,33 @@ def _check_places(places: int, pinned: int, folder: Path | PromptStore | None) -
         )
 
 
-def _load_service(settings: ServerConfig, prompts: ServedPrompts, rate_limit: RateLimit, engine: _Engine) -> Service:
+def _load_service(
+    settings: ServerConfig, prompts: ServedPrompts, rate_limit: RateLimit, engine: EngineChoice, jobs: ServedJobs | None
+) -> Service:
     """The base model, loaded, with its engine and the soft prompts; the engine is not started."""
     from softprompt.cli.base_model import load_base
     from softprompt.server.catalogue import Catalogue
-    from softprompt.server.service import Service, served_name
+    from softprompt.server.model_directory import served_name
+    from softprompt.server.service import Service
 
     base = engine.base
     named = [] if engine.model else prompts.paths()
     places = (base.dtype, base.device, base.trust_remote_code, engine.adapter, base.load_in, base.device_map)
     lm = load_base(engine.model, named, *places)
+    name = settings.served_name or served_name(lm.name)
+    if jobs is not None:
+        jobs.configure(lm, name, engine.model or lm.name, engine.adapter, base)
     return Service(
         lm,
         engine.spec.create(lm, engine.options, base),
         Catalogue(lm.geometry, prompts.folder, prompts.pinned, prompts.urls),
-        name=settings.served_name or served_name(lm.name),
+        name=name,
         places=settings.max_loaded,
         pinned=frozenset(prompts.pinned),
         rate_limit=rate_limit,
         chat_template=settings.chat_template,
+        system_turns=settings.system,
+        jobs=None if jobs is None else jobs.names(lm),
     )
 
 

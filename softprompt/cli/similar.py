@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +13,23 @@ from rich.text import Text
 
 from softprompt.cli.escape import escaped
 from softprompt.cli.options import NAME_HELP, AsJson
+
+if TYPE_CHECKING:
+    from softprompt.prompts.card import Card
+
+
+def comparable(own: Path, card: Card) -> list[Path]:
+    """The saved soft prompts of the same base model and form, without the one in the folder `own`."""
+    from softprompt.prompts import store
+
+    return [
+        path
+        for path, other in store.list_cards(store.home())
+        if not isinstance(other, Exception)
+        and path.resolve() != own.resolve()
+        and other.form == card.form
+        and card.geometry.differs(other.geometry) is None
+    ]
 
 
 def similar_command(
@@ -24,19 +42,10 @@ def similar_command(
     """
     from softprompt.editing.similarity import rank_by_similarity
     from softprompt.prompts import store
-    from softprompt.prompts.card import Card
 
     own = store.find(name)
     prompt, card = store.load(own)
-    trials = {
-        path.name: store.load(path)[0]
-        for path, other in store.list_cards(store.home())
-        if isinstance(other, Card)
-        and path.resolve() != own.resolve()
-        and other.form == card.form
-        and card.geometry.differs(other.geometry) is None
-    }
-    ranked = rank_by_similarity(prompt, trials)
+    ranked = rank_by_similarity(prompt, {path.name: store.load(path)[0] for path in comparable(own, card)})
     if as_json:
         rows = [{"name": other, "average": s.average, "per_token": s.per_token} for other, s in ranked]
         typer.echo(json.dumps({"name": card.name, "similar": rows}))

@@ -55,6 +55,7 @@ def sweep_command(
     share are flags, as in train: --template '…', --train.batch_size 4.
     """
     check_data_places(parse_sources(flags["data"]))
+    from softprompt.models.cores import limit_threads
     from softprompt.training.base_model import load_base_model
     from softprompt.training.prepare import prepare
     from softprompt.training.sweep import RUNGS, grid, sweep
@@ -71,6 +72,7 @@ def sweep_command(
     for task in prepared.tasks:
         for note in task.splits.notes:
             console.print(Text(f"note: {note}", style="yellow"))
+    limit_threads()
     lm = load_base_model(base, fsdp=base.fsdp, trust_remote_code=trust_remote_code)
     console.print(Text(f"base model  {lm.name}, frozen ({lm.reason})\ntrials      {len(configs)}"))
     count = sum(len(task.train) for task in prepared.tasks)

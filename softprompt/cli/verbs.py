@@ -19,7 +19,14 @@ import typer
 from typer.core import TyperCommand
 
 _ENTRY_POINTS = "softprompt.verbs"
-SECTIONS = ("Train and make", "Measure", "Use", "Look")  # in this order in --help; those of other packages follow
+SECTIONS = (
+    "Learn",
+    "Use",
+    "Look",
+    "Move",
+    "Serve",
+    "Manage",
+)  # in this order in --help; those of other packages follow
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,13 @@ def _builtin(
 
 
 BUILT_IN_VERBS = (
-    _builtin("train", "train", "train_command", "Train and make", "Train a soft prompt.", other_flags=True),
+    _builtin("demo", "demo", "demo_command", "Learn", "Write example rows to try everything with."),
+    _builtin("train", "train", "train_command", "Learn", "Train a soft prompt.", other_flags=True),
     _builtin(
         "distill",
         "distill",
         "distill_command",
-        "Train and make",
+        "Learn",
         "Distill a long text into a few virtual tokens.",
         other_flags=True,
         old_names=("distil",),
@@ -86,7 +94,7 @@ BUILT_IN_VERBS = (
         "sweep",
         "sweep",
         "sweep_command",
-        "Train and make",
+        "Learn",
         "Try many settings at once and keep the best.",
         other_flags=True,
     ),
@@ -94,34 +102,45 @@ BUILT_IN_VERBS = (
         "compose",
         "compose",
         "compose_command",
-        "Train and make",
+        "Learn",
         "Make a soft prompt from saved ones: sum, join, resize.",
     ),
-    _builtin("prune", "prune", "prune_command", "Train and make", "Keep the virtual tokens that matter most."),
-    _builtin("import", "import_prompt", "import_command", "Train and make", "Import a soft prompt of another tool."),
-    _builtin("export", "export", "export_command", "Train and make", "Export a soft prompt for another engine."),
-    _builtin("eval", "evaluate", "eval_command", "Measure", "Compare with the base model and a text prompt."),
-    _builtin("fidelity", "fidelity", "fidelity_command", "Measure", "Compare a distilled prompt with its full text."),
-    _builtin("inspect", "inspect", "inspect_command", "Measure", "Read a soft prompt: effect, words, tokens, layers."),
-    _builtin("similar", "similar", "similar_command", "Measure", "Rank saved soft prompts by similarity to one."),
+    _builtin("prune", "prune", "prune_command", "Learn", "Keep the virtual tokens that matter most."),
+    _builtin("data", "data", "data_app", "Learn", "Check, preview and convert training data."),
     _builtin("generate", "generate", "generate_command", "Use", "Generate with one or several soft prompts."),
     _builtin("chat", "chat", "chat_command", "Use", "Chat with a soft prompt in the terminal."),
+    _builtin("eval", "evaluate", "eval_command", "Look", "Compare with the base model and a text prompt."),
+    _builtin("fidelity", "fidelity", "fidelity_command", "Look", "Compare a distilled prompt with its full text."),
+    _builtin(
+        "inspect",
+        "inspect",
+        "inspect_command",
+        "Look",
+        "Read a soft prompt: effect, words, tokens, layers.",
+        command="softprompt.cli.inspect_files.InspectCommand",
+    ),
+    _builtin("verbalize", "verbalize", "verbalize_command", "Look", "Search a text that says what a prompt does."),
+    _builtin("similar", "similar", "similar_command", "Look", "Rank saved soft prompts by similarity to one."),
+    _builtin("list", "list_show", "list_command", "Look", "List the saved soft prompts."),
+    _builtin("show", "list_show", "show_command", "Look", "Show a soft prompt's card, after checking its tensors."),
+    _builtin("import", "import_prompt", "import_command", "Move", "Import a soft prompt of another tool."),
+    _builtin("export", "export", "export_command", "Move", "Export a soft prompt for another engine."),
+    _builtin("push", "push_pull", "push_command", "Move", "Push a soft prompt to the Hugging Face Hub."),
+    _builtin("pull", "push_pull", "pull_command", "Move", "Pull a soft prompt from the Hugging Face Hub."),
     _builtin(
         "serve",
         "serve",
         "serve_command",
-        "Use",
+        "Serve",
         "Serve soft prompts under OpenAI's API.",
         other_flags=True,
         command="softprompt.cli.engine_options.EngineCommand",
     ),
-    _builtin("push", "push_pull", "push_command", "Use", "Push a soft prompt to the Hugging Face Hub."),
-    _builtin("pull", "push_pull", "pull_command", "Use", "Pull a soft prompt from the Hugging Face Hub."),
-    _builtin("list", "list_show", "list_command", "Look", "List the saved soft prompts."),
-    _builtin("show", "list_show", "show_command", "Look", "Show a soft prompt's card, after checking its tensors."),
-    _builtin("data", "data", "data_app", "Look", "Check, preview and convert training data."),
-    _builtin("models", "models", "models_command", "Look", "List the base models on this machine."),
-    _builtin("doctor", "doctor", "doctor_command", "Look", "Show versions, hardware, folders and optional extras."),
+    _builtin("studio", "studio", "studio_command", "Serve", "Train, compare and inspect in the browser."),
+    _builtin("work", "work", "work_command", "Serve", "Train the fine-tuning jobs of a server."),
+    _builtin("jobs", "jobs", "jobs_app", "Serve", "List, show, follow and cancel fine-tuning jobs."),
+    _builtin("models", "models", "models_command", "Manage", "List the base models on this machine."),
+    _builtin("doctor", "doctor", "doctor_command", "Manage", "Show versions, hardware, folders and optional extras."),
 )
 
 _VERBS = {verb.name: verb for verb in BUILT_IN_VERBS}

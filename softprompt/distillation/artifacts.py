@@ -17,9 +17,10 @@ from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import size_of
 from softprompt.prompts.model_card import model_card
-from softprompt.training.artifacts import CURVE, curves
-from softprompt.training.loop import Result
-from softprompt.training.plots import can_plot, fidelity_by_size, learning_curve
+from softprompt.training.artifacts import CURVE, OBSERVED, curves, observations
+from softprompt.training.plots import can_plot, fidelity_by_size, learning_curve, observation_curves
+from softprompt.training.result import Result
+from softprompt.training.starts import Starts
 
 FIDELITY_PLOT = "fidelity.png"
 
@@ -41,11 +42,15 @@ def save_prompts(
         def plots(scratch: Path, name: str = card.name, trial: str = trial) -> None:
             if has_plots:
                 learning_curve(scratch / CURVE, name, *curves(prepared.run / "metrics.jsonl", trial))
+                if observed := observations(prepared.run / "metrics.jsonl", trial):
+                    observation_curves(scratch / OBSERVED, name, observed)
                 fidelity_by_size(scratch / FIDELITY_PLOT, prepared.folder.name, points)
 
         readme = model_card(card, bytes_on_disk=size_of(result.prompt), curve=CURVE if has_plots else None)
         card = store.save(folder, result.prompt, card, readme=readme, extras=plots, overwrite=overwrite)
+        Starts(prepared.run).keep(trial, 0, card)
         saved.append((folder, card))
+    Starts(prepared.run).forget_trials()
     with writing(prepared.run):
         write_json(prepared.run / "fidelity.json", report.to_dict())
         if has_plots:

@@ -37,8 +37,9 @@ from softprompt.training.base_model import load_base_model
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.events import Event
 from softprompt.training.initialization import build_start
-from softprompt.training.loop import Result, train
+from softprompt.training.loop import train
 from softprompt.training.recorder import RunRecorder, record_events
+from softprompt.training.result import Result
 from softprompt.training.resume import explained_refusal
 from softprompt.training.trial import Task, Trial
 
@@ -72,6 +73,7 @@ def distill(
     trust_remote_code: bool = False,
     extra_metrics: Mapping[str, Metric] | None = None,
     report: Callable[[Event], None] = lambda event: None,
+    on_validation: Callable[[Trial], None] = lambda trial: None,
 ) -> DistillationResult:
     """Distill a text and write the artifacts.
 
@@ -82,6 +84,7 @@ def distill(
         lm: the base model, if it is loaded already.
         extra_metrics: custom metrics of the fidelity report.
         report: called with every event: "study", "answers" and "fit" with their progress, then those of training.
+        on_validation: as in `train`.
 
     Raises:
         DataError: the text or the queries do not fit in the context.
@@ -99,7 +102,8 @@ def distill(
     trials = {str(size): _trial(prepared, lm, text, size, starts.get(size), splits) for size in prepared.sizes}
     recorder = RunRecorder(prepared.run, prepared.folder.name, settings, settings.train.track)
     with record_events(recorder, True, resume, report) as record, explained_refusal(prepared.run, settings):
-        outcomes = train(lm, list(trials.values()), prepared.run, resume=resume, report=record)
+        runs = list(trials.values())
+        outcomes = train(lm, runs, prepared.run, resume=resume, report=record, on_validation=on_validation)
     results = dict(zip(trials, outcomes, strict=True))
     if any(result.interrupted for result in outcomes):
         return DistillationResult(results)

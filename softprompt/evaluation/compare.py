@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.registry import shape_of
@@ -63,6 +64,7 @@ def compare(
     extra_metrics: Mapping[str, Metric] | None = None,
     training_rows: bool = False,
     chat_template: ChatTemplateOf = "",
+    progress: Callable[[str, float], None] = lambda evaluated, share: None,
 ) -> Comparison:
     """Evaluate base model, text prompt and the soft prompts `names` (one or several) on `rows`.
 
@@ -76,6 +78,7 @@ def compare(
         extra_metrics: further metrics by name, as in `evaluate`.
         training_rows: score rows that a soft prompt was trained on, too.
         chat_template: whose to use if the model has another one than a soft prompt was trained with.
+        progress: called with a name of what is evaluated, and the share of its rows that is done at least.
 
     Raises:
         StoreError, WrongBaseError: a soft prompt cannot be used.
@@ -99,11 +102,18 @@ def compare(
     if any(formatted.template != template for formatted in soft.values()):
         notes.append(f"the soft prompts have different templates; base model and text prompt have that of {names[0]}")
 
-    def scores_for(formatted: FormattedPrompt, labels: Sequence[str]) -> Evaluation:
-        return evaluate(lm, formatted, rows, labels=labels, sampling=sampling, extra_metrics=extra_metrics)
+    def scores_for(name: str, formatted: FormattedPrompt, labels: Sequence[str]) -> Evaluation:
+        tell = partial(progress, name)
+        tell(0.0)
+        own = evaluate(
+            lm, formatted, rows, labels=labels, sampling=sampling, extra_metrics=extra_metrics, progress=tell
+        )
+        tell(1.0)
+        return own
 
-    base_scores, text_scores = scores_for(base, card.labels), scores_for(text, card.labels)
-    scores = {name: scores_for(formatted, loaded[name][1].labels) for name, formatted in soft.items()}
+    base_scores = scores_for("base model", base, card.labels)
+    text_scores = scores_for("text prompt", text, card.labels)
+    scores = {name: scores_for(name, formatted, loaded[name][1].labels) for name, formatted in soft.items()}
     return Comparison(base_scores, text_scores, scores, tuple(notes))
 
 

@@ -12,15 +12,13 @@ request can name one.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
+from typing import cast
 
 from softprompt.errors import ConfigError
 from softprompt.evaluation.metrics import Score, bleu, bootstrap, exact_match, rouge_l, token_f1, valid_json
+from softprompt.user_function import load_user_function
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Score]  # answers, and the references of each
 RowMetric = Callable[[str, list[str]], float]  # one answer, and its references
@@ -46,7 +44,8 @@ def load_custom_metrics(names: Sequence[str]) -> dict[str, Metric]:
         if name in BUILT_IN_METRICS:
             metrics[name] = BUILT_IN_METRICS[name]
         elif place and function:
-            metrics[name] = row_by_row(_function(place, function), name)
+            loaded = load_user_function(name, "metric", _FORMAT)
+            metrics[name] = row_by_row(cast(RowMetric, loaded), name)
         else:
             known = ", ".join(BUILT_IN_METRICS)
             raise ConfigError("no such metric", where="--metric", expected=f"{known}, or {_FORMAT}", got=name)
@@ -81,29 +80,3 @@ def scores_of(
 ) -> dict[str, Score]:
     """The score of every metric on the same answers."""
     return {name: metric(answers, references) for name, metric in metrics.items()}
-
-
-def _function(place: str, name: str) -> RowMetric:
-    """The function called `name` in a file or an installed module."""
-    where = f"{place}:{name}"
-    try:
-        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        got = f"{type(error).__name__}: {error}"
-        raise ConfigError("the metric cannot be imported", where=where, expected=_FORMAT, got=got) from error
-    function: RowMetric | None = getattr(module, name, None)
-    if function is None or not callable(function):
-        functions = [other for other, value in vars(module).items() if callable(value) and other[:1] != "_"]
-        raise ConfigError("no such function", where=where, expected=f"one of {functions}", got=name)
-    return function
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None, "a path that ends in .py has a loader"
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

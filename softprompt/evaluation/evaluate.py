@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from softprompt.data.records import Record
 from softprompt.data.row_shapes.base import Scoring
@@ -72,6 +73,7 @@ def evaluate(
     labels: Sequence[str] = (),
     sampling: Sampling | None = None,
     extra_metrics: Mapping[str, Metric] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Evaluation:
     """Score a prompt on rows of one kind: classification, multiple choice, generation, or loss of plain text.
 
@@ -81,6 +83,7 @@ def evaluate(
         labels: all classes; those in the rows if empty. Classification only.
         sampling: for generation; greedy by default.
         extra_metrics: further metrics by name, of the answers (of a classification the likeliest labels).
+        progress: called with the share that is done, at least; it never falls.
 
     Raises:
         DataError: no rows, rows without answers, labels that are not among the classes.
@@ -92,19 +95,24 @@ def evaluate(
     scoring = scoring_of(records)
     if scoring in ("classification", "choices"):
         ranked = scoring == "classification"
-        evaluation = classification(lm, formatted, records, labels) if ranked else choice(lm, formatted, records)
+        evaluation = (
+            classification(lm, formatted, records, labels, progress)
+            if ranked
+            else choice(lm, formatted, records, progress)
+        )
         extra_scores = scores_of(extra_metrics, evaluation.answers, [record.references for record in records])
         return replace(evaluation, scores=evaluation.scores | extra_scores)
     if scoring == "loss":
         if extra_metrics:
             raise ConfigError("plain text has no answers to score", where="--metric", got=", ".join(extra_metrics))
-        return loss(lm, formatted, records)
+        return loss(lm, formatted, records, progress)
     for record in records:
         if not record.references:
             raise DataError("the row has no answer to compare with", where=record.where)
     records = compared_references(records, formatted.template, lm.tokenizer)
     part = compared_part(formatted.template, lm.tokenizer)
-    answers = [part(answer.text) for answer in answer_all(lm, formatted, records, sampling or Sampling())]
+    found = answer_all(lm, formatted, records, sampling or Sampling(), progress)
+    answers = [part(answer.text) for answer in found]
     references = [record.references for record in records]
     scores = answer_scores(answers, records) | scores_of(extra_metrics, answers, references)
     return Evaluation(scores, len(records), tuple(answers))
@@ -126,14 +134,18 @@ def answer_scores(answers: Sequence[str], records: Sequence[Record]) -> dict[str
 
 
 def classification(
-    lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
+    lm: FrozenLM,
+    formatted: FormattedPrompt,
+    records: Sequence[Record],
+    labels: Sequence[str],
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Evaluation:
     """Accuracy of the likeliest label (`accuracy`), and of the likeliest per token (`accuracy_norm`)."""
     classes = list(labels) or sorted({record.target for record in records if record.target is not None})
     for record in records:
         if record.target not in classes:
             raise DataError(f"label {record.target!r} is not among the classes", where=record.where, expected=classes)
-    totals, lengths = rank_labels(lm, formatted, records, classes)
+    totals, lengths = rank_labels(lm, formatted, records, classes, progress)
     best, best_norm = totals.argmax(1), (totals / lengths).argmax(1)
     truth = torch.tensor([classes.index(str(record.target)) for record in records])
     scores = {
@@ -144,7 +156,12 @@ def classification(
     return Evaluation(scores, len(records), answers, tuple(classes), tuple(map(tuple, totals.tolist())))
 
 
-def choice(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -> Evaluation:
+def choice(
+    lm: FrozenLM,
+    formatted: FormattedPrompt,
+    records: Sequence[Record],
+    progress: Callable[[float], None] = lambda share: None,
+) -> Evaluation:
     """Accuracy of each row's likeliest choice (`accuracy`), and of the likeliest per token (`accuracy_norm`).
 
     Raises DataError for a row without a right choice.
@@ -152,7 +169,7 @@ def choice(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) 
     for record in records:
         if record.target is None:
             raise DataError("the row does not say which choice is right", where=record.where)
-    ranked = rank_choices(lm, formatted, records)
+    ranked = rank_choices(lm, formatted, records, progress)
     rows = list(zip(records, ranked, strict=True))
     answers = [record.choices[int(totals.argmax())] for record, (totals, _) in rows]
     best_norm = [record.choices[int((totals / lengths).argmax())] for record, (totals, lengths) in rows]
@@ -164,7 +181,13 @@ def choice(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) 
     return Evaluation(scores, len(records), tuple(answers), log_likelihoods=likelihoods)
 
 
-def answer_all(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], sampling: Sampling) -> list[Answer]:
+def answer_all(
+    lm: FrozenLM,
+    formatted: FormattedPrompt,
+    records: Sequence[Record],
+    sampling: Sampling,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[Answer]:
     """Generated answers, in the order of the rows."""
     prefix = formatted.prefix(lm)
     with torch.no_grad():
@@ -172,6 +195,15 @@ def answer_all(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Recor
     bodies = [prompt_ids(record, formatted.template, lm.tokenizer) for record in records]
     check_records(lm, records, bodies, prefixes.lengths[0] + lm.beside_text(sampling.max_new_tokens))
     ends, rows = end_ids(lm, formatted.template), len(bodies)
+    tokens = [0] * rows * sampling.n
+
+    def count(active: Sequence[int], logits: Tensor) -> None:
+        for i in set(range(len(tokens))) - set(active):
+            tokens[i] = sampling.max_new_tokens if tokens[i] else 0  # it has ended, or not begun
+        for i in active:
+            tokens[i] += 1
+        progress(sum(tokens) / (len(tokens) * sampling.max_new_tokens))
+
     return decode_batch(
         lm,
         prefixes,
@@ -181,23 +213,31 @@ def answer_all(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Recor
         end_ids=[ends] * rows,
         stops=[formatted.stop] * rows,
         before=[(*prefix.lead, *prefix.follow)] * rows,
+        on_logits=count,
     )
 
 
 @torch.no_grad()
-def loss(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -> Evaluation:
+def loss(
+    lm: FrozenLM,
+    formatted: FormattedPrompt,
+    records: Sequence[Record],
+    progress: Callable[[float], None] = lambda share: None,
+) -> Evaluation:
     """Mean -log p of the learned tokens (loss), and its exponential (perplexity)."""
     prefixes = prepare_prefixes(lm, [formatted.prefix(lm)])
     examples = tokenize(records, formatted.template, lm.tokenizer, max_length=sys.maxsize)
     check_vocabulary([(example.where, example.ids) for example in examples], lm.tokenizer, lm.geometry.vocab)
     rows = [(example.where, len(example.ids), prefixes.lengths[0]) for example in examples]
     check_context(lm, rows, "leave the row out, or give the text prompt fewer --shots")
-    sums = [0.0] * len(examples)
+    sums, done = [0.0] * len(examples), 0
     for part in by_tokens([len(example.ids) for example in examples], _TOKENS):
         batch = [examples[i] for i in part]
         losses = token_losses(lm, prefixes, batch)
         for i, row_losses in zip(part, losses.split([learned_tokens([row]) for row in batch]), strict=True):
             sums[i] = row_losses.sum().item()
+        done += len(part)
+        progress(done / len(examples))
     score = metrics.mean_loss(sums, [learned_tokens([example]) for example in examples])
     perplexity = Score(math.exp(score.value), math.exp(score.low), math.exp(score.high))
     return Evaluation({"loss": score, "perplexity": perplexity}, len(examples))

@@ -7,7 +7,7 @@ Shapes: R rows, M inner nodes of the label trie, E edges, H width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,11 @@ HEAD_POSITIONS = 256  # positions whose logits are in memory at once
 
 @torch.no_grad()
 def rank_labels(
-    lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record], labels: Sequence[str]
+    lm: FrozenLM,
+    formatted: FormattedPrompt,
+    records: Sequence[Record],
+    labels: Sequence[str],
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihood [R, labels] of every label after every row's text, and number of tokens [labels] of each label."""
     trie = LabelTrie.of(lm, formatted, labels)
@@ -38,13 +42,21 @@ def rank_labels(
     check_records(lm, records, bodies, prefixes.lengths[0] + lm.beside_text(max(trie.lengths) - 1))
     totals = torch.zeros(len(records), len(labels))
     states_of, sizes = (_levels, _level_tokens) if lm.is_encoder_decoder else (_packed, _packed_tokens)
+    done = 0
     for part in by_tokens(sizes(bodies, prefixes, trie), _TOKENS):
         totals[part] = trie.totals(lm, states_of(lm, prefixes, [bodies[i] for i in part], trie)).cpu()
+        done += len(part)
+        progress(done / len(records))
     return totals, torch.tensor(trie.lengths, dtype=torch.float)
 
 
 @torch.no_grad()
-def rank_choices(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Record]) -> list[tuple[Tensor, Tensor]]:
+def rank_choices(
+    lm: FrozenLM,
+    formatted: FormattedPrompt,
+    records: Sequence[Record],
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[tuple[Tensor, Tensor]]:
     """For each row the log-likelihood [C] of each of its own C choices after its text, and their numbers of tokens [C].
 
     The choices of a row are a trie of their own; rows of a causal model run packed, whatever their choices.
@@ -58,13 +70,17 @@ def rank_choices(lm: FrozenLM, formatted: FormattedPrompt, records: Sequence[Rec
     if lm.is_encoder_decoder:
         for i, (body, trie) in enumerate(zip(bodies, tries, strict=True)):
             totals[i] = trie.totals(lm, _levels(lm, prefixes, [body], trie))[0].cpu()
+            progress((i + 1) / len(records))
     else:
         sizes = [len(body) + len(trie.tokens) for body, trie in zip(bodies, tries, strict=True)]
+        done = 0
         for part in by_tokens(sizes, _TOKENS):
             rows = [tries[i].row_for(bodies[i]) for i in part]
             states = hidden_states(lm, prefixes, rows).split([len(row.ids) for row in rows])
             for i, row_states in zip(part, states, strict=True):
                 totals[i] = tries[i].totals(lm, row_states[None, len(bodies[i]) - 1 :])[0].cpu()
+            done += len(part)
+            progress(done / len(records))
     lengths = [torch.tensor(trie.lengths, dtype=torch.float) for trie in tries]
     return list(zip(totals, lengths, strict=True))
 

@@ -9,7 +9,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 from softprompt.errors import ConfigError, EngineError, MissingExtraError
 from softprompt.export.base import EngineAnswer
 from softprompt.json_types import JSON, JSONObject
+from softprompt.models.cores import usable_cores
 
 START_S, ANSWER_S = 300.0, 600.0
 _LISTED = 20  # tokens of a step whose log-probabilities are returned
@@ -211,7 +211,7 @@ def _command(options: ServerOptions, port: int) -> list[str]:
         port,
         "--no-warmup",
         "-t",
-        _threads(),
+        usable_cores(),  # waiting threads of llama.cpp keep theirs busy
         "-fa",
         "auto" if options.flash else "off",
     ]
@@ -236,14 +236,9 @@ def _parameters(options: ServerOptions, port: int) -> dict[str, object]:
         "swa_full": options.swa_full,
         "hostnames": ["127.0.0.1"],
         "port": port,
-        "cpuparams.n_threads": _threads(),
+        "cpuparams.n_threads": usable_cores(),
         "warmup": False,
     }
-
-
-def _threads() -> int:
-    """Cores that this process may use; waiting threads of llama.cpp keep theirs busy."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _becomes_ready(server: LlamaServer, process: subprocess.Popen[bytes]) -> bool:

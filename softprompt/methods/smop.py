@@ -84,8 +84,8 @@ class SMoP(Method):
 
 
 def _input_ids(row: Example) -> tuple[int, ...]:
-    """Token ids of a row before its first learned token."""
-    return row.ids[: row.mask.index(True)]
+    """Token ids of a row before its first learned token, or all of a row whose answer is not known yet."""
+    return row.ids[: row.mask.index(True)] if True in row.mask else row.ids
 
 
 def _save(method: Method, folder: Path, names: Sequence[str], overwrite: bool) -> None:

@@ -9,15 +9,17 @@ import datetime
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from softprompt.models.geometry import Geometry
-from softprompt.prompts.base import SoftPrompt
-from softprompt.prompts.forms import form_names
+
+if TYPE_CHECKING:  # torch: a card is read without it
+    from softprompt.prompts.base import SoftPrompt
 
 FORMAT_VERSION = 1
+_BUILT_IN_FORMS = ("embedding", "kv", "state")  # known without importing torch
 
 
 class Layout(BaseModel):
@@ -83,6 +85,10 @@ class Card(BaseModel):
     @field_validator("form")
     @classmethod
     def _form_is_registered(cls, value: str) -> str:
+        if value in _BUILT_IN_FORMS:
+            return value
+        from softprompt.prompts.forms import form_names
+
         if value not in form_names():
             raise ValueError(f"unknown form {value!r}, known are {', '.join(form_names())}")
         return value

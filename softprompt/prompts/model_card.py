@@ -45,10 +45,22 @@ def model_card(card: Card, *, bytes_on_disk: int, curve: str | None) -> str:
         f'```\nsoftprompt generate {card.name} --model {base} "your text"\n```',
         "| result | value |\n|---|---|\n" + metrics if metrics else "",
         f"![learning curve]({curve})" if curve else "",
-        f"Method: {card.method.get('name', 'unknown')}. Training rows: {card.data.get('train_rows', 'unknown')}. "
+        f"Method: {card.method.get('name', 'unknown')}. {_objective(card)}"
+        f"Training rows: {card.data.get('train_rows', 'unknown')}. "
         "A soft prompt is derived from its training data: treat it with the same care.",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _objective(card: Card) -> str:
+    """The objective as a sentence, such as "Objective: dpo (beta 0.1, reference start). "; "" for next tokens."""
+    objective = card.recipe.get("objective")
+    if not isinstance(objective, dict):
+        return ""
+    settings = cast("dict[str, object]", objective)
+    kept = ("beta", "reference", "label_smoothing", "reward", "group_size", "temperature", "max_new_tokens")
+    shown = ", ".join(f"{name.replace('_', ' ')} {settings[name]}" for name in kept if name in settings)
+    return f"Objective: {settings.get('name')} ({shown}). "
 
 
 def public_name(base: str) -> str:
@@ -91,7 +103,7 @@ def hub_model_card(card: Card, repo: str, *, bytes_on_disk: int, pictures: Seque
         "## Results\n\nAs its card has them, of training and of rows held out from it." if scores else "",
         "| result | value |\n|---|---|\n" + table if scores else "",
         *(f"![{Path(name).stem}]({name})" for name in pictures),
-        f"Method: {method}. Training rows: {card.data.get('train_rows', 'unknown')}. "
+        f"Method: {method}. {_objective(card)}Training rows: {card.data.get('train_rows', 'unknown')}. "
         "A soft prompt is derived from its training data: treat it with the same care.",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"

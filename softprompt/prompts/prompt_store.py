@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from softprompt.data.template import Template
+from softprompt.errors import SoftpromptError
+from softprompt.files import remove_folder
 from softprompt.models.geometry import Geometry
 from softprompt.prompts import store
+from softprompt.prompts.card import Card
 
 SETTLE_NS = 2_000_000_000  # a folder that changed more recently may change again within the same timestamp
 
@@ -35,12 +39,17 @@ class StoredPrompt:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """The fields of a card that a listing shows."""
+    """The fields of a card that a listing shows.
+
+    Attributes:
+        fields: of the template's text, in order of first use; a text for several is a JSON object with them.
+    """
 
     form: str
     n_tokens: int
     sha256: str
     base: Geometry
+    fields: tuple[str, ...] = ()
 
 
 class PromptStore(Protocol):
@@ -117,6 +126,13 @@ class LocalStore:
     def look_again(self) -> None:
         """Nothing to do."""
 
+    def remove(self, name: str) -> bool:
+        """Delete a soft prompt or router with its files; False if there is none. Raises StoreError."""
+        if self.listed(name) is None:
+            return False
+        remove_folder(self.folder / name)
+        return True
+
 
 def listed_folder(folder: Path) -> StoredPrompt | None:
     """The soft prompt or router in a folder of this machine, for a listing; None if there is none, or it is a link."""
@@ -131,7 +147,16 @@ def listed_folder(folder: Path) -> StoredPrompt | None:
     return None
 
 
+def listed_facts(card: Card, base: Geometry) -> CardFacts:
+    """What a listing shows of a card; `base` is its geometry. A damaged template has no fields here."""
+    try:
+        fields = Template.from_dict(card.template).names
+    except SoftpromptError:
+        fields = ()
+    return CardFacts(card.form, card.n_tokens, card.sha256, base, fields)
+
+
 def card_facts(folder: Path) -> CardFacts:
     """What a listing shows of the card in a folder. Raises StoreError if it is damaged."""
     card = store.load_card(folder)
-    return CardFacts(card.form, card.n_tokens, card.sha256, card.geometry)
+    return listed_facts(card, card.geometry)

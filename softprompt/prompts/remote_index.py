@@ -42,6 +42,7 @@ class _Facts(BaseModel):
     n_tokens: int
     sha256: str
     base: int  # number of its entry in the file's `bases`
+    fields: tuple[str, ...] = ()  # not in older files
 
 
 class _Entry(BaseModel):
@@ -89,13 +90,13 @@ def _entry(prompt: RemotePrompt, numbers: Mapping[Geometry, int]) -> _Entry:
         n_tokens=prompt.facts.n_tokens,
         sha256=prompt.facts.sha256,
         base=numbers[prompt.facts.base],
+        fields=prompt.facts.fields,
     )
     return _Entry(**asdict(prompt.stored), read=prompt.read, digest=prompt.digest, fetched=prompt.fetched, facts=facts)
 
 
 def _prompt(entry: _Entry, bases: list[Geometry]) -> RemotePrompt:
-    facts = entry.facts and CardFacts(
-        entry.facts.form, entry.facts.n_tokens, entry.facts.sha256, bases[entry.facts.base]
-    )
+    told = entry.facts
+    facts = told and CardFacts(told.form, told.n_tokens, told.sha256, bases[told.base], told.fields)
     stored = StoredPrompt(entry.file, entry.stamp, entry.created)
     return RemotePrompt(stored, entry.read, facts, entry.digest, entry.fetched)

@@ -25,7 +25,7 @@ from softprompt.models.sources import cache_home
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
 from softprompt.prompts.folder_cache import FolderCache
-from softprompt.prompts.prompt_store import CardFacts, StoredPrompt
+from softprompt.prompts.prompt_store import CardFacts, StoredPrompt, listed_facts
 from softprompt.prompts.remote_files import RemoteFile, RemoteFiles, Waited, digest_of, shown_url
 from softprompt.prompts.remote_index import RemotePrompt, read_index, write_index
 from softprompt.prompts.router import ROUTER_TENSORS, load_router
@@ -266,4 +266,4 @@ def _facts(content: bytes, bases: dict[Geometry, Geometry]) -> CardFacts | None:
     except (ValueError, RecursionError):
         return None
     base = bases.setdefault(card.geometry, card.geometry)
-    return CardFacts(card.form, card.n_tokens, card.sha256, base)
+    return listed_facts(card, base)

@@ -201,7 +201,7 @@ def _contents(folder: Path, card: Card, repo: str, size: int) -> dict[str, Path 
     ][:_MAX_PICTURES]
     named = [path.name for path in pictures]
     readme = hub_model_card(card, repo, bytes_on_disk=size, pictures=named)
-    public = json.dumps(_public_card(card), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    public = json.dumps(public_card(card), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return {
         store.TENSORS: (folder / store.TENSORS).resolve(),
         store.CARD: public.encode(),
@@ -210,7 +210,7 @@ def _contents(folder: Path, card: Card, repo: str, size: int) -> dict[str, Path 
     }
 
 
-def _public_card(card: Card) -> dict[str, object]:
+def public_card(card: Card) -> dict[str, object]:
     """The card without paths of this machine: of each the last part stays."""
     base = card.base | {"base": public_name(card.geometry.base)}
     notes = {section: _without_paths(getattr(card, section)) for section in ("method", "recipe", "data", "metrics")}

@@ -12,16 +12,17 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from softprompt.errors import StoreError, WrongBaseError
 from softprompt.files import read_json, read_tensors, recover_all, recover_folder, write_folder, write_json
 from softprompt.models.geometry import Geometry
-from softprompt.prompts.base import Shape, SoftPrompt
 from softprompt.prompts.card import FORMAT_VERSION, Card
-from softprompt.prompts.forms import check_fits, form_class, prompt_digest
+
+if TYPE_CHECKING:  # torch: listing, finding and reading cards do without it
+    from softprompt.prompts.base import Shape, SoftPrompt
 
 PROMPT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of a soft prompt
 CARD = "card.json"
@@ -131,6 +132,10 @@ def save(
         extras: writes further files (a plot) to the folder that it is called with.
         overwrite: replace an artifact of that name instead of refusing.
     """
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+
+    from softprompt.prompts.forms import check_fits, prompt_digest
+
     folder = locate(folder) if isinstance(folder, str) else folder
     check_free(folder, overwrite)
     prompt = prompt.freeze()
@@ -186,6 +191,8 @@ def load(folder: Path | str, geometry: Geometry | None = None) -> tuple[SoftProm
         StoreError: missing, damaged, oversized or altered files.
         WrongBaseError: made for another base model; names both.
     """
+    from softprompt.prompts.forms import check_fits, form_class, prompt_digest
+
     folder = find(folder) if isinstance(folder, str) else folder
     card = load_card(folder)
     reason = geometry.differs(card.geometry) if geometry is not None else None

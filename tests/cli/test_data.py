@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from softprompt.cli.data import data_app
+from softprompt.data.row_shapes.preferences import REMARK
 from softprompt.errors import DataError
 from tests.support.bytes_tokenizer import BytesTokenizer
 from tests.support.reasoning import reasoning_tokenizer
@@ -166,7 +167,7 @@ def test_check_and_preview_say_which_shape_was_recognized(tmp_path: Path) -> Non
 def test_check_notes_what_is_not_learned(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b"} for i in range(20)]
     report = json.loads(run("check", write_jsonl(tmp_path / "rows.jsonl", *rows), "--json").stdout)
-    assert report["notes"][0] == "20 of 20 rows: the chosen answers are learned; the rejected ones are not used"
+    assert report["notes"][0] == f"20 of 20 rows: {REMARK}"
 
 
 def test_columns_by_other_names(tmp_path: Path) -> None:

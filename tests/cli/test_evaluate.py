@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from softprompt.cli import progress
 from softprompt.cli.evaluate import print_comparison
+from softprompt.cli.progress import evaluation_progress
 from softprompt.errors import ConfigError, DataError, ModelError, SoftpromptError, StoreError, WrongBaseError
 from softprompt.evaluation import compare
 from tests.support.rows import labelled, write_jsonl
@@ -219,3 +223,26 @@ def test_a_vote_that_cannot_be_held(names: str, part: str, trained: Path, tmp_pa
     path = same_answer(tmp_path / "rows.jsonl", "ok", 2)
     error = refused("eval", names, "--data", path, "--vote")
     assert isinstance(error, ConfigError) and part in str(error)
+
+
+def test_progress_in_plain_lines(trained: Path, tmp_path: Path) -> None:
+    path = same_answer(tmp_path / "rows.jsonl", "ok", 4)
+    error = done("eval", "ok", "--data", path, *OPTIONS).stderr
+    names = ["base model (1/3)", "text prompt (2/3)", "ok (3/3)"]
+    lines = [line for line in error.splitlines() if line.startswith("evaluating") and not line.endswith("%")]
+    assert lines == [f"evaluating {name}" for name in names]
+
+
+def test_progress_on_a_terminal_and_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    with evaluation_progress(Console(file=out, force_terminal=True, width=80, _environ={}), 2) as tell:
+        tell("base model", 0.25)
+        tell("a\x1b", 0.5)
+    assert " 50%" in out.getvalue() and "a\\x1b (2/2)" in out.getvalue()
+    lines, now = io.StringIO(), [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with evaluation_progress(Console(file=lines, width=80), 2) as tell:
+        for share in (0.0, 0.1, 0.2, 0.3):
+            tell("base model", share)
+            now[0] += 6
+    assert lines.getvalue().splitlines() == ["evaluating base model (1/2)", "evaluating base model (1/2), 20%"]

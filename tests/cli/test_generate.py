@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 from softprompt.cli import generate as verb
 from softprompt.cli.main import app
 from softprompt.errors import ConfigError, DataError, StoreError, WrongBaseError
+from softprompt.formatting.text_prompt import text_prompt
 from softprompt.inference import generate
+from softprompt.inference.sampling import Sampling
+from softprompt.models.loading import load_model
 from softprompt.prompts import store
 from tests.support.shell import done, json_lines, refused, softprompt
 
@@ -92,6 +95,16 @@ def test_the_base_model_beside_it(trained: Path) -> None:
     assert [line[0] for line in lines] == ["ok", "(base)"] * 2
     assert [line[2] for line in lines if line[0] == "ok"] == ["ok", "ok"]
     assert "ok" not in [line[2] for line in lines if line[0] == "(base)"]
+
+
+def test_a_text_prompt_beside_it(trained: Path, base: Path) -> None:
+    """The base model with an instruction, as `eval` compares with it."""
+    lines = answers("ok", ASKED[0], "--base", "--text-prompt", r"Say ok.\nOr not.")
+    assert [line[0] for line in lines] == ["ok", "(base)", "(text prompt)"]
+    lm = load_model(str(base), dtype="float32", device="cpu")
+    formatted = text_prompt(lm, generate.load_prompts(lm, ["ok"])["ok"].template, "Say ok.\nOr not.")
+    (alone,) = generate.generate(lm, {"x": formatted}, [generate.Request(ASKED[0], "x")], Sampling(8))
+    assert lines[2][2] == alone.text != lines[1][2]
 
 
 def test_options_of_sampling(trained: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from softprompt.cli.main import fail, run
 from softprompt.cli.verbs import BUILT_IN_VERBS, SECTIONS
 from softprompt.errors import ConfigError, StoreError
+from softprompt.prompts import store
+from tests.support.artifacts import card, prompt
 from tests.support.shell import done, softprompt
 
 VERBS = (*(verb.name for verb in BUILT_IN_VERBS), "data check", "data preview")
@@ -139,17 +142,24 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 HEAVY = ("torch", "transformers", "accelerate", "matplotlib")
 
 
-@pytest.mark.parametrize("verb", ["", "train"])
-def test_help_does_not_wait_for_torch(verb: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [("--help", "Usage: softprompt"), ("train --help", "Usage: softprompt"), ("list", "embedding")],
+)
+def test_what_needs_no_torch_does_not_wait_for_it(
+    arguments: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path))
+    store.save(tmp_path / "tone", prompt("embedding"), card())
     code = (
         "import sys\nfrom softprompt.cli.main import run\n"
-        f"sys.argv = ['softprompt', *{verb.split()!r}, '--help']\n"
+        f"sys.argv = ['softprompt', *{arguments.split()!r}]\n"
         "try:\n    run()\n"
         f"finally:\n    print('loaded:', *(name for name in {HEAVY!r} if name in sys.modules))\n"
     )
     result = start("-c", code)
     assert result.returncode == 0, result.stderr
-    assert "Usage: softprompt" in result.stdout
+    assert shown in result.stdout
     assert result.stdout.splitlines()[-1] == "loaded:"
 
 

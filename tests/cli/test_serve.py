@@ -90,6 +90,10 @@ def test_the_cards_name_the_base_model(shelf: Path) -> None:
         (("--api-keys", "none"), "cannot be read"),
         (("--port", "70000"), "port"),
         (("--log", "yaml"), "log"),
+        (("--allow-origin", "localhost:3000"), "not an origin"),
+        (("--system", "maybe"), "system"),
+        (("--workers", "2"), "add --jobs"),
+        (("--share-prompts",), "--share-prompts: this is for fine-tuning jobs"),
     ],
 )
 def test_what_cannot_be_served(given: tuple[str, ...], message: str, base: Path, shelf: Path) -> None:
@@ -159,22 +163,30 @@ def test_from_the_command_line_to_an_answer_and_back(base: Path, shelf: Path) ->
     """A process of its own: it says where it listens, answers, and ends with 0 when it is told to."""
     key = "k" * 32
     environment = {**os.environ, "SOFTPROMPT_API_KEYS": key, "PYTHONPATH": str(Path(__file__).parents[2])}
-    arguments = [str(option) for option in (*options(base, shelf), "--port", 0, "--log", "json")]
+    page = "http://localhost:3000"
+    chosen = ("--allow-origin", page, "--allow-origin", "https://a.example", "--system", "ignore")
+    arguments = [str(option) for option in (*options(base, shelf), "--port", 0, "--log", "json", *chosen)]
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "serve", *arguments], stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stderr is not None
         port = _port(process.stderr)
         body = json.dumps({"model": "one", "prompt": "A", "temperature": 0, "max_tokens": 4}).encode()
-        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json", "origin": page}
         asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", body, headers)
         with urllib.request.urlopen(asked, timeout=60) as reply:
             assert json.load(reply)["usage"]["completion_tokens"] == 4
+            assert reply.headers["access-control-allow-origin"] == page
+        turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A"}]
+        body = json.dumps({"model": "one", "messages": turns, "max_tokens": 1}).encode()
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, headers)
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            assert reply.status == 200, "the system turn is ignored"
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
         assert process.wait(60) == 0
     events = [json.loads(line)["event"] for line in rest.splitlines()]
-    assert events == ["request", "draining", "stopped"]
+    assert events == ["request", "request", "draining", "stopped"]
     assert key not in rest
 
 

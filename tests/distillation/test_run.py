@@ -39,6 +39,7 @@ from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
 from softprompt.settings import resolve_settings
 from softprompt.training.events import Event
+from softprompt.training.starts import find_start
 from tests.cli.conftest import saved_model
 from tests.support.rows import write_jsonl
 
@@ -245,9 +246,12 @@ def test_several_sizes_learn_together_what_they_learn_alone(base: Path, place: P
         assert kv is not None and same is not None
         assert_close(kv[0], same[0], rtol=2e-4, atol=2e-4)
     assert both.fidelity is not None and list(both.fidelity.soft) == ["8", "16"]
+    for size, (folder, card) in zip((8, 16), both.saved, strict=True):
+        start = find_start(folder, card)
+        assert start is not None and start.n_tokens == size
 
 
-@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning", "residual", "p-tuning-v2"])
+@pytest.mark.parametrize("method", ["prefix-tuning", "residual"])
 def test_a_stopped_run_goes_on_to_the_same_prompt(
     method: str, base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

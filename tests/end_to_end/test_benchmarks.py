@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import quality, quality_table
+from benchmarks import constraints, quality, quality_table
+from tests.support.tiny import tiny_lm
 
 
 @pytest.mark.parametrize(
@@ -46,3 +49,11 @@ def test_the_quality_table() -> None:
     assert "| auto | 0.910 ± 0.014 (2) | 0.600 | 31.3 | 0.755 |" in text
     assert "| base | 0.800 |  |  |  |" in text
     assert "## all training rows, 5 minutes a system (m, bfloat16)" in text
+
+
+def test_what_a_schema_costs_is_measured() -> None:
+    """Every row makes its tokens, with and without a schema."""
+    with torch.no_grad():
+        found = asyncio.run(constraints.measure(tiny_lm("llama"), constraints.QUICK))
+    assert found["throughput_lost"]["free"] == 0
+    assert found["tokens_per_second"].keys() == {"free", "every other row", "every row"}

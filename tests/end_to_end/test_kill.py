@@ -114,7 +114,7 @@ def test_killed_at_random_moments(runs: Runs, straight: tuple[dict[str, Any], st
     assert 0 < reached < wanted["step"]
     assert runs.finish(tmp_path) == wanted
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [f"checkpoint-{wanted['step'] - 1:06d}", f"checkpoint-{wanted['step']:06d}"]
+    assert left == [f"checkpoint-{wanted['step'] - 1:06d}", f"checkpoint-{wanted['step']:06d}", "starts"]
 
 
 def test_killed_at_every_write(runs: Runs, tmp_path: Path) -> None:

@@ -151,7 +151,8 @@ def test_all_get_the_same_rows_labels_and_sampling(monkeypatch: pytest.MonkeyPat
         "3",
     ]
     assert all(given is rows for _, given, _ in seen)
-    assert [options for *_, options in seen] == [{"labels": LABELS, "sampling": Sampling(7), "extra_metrics": None}] * 3
+    wanted = {"labels": LABELS, "sampling": Sampling(7), "extra_metrics": None}
+    assert [{key: value for key, value in options.items() if key != "progress"} for *_, options in seen] == [wanted] * 3
     base, text, last = (formatted for formatted, *_ in seen)
     assert base.prompt is None and text.prompt is None and last.prompt is not None and soft.prompt is not None
     assert prompt_digest(last.prompt) == prompt_digest(soft.prompt)

@@ -24,9 +24,34 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> Tensor:
                 cache.update(layer[0][None], layer[1][None], i)
         out = lm.hf_model(input_ids=text, past_key_values=cache, use_cache=True)
     else:
-        parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long))]
+        parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long, device=lm.device))]
         if isinstance(prefix.prompt, EmbeddingPrompt):
             parts.append(prefix.prompt.embeddings)
         parts.append(lm.embed(text[0]))
         out = lm.hf_model(inputs_embeds=torch.cat(parts)[None], use_cache=False)
     return out.logits[0, -len(ids) :]
+
+
+@torch.no_grad()
+def given_logprobs(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> list[tuple[int, Tensor | None]]:
+    """Words of the prefix and text, each with all log-probabilities [V] before it, from one pass with everything."""
+    text = [*prefix.lead, *prefix.follow, *ids]
+    if isinstance(prefix.prompt, KVPrompt):
+        cache = DynamicCache()
+        for i, layer in enumerate(prefix.prompt.layers):
+            if layer is not None:
+                cache.update(layer[0][None], layer[1][None], i)
+        logits_TV = lm.hf_model(
+            input_ids=torch.tensor([text], device=lm.device), past_key_values=cache, use_cache=True
+        ).logits[0]
+        before: list[Tensor | None] = [None, *logits_TV[:-1].log_softmax(-1)]
+    else:
+        parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long, device=lm.device))]
+        if isinstance(prefix.prompt, EmbeddingPrompt):
+            parts.append(prefix.prompt.embeddings)
+        parts.append(lm.embed(torch.tensor([*prefix.follow, *ids], device=lm.device)))
+        logits_TV = lm.hf_model(inputs_embeds=torch.cat(parts)[None], use_cache=False).logits[0]
+        before = [None, *logits_TV[:-1].log_softmax(-1)]
+        first = len(prefix.lead)
+        del before[first : len(before) - len(prefix.follow) - len(ids)]
+    return list(zip(text, before, strict=True))

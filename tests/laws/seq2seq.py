@@ -90,7 +90,9 @@ def plain_encoder(lm: FrozenLM, x_LH: Tensor, prefix: Sequence[KV]) -> Tensor:
             for query in range(length)
         ]
         biased = own if own.has_relative_attention_bias else encoder.block[0].layer[0].SelfAttention
-        scores = q @ k.transpose(1, 2) + biased.relative_attention_bias(torch.tensor(ranks)).permute(2, 0, 1)
+        scores = q @ k.transpose(1, 2) + biased.relative_attention_bias(
+            torch.tensor(ranks, device=x_LH.device)
+        ).permute(2, 0, 1)
         x_LH = x_LH + own.o((scores.softmax(-1) @ v).transpose(0, 1).reshape(length, -1))
         x_LH = block.layer[-1](x_LH)
     return encoder.final_layer_norm(x_LH)
@@ -98,7 +100,7 @@ def plain_encoder(lm: FrozenLM, x_LH: Tensor, prefix: Sequence[KV]) -> Tensor:
 
 def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequence[int]) -> Tensor:
     """Logits [len(answer), V] that predict an answer, with gradient."""
-    parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long))]
+    parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long, device=lm.device))]
     if isinstance(prefix.prompt, EmbeddingPrompt):
         parts.append(prefix.prompt.embeddings)
     parts.append(lm.embed([*prefix.follow, *text, END]))
@@ -111,12 +113,12 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequ
     both = EncoderDecoderCache(*caches)
     both.is_updated = {}  # the cross-attention's keys and values are not known yet: append them
     decoder: Any = lm.hf_model.get_decoder()
-    ids = torch.tensor([[0, *answer[:-1]]])
+    ids = torch.tensor([[0, *answer[:-1]]], device=lm.device)
     out = decoder(input_ids=ids, encoder_hidden_states=states[None], past_key_values=both, use_cache=True)
     return lm.logits(out.last_hidden_state[0])
 
 
 def own_logits(lm: FrozenLM, text: Sequence[int], answer: Sequence[int]) -> Tensor:
     """What the model itself says, fed ids and labels and nothing else."""
-    ids = torch.tensor([[*text, END]])
-    return lm.hf_model(input_ids=ids, labels=torch.tensor([list(answer)])).logits[0]
+    ids = torch.tensor([[*text, END]], device=lm.device)
+    return lm.hf_model(input_ids=ids, labels=torch.tensor([list(answer)], device=lm.device)).logits[0]

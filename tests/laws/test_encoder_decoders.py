@@ -67,7 +67,7 @@ def mixed(lm: FrozenLM, *, grad: bool = False) -> list[Prefix]:
 
 def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequence[int]) -> Tensor:
     """Logits [len(answer), V] by Transformers' own model: embeddings concatenated, keys and values in its caches."""
-    parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long))]
+    parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long, device=lm.device))]
     if isinstance(prefix.prompt, EmbeddingPrompt):
         parts.append(prefix.prompt.embeddings)
     parts.append(lm.embed([*prefix.follow, *text, END]))
@@ -80,7 +80,7 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequ
                 cache.update(kv[0][None], kv[1][None], i)
     both = EncoderDecoderCache(own, cross)
     both.is_updated = {}  # the cross-attention's keys and values are not known yet: append them
-    ids = torch.tensor([[*lm.start_ids, *answer[:-1]]])
+    ids = torch.tensor([[*lm.start_ids, *answer[:-1]]], device=lm.device)
     out = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         decoder_input_ids=ids,
@@ -92,8 +92,10 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequ
 
 def own_logits(lm: FrozenLM, text: Sequence[int], answer: Sequence[int]) -> Tensor:
     """What the model itself says, fed ids and nothing else."""
-    ids = torch.tensor([[*lm.start_ids, *answer[:-1]]])
-    return lm.hf_model(input_ids=torch.tensor([[*text, END]]), decoder_input_ids=ids, use_cache=False).logits[0]
+    ids = torch.tensor([[*lm.start_ids, *answer[:-1]]], device=lm.device)
+    return lm.hf_model(
+        input_ids=torch.tensor([[*text, END]], device=lm.device), decoder_input_ids=ids, use_cache=False
+    ).logits[0]
 
 
 def ours(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequence[int]) -> Tensor:
@@ -126,7 +128,10 @@ def test_law_1_keys_and_values_taken_in_context_stand_for_their_tokens(family: s
     text, answer = (TEXT[p:] if "encoder" in sites else TEXT), ANSWER
     prefixes = prepare_prefixes(lm, [Prefix(only(lm, cut, sites))])
     assert isinstance(prefixes, Seq2SeqPrefixKV)
-    whole = lm.hf_model(input_ids=torch.tensor([[*TEXT, END]]), decoder_input_ids=torch.tensor([written])).logits[0]
+    whole = lm.hf_model(
+        input_ids=torch.tensor([[*TEXT, END]], device=lm.device),
+        decoder_input_ids=torch.tensor([written], device=lm.device),
+    ).logits[0]
     if "decoder" in sites:  # the decoder's first token of this call is the answer's first, not a start token
         session_text, starts = text, lm.start_ids
         lm.__dict__["start_ids"] = (ANSWER[0],)
@@ -149,12 +154,12 @@ def test_law_2_loss_and_gradient(family: str, checkpointed: bool) -> None:
     with lm.checkpoint_layers(checkpointed):
         loss = token_losses(lm, prepare_prefixes(lm, prefixes), rows, OWNERS).sum()
         found = torch.autograd.grad(loss, leaves, allow_unused=True)
-    losses = [torch.zeros(0)]
+    losses = [torch.zeros(0, device=lm.device)]
     for row, owner in zip(rows, OWNERS, strict=True):
         if any(row.mask):
             text, answer, mask = split(row)
             logits = plain_logits(lm, prefixes[owner], text, answer)
-            losses.append(cross_entropy(logits[mask], torch.tensor(answer)[mask], reduction="none"))
+            losses.append(cross_entropy(logits[mask], torch.tensor(answer, device=lm.device)[mask], reduction="none"))
     wanted = torch.autograd.grad(torch.cat(losses).sum(), leaves, allow_unused=True)
     assert_close(loss, torch.cat(losses).sum(), rtol=1e-5, atol=0)
     felt = 0
@@ -193,7 +198,7 @@ def test_law_3_a_session_with_rows_that_leave_and_split(family: str) -> None:
         active, written = [active[i] for i in kept], [written[i] for i in kept]
         new = text_ids(len(active), 300 + step)
         written = [[*old, token] for old, token in zip(written, new, strict=True)]
-        states = growing.step(torch.tensor(new))
+        states = growing.step(torch.tensor(new, device=lm.device))
         for i, row in enumerate(active):
             wanted = plain_logits(lm, prefixes[prefix_ids[row]], texts[row], [*written[i], 0])[-1:]
             check_close(lm.logits(states[i : i + 1]), wanted)
@@ -204,7 +209,10 @@ def test_an_encoder_that_chooses_its_attention_by_length_does_so_for_each_text()
     """BigBird attends to all of a short text, and would go on so; a long one beside it is not padded with it."""
     lm, long, short = tiny_encoder_decoder("bigbird_pegasus"), text_ids(70, 5), text_ids(6, 6)
     fresh: Any = tiny_encoder_decoder_model("bigbird_pegasus")
-    read, ids = torch.tensor([[*long, END]]), torch.tensor([[*lm.start_ids, *ANSWER[:-1]]])
+    read, ids = (
+        torch.tensor([[*long, END]], device=lm.device),
+        torch.tensor([[*lm.start_ids, *ANSWER[:-1]]], device=lm.device),
+    )
     wanted = fresh(input_ids=read, decoder_input_ids=ids).logits[0]
     prefixes = prepare_prefixes(lm, [Prefix()])
     assert isinstance(prefixes, Seq2SeqPrefixKV)

@@ -22,7 +22,9 @@ AROUND = [((), ()), ((31, 32), ()), ((), (33, 34, 35)), ((31, 32), (33, 34, 35))
 
 def whole_text(lm: FrozenLM, before: list[int], row: list[int]) -> torch.Tensor:
     """What the model itself, fed ids and nothing else, says of the row's tokens."""
-    return lm.hf_model(input_ids=torch.tensor([before + row]), use_cache=False).logits[0, len(before) :]
+    return lm.hf_model(input_ids=torch.tensor([before + row], device=lm.device), use_cache=False).logits[
+        0, len(before) :
+    ]
 
 
 def check(lm: FrozenLM, prefix: Prefix, before: list[int]) -> None:

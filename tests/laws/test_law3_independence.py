@@ -77,7 +77,7 @@ def test_session_with_rows_that_leave(family: str, kinds: list[tuple[int, int]],
         session.keep(torch.tensor(kept))
         active = [active[i] for i in kept]
         new = text_ids(len(active), 300 + step)
-        states = session.step(torch.tensor(new))
+        states = session.step(torch.tensor(new, device=lm.device))
         assert states is session.hidden
         for i, row in enumerate(active):
             rows[row] = [*rows[row], new[i]]

@@ -32,7 +32,7 @@ def test_the_digest_sees_one_bit() -> None:
     weight = lm.embedding.weight
     old = weight[17, 3].item()
     with torch.no_grad():
-        weight[17, 3] = torch.nextafter(weight[17, 3], torch.tensor(9.0))
+        weight[17, 3] = torch.nextafter(weight[17, 3], weight.new_tensor(9.0))
         changed = lm.digest()
         weight[17, 3] = old
     assert changed != before

@@ -15,7 +15,7 @@ from softprompt.files import read_json, read_tensors
 from softprompt.methods.registry import method_spec, method_specs
 from softprompt.prompts.forms import prompt_digest
 from softprompt.training.events import Event
-from softprompt.training.loop import Result
+from softprompt.training.result import Result
 from tests.support.tasks import learner, run
 from tests.support.tiny import FAMILIES, tiny_lm
 

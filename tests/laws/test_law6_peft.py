@@ -146,5 +146,7 @@ def made(lm: FrozenLM, form: str, layout: Layout, **facts: object) -> tuple[Soft
 
 
 def exported(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path) -> Path:
-    peft.write(folder, prompt, card, lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long)))
+    peft.write(
+        folder, prompt, card, lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long, device=lm.device))
+    )
     return folder

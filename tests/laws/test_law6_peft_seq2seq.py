@@ -75,7 +75,9 @@ def drafted(lm: FrozenLM, prompt: SoftPrompt, layout: Layout | None = None) -> C
 
 
 def exported(lm: FrozenLM, prompt: SoftPrompt, card: Card, folder: Path) -> Path:
-    peft.write(folder, prompt, card, lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long)))
+    peft.write(
+        folder, prompt, card, lm.embed(torch.tensor(layout_ids(lm, card.layout)[0], dtype=torch.long, device=lm.device))
+    )
     return folder
 
 

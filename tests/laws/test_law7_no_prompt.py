@@ -32,7 +32,9 @@ def test_verify_passes(family: str) -> None:
 def test_empty_prefix(family: str) -> None:
     lm = tiny_lm(family)
     with torch.no_grad():
-        wanted = [lm.hf_model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in ROWS]
+        wanted = [
+            lm.hf_model(input_ids=torch.tensor([row], device=lm.device), use_cache=False).logits[0] for row in ROWS
+        ]
         for prefixes in ([Prefix()], [*mixed_prefixes(lm), Prefix()]):
             number = len(prefixes) - 1
             own = prepare_prefixes(lm, prefixes)

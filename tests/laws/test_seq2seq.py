@@ -63,12 +63,12 @@ def split(example: Example) -> tuple[tuple[int, ...], tuple[int, ...], list[bool
 def plain_losses(
     lm: FrozenLM, prefixes: Sequence[Prefix], rows: Sequence[Example], prefix_ids: Sequence[int]
 ) -> Tensor:
-    losses = [torch.zeros(0)]
+    losses = [torch.zeros(0, device=lm.device)]
     for row, owner in zip(rows, prefix_ids, strict=True):
         if any(row.mask):
             text, answer, mask = split(row)
             logits = plain_logits(lm, prefixes[owner], text, answer)
-            losses.append(cross_entropy(logits[mask], torch.tensor(answer)[mask], reduction="none"))
+            losses.append(cross_entropy(logits[mask], torch.tensor(answer, device=lm.device)[mask], reduction="none"))
     return torch.cat(losses)
 
 
@@ -102,7 +102,10 @@ def test_law_1_keys_and_values_taken_in_context_stand_for_their_tokens(family: s
     cut = KVPrompt(tuple(None if kv is None else (kv[0][0, :, :p], kv[1][0, :, :p]) for kv in layers))
     gone = {"encoder", "cross"} <= set(sites)
     prefix = Prefix(only(lm, cut, sites if gone else [s for s in sites if s == "decoder"]))
-    whole = lm.hf_model(input_ids=torch.tensor([[*TEXT, 2]]), decoder_input_ids=torch.tensor([written])).logits[0]
+    whole = lm.hf_model(
+        input_ids=torch.tensor([[*TEXT, 2]], device=lm.device),
+        decoder_input_ids=torch.tensor([written], device=lm.device),
+    ).logits[0]
     wanted = whole[p:] if "decoder" in sites else own_logits(lm, TEXT, ANSWER)
     check_close(ours(lm, prefix, TEXT[p:] if gone else TEXT, ANSWER), wanted)
 
@@ -123,9 +126,11 @@ def test_what_is_harvested(family: str) -> None:
     lm = tiny_seq2seq(family)
     prompt = harvest(lm, TEXT)
     check_fits(prompt, lm.geometry)
-    states = lm.hf_model.get_encoder()(input_ids=torch.tensor([TEXT])).last_hidden_state
+    states = lm.hf_model.get_encoder()(input_ids=torch.tensor([TEXT], device=lm.device)).last_hidden_state
     out = lm.hf_model(
-        input_ids=torch.tensor([TEXT]), decoder_input_ids=torch.tensor([[0, *TEXT[:-1]]]), use_cache=True
+        input_ids=torch.tensor([TEXT], device=lm.device),
+        decoder_input_ids=torch.tensor([[0, *TEXT[:-1]]], device=lm.device),
+        use_cache=True,
     ).past_key_values
     for site, cache in (("decoder", out.self_attention_cache), ("cross", out.cross_attention_cache)):
         for kv, layer in zip(at(lm, Prefix(prompt), site), cache.layers, strict=True):
@@ -217,7 +222,7 @@ def test_law_3_a_session_with_rows_that_leave_and_split(family: str) -> None:
         active, written = [active[i] for i in kept], [written[i] for i in kept]
         new = text_ids(len(active), 300 + step)
         written = [[*old, token] for old, token in zip(written, new, strict=True)]
-        states = growing.step(torch.tensor(new))
+        states = growing.step(torch.tensor(new, device=lm.device))
         assert states is growing.hidden
         for i, row in enumerate(active):
             wanted = plain_logits(lm, prefixes[prefix_ids[row]], texts[row], [*written[i], 0])[-1:]

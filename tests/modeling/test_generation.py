@@ -94,9 +94,9 @@ def test_a_conversation_continues_from_its_cache() -> None:
     more = torch.cat([first.sequences, torch.tensor([[40, 41]])], 1)
     second = model.generate(more, past_key_values=first.past_key_values, max_new_tokens=3, **options)
     assert second.sequences[0, more.shape[1] :].tolist() == greedy(model, more[0].tolist(), 3)
-    cache = model(torch.tensor([row[:4]])).past_key_values
+    cache = model(torch.tensor([row[:4]], device=model.device)).past_key_values
     for start, end in ((4, 7), (7, 8), (8, 9)):
-        out = model(torch.tensor([row[start:end]]), past_key_values=cache)
+        out = model(torch.tensor([row[start:end]], device=model.device), past_key_values=cache)
         wanted = wanted_logits(model, row[:end])[start:]
         assert torch.allclose(out.logits[0], wanted, rtol=1e-4, atol=5e-5)
     assert cache.get_seq_length() == 9

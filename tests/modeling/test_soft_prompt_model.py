@@ -42,10 +42,10 @@ def test_the_public_name() -> None:
 def test_a_text_with_bos_is_run_as_it_was_trained(form: str) -> None:
     """BOS stands before the virtual tokens, once. A text that lacks it is the same text."""
     model, row = prompted("llama", form, bos=True), text_ids(6, 1)
-    logits = model(torch.tensor([[BOS, *row]])).logits[0]
+    logits = model(torch.tensor([[BOS, *row]], device=model.device)).logits[0]
     lead = (BOS,) if form == "embedding" else ()
     check_close(logits[1:], plain_logits(model.lm, Prefix(model.model.live(), lead), row))
-    check_close(model(torch.tensor([row])).logits[0], logits[1:])
+    check_close(model(torch.tensor([row], device=model.device)).logits[0], logits[1:])
     if form == "embedding":  # BOS predicts what follows the whole prefix
         embeds = torch.cat([model.lm.embed([BOS]), model.model.live().tensors()["embeddings"]])
         check_close(logits[0], model.get_base_model()(inputs_embeds=embeds[None]).logits[0, -1])
@@ -58,7 +58,7 @@ def test_a_text_with_bos_is_run_as_it_was_trained(form: str) -> None:
 @torch.no_grad()
 def test_bos_alone_is_a_text() -> None:
     model = prompted("llama", "embedding", bos=True)
-    first = model(torch.tensor([[BOS]])).logits[0, 0]
+    first = model(torch.tensor([[BOS]], device=model.device)).logits[0, 0]
     out = model.generate(torch.tensor([[BOS]]), max_new_tokens=2, do_sample=False, eos_token_id=None)
     assert out[0, 1] == first.argmax()
     assert out[0, 2] == wanted_logits(model, [int(out[0, 1])])[-1].argmax()
@@ -100,7 +100,7 @@ def test_several_sequences_in_a_row() -> None:
 def test_the_likelihood_of_a_sentence() -> None:
     """log p of every token given the earlier ones and the soft prompt."""
     model, row = prompted(), texts(9)[2]
-    logits = model(torch.tensor([row])).logits[0].log_softmax(-1)
+    logits = model(torch.tensor([row], device=model.device)).logits[0].log_softmax(-1)
     total = sum(logits[i, token] for i, token in enumerate(row[1:]))
     wanted = wanted_logits(model, row).log_softmax(-1)
     assert_close(total, sum(wanted[i, token] for i, token in enumerate(row[1:])), rtol=1e-4, atol=1e-4)
@@ -109,12 +109,15 @@ def test_the_likelihood_of_a_sentence() -> None:
 @torch.no_grad()
 def test_kept_logits() -> None:
     model, (row,) = prompted(), texts(1, (7,))
-    whole = model(torch.tensor([row])).logits
+    whole = model(torch.tensor([row], device=model.device)).logits
     for kept in (1, 3):
-        check_close(model(torch.tensor([row]), logits_to_keep=kept, use_cache=False).logits, whole[:, -kept:])
+        check_close(
+            model(torch.tensor([row], device=model.device), logits_to_keep=kept, use_cache=False).logits,
+            whole[:, -kept:],
+        )
     columns = torch.tensor([0, 4])
-    check_close(model(torch.tensor([row]), logits_to_keep=columns).logits, whole[:, columns])
-    assert torch.equal(model(torch.tensor([row]), return_dict=False)[0], whole)
+    check_close(model(torch.tensor([row], device=model.device), logits_to_keep=columns).logits, whole[:, columns])
+    assert torch.equal(model(torch.tensor([row], device=model.device), return_dict=False)[0], whole)
 
 
 @torch.no_grad()
@@ -144,9 +147,9 @@ def test_the_context_that_is_left() -> None:
     most = model.config.max_position_embeddings
     assert most == model.lm.geometry.max_positions - 5
     assert model.get_base_model().config.max_position_embeddings == model.lm.geometry.max_positions
-    model(torch.tensor([text_ids(most, 0)]))
+    model(torch.tensor([text_ids(most, 0)], device=model.device))
     with pytest.raises(DataError, match="do not fit"):
-        model(torch.tensor([text_ids(most + 1, 0)]))
+        model(torch.tensor([text_ids(most + 1, 0)], device=model.device))
 
 
 def test_the_base_is_never_in_training_mode() -> None:
@@ -248,7 +251,9 @@ def test_imported_prompts_stand_before_bos() -> None:
     model = SoftPromptModel(lm, replace(prompt, card=prompt.card.model_copy(update={"layout": layout})))
     row = [BOS, *text_ids(4, 1)]
     with torch.no_grad():
-        check_close(model(torch.tensor([row])).logits[0], plain_logits(lm, Prefix(model.model.live()), row))
+        check_close(
+            model(torch.tensor([row], device=model.device)).logits[0], plain_logits(lm, Prefix(model.model.live()), row)
+        )
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])

@@ -24,7 +24,7 @@ from softprompt.models.geometry import Geometry
 from softprompt.models.loading import load_model, load_tokenizer, vocabulary_size
 from softprompt.models.sources import adapted_name, find_source, is_here
 from softprompt.prompts.model_card import public_name
-from softprompt.server.service import served_name
+from softprompt.server.model_directory import served_name
 from tests.support.cases import check_close, text_ids
 from tests.support.lora import TARGETS, logits_of, lora_model, save_lora
 from tests.support.saved import save_tiny

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from softprompt.prompts.card import _BUILT_IN_FORMS  # pyright: ignore[reportPrivateUsage]
 from softprompt.prompts.forms import form_class, form_names
 
 PACKAGE = Path(__file__).parents[2] / "softprompt"
@@ -46,3 +47,8 @@ def test_no_one_else_asks_which_form_a_prompt_has(path: Path) -> None:
 )
 def test_such_a_question_would_be_noticed(source: str) -> None:
     assert any(asks_for_a_form(node) for node in ast.walk(ast.parse(source)))
+
+
+def test_a_card_of_a_built_in_form_is_checked_without_the_forms() -> None:
+    """Which would import torch."""
+    assert form_names() == _BUILT_IN_FORMS

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from softprompt.data.template import Template
 from softprompt.errors import EngineError
 from softprompt.formatting.formatted_prompt import layout_for
+from softprompt.jobs.store import JobStore
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
@@ -24,8 +25,11 @@ from softprompt.prompts.prompt_store import PromptStore
 from softprompt.server.api_keys import ApiKeys
 from softprompt.server.app import create_app
 from softprompt.server.catalogue import Catalogue
+from softprompt.server.chat_reading import SystemTurns
+from softprompt.server.job_prompts import JobPrompts
 from softprompt.server.limits import Limits
 from softprompt.server.rate_limit import RateLimit
+from softprompt.server.routes.studio import ReportHashes
 from softprompt.server.service import Service
 from softprompt.server.uvicorn_server import listen, serve
 from tests.support.cases import random_prompt
@@ -129,8 +133,8 @@ class Reply:
 
     @property
     def events(self) -> list[Any]:
-        """Of a stream, without [DONE], which must be there."""
-        lines = self.raw.decode().split("\n\n")
+        """Of a stream, without comments and [DONE], which must be there."""
+        lines = [line for line in self.raw.decode().split("\n\n") if not line.startswith(":")]
         assert lines[-2:] == ["data: [DONE]", ""]
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
@@ -146,10 +150,17 @@ def live(
     rate: str = "",
     pinned: Mapping[str, Path] | None = None,
     hosts: frozenset[str] = frozenset(),
+    origins: tuple[str, ...] = (),
+    system_turns: SystemTurns = "",
     log_content: bool = False,
+    lm: FrozenLM | None = None,
+    jobs: JobStore | None = None,
+    job_prompts: JobPrompts | None = None,
+    studio: bool = False,
+    reports: ReportHashes | None = None,
 ) -> Iterator[Live]:
-    """A server for the tiny model until the block ends; it must end by itself."""
-    lm, started = tiny_lm("llama", bos=True), threading.Event()
+    """A server for the tiny model, or another one, until the block ends; it must end by itself."""
+    lm, started = lm or tiny_lm("llama", bos=True), threading.Event()
     engine = OracleEngine(lm, slots)
     catalogue = Catalogue(lm.geometry, folder, pinned or {})
     names = frozenset(pinned or ())
@@ -161,8 +172,13 @@ def live(
         places=places,
         pinned=names,
         rate_limit=RateLimit(limits or Limits(drain_s=1), rate),
+        system_turns=system_turns,
+        jobs=job_prompts,
     )
-    app = create_app(service, ApiKeys([USER], [ADMIN]) if keys is None else keys, hosts=hosts, log_content=log_content)
+    keys = ApiKeys([USER], [ADMIN]) if keys is None else keys
+    app = create_app(
+        service, keys, hosts=hosts, origins=origins, log_content=log_content, jobs=jobs, studio=studio, reports=reports
+    )
     listening, loops = listen("127.0.0.1", 0), list[asyncio.AbstractEventLoop]()
     port: int = listening.getsockname()[1]
 

@@ -45,4 +45,4 @@ def logits_of(model: Any, ids: list[int], **more: Any) -> torch.Tensor:
     """Logits [T, V] of one text."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return model(input_ids=torch.tensor([ids]), **more).logits[0]
+        return model(input_ids=torch.tensor([ids], device=model.device), **more).logits[0]

@@ -28,6 +28,7 @@ _attention: dict[str, Any] = _common | {
 }
 _mla: dict[str, Any] = _attention | {"num_key_value_heads": 4}
 _gemma4: dict[str, Any] = _attention | {"num_hidden_layers": 4, "global_head_dim": 8}
+_gemma4_dense: dict[str, Any] = _gemma4 | {"global_head_dim": 16, "num_global_key_value_heads": 1}
 _mamba_layers: dict[str, Any] = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
@@ -134,6 +135,31 @@ NO_CACHE_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, context_length=256, attention_hidden_size=32
     ),
 }
+# Exact models whose attention or cache is not that of a Llama, for the serving engine.
+SERVED_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
+    "gpt_oss": lambda: tf.GptOssConfig(
+        **_attention,
+        head_dim=8,
+        sliding_window=11,
+        layer_types=["sliding_attention", "full_attention"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "gemma4_dense": lambda: tf.Gemma4TextConfig(
+        **_gemma4_dense,
+        head_dim=8,
+        sliding_window=11,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=0,
+    ),
+    "stablelm": lambda: tf.StableLmConfig(**_attention),
+    "nemotron": lambda: tf.NemotronConfig(**_attention),
+}
+# Attention outside Transformers' interface.
+UNSERVED_CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
+    "gptj": lambda: tf.GPTJConfig(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256, rotary_dim=4),
+}
 ODD_CONFIGS = STATE_CONFIGS | MASK_CONFIGS | CACHE_CONFIGS | HEAD_CONFIGS | PER_LAYER_CONFIGS | NO_CACHE_CONFIGS
 
 
@@ -141,7 +167,7 @@ ODD_CONFIGS = STATE_CONFIGS | MASK_CONFIGS | CACHE_CONFIGS | HEAD_CONFIGS | PER_
 def odd_lm(family: str) -> FrozenLM:
     """A frozen tiny model; shared between tests. Its weights are large enough that a mistake shows."""
     torch.manual_seed(0)
-    model = tf.AutoModelForCausalLM.from_config(ODD_CONFIGS[family]()).eval()
+    model = tf.AutoModelForCausalLM.from_config((ODD_CONFIGS | SERVED_CONFIGS | UNSERVED_CONFIGS)[family]()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

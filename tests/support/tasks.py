@@ -14,7 +14,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
 from softprompt.training.config import TrainConfig
 from softprompt.training.events import Event
-from softprompt.training.loop import Result, train
+from softprompt.training.loop import train
+from softprompt.training.result import Result
 from softprompt.training.trial import Task, Trial
 from tests.support.cases import random_prompt, text_ids
 

@@ -1,6 +1,7 @@
 """Random tiny models of every supported family and a byte tokenizer: no downloads, milliseconds a forward.
 
-They are on the CPU, or on the device that SOFTPROMPT_TEST_DEVICE names; not every test is written for another one yet.
+They are float32 on the CPU, or of the dtype and on the device in SOFTPROMPT_TEST_DTYPE and SOFTPROMPT_TEST_DEVICE
+(`scripts/test-gpu`; its report sorts the tests that are not written for another one).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ CHATML = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
 DEVICE = os.environ.get("SOFTPROMPT_TEST_DEVICE", "cpu")
+DTYPE: torch.dtype = getattr(torch, os.environ.get("SOFTPROMPT_TEST_DTYPE", "float32"))
 VOCAB = 300  # 4 special + 256 bytes + some never used
 
 _common: dict[str, Any] = {
@@ -124,7 +126,7 @@ def tiny_tokenizer(*, bos: bool = False, closing: bool = False) -> tf.PreTrained
 
 @functools.cache
 def tiny_model(family: str, seed: int = 0) -> tf.PreTrainedModel:
-    """A random float32 model with weights large enough that every part of it matters."""
+    """A random model with weights large enough that every part of it matters."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
     config._attn_implementation = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
@@ -133,7 +135,7 @@ def tiny_model(family: str, seed: int = 0) -> tf.PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0.0, 0.3)
-    return model.to(DEVICE)  # type: ignore[arg-type]
+    return model.to(DEVICE, DTYPE)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -144,14 +146,14 @@ def tiny_lm(family: str = "llama", *, bos: bool = False) -> FrozenLM:
 
 @functools.cache
 def tiny_seq2seq_model(family: str = "t5", seed: int = 0) -> tf.PreTrainedModel:
-    """A random float32 encoder–decoder; its biases of relative positions are large enough to matter."""
+    """A random encoder–decoder; its biases of relative positions are large enough to matter."""
     torch.manual_seed(seed)
     model = tf.AutoModelForSeq2SeqLM.from_config(SEQ2SEQ_CONFIGS[family]()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0.0, 1.0 if "relative_attention_bias" in name else 0.3)
-    return model.to(DEVICE)  # type: ignore[arg-type]
+    return model.to(DEVICE, DTYPE)  # type: ignore[arg-type]
 
 
 @functools.cache

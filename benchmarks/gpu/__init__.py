@@ -1,0 +1,1 @@
+"""What an accelerator says, in one command: checks first, then measures. See docs/gpu.md; start reading at `runner`."""
