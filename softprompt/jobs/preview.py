@@ -92,11 +92,11 @@ def preview_rows(
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         data.mkdir()
-        read = _copy_head(training, data / TRAIN_FILE)
-        is_whole = read >= n_rows
-        if validation is not None and is_whole:  # its labels may be further down in a file that is not read to its end
-            _copy_head(validation, data / VALIDATION_FILE)
         with _in_words_of_the_api(data):
+            read = _copy_head(training, data / TRAIN_FILE)
+            is_whole = read >= n_rows
+            if validation is not None and is_whole:  # labels may be further down in a file that is not read to its end
+                _copy_head(validation, data / VALIDATION_FILE)
             settings = job_settings(new, base, data, f"{scratch}/preview", base.device, _start(new, base))
             prepared = prepare_job(new, settings, resume=False)
             assert isinstance(prepared, PreparedTraining)
@@ -174,14 +174,21 @@ def _start(new: NewJob, base: JobBase) -> str | None:
 
 
 def _copy_head(source: Path, target: Path) -> int:
-    """Copy the first lines of a file, whole ones; returns how many are not empty."""
+    """Copy the first lines of a file, whole ones; returns how many are not empty.
+
+    Raises DataError if not even one fits.
+    """
     copied = rows = 0
     with source.open("rb") as file, target.open("wb") as out:
-        for line in file:
-            if rows and (rows == MOST_ROWS or copied + len(line) > MOST_BYTES):
+        while rows < MOST_ROWS and (line := file.readline(MOST_BYTES - copied + 1)):
+            if copied + len(line) <= MOST_BYTES:
+                copied, rows = copied + len(line), rows + bool(line.strip())
+                out.write(line)
+            elif rows:
                 break
-            copied, rows = copied + len(line), rows + bool(line.strip())
-            out.write(line)
+            else:
+                what, most = "the first row is too long for a preview", f"at most {MOST_BYTES:,} bytes"
+                raise DataError(what, where=target, expected=most)
     return rows
 
 

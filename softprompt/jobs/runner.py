@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +45,7 @@ from softprompt.json_types import JSONObject
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.run import fit
-from softprompt.training.signals import terminable
+from softprompt.training.signals import Terminated, terminable
 
 log = structlog.get_logger("softprompt.jobs")
 
@@ -67,14 +66,12 @@ class JobRunner:
 
     Attributes:
         base: as the store describes it.
-        watch: called with the monitor of each job that begins.
     """
 
     queue: JobQueue
     lm: FrozenLM
     base: JobBase
     device: str
-    watch: Callable[[Monitor], None] = lambda monitor: None
 
     def run(self, job: JobRecord) -> bool:
         """Run a job until it ends, is given back or is lost; returns whether this worker shall go on with others.
@@ -85,14 +82,14 @@ class JobRunner:
         bound = log.bind(job=job.id, attempt=job.attempt)
         bound.info("job started")
         monitor = Monitor(self.queue, job)
-        self.watch(monitor)
         workspace, failure = None, None
-        done = False
+        done, stopped_from_outside = False, False
         try:
             with terminable(), monitor:
                 workspace = open_workspace(self.queue.store.runs, self.queue.store.files.contents, job)
                 done = self._train(job, workspace)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            stopped_from_outside = not isinstance(error, Terminated)  # a second signal: one was not the monitor's
             bound.info("job interrupted", reason=monitor.reason)
         except SQLAlchemyError:
             raise
@@ -104,7 +101,7 @@ class JobRunner:
             bound.exception("job failed")
             failure = JobFailure("out_of_memory", "out of memory") if is_out_of_memory(error) else _INTERNAL
         try:
-            return self._end(job, workspace, failure, done, monitor.reason)
+            return self._end(job, workspace, failure, done, monitor.reason) and not stopped_from_outside
         except LeaseLostError:
             bound.warning("job lost to another worker")
             return True

@@ -22,7 +22,6 @@ import structlog
 from softprompt.errors import ConfigError, WrongBaseError
 from softprompt.jobs.inspections import Inspections
 from softprompt.jobs.inspector import InspectionRunner, Inspector
-from softprompt.jobs.monitor import Monitor
 from softprompt.jobs.queue import LEASE_S, JobQueue, worker_name
 from softprompt.jobs.records import JobBase
 from softprompt.jobs.runner import JobRunner
@@ -74,7 +73,6 @@ class Worker:
         self._inspect = inspect
         self.name = f"{worker_name(os.getpid())}{secrets.token_hex(2)}"
         self._load, self._stopping = load, False
-        self._monitor: Monitor | None = None
 
     def run(self) -> int:
         """Take jobs; returns how many were worked on.
@@ -94,7 +92,7 @@ class Worker:
                     "this is not the server's base model", where=base.model, expected=expected, got=got
                 )
             queue = JobQueue(self.store, self.name, self.options.lease_s)
-            runner = JobRunner(queue, lm, base, self.options.device, self._watch)
+            runner = JobRunner(queue, lm, base, self.options.device)
             inspections = self._inspections(lm, base)
             log.info("worker ready", worker=self.name, base=base.name, device=str(lm.device))
             while not self._is_over():
@@ -104,7 +102,6 @@ class Worker:
                     count += 1
                     if not runner.run(job):
                         self._stopping = True
-                    self._monitor = None
                 elif self.options.once:
                     break
                 else:
@@ -132,9 +129,6 @@ class Worker:
     def _is_over(self) -> bool:
         return self._stopping or bool(self.options.parent and os.getppid() != self.options.parent)
 
-    def _watch(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-
     @contextlib.contextmanager
     def _handlers(self) -> Iterator[None]:
         """A context in which SIGTERM and Ctrl-C stop the worker between two jobs."""
@@ -147,8 +141,7 @@ class Worker:
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self._monitor is None or not self._monitor.reason:  # else the monitor's signal, which came too late
-            self._stopping = True
+        self._stopping = True  # never by a monitor's own signal: the runner handles that before its handlers go
 
 
 def load_job_base(base: JobBase, device: str) -> FrozenLM:

@@ -15,11 +15,21 @@ from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
 
 if TYPE_CHECKING:
+    from softprompt.training.objective_config import ObjectiveConfig
+    from softprompt.training.reference import Reference
     from softprompt.training.trial import Trial
 
 
 class Objective(ABC):
-    """The loss of a trial's rows, where it is not that of their next tokens."""
+    """The loss of a trial's rows, where it is not that of their next tokens, measured from a reference.
+
+    Attributes:
+        settings: what must not change between a run and its resumption.
+        reference: the prompt that the trained one is compared with; checkpoints keep its state.
+    """
+
+    def __init__(self, settings: ObjectiveConfig, reference: Reference) -> None:
+        self.settings, self.reference = settings, reference
 
     @abstractmethod
     def losses(self, lm: FrozenLM, trial: Trial, rows: Sequence[Example]) -> Tensor:
@@ -28,14 +38,14 @@ class Objective(ABC):
         Other numbers of these rows go to `Trial.note`.
         """
 
-    @abstractmethod
     def state_dict(self) -> Mapping[str, Tensor]:
         """What checkpoints keep of it; see `load_state_dict`."""
+        return self.reference.state_dict()
 
-    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from this state."""
+        self.reference.load_state_dict(state)
 
-    @abstractmethod
     def identity(self) -> object:
         """JSON data of everything that must not change between a run and its resumption."""
+        return self.settings.used()

@@ -42,15 +42,17 @@ class Pace:
     def between(few: tuple[float, float], many: tuple[float, float]) -> Pace:
         """The line through two measurements, each (tokens, seconds), without negative parts.
 
-        A clock is noisy: if more tokens took no longer, all of the time counts as the tokens'.
+        All of the time counts as the tokens' if more tokens took no longer, since a clock is noisy, or if both have
+        the same tokens, since one whole row may be longer than either.
         """
         few_tokens, few_s = few
         many_tokens, many_s = many
+        through_zero = Pace(0.0, many_s / many_tokens)
+        if many_tokens <= few_tokens or many_s <= few_s:
+            return through_zero
         per_token = (many_s - few_s) / (many_tokens - few_tokens)
-        if per_token <= 0:
-            return Pace(0.0, many_s / many_tokens)
         per_step = few_s - per_token * few_tokens
-        return Pace(per_step, per_token) if per_step > 0 else Pace(0.0, many_s / many_tokens)
+        return Pace(per_step, per_token) if per_step > 0 else through_zero
 
 
 def read_pace(run: Path) -> Pace | None:

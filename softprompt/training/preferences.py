@@ -5,7 +5,7 @@ Shapes: R pairs, N learned tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
@@ -14,8 +14,6 @@ from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.preference import implied_rewards, policy_and_reference, preference_losses, row_sums
 from softprompt.training.objective import Objective
-from softprompt.training.objective_config import ObjectiveConfig
-from softprompt.training.reference import Reference
 from softprompt.training.trial import Trial
 
 
@@ -26,9 +24,6 @@ class PreferenceObjective(Objective):
     It notes the share of pairs whose chosen answer has the higher implied reward (accuracy), the difference of both
     rewards (margin), and each of them.
     """
-
-    def __init__(self, settings: ObjectiveConfig, reference: Reference) -> None:
-        self.settings, self.reference = settings, reference
 
     def losses(self, lm: FrozenLM, trial: Trial, rows: Sequence[Example]) -> Tensor:
         """DPO losses [R], in nats, of both answers of each pair behind policy and reference."""
@@ -46,15 +41,3 @@ class PreferenceObjective(Objective):
         trial.note("chosen_reward", chosen)
         trial.note("rejected_reward", rest)
         return preference_losses(rewards, label_smoothing=self.settings.label_smoothing)
-
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """That of the reference."""
-        return self.reference.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the reference of the run that is resumed."""
-        self.reference.load_state_dict(state)
-
-    def identity(self) -> object:
-        """The settings of the objective."""
-        return self.settings.used()

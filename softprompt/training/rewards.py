@@ -10,7 +10,7 @@ Shapes: P rows, G answers of each, N tokens of all answers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
@@ -55,7 +55,7 @@ class RewardObjective(Objective):
     def __init__(
         self, settings: ObjectiveConfig, reference: Reference, reward: RewardFunction, templates: Sequence[Template]
     ) -> None:
-        self.settings, self.reference = settings, reference
+        super().__init__(settings, reference)
         self.reward, self.templates = reward, templates
         self._is_proven = False
 
@@ -80,18 +80,6 @@ class RewardObjective(Objective):
         _note_answers(trial, rewards_PG, answers, counts)
         trial.note("kl", k3_divergences(policy_N.detach(), reference_N))
         return (row_sums(losses_N, examples) / counts).view(len(rows), group).mean(1)
-
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """That of the reference."""
-        return self.reference.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the reference of the run that is resumed."""
-        self.reference.load_state_dict(state)
-
-    def identity(self) -> object:
-        """The settings of the objective."""
-        return self.settings.used()
 
     def _validation(
         self, lm: FrozenLM, trial: Trial, rows: Sequence[Example], prefixes: Sequence[Prefix], prefix_ids: Sequence[int]

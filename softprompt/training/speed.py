@@ -32,7 +32,8 @@ from softprompt.training.prepare import PreparedTraining
 
 _FEW_TOKENS, _MANY_TOKENS = 12, 96  # of rows, in the two passes that are timed
 _MOST_REPEATS = 3
-_LONG_S = 1.0  # passes that take longer are not repeated
+_LONG_S = 1.0  # passes that take longer are repeated once
+_VERY_LONG_S = 20.0  # passes that take longer are not repeated
 
 
 def on_this_machine(prepared: PreparedTraining, lm: FrozenLM, *, resume: bool = False) -> PreparedTraining:
@@ -76,7 +77,7 @@ def measured_pace(prepared: PreparedTraining, lm: FrozenLM, clock: Callable[[], 
     with memory_advice("the first pass"), lm.checkpoint_layers(checkpointing):
         seconds(few)  # proves the model's path and fills caches
         times = [(seconds(few), seconds(many))]
-        while sum(times[-1]) < _LONG_S and len(times) < _MOST_REPEATS:
+        while len(times) < _repeats(sum(times[0])):  # something else may have run beside the first ones
             times.append((seconds(few), seconds(many)))
     quickest = [min(each) for each in zip(*times, strict=True)]
     measured = [(_tokens(rows), each) for rows, each in zip((few, many), quickest, strict=True)]
@@ -87,6 +88,13 @@ def measured_pace(prepared: PreparedTraining, lm: FrozenLM, clock: Callable[[], 
 
 
 _SIZES = (_FEW_TOKENS, _MANY_TOKENS)
+
+
+def _repeats(seconds: float) -> int:
+    """How often passes that took so long are timed."""
+    if seconds < _LONG_S:
+        return _MOST_REPEATS
+    return 2 if seconds < _VERY_LONG_S else 1
 
 
 def _some_rows(rows: Sequence[Example], tokens: int, *, cut: bool) -> Iterator[Example]:

@@ -199,3 +199,12 @@ def test_options(server: Tuned) -> None:
         made = server.live.ask("POST", "/v1/fine_tuning/jobs", fields)
         assert made.status == 200, made.raw
         server.store.cancel_job(made.json["id"], None)
+
+
+def test_a_row_too_long_for_a_preview_is_not_read_to_its_end(server: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preview, "MOST_BYTES", 2000)
+    row = {"prompt": "Color?", "completion": "red " * 1000}
+    reply = ask(server, upload(server, [row, *COLORS]))
+    error = reply.json["error"]
+    assert reply.status == 400 and "the first row is too long for a preview" in error["message"], error
+    assert "2,000 bytes" in error["message"] and "tmp" not in error["message"]

@@ -41,7 +41,7 @@ def start(processes: ForkServerContext, store: JobStore, lease_s: float = LEASE_
 def stop(process: ForkServerProcess) -> None:
     """SIGTERM, which must end it."""
     process.terminate()
-    process.join(30)
+    process.join(120)
     assert process.exitcode == 0, process.exitcode
 
 

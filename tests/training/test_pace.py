@@ -36,6 +36,10 @@ def test_a_noisy_clock_gives_no_negative_time(few_s: float, many_s: float) -> No
     assert pace.step(96) == pytest.approx(many_s)
 
 
+def test_one_long_row_in_both_measurements_gives_a_speed() -> None:
+    assert Pace.between((120, 3.0), (120, 2.4)) == Pace(0.0, 0.02)
+
+
 def config_of(**train: object) -> Config:
     return choose(resolve({f"train.{name}": value for name, value in train.items()}), FACTS)[0]
 

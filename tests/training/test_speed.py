@@ -46,21 +46,26 @@ def timed(base: Path, folder: Path, **changes: Any) -> Config:
 
 @pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning"])
 def test_what_is_measured(method: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine that takes so long for each pass and for each token of its rows; the first pass takes longer."""
+    """On a machine that takes so long for each pass and for each token of its rows; the first passes take longer."""
     prepared = prepare(settings(base, tmp_path, method__name=method, train__minutes=2))
     true, now, passes = Pace(0.3, 0.02), [0.0], list[int]()
     real = speed.token_losses
 
     def losses(lm: FrozenLM, prefixes: Any, rows: Any, numbers: Any) -> Tensor:
         tokens = sum(len(row.ids) for row in rows)
-        now[0] += true.step(tokens) + (not passes) * 9
+        now[0] += true.step(tokens) + (len(passes) < 3) * 2
         passes.append(tokens)
         return real(lm, prefixes, rows, numbers)
 
     monkeypatch.setattr(speed, "token_losses", losses)
     pace = measured_pace(prepared, tiny_lm("llama", bos=True), lambda: now[0])
     assert (pace.per_step, pace.per_token) == pytest.approx((true.per_step, true.per_token))
-    assert len(passes) == 3 and max(passes) <= 96, "a few tokens, and not again where that takes seconds"
+    assert len(passes) == 5 and max(passes) <= 96, "a few tokens, and once more where that takes seconds"
+
+
+@pytest.mark.parametrize(("seconds", "repeats"), [(0.1, 3), (5.0, 2), (30.0, 1)])
+def test_long_passes_are_repeated_less_often(seconds: float, repeats: int) -> None:
+    assert speed._repeats(seconds) == repeats
 
 
 def test_quick_passes_are_repeated_and_the_quickest_counts(
@@ -95,6 +100,18 @@ def test_an_encoder_decoder_is_measured_with_whole_rows(tmp_path: Path) -> None:
     lm = load_model(str(tmp_path / "t5"), dtype="float32", device=DEVICE)
     pace = measured_pace(prepare(settings(tmp_path / "t5", tmp_path, method__name="prompt-tuning")), lm)
     assert pace.step(100) > 0
+
+
+def test_an_encoder_decoder_with_long_rows_is_measured(tmp_path: Path) -> None:
+    """One row has more tokens than either pass."""
+    tiny_seq2seq_model("t5-1.1").save_pretrained(tmp_path / "t5")
+    tiny_tokenizer(closing=True).save_pretrained(tmp_path / "t5")
+    lm = load_model(str(tmp_path / "t5"), dtype="float32", device=DEVICE)
+    prepared = prepare(settings(tmp_path / "t5", tmp_path, method__name="prompt-tuning"))
+    task = prepared.tasks[0]
+    row = replace(task.train[0], ids=task.train[0].ids * 40, mask=task.train[0].mask * 40)
+    pace = measured_pace(replace(prepared, tasks=(replace(task, train=(row,)),)), lm)
+    assert len(row.ids) > 96 and pace.step(100) > 0
 
 
 def chosen(prepared: PreparedTraining) -> tuple[object, ...]:

@@ -96,7 +96,7 @@ def _add_rows(app: FastAPI, tuning: FineTuning) -> None:
         """The rows of an uploaded file in one form, whatever shape they have: a conversation and its right answers."""
         query = query_of(RowQuery, request)
         file = await tuning.call(partial(files.get, file_id, request.state.caller.seen))
-        return JSONResponse(await tuning.call(lambda: row_page(files.path(file), query.after, query.limit)))
+        return JSONResponse(await tuning.check(lambda: row_page(files.path(file), query.after, query.limit)))
 
 
 def disposition(filename: str) -> str:
