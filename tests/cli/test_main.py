@@ -22,7 +22,7 @@ VERBS = (*(verb.name for verb in BUILT_IN_VERBS), "data check", "data preview")
 def start(*args: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """A real process."""
     return subprocess.run(
-        [sys.executable, *args], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        [sys.executable, *args], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=240, check=False
     )
 
 

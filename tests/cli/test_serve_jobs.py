@@ -113,7 +113,7 @@ def journey(client: openai.OpenAI, url: str, store: JobStore) -> None:
 
 def test_the_studio_is_there(server: tuple[str, JobStore]) -> None:
     """With what the reports of its workers hold in its content policy."""
-    with urllib.request.urlopen(f"{server[0]}/studio/", timeout=10) as reply:
+    with urllib.request.urlopen(f"{server[0]}/studio/", timeout=60) as reply:
         assert b"<title>softprompt studio</title>" in reply.read()
         policy = reply.headers["content-security-policy"]
     assert all(part in policy for part in page_hashes())

@@ -179,7 +179,7 @@ def test_the_scripts_restore_all_slots_and_notice_a_lost_prefix(
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-I", str(tmp_path / name), url, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
     assert run("restore_slots.py").stdout.split("\n")[:2] == ["slot 0: 3 tokens", "slot 1: 3 tokens"]
     assert [call["path"] for call in sent] == ["/slots/0?action=restore", "/slots/1?action=restore"]

@@ -60,7 +60,7 @@ def work(store: JobStore, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> C
             loaded.append(load_job_base(base, device))
         return loaded[0]
 
-    return lambda: Worker(store, WorkerOptions("cpu", once=True, lease_s=5), load).run()
+    return lambda: Worker(store, WorkerOptions("cpu", once=True, lease_s=60), load).run()
 
 
 def new_job(store: JobStore, **changes: object) -> NewJob:

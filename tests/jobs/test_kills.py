@@ -57,7 +57,7 @@ def test_pause_resume_and_cancel_within_a_step(store: JobStore, processes: ForkS
     process = start(processes, store)
     wait_until(lambda: store.job(job.id, "a").step > 0)
     store.pause_job(job.id, "a")
-    wait_until(lambda: store.job(job.id, "a").status == "queued", 10)
+    wait_until(lambda: store.job(job.id, "a").status == "queued", 60)
     before = store.job(job.id, "a")
     assert before.paused and before.step > 0
     store.resume_job(job.id, "a")
@@ -68,7 +68,7 @@ def test_pause_resume_and_cancel_within_a_step(store: JobStore, processes: ForkS
     process = start(processes, store)
     wait_until(lambda: store.job(job.id, "a").status == "running")
     store.cancel_job(job.id, "a")
-    wait_until(lambda: store.job(job.id, "a").status == "cancelled", 10)
-    wait_until(lambda: not (store.runs / job.id).exists(), 10)
+    wait_until(lambda: store.job(job.id, "a").status == "cancelled", 60)
+    wait_until(lambda: not (store.runs / job.id).exists(), 60)
     assert process.is_alive()
     stop(process)

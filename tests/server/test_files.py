@@ -272,7 +272,7 @@ def test_a_client_that_leaves_in_the_middle(server: Tuned) -> None:
         f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {USER}\r\n"
         f"content-type: {FORM}\r\ncontent-length: 40000\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", server.live.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.live.port), timeout=60) as connection:
         connection.sendall(head.encode() + FILE)
         wait_for(lambda: bool(uploads(server)))
     wait_for(lambda: not uploads(server) and not server.live.service.rate_limit.requests)

@@ -163,7 +163,7 @@ def test_events_are_followed_to_the_end(server: Tuned, ai: openai.OpenAI, rows: 
     thread = threading.Thread(target=lambda: replies.append(stream(server, job.id)))
     thread.start()
     succeed(server, job.id)
-    thread.join(20)
+    thread.join(90)
     sent = [event["id"] for event in replies[0].events]
     assert sent == [event.id for event in ai.fine_tuning.jobs.list_events(job.id, limit=100)][::-1]
     assert replies[0].headers["content-type"].startswith("text/event-stream")
@@ -175,7 +175,7 @@ def test_events_are_followed_to_the_end(server: Tuned, ai: openai.OpenAI, rows: 
 
 def test_a_follower_that_leaves(server: Tuned, ai: openai.OpenAI, rows: str) -> None:
     job = ai.fine_tuning.jobs.create(model=BASE, training_file=rows)
-    connection = HTTPConnection("127.0.0.1", server.live.port, timeout=10)
+    connection = HTTPConnection("127.0.0.1", server.live.port, timeout=60)
     connection.request("GET", f"{JOBS}/{job.id}/events?stream=true", headers={"authorization": f"Bearer {USER}"})
     response = connection.getresponse()
     assert response.readline().startswith(b"data: {")
@@ -195,7 +195,7 @@ def test_a_server_that_stops_waits_for_no_follower(server: Tuned, ai: openai.Ope
     wait_for(lambda: bool(following(server)))
     server.live.service.rate_limit.draining = True
     try:
-        thread.join(20)
+        thread.join(90)
     finally:
         server.live.service.rate_limit.draining = False
     assert replies[0].events[-1]["error"]["code"] == "stopping"

@@ -15,7 +15,7 @@ SAY = [{"role": "user", "content": "Hi there"}]
 
 
 def client(server: Live, key: str = USER) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=120)
 
 
 def test_a_conversation(server: Live) -> None:

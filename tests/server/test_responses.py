@@ -16,7 +16,7 @@ SAY: list[Any] = [{"role": "user", "content": "Hi there"}]
 
 
 def client(server: Live) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=USER, max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=USER, max_retries=0, timeout=120)
 
 
 @pytest.mark.parametrize("model", ["talk", "asked", BASE])

@@ -51,7 +51,7 @@ def test_all_that_is_cut_off_says_so(
         until(lambda: (tokens("softprompt_generation_tokens_total") or 0) > 6)  # the stream has begun
         waiting = open_request(server, stream=False)
         until(lambda: server.engine.waiting == 1)
-        unsent = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        unsent = socket.create_connection(("127.0.0.1", server.port), timeout=60)
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {USER}\r\ncontent-length: 9\r\n"
         unsent.sendall(head.encode() + b"content-type: application/json\r\n\r\n{")
         until(lambda: len(made[-1].server_state.tasks) == 4)

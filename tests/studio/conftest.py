@@ -91,7 +91,7 @@ def new_tab(studio: Tuned, browser: Browser) -> Iterator[Callable[..., StudioPag
             )
             stack.callback(context.close)
             tab = StudioPage(context.new_page(), studio)
-            tab.page.set_default_timeout(10_000)
+            tab.page.set_default_timeout(60_000)
             tab.use_key(key)
             tabs.append(tab)
             return tab

@@ -54,7 +54,7 @@ def start(page: Page, name: str = "Start") -> None:
 
 
 def ended(page: Page, answers: int) -> None:
-    page.get_by_text(f"{answers:,} of {answers:,} answers", exact=True).wait_for(timeout=60_000)
+    page.get_by_text(f"{answers:,} of {answers:,} answers", exact=True).wait_for(timeout=180_000)
 
 
 def exported(page: Page) -> list[dict[str, str]]:

@@ -61,7 +61,7 @@ def _evaluate(page: Page) -> None:
     page.get_by_label("Result", exact=True).get_by_role("link", name="Evaluate").click()
     page.get_by_role("heading", name="Evaluate", level=1).wait_for()
     page.get_by_role("button", name="Start", exact=True).click()
-    page.get_by_role("button", name="Start anew").wait_for(timeout=60_000)
+    page.get_by_role("button", name="Start anew").wait_for(timeout=180_000)
     assert page.get_by_role("row").count() >= len(ROWS)
 
 
@@ -75,7 +75,7 @@ def _inspect(page: Page) -> None:
     for name in ("behavior", "worth", "layers", "heads", "attention", "lens", "leak"):
         page.locator(f"input[value={name}]").uncheck()
     page.get_by_role("button", name="Inspect", exact=True).click()
-    page.frame_locator("iframe").get_by_role("heading", level=1).wait_for(timeout=90_000)
+    page.frame_locator("iframe").get_by_role("heading", level=1).wait_for(timeout=240_000)
 
 
 def test_training_with_the_keyboard_alone(tab: StudioPage, studio: Tuned, worker: None) -> None:

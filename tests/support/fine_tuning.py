@@ -45,7 +45,7 @@ class Tuned:
 
     def client(self, key: str = USER) -> openai.OpenAI:
         """OpenAI's own."""
-        return openai.OpenAI(base_url=f"{self.live.url}/v1", api_key=key, max_retries=0, timeout=30)
+        return openai.OpenAI(base_url=f"{self.live.url}/v1", api_key=key, max_retries=0, timeout=120)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -274,7 +274,7 @@ class HubStandIn:
 
     def control(self, what: str, **given: Any) -> dict[str, Any]:
         request = urllib.request.Request(f"{self.url}/_test/{what}", json.dumps(given).encode(), method="POST")
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=60) as reply:
             return json.load(reply)
 
     def files(self, repo: str, branch: str = "main") -> list[str]:

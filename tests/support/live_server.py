@@ -94,7 +94,7 @@ class Live:
         raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = {"authorization": f"Bearer {key}"} if key else {}
         sent |= {"content-type": "application/json"} if raw is not None else {}
-        with contextlib.closing(HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+        with contextlib.closing(HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             connection.request(method, path, raw, sent | dict(headers or {}))
             return Reply(connection.getresponse())
 
@@ -197,5 +197,5 @@ def live(
         yield Live(port, service, engine, app, loops[0])
     finally:
         service.rate_limit.draining = True
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
