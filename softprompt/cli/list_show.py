@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from softprompt.cli.card_page import print_card
 from softprompt.cli.escape import escaped
 from softprompt.cli.options import NAME_HELP, AsJson
 
@@ -50,34 +51,13 @@ def show_command(
     name: Annotated[str, typer.Argument(help=NAME_HELP)],
     as_json: AsJson = False,
 ) -> None:
-    """Show a soft prompt's card, after checking its tensors."""
+    """Show what a soft prompt is and how it was made, after checking its tensors."""
     from softprompt.prompts import store
     from softprompt.prompts.forms import size_of
 
     folder = store.find(name)
     prompt, card = store.load(folder)
-    size = size_of(prompt)
     if as_json:
-        typer.echo(json.dumps(card.model_dump(mode="json") | {"bytes": size}))
+        typer.echo(json.dumps(card.model_dump(mode="json") | {"bytes": size_of(prompt)}))
         return
-    geometry = card.geometry
-    rows = {
-        "name": card.name,
-        "form": f"{card.form}, {card.n_tokens} virtual tokens, {size / 1024:,.0f} KiB, sha256 {card.sha256[:16]}…",
-        "base model": f"{geometry.base} ({geometry.architecture}, fingerprint {geometry.fingerprint})",
-        "quantized": geometry.quantization,
-        "layout": card.layout.model_dump_json(),
-        "template": json.dumps(card.template, ensure_ascii=False),
-        "labels": ", ".join(card.labels),
-        "method": json.dumps(card.method, ensure_ascii=False),
-        "recipe": json.dumps(card.recipe),
-        "data": json.dumps(card.data),
-        "metrics": json.dumps(card.metrics),
-        "versions": json.dumps(card.versions),
-        "created": card.created,
-        "files": str(folder),
-    }
-    console = Console(soft_wrap=True)
-    for key, value in rows.items():
-        if value:
-            console.print(Text.assemble((f"{key:<12}", "bold"), escaped(value)))
+    print_card(prompt, card, folder, name)

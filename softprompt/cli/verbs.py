@@ -122,7 +122,7 @@ BUILT_IN_VERBS = (
     _builtin("verbalize", "verbalize", "verbalize_command", "Look", "Search a text that says what a prompt does."),
     _builtin("similar", "similar", "similar_command", "Look", "Rank saved soft prompts by similarity to one."),
     _builtin("list", "list_show", "list_command", "Look", "List the saved soft prompts."),
-    _builtin("show", "list_show", "show_command", "Look", "Show a soft prompt's card, after checking its tensors."),
+    _builtin("show", "list_show", "show_command", "Look", "Show what a soft prompt is and how it was made."),
     _builtin("import", "import_prompt", "import_command", "Move", "Import a soft prompt of another tool."),
     _builtin("export", "export", "export_command", "Move", "Export a soft prompt for another engine."),
     _builtin("push", "push_pull", "push_command", "Move", "Push a soft prompt to the Hugging Face Hub."),

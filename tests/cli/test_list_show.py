@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,18 +63,64 @@ def test_show(own: Path, base: Path) -> None:
     shown = parsed("show", "ok", "--json")
     size = (2 * 2) * 2 * 6 * 8 * 4  # keys and values of two layers, [2 heads, 6 tokens, 8 wide] in float32
     assert shown == {**json.loads((own / store.CARD).read_text()), "bytes": size}
-    output = done("show", "ok").stdout
-    lines = {line[:12].strip(): line[12:] for line in output.splitlines()}
-    assert lines["form"] == f"kv, 6 virtual tokens, {size / 1024:.0f} KiB, sha256 {card.sha256[:16]}…"
-    assert str(base) in lines["base model"] and card.geometry.fingerprint in lines["base model"]
-    assert json.loads(lines["recipe"])["lr"] == 0.3
-    assert json.loads(lines["data"])["train_rows"] == 22
-    assert lines["files"] == str(own)
-    assert "labels" not in lines, "an empty fact is left out"
+    title, sentence, *lines = done("show", "ok").stdout.splitlines()
+    made = card.created[:16].replace("T", " ")
+    assert title == "ok"
+    assert sentence == f"A soft prompt of 6 virtual tokens in kv form, made by prefix-tuning on {made}."
+    assert [line for line in lines if line and line[0] != " "] == [
+        "Base model",
+        "Size",
+        "Rows",
+        "Training",
+        "Scores",
+        "Files",
+        'next  softprompt generate ok "your text"',
+    ]
+    pairs = [line.strip().partition("  ") for line in lines if line.startswith("  ")]
+    values = {key: value.strip() for key, _, value in pairs}
+    assert values.keys() >= {"name", "shape", "fingerprint", "tensors", "settings", "data", "versions"}
+    assert (values["name"], values["fingerprint"]) == (str(base), card.geometry.fingerprint)
+    assert values["tensors"] == f"{size / 1024:.1f} KiB of float32"
+    assert values["sha256"] == card.sha256
+    assert "lr 0.3, " in values["settings"] and "train_rows 22" in values["data"]
+    assert values["validation loss"] == f"{card.metrics['validation_loss']:.4g}"
+    assert values["ended by"].startswith("steps after 80 steps, ")
+    assert values["folder"] == str(own)
+    assert "labels" not in values and "license" not in values, "an empty value is left out"
+
+
+def test_show_says_what_to_type_next(own: Path) -> None:
+    """With the name as typed, and for a distilled one the comparison with its text."""
+    assert f"softprompt eval {own} --data test.jsonl" in done("show", own).stdout
+    rewrite_card(own, data={"text_sha256": "0" * 64})
+    assert done("show", "ok").stdout.endswith("\n      softprompt fidelity ok\n")
 
 
 def test_show_names_labels(trained: Path) -> None:
-    assert "labels      even, odd\n" in done("show", "parity").stdout
+    assert "\n  labels           even, odd\n" in done("show", "parity").stdout
+
+
+def test_show_cuts_what_nobody_reads(own: Path) -> None:
+    """Digests and long texts; line breaks stay one line, --json has everything."""
+    text = "a policy\n" * 100
+    rewrite_card(own, data={"text": text, "inputs": [{"sha256": "ab" * 32}, {"rows": 7}], "empty": None}, metrics={})
+    output = done("show", "ok").stdout
+    assert (
+        "text a policy\\na policy\\n" in output
+        and "… (1,000 characters), inputs sha256 abababababababab…; rows 7\n" in output
+    )
+    assert "empty" not in output and "Scores\n  none " in output
+    assert parsed("show", "ok", "--json")["data"]["text"] == text
+
+
+def test_show_is_bold_and_wraps_on_a_terminal_only(trained: Path) -> None:
+    assert "\x1b" not in done("show", "ok").stdout
+    shown = done("show", "ok", FORCE_COLOR="1", COLUMNS="60").stdout
+    assert shown.startswith("\x1b[1mok\x1b[0m\n")
+    plain = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines() if line.startswith("  ")]
+    assert max(map(len, plain)) <= 60
+    (first,) = [number for number, line in enumerate(plain) if line.startswith("  settings")]
+    assert plain[first + 1].startswith(" " * 10), "a long value goes on under itself"
 
 
 def test_show_takes_a_path(library: Path) -> None:
