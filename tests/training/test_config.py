@@ -53,7 +53,7 @@ def values_of(name: str) -> list[Any]:
         return list(itertools.islice(itertools.cycle(get_args(kind)), 3))
     if get_origin(kind) is tuple:
         return [("a",), ("b", "c"), ("d",)] if get_args(kind)[0] is str else [(1,), (2, 3), (4,)]
-    return {int: [3, 4, 5], float: [0.125, 1e-5, 0.75], bool: [True, False, True], str: ["a b", "é", "1e3"]}[kind]
+    return {int: [3, 4, 5], float: [0.125, 1e-5, 0.375], bool: [True, False, True], str: ["a b", "é", "1e3"]}[kind]
 
 
 def look_up(made: Config, name: str) -> Any:
