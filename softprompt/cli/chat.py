@@ -11,7 +11,6 @@ from rich.text import Text
 
 from softprompt.cli.escape import escaped
 from softprompt.cli.options import (
-    NAME_HELP,
     BaseAdapter,
     ChatTemplate,
     Device,
@@ -20,6 +19,7 @@ from softprompt.cli.options import (
     LoadIn,
     Model,
     RepetitionPenalty,
+    SavedName,
     System,
     TrustRemoteCode,
 )
@@ -32,7 +32,7 @@ _HELP = "/reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer"
 
 
 def chat_command(
-    name: Annotated[str, typer.Argument(help=NAME_HELP)],
+    name: SavedName,
     model: Model = None,
     base_adapter: BaseAdapter = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 512,

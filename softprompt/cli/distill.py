@@ -28,7 +28,7 @@ from softprompt.cli.options import (
 )
 from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.sources import check_data_places
-from softprompt.distillation.config import DistillConfig
+from softprompt.distillation.config import OWN, DistillConfig
 from softprompt.settings import resolve_settings, to_yaml, unescaped
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ EVERY_S = 5.0
 DEGRADED = 0.9  # of the effect of the text; below it more tokens are proposed
 
 
-@with_settings(DistillConfig, defaults=True)
+@with_settings(DistillConfig, defaults=OWN)
 def distill_command(
     context: typer.Context,
     flags: Flags,

@@ -24,6 +24,7 @@ from softprompt.cli.options import (
     Metrics,
     Model,
     TrustRemoteCode,
+    complete_names,
     parse_names,
 )
 from softprompt.cli.progress import evaluation_progress
@@ -36,7 +37,9 @@ _FORMATTED = (*_BASELINES, "soft_prompt")
 
 
 def eval_command(
-    names: Annotated[str, typer.Argument(help="A soft prompt's name or path, or several: a,b,c.")],
+    names: Annotated[
+        str, typer.Argument(help="A soft prompt's name or path, or several: a,b,c.", autocompletion=complete_names)
+    ],
     data: Annotated[
         str | None,
         typer.Option("--data", "-d", help="Rows with answers: a file, or a folder with train.* and test.*."),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import NAME_HELP, BaseAdapter, Device, DeviceSplit, Dtype, LoadIn, Model, TrustRemoteCode
+from softprompt.cli.options import BaseAdapter, Device, DeviceSplit, Dtype, LoadIn, Model, SavedName, TrustRemoteCode
 
 if TYPE_CHECKING:
     from softprompt.export.base import Exported
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def export_command(
-    name: Annotated[str, typer.Argument(help=NAME_HELP)],
+    name: SavedName,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; of vLLM's files also one that is there.")],
     to: Annotated[str, typer.Option("--to", help="Target, see below.")] = "peft",
     check: Annotated[

@@ -19,6 +19,7 @@ from softprompt.cli.options import (
     Metrics,
     Model,
     TrustRemoteCode,
+    complete_names,
     parse_names,
 )
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def fidelity_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A distilled or composed soft prompt.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A distilled or composed soft prompt.", autocompletion=complete_names)
+    ],
     on: Annotated[
         str | None, typer.Option(help="On the held-out messages of these: a,b. What it was composed of, if not given.")
     ] = None,

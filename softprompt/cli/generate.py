@@ -25,6 +25,7 @@ from softprompt.cli.options import (
     RepetitionPenalty,
     System,
     TrustRemoteCode,
+    complete_names,
     parse_names,
 )
 from softprompt.errors import ConfigError, DataError
@@ -38,7 +39,10 @@ _BATCH = 64  # answers printed at a time: progress on long inputs is visible, an
 
 
 def generate_command(
-    names: Annotated[str, typer.Argument(help="Soft prompt, or several: a,b,c (each answers every text).")],
+    names: Annotated[
+        str,
+        typer.Argument(help="Soft prompt, or several: a,b,c (each answers every text).", autocompletion=complete_names),
+    ],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; - or nothing reads lines from stdin.")] = None,
     model: Model = None,
     base_adapter: BaseAdapter = None,

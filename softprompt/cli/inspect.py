@@ -25,6 +25,7 @@ from softprompt.cli.options import (
     LoadIn,
     Model,
     TrustRemoteCode,
+    complete_names,
 )
 from softprompt.cli.options import parse_names as parse_list
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def inspect_command(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help=NAME_HELP)],
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help=NAME_HELP, autocompletion=complete_names)],
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Rows with answers: a file, or a folder's validation rows.")
     ] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from softprompt.cli.card_page import print_card
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import NAME_HELP, AsJson
+from softprompt.cli.options import AsJson, SavedName
 
 
 def list_command(as_json: AsJson = False) -> None:
@@ -48,7 +47,7 @@ def list_command(as_json: AsJson = False) -> None:
 
 
 def show_command(
-    name: Annotated[str, typer.Argument(help=NAME_HELP)],
+    name: SavedName,
     as_json: AsJson = False,
 ) -> None:
     """Show what a soft prompt is and how it was made, after checking its tensors."""

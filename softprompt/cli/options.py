@@ -16,6 +16,17 @@ from softprompt.errors import ConfigError
 from softprompt.settings import flag_of
 
 NAME_HELP = "A soft prompt: a name, a folder's path, OWNER/NAME[@REVISION] of the Hub, or a URL (s3://…)."
+
+
+def complete_names(incomplete: str) -> list[str]:
+    """What the shell completes a soft prompt's name with, also the last of several: a,b,c."""
+    from softprompt.prompts.store import saved_names
+
+    before, comma, _ = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in saved_names()]
+
+
+SavedName = Annotated[str, typer.Argument(help=NAME_HELP, autocompletion=complete_names)]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Base model: Hub id, folder, GGUF, smollm2-135m.")]
 BaseAdapter = Annotated[
     str | None, typer.Option("--base-adapter", help="PEFT folder whose LoRA weights are merged into the base model.")
@@ -106,21 +117,24 @@ class SettingOption:
         )
 
 
-def setting_options(kind: type[BaseModel], *, defaults: bool = False) -> list[SettingOption]:
+# Defaults to show in --help, by section ("" for none) and setting, where they are not those of the fields.
+ShownDefaults: TypeAlias = Mapping[str, Mapping[str, object]]
+
+
+def setting_options(kind: type[BaseModel], *, defaults: ShownDefaults | None = None) -> list[SettingOption]:
     """An option for each setting of `kind` that has a flag, those of sections last.
 
     If a section and the class itself have the same flag, it is that of the class.
 
     Args:
-        defaults: whether to show the defaults; not where a recipe chooses values that are not given.
+        defaults: None shows no defaults, as where a recipe chooses values that are not given.
     """
     sections = {name: field.annotation for name, field in kind.model_fields.items() if _is_section(field)}
-    values = kind() if defaults else None
-    options = _options_of(kind, "", values)
+    options = _options_of(kind, "", defaults)
     taken = {option.flags for option in options}
     for section, inner in sections.items():
         assert isinstance(inner, type)
-        inner_options = _options_of(inner, f"{section}.", getattr(values, section, None))
+        inner_options = _options_of(inner, f"{section}.", defaults)
         options += [option for option in inner_options if option.flags not in taken]
     return options
 
@@ -135,7 +149,7 @@ def with_settings(
     *,
     only: Mapping[str, str] | None = None,
     repeatable: Collection[str] = (),
-    defaults: bool = False,
+    defaults: ShownDefaults | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorates a verb's function: in place of its parameter `flags` come the options of the settings.
 
@@ -180,15 +194,17 @@ def with_settings(
     return decorate
 
 
-def _options_of(kind: type[BaseModel], prefix: str, defaults: BaseModel | None) -> list[SettingOption]:
-    """Options of the fields of one class; `defaults` has those to show."""
+def _options_of(kind: type[BaseModel], prefix: str, defaults: ShownDefaults | None) -> list[SettingOption]:
+    """Options of the fields of one class."""
+    own_defaults = (defaults or {}).get(prefix.rstrip("."), {})
     options: list[SettingOption] = []
     for name, field in kind.model_fields.items():
         flag = flag_of(field)
         if not flag.names:
             continue
-        value = getattr(defaults, name, None)
-        shown = "" if value in (None, "", ()) or value is False else f"  [default: {value}]"
+        value = own_defaults.get(name, field.default)
+        known = defaults is not None and not field.is_required() and not field.default_factory
+        shown = f"  [default: {value}]" if known and value not in (None, "", ()) and value is not False else ""
         text = (flag.help or _sentence(field)) + shown
         options.append(SettingOption(f"{prefix}{name}", flag.names, flag.old, text, _type_of(field)))
     return options

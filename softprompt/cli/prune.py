@@ -21,6 +21,7 @@ from softprompt.cli.options import (
     LoadIn,
     Model,
     TrustRemoteCode,
+    complete_names,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def prune_command(
-    source: Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)],
+    source: Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP, autocompletion=complete_names)],
     data: Annotated[
         str, typer.Option("--data", "-d", help="Rows to choose by: a file, or a folder's validation rows.")
     ],

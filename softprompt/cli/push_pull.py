@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import NAME_HELP, AsJson
+from softprompt.cli.options import AsJson, SavedName
 
 Repo = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository of hf.co; OWNER/NAME@REVISION too.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit. [main]")]
 
 
 def push_command(
-    name: Annotated[str, typer.Argument(help=NAME_HELP)],
+    name: SavedName,
     repo: Repo,
     private: Annotated[bool, typer.Option("--private", help="Only you and its owners may see it.")] = False,
     revision: Revision = None,

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 SERVER_PACKAGES = ("fastapi", "limits", "prometheus_client", "structlog", "uvicorn")  # the extra `serve`
 
 
-@with_settings(ServerConfig, repeatable=["prompt", "limit", "allow_host", "allow_origin"], defaults=True)
+@with_settings(ServerConfig, repeatable=["prompt", "limit", "allow_host", "allow_origin"], defaults={})
 def serve_command(
     context: typer.Context,
     flags: Flags,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.cli.escape import escaped
-from softprompt.cli.options import NAME_HELP, AsJson
+from softprompt.cli.options import AsJson, SavedName
 
 if TYPE_CHECKING:
     from softprompt.prompts.card import Card
@@ -33,7 +33,7 @@ def comparable(own: Path, card: Card) -> list[Path]:
 
 
 def similar_command(
-    name: Annotated[str, typer.Argument(help=NAME_HELP)],
+    name: SavedName,
     as_json: AsJson = False,
 ) -> None:
     """Rank the saved soft prompts of the same base model and form by similarity (cosine, as in SPoT).

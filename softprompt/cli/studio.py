@@ -35,7 +35,7 @@ _OPTIONS = {
 }
 
 
-@with_settings(ServerConfig, only=_OPTIONS, repeatable=["prompt", "limit"], defaults=True)
+@with_settings(ServerConfig, only=_OPTIONS, repeatable=["prompt", "limit"], defaults={})
 def studio_command(
     flags: Flags,
     model: Model = None,

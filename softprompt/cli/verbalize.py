@@ -11,7 +11,6 @@ from rich.text import Text
 
 from softprompt.cli.escape import escaped
 from softprompt.cli.options import (
-    NAME_HELP,
     AsJson,
     BaseAdapter,
     Device,
@@ -19,6 +18,7 @@ from softprompt.cli.options import (
     Dtype,
     LoadIn,
     Model,
+    SavedName,
     TrustRemoteCode,
 )
 
@@ -29,7 +29,7 @@ _SHOWN = 5  # candidates
 
 
 def verbalize_command(
-    name: Annotated[str, typer.Argument(help=NAME_HELP)],
+    name: SavedName,
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Rows with answers: a file, or a folder's validation rows.")
     ] = None,

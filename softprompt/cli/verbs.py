@@ -140,6 +140,7 @@ BUILT_IN_VERBS = (
     _builtin("work", "work", "work_command", "Serve", "Train the fine-tuning jobs of a server."),
     _builtin("jobs", "jobs", "jobs_app", "Serve", "List, show, follow and cancel fine-tuning jobs."),
     _builtin("models", "models", "models_command", "Manage", "List the base models on this machine."),
+    _builtin("completion", "completion", "completion_command", "Manage", "Print completion for bash, zsh or fish."),
     _builtin("doctor", "doctor", "doctor_command", "Manage", "Show versions, hardware, folders and optional extras."),
 )
 

@@ -236,6 +236,13 @@ def _note_quantization(card: Card, geometry: Geometry) -> None:
     warnings.warn(note, stacklevel=3)
 
 
+def saved_names() -> list[str]:
+    """The names that `locate` finds something under, sorted: soft prompts and routers. No card is read."""
+    folder = home()
+    found = [path.name for path in folder.iterdir() if PROMPT_NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(name for name in found if any((folder / name / file).is_file() for file in (CARD, ROUTER)))
+
+
 def list_cards(folder: Path) -> list[tuple[Path, Card | StoreError]]:
     """The artifact folders directly below `folder` by name, each with its card, or the error of a damaged card."""
     cards: list[tuple[Path, Card | StoreError]] = []

@@ -139,12 +139,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (result.returncode, result.stderr) == (1, "")
 
 
-HEAVY = ("torch", "transformers", "accelerate", "matplotlib")
+HEAVY = ("torch", "transformers", "accelerate", "matplotlib", "sqlalchemy", "fastapi", "datasets")
 
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
-    [("--help", "Usage: softprompt"), ("train --help", "Usage: softprompt"), ("list", "embedding")],
+    [("--help", "Usage: softprompt"), ("list", "embedding")],
 )
 def test_what_needs_no_torch_does_not_wait_for_it(
     arguments: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +161,25 @@ def test_what_needs_no_torch_does_not_wait_for_it(
     assert result.returncode == 0, result.stderr
     assert shown in result.stdout
     assert result.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_no_help_waits_for_torch() -> None:
+    """That of every verb, in one process."""
+    code = (
+        "import sys\nfrom softprompt.cli.main import command_of\nfrom softprompt.cli.verbs import all_verbs\n"
+        "for verb in all_verbs().values():\n"
+        "    command_of(verb).get_help(command_of(verb).make_context(verb.name, [], resilient_parsing=True))\n"
+        f"    print(verb.name, *(name for name in {HEAVY!r} if name in sys.modules))\n"
+    )
+    result = start("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [verb.name for verb in BUILT_IN_VERBS]
+
+
+def test_the_verbs_help_needs_no_settings() -> None:
+    """`softprompt --help` alone: not even pydantic and YAML, which cost more than all the rest."""
+    result = start("-c", "import sys, softprompt.cli.main\nprint(*sys.modules)")
+    assert {"pydantic", "yaml", "numpy"}.isdisjoint(result.stdout.split())
 
 
 @pytest.mark.parametrize(
