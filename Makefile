@@ -1,6 +1,6 @@
 # make demo        set up and train a soft prompt on the example task (about six minutes on two quiet cores; it says how many on yours)
 # make test        set up and run the tests
-# make check       lint, types, architecture
+# make check       lint, types, architecture, spelling
 # make docs        build the docs site into site/ (two minutes)
 # make test-vllm   set up vLLM's CPU build in an environment of its own, and run its tests (minutes, 2 GB)
 # make test-engines  the same for exports to llama.cpp, MLX, PEFT and vLLM (minutes; writes docs/guides/engines.md)

@@ -56,7 +56,7 @@ def run(
     clock: Callable[[], float] = time.process_time,
     seen: Callable[[dict[str, float]], None] = lambda marks: None,
 ) -> tuple[PreparedDistillation, DistillationResult, dict[str, float]]:
-    """Distil as a user would; seconds of the phases, of the processor (neighbours on the machine make others longer)
+    """Distil as a user would; seconds of the phases, of the processor (neighbors on the machine make others longer)
     unless another clock is given. `seen` is called with the seconds at which each kind of event last came."""
     marks: dict[str, float] = {}
     prepared = prepare_distillation(resolve_settings(DistillConfig, {"name": "benchmark"} | flags), overwrite=True)

@@ -15,11 +15,11 @@ def tiny_model(config, auto: str):
 
     torch.manual_seed(0)
     model = getattr(tf, auto).from_config(config, dtype=torch.float32).eval()
-    randomise(model)
+    randomize(model)
     return model
 
 
-def randomise(model) -> None:
+def randomize(model) -> None:
 
     torch.manual_seed(1)
     with torch.no_grad():

@@ -331,7 +331,7 @@ def _as_text(record: Record, template: Template) -> Text:
 
 
 def _append(shown: Text, text: str, learned: bool) -> None:
-    """Add text, in «» when it is learned: readable without colour too."""
+    """Add text, in «» when it is learned: readable without color too."""
     shown_text = escaped(text)
     if learned:
         shown.append(f"«{shown_text.replace(chr(10), '↵')}»" + "\n" * text.count("\n"), style=_LEARNED)

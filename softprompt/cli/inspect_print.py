@@ -73,7 +73,7 @@ def _print_behavior(out: Console, found: Behavior) -> None:
             for shift in shifts[:5]
         )
         out.print(Text(escaped(f"{what:<10}{listed or 'no token'}")))
-    out.print(f"entropy   {found.base_entropy:.2f} nats without it, {found.entropy:.2f} behind it")
+    out.print(f"entropy   {found.base_entropy:.2f} nats without it, {found.entropy:.2f} after it")
     if found.foreign_divergence is not None:
         out.print(
             f"foreign   {found.foreign_divergence:.3f} nats on neutral texts, {found.own_divergence:.3f} on the rows"

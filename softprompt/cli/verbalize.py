@@ -47,7 +47,7 @@ def verbalize_command(
 
     softprompt verbalize tone
 
-    Candidates are the model's own words behind the soft prompt, its words about the virtual tokens, the words nearest
+    Candidates are the model's own words after the soft prompt, its words about the virtual tokens, the words nearest
     to them, and the best sentences of all together. The best is chosen on half of the rows and measured on the others,
     beside the best texts of the untrained start and of a random prompt. Small models often cannot say it.
     """

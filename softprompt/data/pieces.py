@@ -9,7 +9,7 @@ __all__ = ["cut"]
 
 # What a piece may end with, best first: a blank line, a line break, the end of a sentence, a space.
 _ENDS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]"), re.compile(r"\s+"))
-_FULL = 0.5  # of the size: an end that fills less of a piece gives way to the next kind of end
+_FULL = 0.5  # of the size: an end that fills less of a piece is passed over for the next kind of end
 
 
 def cut(text: str, size: int) -> list[str]:

@@ -55,7 +55,7 @@ class Record:
         context: for conversations the number of first turns that are not learned, although assistant turns may be
             among them (the prompt of a prompt/completion row written as message lists).
         choices: the answers that this row alone has to choose from, in order; `target` is one of them.
-        ends: for texts without answers, whether the end token is learned behind the text.
+        ends: for texts without answers, whether the end token is learned after the text.
         shape: name of the shape that the row was written in.
         remark: what was left out or added when the row was read, for people.
         rejected: of a preference, the same row with the rejected answer in place of the chosen one; see

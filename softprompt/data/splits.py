@@ -311,7 +311,7 @@ def _absent_notes(*splits: Sequence[Record]) -> list[str]:
     for name, records in zip(("validation", "test"), splits[1:], strict=True):
         labels = [{record.target for record in rows} for rows in (splits[0], records)]
         if records and shape_of(records[0]).has_classes and (absent := labels[0] - labels[1]):
-            notes.append(f"{name} has no row labelled {_listed(absent)}")
+            notes.append(f"{name} has no row labeled {_listed(absent)}")
     return notes
 
 

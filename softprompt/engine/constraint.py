@@ -188,7 +188,7 @@ class GrammarCompiler:
             grammar = LLMatcher.grammar_from_lark(whole)
             matcher = _on_a_large_stack(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=limits))
             first = matcher.deep_copy()
-            first.compute_bitmask()  # so that what is too complex from the first token on is refused, too
+            first.compute_bitmask()  # so that a grammar too complex from its first token is refused, too
             if first.is_error():
                 raise DataError("it cannot be used", got=_brief(first.get_error()))
             self._kept[lark] = Constraint(whole, matcher, tokenizer)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def ask(url: str, text: str, slot: int) -> str:
-    """The greedy answer to a text behind the soft prompt."""
+    """The greedy answer to a text after the soft prompt."""
     facts = json.loads((Path(__file__).parent / "prefix.json").read_text(encoding="utf-8"))
     body = {
         "prompt": [*facts["ids"], facts["opening"] + text + facts["closing"]],  # ids and text in one list

@@ -94,7 +94,7 @@ class EngineRow:
 
     Attributes:
         ids: token ids of the text after the soft prompt and what follows it (`Layout.follow`).
-        with_prompt: whether the soft prompt stands in front; else the text alone is run, after BOS.
+        with_prompt: whether the soft prompt comes first; else the text alone is run, after BOS.
         max_tokens: length of the answer.
     """
 

@@ -60,7 +60,7 @@ class CheckReport:
     Attributes:
         rows: number of inputs.
         same: how many of the greedy answers are equal.
-        difference: largest difference of the log-probabilities of the likeliest tokens, behind the soft prompt.
+        difference: largest difference of the log-probabilities of the likeliest tokens, after the soft prompt.
         plain_difference: the same without the soft prompt: the engine's own arithmetic.
     """
 
@@ -98,7 +98,7 @@ def check_export(target: ExportTarget, folder: Path, source: ExportSource, texts
 
 
 def row_ids(source: ExportSource, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids of each text, written as the soft prompt's template says, behind the prefix."""
+    """Token ids of each text, written as the soft prompt's template says, after the prefix."""
     template, tokenizer = source.formatted.template, source.lm.tokenizer
     rows: list[tuple[int, ...]] = []
     for text in texts:
@@ -110,7 +110,7 @@ def row_ids(source: ExportSource, texts: Sequence[str]) -> list[tuple[int, ...]]
 
 
 def check_rows(source: ExportSource, texts: Sequence[str]) -> list[EngineRow]:
-    """Each text behind the soft prompt, then each without it, after BOS and what follows the virtual tokens."""
+    """Each text after the soft prompt, then each without it, after BOS and what follows the virtual tokens."""
     rows = row_ids(source, texts)
     plain = (*bos_ids(source.lm.tokenizer), *source.lm.encode(source.card.layout.follow))
     behind = [EngineRow(ids, True, N_TOKENS) for ids in rows]

@@ -1,6 +1,6 @@
 """`--to llama-slot`: keys and values of a soft prompt of either form as a slot file of a stock llama-server.
 
-The server takes the tokens of the prefix for known ones, and goes on behind them. Its file format changes with its
+The server takes the tokens of the prefix for known ones, and goes on after them. Its file format changes with its
 versions, and has no other writer; so the installed server saves a slot with as many other tokens, and the numbers in
 that file are replaced.
 

@@ -12,7 +12,7 @@ from softprompt.export.row_text import row_text
 
 @dataclass(frozen=True)
 class WrittenPrompt:
-    """What stands in front of the user's words and after them.
+    """What comes before the user's words and after them.
 
     Attributes:
         ids: of BOS, lead, virtual tokens and follow.

@@ -20,7 +20,7 @@ from softprompt.inspection.effect import PromptEffect
 from softprompt.models.frozen_lm import FrozenLM
 
 _TOP = 8
-_LEAST = 1e-4  # mean probability, behind the prompt or without it, of tokens worth listing
+_LEAST = 1e-4  # mean probability, after the prompt or without it, of tokens worth listing
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TokenShift:
     Attributes:
         token: its text.
         change: Δ in nats.
-        probability: mean behind the soft prompt.
+        probability: mean after the soft prompt.
         base_probability: mean without it.
     """
 

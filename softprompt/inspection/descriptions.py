@@ -1,6 +1,6 @@
 """Candidates for a text that says what a soft prompt does: the model's own words, and words near the prompt.
 
-    asked      the model is asked behind the soft prompt what its task is
+    asked      the model is asked after the soft prompt what its task is
     continued  it completes a sentence about the task right after the virtual tokens
     patched    the virtual tokens' hidden states after layer l take the place of "x x x" in a prompt that describes
                tasks by examples (InSPEcT: Ramati et al. 2025, https://arxiv.org/abs/2410.11660)

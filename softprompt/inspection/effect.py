@@ -47,7 +47,7 @@ class PromptEffect:
         prompt: the soft prompt.
         records: the rows.
         examples: the same, tokenized.
-        states: [N, H] final hidden states before each answer token, behind the soft prompt.
+        states: [N, H] final hidden states before each answer token, after the soft prompt.
         base_states: [N, H] without it.
         total: E(P) in nats a token.
 
@@ -80,7 +80,7 @@ class PromptEffect:
         return self._base
 
     def divergence(self, states_NH: Tensor) -> float:
-        """Mean KL(behind the soft prompt ‖ these states), nats a token."""
+        """Mean KL(after the soft prompt ‖ these states), nats a token."""
         return divergences(states_NH, self.states, self.lm.logits).mean().item()
 
     def share(self, states_NH: Tensor) -> float:

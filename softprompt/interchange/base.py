@@ -51,7 +51,7 @@ class ImportedLayout:
         bos: whether the text after the virtual tokens begins with BOS.
         labels: the classes of a classification prompt.
         base: of the model that the prompt was trained for.
-        around: the text around the virtual tokens, if they do not stand in front of everything.
+        around: the text around the virtual tokens, if they do not come before everything.
     """
 
     template: Template

@@ -24,10 +24,10 @@ class FrameFile(BaseModel):
 
     Attributes:
         template: how records become rows.
-        bos: whether the text after virtual tokens that stand in front of everything begins with BOS.
+        bos: whether the text after virtual tokens that come before everything begins with BOS.
         labels: the classes of a classification prompt.
         base: geometry of the base model; releases before 0.2 wrote none.
-        layout: the text around virtual tokens that do not stand in front of everything.
+        layout: the text around virtual tokens that do not come before everything.
         written: digests by name of the files that the prompt can also be read from.
     """
 

@@ -79,7 +79,7 @@ def check_embeds_alike(lm: FrozenLM, prompt: SoftPrompt, format_name: str) -> No
     scale = lm.encoder_decoder.embedding_scale if lm.is_encoder_decoder else 1.0
     if format_name == "peft" and scale != 1.0 and not form_class(prompt.form).begins_the_sequence:
         raise GeometryError(
-            "PEFT runs this model with another text in front of it than softprompt does",
+            "PEFT runs this model with another text before it than softprompt does",
             where=lm.name,
             got=f"{lm.geometry.architecture} scales embeddings by {scale:.3g}, PEFT does not",
             hint="keys and values of the decoder can be exchanged (--method prefix-tuning --method.sites decoder)",

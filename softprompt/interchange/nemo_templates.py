@@ -46,7 +46,7 @@ class NemoTemplate:
     def layout(self, n_tokens: int, where: object) -> ImportedLayout | None:
         """The template after the virtual tokens; None if it is none that a soft prompt can have.
 
-        Raises StoreError if not all virtual tokens stand in front, in their order.
+        Raises StoreError if not all virtual tokens come first, in their order.
         """
         places = list(_PLACE.finditer(self.text))
         rest = self.text[places[-1].end() :] if places else self.text

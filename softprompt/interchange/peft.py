@@ -95,7 +95,7 @@ def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None
     `softprompt import` restores the template.
 
     Args:
-        lead_NH: embeddings of what stands in front of an embedding prompt (BOS, lead), which become its first virtual
+        lead_NH: embeddings of what comes before an embedding prompt (BOS, lead), which become its first virtual
             tokens, since PEFT puts nothing before a prompt; [0, H] if nothing does.
 
     Raises:

@@ -17,7 +17,7 @@ def adapter_readme(card: Card, config: Mapping[str, object], n_lead: int) -> str
         n_lead: how many of its first virtual tokens are tokens that stand before the prompt.
     """
     base, apart = public_name(card.geometry.base), bool(card.geometry.sites)
-    lead = f"The first {n_lead} virtual tokens are the tokens that stand in front of the prompt, such as BOS. "
+    lead = f"The first {n_lead} virtual tokens are the tokens that come before the prompt, such as BOS. "
     frame = json.dumps(card.template, ensure_ascii=False)
     lines = [
         f"---\nbase_model: {json.dumps(base)}\nlibrary_name: peft\ntags: [soft-prompt, softprompt]\n---",

@@ -116,7 +116,7 @@ def owned(query: Select, column: ColumnElement[str], owner: str | None) -> Selec
 
 
 def paged(query: Select, number: ColumnElement[int], cursor: int | None, limit: int | None, down: bool) -> Select:
-    """One row more than the limit, behind the row of this number."""
+    """One row more than the limit, after the row of this number."""
     if cursor is not None:
         query = query.where(number < cursor if down else number > cursor)
     query = query.order_by(number.desc() if down else number)

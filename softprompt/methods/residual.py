@@ -1,4 +1,4 @@
-"""Residual prompt tuning: a bottleneck network with a skip connection in front of the prompt.
+"""Residual prompt tuning: a bottleneck network with a skip connection before the prompt.
 
 Razdaibiedina, Mao, Hou, Khabsa, Lewis, Ba, Almahairi: Residual Prompt Tuning: Improving Prompt Tuning with Residual
 Reparameterization. Findings of ACL 2023. https://arxiv.org/abs/2305.03937

@@ -28,7 +28,7 @@ class RowPlan:
         rows: token ids of each sequence after its opening, none of them empty.
         run: [R] number among the T tokens of each token of `rows`.
         opened: [Q, n] numbers of the tokens of the openings that were left out.
-        sequences: how many there are, empty ones included.
+        sequences: their number, empty ones included.
         last: [B, L] number of the last token of the row up to this column, -1 if there is none.
         tokens: T.
     """

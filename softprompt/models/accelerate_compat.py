@@ -38,7 +38,7 @@ def hooks_on(module: nn.Module) -> Iterator[_Hook]:
 
 
 def start_processes(device: str) -> int:
-    """Join the processes of torchrun or `accelerate launch`; returns how many there are."""
+    """Join the processes of torchrun or `accelerate launch`; returns their number."""
     return int(PartialState(cpu=device == "cpu").num_processes)
 
 

@@ -117,7 +117,7 @@ def lay_out_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> PrefixLayout:
     run_lengths = [_run_length(prefix) for prefix in prefixes]
     longest = max(past + run for past, run in zip(past_lengths, run_lengths, strict=True))
     hint = "fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front"
-    check_fits_context(lm, longest, "what stands in front of the row does not fit in the model's context", hint)
+    check_fits_context(lm, longest, "what comes before the row does not fit in the model's context", hint)
     past_slots, run_slots = max(past_lengths), max(run_lengths)
     past_N1, run_N1 = torch.tensor(past_lengths)[:, None], torch.tensor(run_lengths)[:, None]
     past_S, run_S = torch.arange(past_slots), torch.arange(run_slots)
@@ -212,7 +212,7 @@ def _run_length(prefix: Prefix) -> int:
     if at_start and prefix.lead:
         raise GeometryError(
             "a KV prompt starts at position 0, so no lead can stand before it",
-            hint="make the lead part of the prompt: initialise it from a text that begins with the lead",
+            hint="make the lead part of the prompt: initialize it from a text that begins with the lead",
         )
     virtual = prompt.n_tokens if prompt is not None and not at_start else 0
     return len(prefix.lead) + virtual + len(prefix.follow)

@@ -90,7 +90,7 @@ def run_states(lm: FrozenLM, prefixes: Sequence[Prefix]) -> StatePrefixes:
         if runtime.path == "state" and not (lm.checkpoints_layers and carried is None):
             states.append(_run(lm, text, carried))
     hint = "fewer virtual tokens (--n-tokens), fewer examples (--shots), or a shorter text in front"
-    check_fits_context(lm, max(lengths), "what stands in front of the row does not fit in the model's context", hint)
+    check_fits_context(lm, max(lengths), "what comes before the row does not fit in the model's context", hint)
     return StatePrefixes(tuple(texts), tuple(states), tuple(lengths))
 
 

@@ -124,7 +124,7 @@ def unknown_path(path: str) -> tuple[str, str]:
 
 
 def stopping() -> ApiError:
-    """A 503 once the server is told to stop."""
+    """A 503 once the server is stopping."""
     return ApiError(503, "The server is stopping.", "stopping", retry_after_s=5)
 
 

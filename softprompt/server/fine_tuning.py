@@ -1,6 +1,6 @@
 """Files and fine-tuning jobs behind the HTTP routes: what a caller sends becomes calls of the jobs' store.
 
-Every call names the caller as the owner, so that what belongs to another caller is as unknown as what never was. The
+Every call names the caller as the owner, so an object of another caller is as unknown as one that never existed. The
 store blocks, so it is called in threads; its errors become those of the API.
 """
 

@@ -153,7 +153,7 @@ class _Writer:
         self._ends: dict[str, str] = {}  # names of rules for text up to these texts
 
     def part(self, part: TagPart, then: str) -> str:
-        """The right side of a rule for a part and the text `then` behind it; "" is the end or a part of its own."""
+        """The right side of a rule for a part and the text `then` after it; "" is the end or a part of its own."""
         if isinstance(part, AnyText):
             return self._up_to(then) if then else ANY_TEXT
         if isinstance(part, SequenceOf):
@@ -187,7 +187,7 @@ class _Writer:
             inside = self._inside(following, "" if rest[1:] else then)
             after = self._sequence(rest[1:], then) if rest[1:] else ""
             return f"{self.part(first, following.begin)} {inside} {after}"
-        expected = "a const_string or a tag behind it"
+        expected = "a const_string or a tag after it"
         raise DataError("free text ends where a known text follows", expected=expected, got=following.type)
 
     def _inside(self, tag: Tag, then: str) -> str:

@@ -105,7 +105,7 @@ class TrainConfig(Section):
         json_schema_extra=flag("--batch-size", help="Rows a step."),
     )
     temperature: float = Field(
-        default=1.0, ge=1, description="of several tasks: 1 draws every row equally often, more favours small tasks"
+        default=1.0, ge=1, description="of several tasks: 1 draws every row equally often, more favors small tasks"
     )
     distill: float = Field(default=1.0, ge=0, description="weight of the teachers' divergence beside the loss")
     accumulate: int = Field(default=1, ge=1, description="parts that a step's rows are run in, to save memory")

@@ -41,7 +41,7 @@ from softprompt.training.signals import Interrupt
 from softprompt.training.starts import Starts
 from softprompt.training.trial import Trial, active_trials
 
-PROBE_ROWS = 8  # validation rows, about, that are timed to find how many there is time for
+PROBE_ROWS = 8  # validation rows, about, that are timed to find the number for which there is time
 TOKENS_AT_ONCE = 16384  # text tokens in one forward pass of many trials
 
 

@@ -292,7 +292,7 @@ def _task(
 
 
 def _fitting(task: PreparedTask, config: Config, tokenizer: Tokenizer, context: int) -> PreparedTask:
-    """The task without the rows that do not fit in the model's context behind the prompt; those are counted.
+    """The task without the rows that do not fit in the model's context after the prompt; those are counted.
 
     Raises DataError if no training row fits.
     """
@@ -304,7 +304,7 @@ def _fitting(task: PreparedTask, config: Config, tokenizer: Tokenizer, context: 
     if not train:
         shortest = min(row.longest for row in task.train)
         raise DataError(
-            "no row fits in the model's context behind the prompt",
+            "no row fits in the model's context after the prompt",
             expected=f"rows of at most {max(0, room)} tokens",
             got=f"at least {shortest} tokens",
             hint="fewer --n-tokens, or a model with a longer context",

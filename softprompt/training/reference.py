@@ -36,7 +36,7 @@ class Reference(ABC):
 
 @final
 class StartReference(Reference):
-    """A soft prompt as it is now, before training, in front of the same text.
+    """A soft prompt as it is now, before training, before the same text.
 
     Args:
         learner: is copied.

@@ -206,7 +206,7 @@ def test_labels_that_a_split_lacks_are_noted(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", *labelled(8))
     write_jsonl(tmp_path / "validation.jsonl", *labelled(1, 20))
     write_jsonl(tmp_path / "test.jsonl", *labelled(2, 30))
-    assert load_splits(tmp_path).notes == ("validation has no row labelled 'odd'",)
+    assert load_splits(tmp_path).notes == ("validation has no row labeled 'odd'",)
 
 
 def test_a_place_without_a_row_is_refused_at_once(tmp_path: Path) -> None:

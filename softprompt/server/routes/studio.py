@@ -106,7 +106,7 @@ def _read(folder: Traversable, prefix: str) -> Iterator[tuple[str, _StudioFile]]
 def _response(file: _StudioFile, request: Request, policy: str) -> Response:
     headers: dict[str, str] = request.state.headers  # which go over those of the response
     headers["content-security-policy"] = policy
-    headers["cache-control"] = "no-cache"  # asks each time, and is told that nothing has changed
+    headers["cache-control"] = "no-cache"  # the browser asks each time; 304 if nothing has changed
     headers["etag"] = file.etag
     if file.etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304)

@@ -84,13 +84,13 @@ function stateCard(context, first) {
     actions.hidden = ended;
     bar.hidden = ended;
     if (ended) words.textContent = `${job.status === "succeeded" ? "Done" : "Ended"} at ${clock(job.finished_at)}`;
-    else words.textContent = [said, expectedEnd(job)].filter(Boolean).join(" — ") || "It waits for a worker.";
+    else words.textContent = [said, expectedEnd(job)].filter(Boolean).join(" · ") || "It waits for a worker.";
   };
   let said = "";
   const progress = (/** @type {any} */ event) => {
     if (event.data?.progress !== undefined) bar.value = event.data.progress;
     if (event.level === "info") said = event.message;
-    if (!FINISHED.has(job.status)) words.textContent = [said, expectedEnd(job)].filter(Boolean).join(" — ");
+    if (!FINISHED.has(job.status)) words.textContent = [said, expectedEnd(job)].filter(Boolean).join(" · ");
   };
   update(first);
   const element = h("section", { class: "card" }, h("div", { class: "toolbar" }, title, badge), words, bar, actions, problem, lines);
@@ -130,7 +130,7 @@ function lossCurve(signal) {
   return { element: drawn.element, add };
 }
 
-/** What was told about a job, newest first. */
+/** The events of a job, newest first. */
 function eventList() {
   const list = h("ol", { class: "bare events", tabindex: "0", "aria-label": "History, newest first" });
   const add = (/** @type {any} */ event) => {
