@@ -261,17 +261,37 @@ class _Loop:
             return
         begin = time.monotonic()
         for trial in trials:
-            with memory_advice(f"validation after step {trial.state.step}"):
-                means = validation_losses(self.lm, trial)
-                if self.accelerator.num_processes > 1:  # all keep the same state as the best
-                    means = gather_object([means])[0]
-            with self.stop_if_not_finite(trial):
+            with self.stop_if_not_finite(trial), self.validated(trial) as means:
                 numbers = trial.record_validation(means, self.elapsed)
                 if trial.settings.inspect:
                     numbers |= observe(self.lm, trial, self.starts.of_trial(trial.name))
                 self.report(Event("validation", trial.state.step, numbers, trial.name))
                 self.on_validation(trial)
         self.validation_seconds += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def validated(self, trial: Trial) -> Iterator[list[float]]:
+        """A context with the validation losses of a trial: of its prompt, or of the average of it if that is better."""
+        if trial.average is None or not trial.state.step:
+            yield self.losses_now(trial)
+            return
+        with trial.average.applied():
+            averaged, notes = self.losses_now(trial), dict(trial.notes)
+        means = self.losses_now(trial)
+        if sum(means) <= sum(averaged):
+            yield means
+            return
+        trial.notes = notes
+        with trial.average.applied():
+            yield averaged
+
+    def losses_now(self, trial: Trial) -> list[float]:
+        """The validation losses of a trial as it is, the same in all processes."""
+        with memory_advice(f"validation after step {trial.state.step}"):
+            means = validation_losses(self.lm, trial)
+        if self.accelerator.num_processes > 1:  # all keep the same state as the best
+            means = gather_object([means])[0]
+        return means
 
     @contextlib.contextmanager
     def stop_if_not_finite(self, trial: Trial) -> Iterator[None]:

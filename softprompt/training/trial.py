@@ -26,6 +26,7 @@ from softprompt.objectives.next_token import learned_tokens
 from softprompt.objectives.schedule import Budget, rate
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.base import SoftPrompt
+from softprompt.training.averaging import MovingAverage
 from softprompt.training.config import TrainConfig
 from softprompt.training.objective import Objective
 
@@ -108,6 +109,7 @@ class TrialTree(TypedDict):
     batches: MixtureState
     record: dict[str, object]  # a TrialState
     objective: NotRequired[dict[str, Tensor]]
+    average: NotRequired[dict[str, Tensor]]
 
 
 class Trial:
@@ -136,9 +138,11 @@ class Trial:
         self.tasks = tuple(tasks)
         self.settings, self.name = settings, name
         self.objective = objective
-        self._noted: dict[str, tuple[float, int]] = {}  # sums of numbers, and how many
+        self.notes: dict[str, tuple[float, int]] = {}  # sums of numbers, and how many
         self.teachers = [Prefix(p, t.lead, t.follow) for p, t in zip(teachers, tasks, strict=bool(teachers))]
         self.optimizer = _optimizer(self.learner, settings)
+        trained = list(learner.parameters())
+        self.average = MovingAverage(trained, settings.average) if settings.average else None
         lengths = [[len(row.ids) for row in task.train] for task in tasks]
         self.batches = TaskMixture(lengths, settings.batch_size, settings.seed, settings.temperature)
         self.validation_rows = [
@@ -164,13 +168,13 @@ class Trial:
 
     def note(self, name: str, values: Tensor) -> None:
         """Add numbers to the mean that the next step or validation reports under this name."""
-        total, count = self._noted.get(name, (0.0, 0))
-        self._noted[name] = total + values.sum().item(), count + values.numel()
+        total, count = self.notes.get(name, (0.0, 0))
+        self.notes[name] = total + values.sum().item(), count + values.numel()
 
     def noted(self, before: str = "") -> dict[str, float]:
         """The means of what was noted since the last call, with `before` in front of each name."""
-        means = {f"{before}{name}": total / max(1, count) for name, (total, count) in self._noted.items()}
-        self._noted.clear()
+        means = {f"{before}{name}": total / max(1, count) for name, (total, count) in self.notes.items()}
+        self.notes.clear()
         return means
 
     def progress(self, elapsed: float) -> float:
@@ -199,6 +203,8 @@ class Trial:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
         self.state.step += 1
         tokens = float(sum(len(row.ids) for row in rows))
         numbers = {"loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens} | self.noted()
@@ -263,9 +269,12 @@ class Trial:
         return "patience" if patience is not None and self.state.stale >= patience else ""
 
     def finish(self) -> tuple[SoftPrompt, ...]:
-        """The best prompts, or the last ones if there are no validation rows."""
+        """The best prompts; if there are no validation rows, their average or the last ones."""
         if self.best:
             self.learner.load_state_dict(self.best)
+        elif self.average is not None:
+            with self.average.applied():
+                return self.learner.freeze()
         return self.learner.freeze()
 
     def state_dict(self) -> TrialTree:
@@ -279,6 +288,8 @@ class Trial:
         }
         if self.objective is not None:
             tree["objective"] = dict(self.objective.state_dict())
+        if self.average is not None:
+            tree["average"] = self.average.state_dict()
         return tree
 
     def load_state_dict(self, state: TrialTree) -> None:
@@ -289,6 +300,8 @@ class Trial:
         self.best, self.state = state["best"], TrialState.of(state["record"])
         if self.objective is not None:
             self.objective.load_state_dict(state.get("objective", {}))
+        if self.average is not None and "average" in state:
+            self.average.load_state_dict(state["average"])
 
     def identity(self) -> str:
         """A digest of everything but the base model that must not change between a trial and its resumption."""
