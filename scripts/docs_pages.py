@@ -1,4 +1,4 @@
-"""The pages of the docs site that come from the code: commands, settings, Python, files, HTTP, metrics and errors.
+"""The pages of the docs site that come from the code: commands, settings, Python, files, HTTP and metrics.
 
 `make docs` runs this through mkdocs-gen-files; `pages()` gives the same to the tests.
 """
@@ -16,7 +16,6 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 import softprompt
-from softprompt import errors
 from softprompt.cli.main import command_of
 from softprompt.cli.verbs import Verb, all_verbs
 from softprompt.prompts.card import Card
@@ -35,7 +34,6 @@ def pages() -> dict[str, str]:
         "reference/card.md": card_schema(),
         "reference/http.md": http_paths(),
         "reference/metrics.md": metrics(),
-        "reference/errors.md": error_classes(),
     }
     for name in REPOSITORY_PAGES:
         made[f"project/{name.lower()}"] = from_repository((ROOT / name).read_text(encoding="utf-8"))
@@ -138,6 +136,8 @@ def http_paths() -> str:
             lines += ["", f"## {method.upper()} {path}", "", meaning]
             for body in operation.get("requestBody", {}).get("content", {}).values():
                 lines += ["", *_fields(body["schema"])]
+    lines += ["", "## GET /metrics", "", "[The metrics](metrics.md) in Prometheus' text format."]
+    lines += ["", "## GET /openapi.json", "", "This document, of a server with `--openapi`."]
     return "\n".join(lines) + "\n"
 
 
@@ -184,19 +184,6 @@ def metrics() -> str:
     lines = ["# Metrics", "", "Generated from the code; `/metrics` of the server, in Prometheus' text format.", ""]
     lines += ["| metric | type | meaning |", "|---|---|---|"]
     lines += [f"| `{one.name}` | {one.type} | {one.documentation} |" for one in measured.registry.collect()]
-    return "\n".join(lines) + "\n"
-
-
-def error_classes() -> str:
-    """Every exception, with what it means."""
-    lines = ["# Errors", "", "Generated from `softprompt.errors`. A message says what is wrong, where, what was"]
-    lines += ["expected and got, and what to do next. The command line prints it and exits with 1. With `--debug` it"]
-    lines += ["shows the traceback.", ""]
-    lines += ["| exception | of | meaning |", "|---|---|---|"]
-    for name, one in inspect.getmembers(errors, inspect.isclass):
-        if issubclass(one, errors.SoftpromptError):
-            first = (inspect.getdoc(one) or "").splitlines()[0]
-            lines.append(f"| `{name}` | `{one.__mro__[1].__name__}` | {first} |")
     return "\n".join(lines) + "\n"
 
 
