@@ -28,7 +28,8 @@ from tests.support.saved import save_tiny
 
 ROOT = Path(__file__).parents[2]
 NAME = "smollm2-135m"
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/helpdesk/README.md")
+EXAMPLES = tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").rglob("README.md")))
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *EXAMPLES)
 EXTENDING = ROOT / "docs" / "guides" / "extending.md"  # commands of toys, which tests/extending runs
 
 

@@ -12,26 +12,22 @@ import pytest
 
 from softprompt.jobs.worker import Worker, WorkerOptions, load_job_base
 from softprompt.prompts import store as prompts
-from tests.jobs.conftest import conversation_rows
 from tests.support.fine_tuning import tuned
 from tests.support.live_server import BASE, USER
 from tests.support.saved import save_tiny
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "fine_tuning" / "fine_tune.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "jobs_with_openai_client" / "jobs_with_openai_client.py"
 LONGEST_S = 240
 
 
 def test_the_script_trains_and_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, rows in (("train", conversation_rows(8)), ("held_out", conversation_rows(2, 8))):
-        (tmp_path / f"{name}.jsonl").write_bytes(rows)
     (tmp_path / "public").mkdir()
     monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path))  # which the worker sets, and the test puts back
     model = str(save_tiny(tmp_path / "base", "llama"))
     with tuned(tmp_path, tmp_path / "public", model=model) as server:
         worker = Worker(server.store, WorkerOptions("cpu", once=True), load_job_base)
-        files = [str(tmp_path / "train.jsonl"), str(tmp_path / "held_out.jsonl")]
         keys = {"OPENAI_BASE_URL": f"{server.live.url}/v1", "OPENAI_API_KEY": USER}
-        command = [sys.executable, str(SCRIPT), BASE, *files, "color 3?"]
+        command = [sys.executable, str(SCRIPT), "--model", BASE, "--epochs", "1"]
         process = subprocess.Popen(
             command, env={**os.environ, **keys}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -44,7 +40,8 @@ def test_the_script_trains_and_chats(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert process.returncode == 0, (out, err)
         (job,) = server.store.jobs(None).items
         lines = out.splitlines()
-        assert job.fine_tuned_model in lines and lines[-1].endswith("from the upload to the answer")
+        assert any(line.startswith(f"{job.fine_tuned_model}: ") for line in lines)
+        assert lines[-1].endswith("from the upload to the answer")
         assert any(line.startswith("step,") for line in lines)
         card = prompts.load_card(server.prompts / job.prompt)
         assert str(server.store.home) not in card.model_dump_json()
