@@ -3,10 +3,13 @@
     python -m benchmarks.quality --tasks sst2,rte --budget-minutes 5 --systems base,auto,lora [--seeds 3] [--out FILE]
     python -m benchmarks.quality --tasks sst2,agnews --few-shot --budget-minutes 1 --out FILE
 
-Systems: the base model; text prompts (`text-0`: an instruction, `text-8`: with eight examples); PEFT's prompt tuning,
-prefix tuning, P-tuning and LoRA (rank 8, all linear layers) with the recipes of its documentation (`peft_side.py`);
-ours untouched (`auto`), ours with an eighth of the time (`auto-eighth`), and ours by method (`ours:prompt-tuning`).
-Labels are ranked by likelihood, answers generated greedily, for all by one code, on the test split.
+Systems: the base model; text prompts (`text-0`: an instruction, `text-8`: with eight examples, `text-best`: the best of
+32 by loss on validation rows, `text-fit`: with as many examples as the context holds); PEFT's prompt tuning, prefix
+tuning, P-tuning, LoRA (rank 8, all linear layers), `rslora`, `lora-r1`, `ia3` and `vera` with the recipes of its
+documentation (`peft_side.py`); each of them with the best of three rates, which share the time (`lora-tuned`) or have
+it each (`lora-tuned-full`); ours untouched (`auto`), ours with an eighth of the time (`auto-eighth`), and ours by
+method (`ours:prompt-tuning`). Labels are ranked by likelihood and answers generated greedily by the same code for all,
+on the test split. The costs of a system stand beside its scores (`cost.py`).
 
 Data: $SOFTPROMPT_DATA (default ../shared/data) with TASK/{train,validation,test}.jsonl, TASK/fewshot16/DRAW/….
 """
@@ -24,10 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cost import cost, folder_bytes
 from benchmarks.machine import facts
-from benchmarks.peft_side import RATES, Kind, train_peft
+from benchmarks.peft_side import LAYERED, RATES, TRIED, Kind, PeftTask, train_peft, train_rates
+from benchmarks.text_search import ROWS, WORDS, TextTask, best_text, instructions_for, longest_text
 from softprompt.data.records import Record
 from softprompt.data.splits import load_rows
+from softprompt.data.tokenize import encode_rows
 from softprompt.evaluation.evaluate import evaluate
 from softprompt.evaluation.held_out import pick_shots
 from softprompt.files import write_json
@@ -49,13 +55,13 @@ TEMPLATES = {
     "boolq": "{text}\nQuestion: {text2}?\nAnswer:",
     "e2e": "Data: {input}\nText:",
 }
-PEFT: dict[str, Kind] = {"lora" if kind == "lora" else f"peft:{kind}": kind for kind in RATES}
-SYSTEMS = ("base", "text-0", "text-8", *PEFT, "auto", "auto-eighth")
+PEFT: dict[str, Kind] = {kind if kind in LAYERED else f"peft:{kind}": kind for kind in RATES}
+TUNED = ("-tuned-full", "-tuned")  # the best of three rates, each with the full time or with a third of it
+SYSTEMS = ("base", "text-0", "text-8", "text-best", "text-fit", *PEFT, "auto", "auto-eighth")
 DRAWS = ("13", "21", "42", "87", "100")
 TOKENS = 20  # virtual tokens of PEFT's methods, as in its documentation
 BATCH = 8
 LONGEST = 700  # tokens of a row
-WORDS = "Write a text that says what the data says."  # the instruction of the one task without labels
 
 
 @dataclass(frozen=True)
@@ -84,16 +90,48 @@ def run_task(setting: Setting, systems: list[str], seed: int) -> Iterator[dict[s
     instruction = instruction_for(task.classes) if task.classes else WORDS
     for system in systems:
         if system == "base":
-            found = scored(setting, prepared, no_prompt(setting.lm, task.template))
+            found = scored(setting, prepared, no_prompt(setting.lm, task.template), 0, 0)
         elif system.startswith("text-"):
-            shots = pick_shots(task.splits.train, int(system.removeprefix("text-")))
-            found = scored(setting, prepared, text_prompt(setting.lm, task.template, instruction, shots))
-        elif system in PEFT:
-            found = theirs(setting, prepared, PEFT[system], instruction, seed)
+            found = texts(setting, prepared, system, instruction, seed)
+        elif (name := without_suffix(system)) in PEFT:
+            found = theirs(setting, prepared, PEFT[name], system.removeprefix(name), instruction, seed)
         else:
             method = {"method.name": system.removeprefix("ours:")} if system.startswith("ours:") else {}
             found = ours(setting, method, setting.minutes / (8 if system == "auto-eighth" else 1), seed)
         yield {"task": setting.task, "system": system, "seed": seed, **found}
+
+
+def without_suffix(system: str) -> str:
+    """A system without the words that say that three rates are tried."""
+    for suffix in TUNED:
+        if system.endswith(suffix):
+            return system.removesuffix(suffix)
+    return system
+
+
+def is_known(system: str) -> bool:
+    """Whether there is such a system."""
+    return system in SYSTEMS or without_suffix(system) in PEFT or system.startswith("ours:")
+
+
+def texts(setting: Setting, prepared: PreparedTraining, system: str, instruction: str, seed: int) -> dict[str, Any]:
+    """A text prompt, its search included."""
+    task, begin = prepared.tasks[0], time.monotonic()
+    longest = max(len(row.ids) for row in encode_rows(setting.test, task.template, setting.lm.tokenizer))
+    instructions = instructions_for(setting.task, instruction)
+    validation = [row for row in task.splits.validation if row.where in {example.where for example in task.validation}]
+    search = TextTask(setting.lm, task.template, instructions, task.splits.train, validation, longest, seed)
+    about: dict[str, object] = {}
+    if system == "text-best":
+        formatted, about = best_text(search)
+    elif system == "text-fit":
+        formatted, about = longest_text(search)
+    else:
+        shots = pick_shots(task.splits.train, int(system.removeprefix("text-")))
+        formatted = text_prompt(setting.lm, task.template, instruction, shots)
+    seconds = round(time.monotonic() - begin, 1)
+    size = len(formatted.template.text.encode()) - len(task.template.text.encode())
+    return scored(setting, prepared, formatted, 0, size) | {"search_seconds": seconds, **about}
 
 
 def prepared_for(setting: Setting, changes: dict[str, Any], minutes: float, seed: int) -> PreparedTraining:
@@ -116,45 +154,50 @@ def ours(setting: Setting, changes: dict[str, Any], minutes: float, seed: int) -
     prepared = prepared_for(setting, changes, minutes, seed)
     outcome = fit(prepared, setting.lm, overwrite=True)
     assert outcome.folder is not None
-    formatted = from_card(*load_prompt(outcome.folder, setting.lm.geometry))
+    prompt, card = load_prompt(outcome.folder, setting.lm.geometry)
     chosen = {choice.setting: choice.value for choice in prepared.choices}
     about = {"steps": outcome.result.step, "seconds": round(outcome.result.seconds, 1), "chosen": chosen}
     about |= {"history": outcome.result.history}
-    return scored(setting, prepared, formatted) | about
+    numbers = sum(tensor.numel() for tensor in prompt.tensors().values())
+    return scored(setting, prepared, from_card(prompt, card), numbers, folder_bytes(outcome.folder)) | about
 
 
-def theirs(setting: Setting, prepared: PreparedTraining, kind: Kind, instruction: str, seed: int) -> dict[str, Any]:
-    """The same rows and time with PEFT; what it trained is scored in our form (LoRA: in the model)."""
+def theirs(
+    setting: Setting, prepared: PreparedTraining, kind: Kind, tuned: str, instruction: str, seed: int
+) -> dict[str, Any]:
+    """The same rows and time with PEFT; what it trained is scored in our form, changed layers in the model.
+
+    Args:
+        tuned: one of `TUNED`, or "" for the recipe's rate alone.
+    """
     lm, task = setting.lm, prepared.tasks[0]
-    lead, follow = layout_ids(lm, layout_for(lm, task.template, "none"))
-    trained = train_peft(
-        lm,
-        kind,
-        task.train,
-        [*lead, *follow],
-        tokens=TOKENS,
-        text=instruction,
-        tokenizer=setting.tokenizer,
-        batch_size=BATCH,
-        seconds=setting.minutes * 60,
-        seed=seed,
+    lead, follow = layout_ids(lm, layout_for(lm, task.template, None))
+    given = PeftTask(
+        lm, task.train, task.validation[:ROWS], [*lead, *follow], TOKENS, instruction, setting.tokenizer, BATCH, seed
     )
-    form = "none" if trained.prompt is None else trained.prompt.form
+    seconds = setting.minutes * 60 / (len(TRIED) if tuned == "-tuned" else 1)
+    trained = train_rates(given, kind, seconds) if tuned else train_peft(given, kind, seconds)
+    form = None if trained.prompt is None else trained.prompt.form
     formatted = FormattedPrompt(trained.prompt, task.template, layout_for(lm, task.template, form))
     about = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "loss_gap": trained.gap}
-    result = scored(setting, prepared, formatted) | about
+    about |= {"rate": trained.rate, "losses": trained.losses} if tuned else {"rate": trained.rate}
+    result = scored(setting, prepared, formatted, trained.parameters, trained.disk_bytes) | about
     trained.undo()
     return result
 
 
-def scored(setting: Setting, prepared: PreparedTraining, formatted: FormattedPrompt) -> dict[str, Any]:
-    """Scores of a subject on the test rows."""
+def scored(
+    setting: Setting, prepared: PreparedTraining, formatted: FormattedPrompt, parameters: int, disk_bytes: int
+) -> dict[str, Any]:
+    """Scores of a subject on the test rows, and what it costs."""
     begin = time.monotonic()
     classes = prepared.tasks[0].classes
     found = evaluate(
         setting.lm, formatted, setting.test, labels=classes, sampling=Sampling(max_new_tokens=80)
     ).to_dict()
-    return {**found, "evaluation_seconds": round(time.monotonic() - begin, 1)}
+    seconds = round(time.monotonic() - begin, 1)
+    costs = cost(setting.lm, formatted, setting.test[0], parameters, disk_bytes)
+    return {**found, "evaluation_seconds": seconds, "cost": costs}
 
 
 def folders(tasks: list[str]) -> dict[str, Path]:
@@ -194,8 +237,9 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     systems = options.systems.split(",")
-    if unknown := [s for s in systems if s not in SYSTEMS and not s.startswith("ours:")]:
-        sys.exit(f"quality: unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}, ours:METHOD")
+    if unknown := [s for s in systems if not is_known(s)]:
+        known = f"{', '.join(SYSTEMS)}, ours:METHOD, {', '.join(f'{name}{TUNED[-1]}' for name in PEFT)}, …{TUNED[0]}"
+        sys.exit(f"quality: unknown system {unknown[0]!r}; known: {known}")
     folders(options.tasks.split(","))
     machine = facts()  # before hours pass, in which files may change
     lm = load_model(options.model, dtype=options.dtype)

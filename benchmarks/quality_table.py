@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,21 @@ def load() -> dict[Key, list[tuple[float, int, str]]]:
     return found
 
 
-def page(found: dict[Key, list[tuple[float, int, str]]]) -> str:
+def load_costs() -> dict[Key, list[dict[str, float]]]:
+    """The costs of every run that has some, by what was run."""
+    found: dict[Key, list[dict[str, float]]] = defaultdict(list)
+    for path in sorted(RESULTS.glob("quality-*.json")):
+        data = json.loads(path.read_text())
+        for result in data["results"]:
+            if "cost" in result:
+                key = (data["few_shot"], data["budget_minutes"], _where(data), result["task"], result["system"])
+                found[key].append(result["cost"])
+    return found
+
+
+def page(
+    found: Mapping[Key, list[tuple[float, int, str]]], costs: Mapping[Key, list[dict[str, float]]] | None = None
+) -> str:
     """The Markdown page."""
     lines = [
         "# Quality",
@@ -44,6 +59,9 @@ def page(found: dict[Key, list[tuple[float, int, str]]]) -> str:
         own = {key[3:]: runs for key, runs in found.items() if key[:3] == (few, minutes, model)}
         kind = "16 rows a label" if few else "all training rows"
         lines += [f"## {kind}, {minutes:g} minute{'s' * (minutes != 1)} a system ({model})", _table(own), _files(own)]
+        spent = {key[3:]: runs for key, runs in (costs or {}).items() if key[:3] == (few, minutes, model)}
+        if spent:
+            lines.append(_cost_table(spent))
     return "\n\n".join(lines) + "\n"
 
 
@@ -67,6 +85,23 @@ def _table(runs: dict[tuple[str, str], list[tuple[float, int, str]]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def _cost_table(runs: Mapping[tuple[str, str], list[dict[str, float]]]) -> str:
+    """What each system costs, the median over tasks and runs."""
+    columns = {
+        "parameters": "parameters",
+        "bytes on disk": "disk_bytes",
+        "tokens before a row": "prefix_tokens",
+        "KV bytes": "kv_bytes",
+        "tokens a second, one row": "tokens_per_second",
+    }
+    rows = [["cost", *columns], ["---"] * (len(columns) + 1)]
+    for system in dict.fromkeys(system for _, system in runs):
+        own = [cost for (_, name), costs in runs.items() if name == system for cost in costs]
+        medians = [statistics.median(cost[key] for cost in own) for key in columns.values()]
+        rows.append([system, *(f"{value:,.0f}" for value in medians[:-1]), f"{medians[-1]:.1f}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def _cell(scores: list[float]) -> str:
     if not scores:
         return ""
@@ -82,7 +117,7 @@ def _files(runs: dict[tuple[str, str], list[tuple[float, int, str]]]) -> str:
 
 
 def main() -> None:
-    text = page(load())
+    text = page(load(), load_costs())
     if "--check" in sys.argv:
         sys.exit(0 if PAGE.exists() and PAGE.read_text() == text else f"{PAGE} is not what the results say")
     PAGE.write_text(text)

@@ -33,7 +33,7 @@ def test_the_quality_page_is_what_the_results_say() -> None:
     """Every number of docs/quality.md comes from a committed file."""
     found = quality_table.load()
     assert found, "there are results"
-    assert quality_table.PAGE.read_text(encoding="utf-8") == quality_table.page(found)
+    assert quality_table.PAGE.read_text(encoding="utf-8") == quality_table.page(found, quality_table.load_costs())
 
 
 def test_the_quality_table() -> None:
@@ -49,6 +49,15 @@ def test_the_quality_table() -> None:
     assert "| auto | 0.910 ± 0.014 (2) | 0.600 | 31.3 | 0.755 |" in text
     assert "| base | 0.800 |  |  |  |" in text
     assert "## all training rows, 5 minutes a system (m, bfloat16)" in text
+
+
+def test_costs_stand_below_the_scores() -> None:
+    """The median over tasks, in a table of its own; a group without costs has none."""
+    runs = {(False, 5.0, "m", task, "lora"): [(0.9, 10, "a.json")] for task in ("sst2", "rte")}
+    cost = {"parameters": 1000, "disk_bytes": 4000, "prefix_tokens": 2, "kv_bytes": 64, "tokens_per_second": 10.0}
+    costs = {key: [cost | {"tokens_per_second": speed}] for key, speed in zip(runs, (10.0, 12.0), strict=True)}
+    assert "| lora | 1,000 | 4,000 | 2 | 64 | 11.0 |" in quality_table.page(runs, costs)
+    assert "| cost |" not in quality_table.page(runs)
 
 
 def test_what_a_schema_costs_is_measured() -> None:
