@@ -97,7 +97,7 @@ def chosen(options: argparse.Namespace) -> dict[str, Any]:
 
 def messages(options: argparse.Namespace, scratch: Path) -> Path:
     """A file with messages of bank customers."""
-    rows = [json.loads(line) for line in (data() / "banking77" / "train.jsonl").open(encoding="utf-8")]
+    rows = json_lines(data() / "banking77" / "train.jsonl")
     random.Random(options.seed).shuffle(rows)  # noqa: S311
     inputs = scratch / "inputs.jsonl"
     inputs.write_text("".join(json.dumps({"prompt": row["text"]}) + "\n" for row in rows[: options.inputs]))
@@ -130,8 +130,7 @@ def composed(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterat
 def articles(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     """Some articles, drawn by seed, in all sizes at once; scored on their test questions."""
     folder = data() / "longdoc_xquad"
-    every = [json.loads(line) for line in (folder / "documents.jsonl").open(encoding="utf-8")]
-    asked = [json.loads(line) for line in (folder / "test.jsonl").open(encoding="utf-8")]
+    every, asked = json_lines(folder / "documents.jsonl"), json_lines(folder / "test.jsonl")
     drawn = random.Random(options.seed).sample(every, options.articles)  # noqa: S311
     for article in drawn[options.first :][: options.limit]:
         path = scratch / "article.txt"
@@ -207,6 +206,12 @@ def measured(found: Fidelity | None) -> dict[str, Any]:
     for size, own in found.soft.items():
         report["soft"][size]["gap_recovered"] = (own.log_likelihood - found.no_text.log_likelihood) / gap
     return report
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def data() -> Path:

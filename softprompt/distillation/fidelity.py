@@ -88,14 +88,14 @@ class Fidelity:
 def fidelity(
     teacher: Teacher,
     examples: Sequence[DistillationExample],
-    students: Mapping[str, FormattedPrompt],
+    students: Mapping[str, FormattedPrompt | Sequence[FormattedPrompt]],
     tokens: int,
     extra_metrics: Mapping[str, Metric] | None = None,
 ) -> Fidelity:
     """Score teacher, students and no text on the same held-out examples.
 
     Args:
-        students: soft prompts by name.
+        students: soft prompts by name; a sequence has one prompt for each example, such as a retrieved passage.
         tokens: length of the whole text.
         extra_metrics: custom metrics of the greedy answers.
     """
@@ -109,7 +109,10 @@ def fidelity(
         scores = _answer_scores(lm, prompts, examples, extra_metrics or {})
         return _fidelity_scores(lm, prompts, examples, teacher_NH, scores)
 
-    soft = {name: scored([student] * len(examples)) for name, student in students.items()}
+    def for_each(student: FormattedPrompt | Sequence[FormattedPrompt]) -> Sequence[FormattedPrompt]:
+        return [student] * len(examples) if isinstance(student, FormattedPrompt) else student
+
+    soft = {name: scored(for_each(student)) for name, student in students.items()}
     return Fidelity(scored([baseline] * len(examples)), scored(full_text), soft, tokens, len(examples))
 
 
