@@ -18,7 +18,7 @@ from softprompt.distillation.teacher import Teacher
 from softprompt.formatting.formatted_prompt import opening_ids
 from softprompt.objectives.next_token import learned_positions, supervised
 
-PRESSES = ("none", "SnapKV", "ExpectedAttention", "KVzip")
+PRESSES = ("none", "SnapKV", "ExpectedAttention", "KVzip", "KVzip-layerwise")
 SCRIPT = Path(__file__).with_name("kvpress_side.py")
 
 

@@ -10,8 +10,8 @@ The press "none" keeps everything: its states must be those of the full text.
 
 As the pipeline of kvpress does it: the text is read once without knowing the questions, its cache is cut, and each
 question follows at the position it had after the whole text. SnapKV observes the last half of the tokens that it may
-keep, at most its 64; the others have the defaults. KVzip shares the tokens out unevenly over layers and heads: the size
-is their mean.
+keep, at most its 64; the others have the defaults. KVzip shares the tokens out unevenly over layers and heads, or over
+the heads of each layer alone (`KVzip-layerwise`): the size is their mean.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def press_of(name: str, text_tokens: int, size: int, opening: int) -> Any:
         return kvpress.SnapKVPress(ratio, window_size=min(64, size // 2))
     if name == "ExpectedAttention":
         return kvpress.ExpectedAttentionPress(ratio)
-    if name != "KVzip":
-        sys.exit(f"kvpress_side: unknown press {name!r}; known: SnapKV, ExpectedAttention, KVzip")
+    if name not in ("KVzip", "KVzip-layerwise"):
+        sys.exit(f"kvpress_side: unknown press {name!r}; known: SnapKV, ExpectedAttention, KVzip, KVzip-layerwise")
 
     class OwnFrame(kvpress.KVzipPress):  # type: ignore[misc]
         """The text stands in a system turn here: not all that precedes a user's turn is outside of it."""
@@ -52,7 +52,7 @@ def press_of(name: str, text_tokens: int, size: int, opening: int) -> Any:
             self.prefix_length = opening
             super()._perform_kvzip_compression(model, tokenizer)
 
-    return OwnFrame(ratio)
+    return OwnFrame(ratio, layerwise=name == "KVzip-layerwise")
 
 
 @torch.no_grad()
@@ -79,6 +79,7 @@ def states_after(model: Any, request: dict[str, Any], name: str, size: int) -> t
 
 
 def main() -> None:
+    transformers.utils.logging.disable_progress_bar()
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     dtype = getattr(torch, request["dtype"])
     model = transformers.AutoModelForCausalLM.from_pretrained(request["model"], dtype=dtype).eval()

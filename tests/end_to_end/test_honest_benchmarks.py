@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 
-from benchmarks import documents, method_comparison, peft_side, prefix_caching, quality, system_prompts
+from benchmarks import documents, method_comparison, peft_side, prefix_caching, quality, rivals_table, system_prompts
 from benchmarks.bm25 import Ranking, sentences
 from benchmarks.text_search import DEMONSTRATIONS
 from softprompt.models.loading import load_model
@@ -264,3 +264,29 @@ def test_rows_too_long_for_the_comparison_are_left_out(tmp_path: Path) -> None:
     for split, kept in (("train", 1), ("test", 2)):
         method_comparison.save_rows(tmp_path, split, pairs)
         assert len((tmp_path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()) == kept
+
+
+def test_the_page_of_the_comparisons() -> None:
+    """Means over texts with their range; what was not measured is an empty cell, and what was not run says why."""
+    about = {"model": "m", "dtype": "torch.float32", "machine": {"gpu": None, "threads": 1, "cpu": "c"}}
+    soft = {"recovered": 0.8, "gap_recovered": 0.7, "scores": {"f1": 0.5}}
+    lora = {"recovered": 0.9, "gap_recovered": 0.6, "collateral": {"another": 0.25, "no text": 0.5}}
+    reports = [{"rows": 3, "soft": {"32": soft}}, {"rows": 4, "soft": {"32": soft | {"recovered": 0.6}, "LoRA": lora}}]
+    documents = {**about, "results": [{"questions": report} for report in reports]}
+    case = {"texts": 9, "cache": "holds", "system": "text", "kv_bytes_of_all": 2_000_000}
+    first = {"median": 0.25, "mean": 0.5}
+    speeds = {"tokens_per_second": 8.0, "tokens_per_second_together": 16.0, "cached_share": 0.9}
+    cases = [case | {"first_token": first} | speeds, case | {"not_run": "needs 5 bytes"}]
+    text = rivals_table.page([("d.json", documents)], [], [("p.json", {**about, "results": cases})])
+    assert "| 32 | 0.70 (0.60 to 0.80) | 0.70 (0.70 to 0.70) | 0.50 (0.50 to 0.50) |  |" in text
+    assert "| LoRA | 0.90 | 0.60 |  | 0.25 |" in text and "2 texts, 7 rows." in text
+    assert "| 9 | holds | text | 0.250 | 0.500 | 90% | 8.0 | 16.0 | 2 |" in text
+    assert "| 9 | holds | text | not run: needs 5 bytes |  |  |  |  | 2 |" in text
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    """Every number of docs/rivals.md comes from a committed file; without results there is no page."""
+    found = [rivals_table.load(kind) for kind in ("documents", "system_prompts", "prefix_caching")]
+    assert rivals_table.PAGE.exists() == any(found)
+    if any(found):
+        assert rivals_table.PAGE.read_text(encoding="utf-8") == rivals_table.page(*found)
