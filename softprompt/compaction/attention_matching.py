@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from softprompt.compaction.selection import SelectionInput
+from softprompt.data.sampler import permutation
 from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.chunked import cross_entropies
@@ -188,14 +189,14 @@ def _top_directions(gradient_KRTD: Tensor) -> Tensor:
 
 
 def _rows_that_fit(lm: FrozenLM, rows: Sequence[Example], numbers: int) -> list[Example]:
-    """The first rows whose traces take at most so many numbers, but one at least."""
+    """As many rows as have traces of at most so many numbers, spread over all rows; one at least."""
     shapes = [shape for shape in lm.geometry.layers if shape is not None]
     per_token = sum(lm.geometry.n_heads * (shape.key_dim + 3 * shape.value_dim + 1) for shape in shapes)
     room = numbers // per_token
-    kept: list[Example] = []
-    for row in rows:
-        if kept and len(row.ids) > room:
+    kept: list[int] = []
+    for i in range(len(rows)) if sum(len(row.ids) for row in rows) <= room else permutation(len(rows), 0).tolist():
+        if kept and len(rows[i].ids) > room:
             break
-        kept.append(row)
-        room -= len(row.ids)
-    return kept
+        kept.append(i)
+        room -= len(rows[i].ids)
+    return [rows[i] for i in sorted(kept)]

@@ -25,6 +25,7 @@ from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.attention_scores import attention_mass
+from softprompt.prefix.attention_trace import LayerTrace
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
@@ -130,17 +131,30 @@ def _attention_to_text(lm: FrozenLM, text: SelectionInput) -> Tensor:
 
 
 @torch.no_grad()
-def select_by_attention(lm: FrozenLM, inputs: Sequence[SelectionInput], n_tokens: int) -> KVPrompt:
+def select_by_attention(
+    lm: FrozenLM,
+    inputs: Sequence[SelectionInput],
+    n_tokens: int,
+    traces: Sequence[Sequence[LayerTrace | None]] | None = None,
+) -> KVPrompt:
     """P virtual tokens, selected for each head among the tokens of all texts.
 
     Every head keeps the first token of the first text (the attention sink), and no other text's first token.
+
+    Args:
+        traces: of each text the recorded attention of its rows by layer. A token then counts by the largest weight
+            that any query gives it, not by the sum of all: rows that repeat the whole text need each of its details
+            once (Kim et al.: KVzip. 2025. https://arxiv.org/abs/2505.23416).
 
     Raises:
         ConfigError: the texts have fewer tokens than P.
         UnsupportedModelError: the model rotates keys in an unknown way.
     """
     _check_enough(sum(len(text.ids) for text in inputs), n_tokens)
-    texts = [_scored_layers(lm, text, n_tokens, first=i == 0) for i, text in enumerate(inputs)]
+    texts = [
+        _scored_layers(lm, text, n_tokens, None if traces is None else traces[i], first=i == 0)
+        for i, text in enumerate(inputs)
+    ]
     layers: list[tuple[Tensor, Tensor] | None] = []
     for of_texts in zip(*texts, strict=True):
         scored = [kv for kv in of_texts if kv is not None]
@@ -149,12 +163,18 @@ def select_by_attention(lm: FrozenLM, inputs: Sequence[SelectionInput], n_tokens
 
 
 def _scored_layers(
-    lm: FrozenLM, text: SelectionInput, n_tokens: int, *, first: bool
+    lm: FrozenLM, text: SelectionInput, n_tokens: int, traces: Sequence[LayerTrace | None] | None, *, first: bool
 ) -> list[tuple[Tensor, Tensor, Tensor] | None]:
     """Per layer keys, values [K, T, D] and their attention [K, T]; keys keep their distance to the rows."""
     computed = compute_keys_values(lm, Prefix(lead=text.ids, follow=text.follow))
     whole = KVPrompt(tuple(None if kv is None else (kv[0][0], kv[1][0]) for kv in computed))
-    attention = _attention_to_prefix(lm, Prefix(whole), text.rows)
+    if traces is None:
+        attention = _attention_to_prefix(lm, Prefix(whole), text.rows)
+    else:
+        attention = [
+            None if kv is None or trace is None else trace.peaks(kv[0].float().to(trace.queries.device))
+            for kv, trace in zip(whole.layers, traces, strict=True)
+        ]
     prompt = whole.select(range(len(text.ids))).to(dtype=torch.float32)
     if uses_rope(lm):
         prompt = shift_positions(lm, prompt, [n_tokens - len(text.ids)] * len(text.ids))
@@ -163,7 +183,7 @@ def _scored_layers(
         if kv is None or scores is None:
             layers.append(None)
             continue
-        scores_KT = scores[:, : len(text.ids)].clone()
+        scores_KT = scores[:, : len(text.ids)].clone().to(kv[0].device)
         scores_KT[:, :_SINK_TOKENS] = torch.inf if first else -torch.inf
         layers.append((*kv, scores_KT))
     return layers

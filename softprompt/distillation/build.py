@@ -25,7 +25,7 @@ from softprompt.formatting.context import check_context
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.events import Event
 
-DOCUMENT_CLOZE_SHARE = 0.75  # documents are read for their details
+DOCUMENT_CLOZE_SHARE = 0.875  # documents are read for their details, and what the model asks itself takes long
 TEXT_CLOZE_SHARE = 0.25  # texts are instructions to follow
 
 _TOO_LONG_HINT = "a shorter text, or --document, which is read in chunks"
@@ -40,10 +40,12 @@ def build_dataset(
     study_cache = StudyCache.opened(prepared.study_cache, _identity(prepared, teacher))
     batches = study_cache.queries()
     if not prepared.rows:
+        count = prepared.settings.n_queries
+        study = study.model_copy(update={"queries": count})
         for batch in generate_queries(teacher, study, cloze_share(prepared), batches, seed=seed):
             study_cache.add_queries(len(batches), batch)
             batches.append(batch)
-            progress(report, "study")(sum(map(len, batches)) / study.queries)
+            progress(report, "study")(sum(map(len, batches)) / count)
     return _answered_splits(prepared, teacher, study_cache, batches, progress(report, "answers"))
 
 
@@ -78,6 +80,8 @@ def _answered_splits(
     study, seed = settings.study, settings.train.seed
     unanswered = _unanswered(prepared, teacher.lm, batches)
     examples = add_teacher_answers(unanswered, teacher, study, study_cache, seed, report)
+    if settings.only_starts:
+        return DistillationSplits(examples, [], examples)  # no step is taken on them
     return DistillationSplits.split(examples, study.held_out, settings.train.eval_rows, seed)
 
 

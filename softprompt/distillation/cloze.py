@@ -40,17 +40,17 @@ _WORD = re.compile(r"[^\W_](?:[\w'’.,-]*\w)?")
 def cloze_queries(
     lm: FrozenLM, text: str, count: int, sampling: Sampling, answer_tokens: int, rng: random.Random
 ) -> list[QueryDraft]:
-    """Generate at most `count` queries about a text's details, a third of each kind.
+    """Generate at most `count` queries about a text's details: half of them questions, a quarter each other kind.
 
     Args:
         sampling: for generating the questions.
         answer_tokens: length of the longest answer.
     """
     sentences = [s for s in split_sentences(text) if len(s.split()) >= MIN_SENTENCE_WORDS and answer_spans(s)]
-    for_questions, for_cloze = (sample_evenly(sentences, count // 3, rng) for _ in range(2))
+    for_questions, for_cloze = (sample_evenly(sentences, size, rng) for size in (count // 2, count // 4))
     queries = detail_questions(lm, [(s, rng.choice(answer_spans(s))[0]) for s in for_questions], sampling)
     queries += [cloze(s, *rng.choice(answer_spans(s))) for s in for_cloze]
-    queries += continuations(text, count - 2 * (count // 3), lambda rest: _truncate(lm, rest, answer_tokens), rng)
+    queries += continuations(text, count - count // 2 - count // 4, lambda rest: _truncate(lm, rest, answer_tokens), rng)
     return [query for query in queries if len(lm.encode(query.text)) <= MAX_CLOZE_TOKENS]
 
 

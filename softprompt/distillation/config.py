@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from softprompt.methods.registry import method_settings, setting_names
+from softprompt.methods.registry import method_settings, method_spec, setting_names
 from softprompt.models.sources import adapted_name
 from softprompt.settings import Section, flag, split_names
 from softprompt.training.config import (
@@ -50,7 +50,7 @@ class StudyConfig(Section):
         ge=0,
         le=1,
         description="share of queries about details whose answers are in the text: questions, cloze sentences and "
-        "continuations (default: 0.75 for a document, 0.25 for a text)",
+        "continuations (default: 0.875 for a document, 0.25 for a text)",
     )
     temperatures: Annotated[tuple[float, ...], BeforeValidator(split_names)] = Field(
         default=(0.7, 1.0), min_length=1, description="sampling temperatures of queries, in turn"
@@ -133,6 +133,12 @@ class DistillConfig(BaseModel):
         description="steps that fit the start before training, 0: none (default: 200 of a KV prompt, 800 of the other)",
         json_schema_extra=flag("--fit-steps", help="Steps that fit the start before training; 0: none."),
     )
+    repeat: bool | None = Field(
+        default=None,
+        description="fit the start to the model repeating the text, instead of to its answers (default: of KV prompts "
+        "of documents)",
+        json_schema_extra=flag("--repeat/--no-repeat", help="Fit the start to the model repeating the text."),
+    )
     study: StudyConfig = StudyConfig()
     method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()
@@ -141,6 +147,22 @@ class DistillConfig(BaseModel):
     def base_model(self) -> str:
         """The base model's name, with its adapter if it has one. Raises ModelError for a folder without an adapter."""
         return adapted_name(self.model, self.base_adapter)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the start is fitted to the model repeating the text: of a KV prompt of a document, if not set."""
+        is_kv = method_spec(self.method.name).start_form == "kv"
+        return is_kv and (bool(self.document) if self.repeat is None else self.repeat)
+
+    @property
+    def only_starts(self) -> bool:
+        """Whether the prompt is the start alone, which needs no queries but those that measure it."""
+        return self.train.steps == 0 and self.repeats
+
+    @property
+    def n_queries(self) -> int:
+        """Queries in all, including the held-out ones."""
+        return self.study.held_out if self.only_starts else self.study.queries
 
     @model_validator(mode="before")
     @classmethod

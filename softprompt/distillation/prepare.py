@@ -30,7 +30,7 @@ from softprompt.training.prepare import RUNS
 
 MAX_TEXT_BYTES = 64 * 2**20
 STUDY_SUFFIX = ".study"  # of the study cache's folder
-_RESERVED_TOKENS = 96  # of the context, for turns and control tokens around text, query and answer
+RESERVED_TOKENS = 96  # of the context, for turns and control tokens around text, query and answer
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _checked_chunks(
     Args:
         context: length of the model's context in tokens.
     """
-    room = context - max_query_tokens(settings) - settings.study.answer_tokens - _RESERVED_TOKENS
+    room = context - max_query_tokens(settings) - settings.study.answer_tokens - RESERVED_TOKENS
     limit = min(settings.study.chunk_tokens, room) if settings.document else room
     chunks = split_chunks(text, limit, lambda part: len(tokenizer.encode(part, add_special_tokens=False)))
     if len(chunks) > 1 and not settings.document:
@@ -176,7 +176,7 @@ def _load_rows(settings: DistillConfig) -> tuple[list[Record], list[Record]]:
         queries = [*splits.train, *splits.validation]
     if any(not shape_of(row).has_answers for row in (*demonstrations[:1], *queries[:1])):
         raise DataError("rows of plain text are no queries", where=settings.data, expected='{"prompt": "…"}')
-    return demonstrations, queries[: settings.study.queries]
+    return demonstrations, queries[: settings.n_queries]
 
 
 def _template(settings: DistillConfig, rows: Sequence[Record], tokenizer: Tokenizer) -> Template:

@@ -21,6 +21,8 @@ class Budget:
 
         `elapsed` seconds count only if the budget has a time, so that a run limited by steps is the same everywhere.
         """
+        if self.steps == 0:
+            return 1.0
         by_steps = step / self.steps if self.steps else 0.0
         by_time = elapsed / self.seconds if self.seconds else 0.0
         return min(1.0, max(by_steps, by_time))

@@ -57,14 +57,26 @@ class LayerTrace:
 
     def attend_to(self, keys_KSD: Tensor, values_KSD: Tensor) -> Tensor:
         """The attention output [K, R, T, D'] after a prefix with these keys and values at positions 0…S-1."""
+        scores_KRTS, total_KRT = self._scores(keys_KSD)
+        weights_KRTS = (scores_KRTS - total_KRT[..., None]).exp()
+        return weights_KRTS @ values_KSD[:, None] + (self.mass - total_KRT).exp()[..., None] * self.own
+
+    def peaks(self, keys_KSD: Tensor) -> Tensor:
+        """The largest attention weight [K, S] that any token and head gives each key at positions 0…S-1."""
+        peaks_KS = torch.zeros(keys_KSD.shape[:2], device=keys_KSD.device)
+        per_token = self.queries.shape[0] * self.queries.shape[1] * keys_KSD.shape[1]
+        for part in torch.arange(len(self.positions), device=keys_KSD.device).split(max(1, _WEIGHTS // per_token)):
+            scores_KRTS, total_KRT = self.of(part)._scores(keys_KSD)
+            peaks_KS = torch.maximum(peaks_KS, (scores_KRTS - total_KRT[..., None]).exp().amax((1, 2)))
+        return peaks_KS
+
+    def _scores(self, keys_KSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of the weights [K, R, T, S] of a prefix's keys, and of the sum [K, R, T] with the own tokens'."""
         scores_KRTS = _capped(self.queries @ keys_KSD[:, None].mT, self.cap)
         if self.window is not None:
             slots = torch.arange(keys_KSD.shape[1], device=keys_KSD.device)
             scores_KRTS = scores_KRTS.masked_fill(self.positions[:, None] - slots >= self.window, -torch.inf)
-        total_KRT = torch.logaddexp(scores_KRTS.logsumexp(-1), self.mass)[..., None]
-        return (scores_KRTS - total_KRT).exp() @ values_KSD[:, None] + (
-            self.mass[..., None] - total_KRT
-        ).exp() * self.own
+        return scores_KRTS, torch.logaddexp(scores_KRTS.logsumexp(-1), self.mass)
 
     def of(self, tokens: Tensor) -> LayerTrace:
         """The trace of some of the tokens."""

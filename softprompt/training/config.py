@@ -82,8 +82,8 @@ class TrainConfig(Section):
 
     steps: int | None = Field(
         default=None,
-        ge=1,
-        description="optimizer steps; chosen from the number of rows if not given",
+        ge=0,
+        description="optimizer steps, 0: the start alone; chosen from the number of rows if not given",
         json_schema_extra=flag("--steps", help="Optimizer steps."),
     )
     epochs: float | None = Field(

@@ -16,6 +16,7 @@ from softprompt.compaction.selection import (
 from softprompt.data.tokenize import Example
 from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prefix.attention_trace import record_attention
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import packed_hidden_states
 from softprompt.prefix.packing import Row
@@ -131,3 +132,22 @@ def test_an_embedding_prompt_keeps_the_runs_that_get_most_attention() -> None:
 def test_runs_are_whole_and_never_overlap(run: int, wanted: list[int]) -> None:
     worth = torch.tensor([4.0, 0, 2, 5, 0, 3, 0, 0, 4, 9])
     assert _best_runs(worth, 4, run) == wanted
+
+
+def test_with_traces_a_token_counts_by_its_largest_weight() -> None:
+    """One token that a single query needs is kept before those that all queries look at a little."""
+    lm, text = tiny_lm("llama"), tuple(text_ids(24, 1))
+    source = SelectionInput(text, FOLLOW, rows(3))
+    prefixes = prepare_prefixes(lm, [Prefix(lead=text, follow=FOLLOW)])
+    traces = record_attention(lm, prefixes, [Row(row.ids) for row in source.rows], lambda states, _: states.sum())
+    prompt = select_by_attention(lm, [source], 6, [traces])
+    whole = select_by_attention(lm, [source], len(text))
+    computed = compute_keys_values(lm, Prefix(lead=text, follow=FOLLOW))
+    for some, every, trace, kv in zip(prompt.layers, whole.layers, traces, computed, strict=True):
+        assert some is not None and every is not None and trace is not None and kv is not None
+        peaks = trace.peaks(kv[0][0])[:, : len(text)]
+        for head in range(some[1].shape[0]):
+            wanted = sorted([0, *(1 + peaks[head, 1:].topk(5).indices).tolist()])
+            assert torch.equal(some[1][head], every[1][head][wanted])
+    summed = select_by_attention(lm, [source], 6)
+    assert any(not torch.equal(a[1], b[1]) for a, b in zip(prompt.layers, summed.layers, strict=True) if a and b)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from softprompt.compaction.selection import lowest_loss
+from softprompt.compaction.attention_matching import AttentionTargets
+from softprompt.compaction.selection import SelectionInput, lowest_loss
 from softprompt.data.records import Message
 from softprompt.data.targets import end_id
 from softprompt.data.template import VIRTUAL
@@ -29,6 +31,7 @@ from softprompt.formatting.formatted_prompt import from_card, layout_for, layout
 from softprompt.formatting.inputs import chat_input_ids
 from softprompt.inference.generate import Request, generate
 from softprompt.inference.sampling import Sampling
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.objectives.chunked import cross_entropies
 from softprompt.objectives.next_token import learned_tokens, supervised, token_losses
@@ -209,6 +212,54 @@ def test_training_starts_from_a_fitted_prompt(
         assert fitted[size].n_tokens == size and after < 0.95 * before
     monkeypatch.setattr(initialization, "selected_prompt", deaf)
     assert initialization.compacted_starts(prepared, lm, ids, parts) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "repeats"),
+    [
+        ({"document": True}, True),
+        ({"document": True, "repeat": False}, False),
+        ({"document": True, "method__name": "prompt-tuning"}, False),
+        ({}, False),
+        ({"repeat": True}, True),
+    ],
+)
+def test_a_document_starts_fitted_to_its_repetition(
+    changes: dict[str, Any], repeats: bool, base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its targets are of rows that hold the whole text, and of no answer."""
+    seen, real = list[str](), initialization.collect_targets
+
+    def targets(lm: FrozenLM, inputs: Sequence[SelectionInput]) -> AttentionTargets:
+        seen.extend(str(lm.tokenizer.decode(list(row.ids))) for text in inputs for row in text.rows)
+        return real(lm, inputs)
+
+    monkeypatch.setattr(initialization, "collect_targets", targets)
+    if changes.pop("document", False):
+        changes |= {"text": "null", "document": str(place / "policy.md")}
+    name = changes.pop("method__name", "prefix-tuning")
+    run(base, place, **changes, method__name=name, fit_steps=2, method__n_tokens=8)
+    assert [("Repeat the text." in row, TEXT in row) for row in seen if repeats] == [(True, True)] * repeats
+    assert repeats or (seen and not any("Repeat the text." in row for row in seen))
+
+
+def test_a_text_that_leaves_no_room_to_repeat_it_is_fitted_to_answers(base: Path, place: Path) -> None:
+    prepared = prepare_distillation(settings(base, place, repeat=True, method__name="prefix-tuning"))
+    lm = load_model(str(base), dtype="float32")
+    room = lm.geometry.max_positions
+    assert initialization._longest_part(lm, "a" * 10) > 64 and initialization._longest_part(lm, "a" * (room - 120)) < 64
+    long = replace(prepared, chunks=("a" * (room - 120),))
+    assert initialization._repeated_starts(long, lm, [8], lambda share: None) == {}
+
+
+def test_the_start_alone(base: Path, place: Path) -> None:
+    """No step: few queries, all of them held out; the prompt is the fitted one, and better than none."""
+    changes = {"text": "null", "data": "null", "document": str(place / "policy.md"), "method__name": "prefix-tuning"}
+    found = run(base, place, **changes, train__steps=0, method__n_tokens=24, fit_steps=60)
+    ((_, card),) = found.saved
+    assert found.fidelity is not None and 0 < found.fidelity.rows <= SMALL["study.held_out"]
+    assert [result.step for result in found.results.values()] == [0]
+    assert found.fidelity.recovered(str(card.n_tokens)) > 0.3
 
 
 def test_the_start_is_fitted_for_as_long_as_asked(base: Path, place: Path) -> None:

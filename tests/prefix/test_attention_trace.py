@@ -148,3 +148,28 @@ def test_a_model_whose_attention_cannot_be_set_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(PrefixRuntime, "can_switch_attention", property(lambda self: False))
     with pytest.raises(UnsupportedModelError, match="cannot be recorded"):
         traces(lm, Prefix(lead=TEXT))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("numbers", [1, 10**9])
+def test_peaks_are_the_largest_weights_of_the_model(family: str, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all tokens of the rows and the heads that share keys, against the model's own attention weights."""
+    lm = tiny_lm(family)
+    found = traces(lm, Prefix(lead=TEXT))
+    monkeypatch.setattr(attention_trace, "_WEIGHTS", numbers)
+    kvs = require_causal(prepare_prefixes(lm, [Prefix(lead=TEXT)])).layers
+    before = str(lm.hf_model.config._attn_implementation)
+    lm.hf_model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            outs = [
+                lm.hf_model(input_ids=torch.tensor([[*TEXT, *row]], device=lm.device), output_attentions=True)
+                for row in ROWS
+            ]
+    finally:
+        lm.hf_model.set_attn_implementation(before)
+    for i, (layer, kv) in enumerate(zip(found, kvs, strict=True)):
+        assert kv is not None
+        weights = torch.cat([out.attentions[i][0][:, len(TEXT) :, : len(TEXT)] for out in outs], 1)
+        wanted = weights.amax(1).view(kv[0].shape[1], -1, len(TEXT)).amax(1)
+        assert_close(layer.peaks(kv[0][0]), wanted, rtol=1e-4, atol=1e-5)

@@ -190,7 +190,7 @@ def test_without_a_likeness_the_hint_is_the_list() -> None:
         ("train.lr", "-1"),
         ("train.lr", "nan"),
         ("train.warmup", "1"),
-        ("train.steps", "0"),
+        ("train.steps", "-1"),
         ("train.steps", "2.5"),
         ("train.minutes", "0"),
         ("train.seed", "-1"),
