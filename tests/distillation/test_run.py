@@ -164,7 +164,7 @@ def test_a_document_has_more_details_than_a_text(base: Path, place: Path) -> Non
     text = prepare_distillation(settings(base, place))
     document = prepare_distillation(settings(base, place, text="null", document=str(place / "policy.md")))
     chosen = prepare_distillation(settings(base, place, study__cloze=0.1))
-    assert [build.cloze_share(one) for one in (text, document, chosen)] == [0.25, 0.75, 0.1]
+    assert [build.cloze_share(one) for one in (text, document, chosen)] == [0.25, 0.875, 0.1]
 
 
 def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) -> None:
