@@ -92,6 +92,7 @@ def instructions(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> It
 def chosen(options: argparse.Namespace) -> dict[str, Any]:
     """Settings that are not those of `softprompt distill`."""
     given = {"train.lr": options.lr, "train.batch_size": options.batch_size, "fit_steps": options.fit_steps}
+    given |= {"on_policy": options.on_policy, "repeat": options.repeat}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -228,6 +229,8 @@ def main() -> None:
     parser.add_argument("--embedding-tokens", default="32")
     parser.add_argument("--batch-size", type=int, help="as in softprompt distill")
     parser.add_argument("--fit-steps", type=int, help="as in softprompt distill")
+    parser.add_argument("--on-policy", type=float, help="as in softprompt distill")
+    parser.add_argument("--repeat", action=argparse.BooleanOptionalAction, help="as in softprompt distill")
     parser.add_argument("--lr", type=float, help="as in softprompt distill")
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)

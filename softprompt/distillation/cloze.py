@@ -50,7 +50,8 @@ def cloze_queries(
     for_questions, for_cloze = (sample_evenly(sentences, size, rng) for size in (count // 2, count // 4))
     queries = detail_questions(lm, [(s, rng.choice(answer_spans(s))[0]) for s in for_questions], sampling)
     queries += [cloze(s, *rng.choice(answer_spans(s))) for s in for_cloze]
-    queries += continuations(text, count - count // 2 - count // 4, lambda rest: _truncate(lm, rest, answer_tokens), rng)
+    n_rest = count - count // 2 - count // 4
+    queries += continuations(text, n_rest, lambda rest: _truncate(lm, rest, answer_tokens), rng)
     return [query for query in queries if len(lm.encode(query.text)) <= MAX_CLOZE_TOKENS]
 
 

@@ -139,6 +139,13 @@ class DistillConfig(BaseModel):
         "of documents)",
         json_schema_extra=flag("--repeat/--no-repeat", help="Fit the start to the model repeating the text."),
     )
+    on_policy: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the run, at its end, in which the soft prompt answers itself and the teacher scores that",
+        json_schema_extra=flag("--on-policy", help="Last share of the run that learns from the prompt's own answers."),
+    )
     study: StudyConfig = StudyConfig()
     method: MethodSection = Field(default_factory=lambda: method_settings({}))
     train: TrainConfig = TrainConfig()

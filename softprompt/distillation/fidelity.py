@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 import torch
@@ -30,6 +30,7 @@ from softprompt.prefix.kv import Prefix, PrefixKV
 from softprompt.prefix.packing import by_tokens
 from softprompt.prefix.prepare import prepare_prefixes
 
+_SAME_ANSWER_ROWS = 16  # queries whose greedy answers are compared
 _BATCH_TOKENS = 4096  # tokens of rows in one forward pass
 _PREFILL_REPEATS = 3  # timed runs, of which the median counts
 
@@ -46,6 +47,7 @@ class FidelityScores:
         prefix_tokens: tokens before every row.
         prefill_seconds: time to compute their keys and values once, the median of three runs.
         kv_bytes: size of their keys and values in a request's cache, in the model's dtype.
+        same_answers: F1 of the words of its greedy answers and of those after the full text, of at most 16 queries.
     """
 
     divergence: float
@@ -55,6 +57,7 @@ class FidelityScores:
     prefix_tokens: int
     prefill_seconds: float
     kv_bytes: int
+    same_answers: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,14 @@ def fidelity(
     full_text = [by_chunk[example.chunk] for example in examples]
     baseline = no_prompt(lm, teacher.template)
     teacher_NH, _ = _answer_states(lm, full_text, examples)
+    first = examples[:_SAME_ANSWER_ROWS]
+    most = max(len(example.answer) for example in first)
+    wanted = [[answer] for answer in _greedy_answers(lm, full_text, first, most)]
 
     def scored(prompts: Sequence[FormattedPrompt]) -> FidelityScores:
         scores = _answer_scores(lm, prompts, examples, extra_metrics or {})
-        return _fidelity_scores(lm, prompts, examples, teacher_NH, scores)
+        found = _fidelity_scores(lm, prompts, examples, teacher_NH, scores)
+        return replace(found, same_answers=token_f1(_greedy_answers(lm, prompts, first, most), wanted).value)
 
     def for_each(student: FormattedPrompt | Sequence[FormattedPrompt]) -> Sequence[FormattedPrompt]:
         return [student] * len(examples) if isinstance(student, FormattedPrompt) else student
@@ -169,18 +176,25 @@ def _answer_scores(
         return {}
     reference_lengths = [len(lm.encode(text)) for texts in references for text in texts]
     max_length = max(reference_lengths or [len(example.answer) for example in examples])
-    sampling = Sampling(2 * max_length + 8)
-    answers = [""] * len(examples)
-    for prefixes, prompt, group in _by_prompt(prompts, lm):
-        rows = [prompt_ids(examples[i].record, prompt.template, lm.tokenizer) for i in group]
-        ends = [end_ids(lm, prompt.template)] * len(group)
-        completions = decode_batch(lm, prefixes, rows, [0] * len(group), sampling, end_ids=ends)
-        for i, completion in zip(group, completions, strict=True):
-            answers[i] = completion.text
+    answers = _greedy_answers(lm, prompts, examples, 2 * max_length + 8)
     scores = scores_of(extra_metrics, answers, references)
     if has_references:
         scores = generation_scores(answers, references) | {"f1": token_f1(answers, references)} | scores
     return {name: score.value for name, score in scores.items()}
+
+
+def _greedy_answers(
+    lm: FrozenLM, prompts: Sequence[FormattedPrompt], examples: Sequence[DistillationExample], max_new_tokens: int
+) -> list[str]:
+    """The likeliest answer to each example, token by token, after its prompt."""
+    answers = [""] * len(examples)
+    for prefixes, prompt, group in _by_prompt(prompts[: len(examples)], lm):
+        rows = [prompt_ids(examples[i].record, prompt.template, lm.tokenizer) for i in group]
+        ends = [end_ids(lm, prompt.template)] * len(group)
+        found = decode_batch(lm, prefixes, rows, [0] * len(group), Sampling(max_new_tokens), end_ids=ends)
+        for i, answer in zip(group, found, strict=True):
+            answers[i] = answer.text
+    return answers
 
 
 def _by_prompt(

@@ -22,6 +22,7 @@ from softprompt.distillation.config import OWN, study_0_1
 from softprompt.distillation.dataset import DistillationSplits
 from softprompt.distillation.fidelity import Fidelity, fidelity
 from softprompt.distillation.initialization import compacted_starts, to_examples
+from softprompt.distillation.on_policy import OwnAnswers
 from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.distillation.teacher import Teacher
 from softprompt.evaluation.custom_metrics import Metric
@@ -99,7 +100,8 @@ def distill(
     # A run that was stopped before its first checkpoint resumes from the study cache alone.
     resume = resume and latest_step(prepared.run) is not None
     starts = {} if resume else compacted_starts(prepared, lm, text, splits, progress(report, "fit"))
-    trials = {str(size): _trial(prepared, lm, text, size, starts.get(size), splits) for size in prepared.sizes}
+    own = _own_answers(prepared, teacher, splits)
+    trials = {str(size): _trial(prepared, lm, text, size, starts.get(size), splits, own) for size in prepared.sizes}
     recorder = RunRecorder(prepared.run, prepared.folder.name, settings, settings.train.track)
     with record_events(recorder, True, resume, report) as record, explained_refusal(prepared.run, settings):
         runs = list(trials.values())
@@ -127,6 +129,7 @@ def _trial(
     size: int,
     start_from: SoftPrompt | None,
     splits: DistillationSplits,
+    own_answers: OwnAnswers | None,
 ) -> Trial:
     """A trial of the method that starts from this prompt, or from the first tokens of the text."""
     settings = prepared.settings
@@ -145,7 +148,17 @@ def _trial(
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, prompt.form))
     parts = [to_examples(part, prepared, lm) for part in (splits.train, splits.validation)]
     task = Task(parts[0], parts[1], lead, follow, _digest(prepared))
-    return Trial(learner, [task], settings.train, lm.device, str(size) if len(prepared.sizes) > 1 else "")
+    name = str(size) if len(prepared.sizes) > 1 else ""
+    return Trial(learner, [task], settings.train, lm.device, name, rewrite=own_answers)
+
+
+def _own_answers(prepared: PreparedDistillation, teacher: Teacher, splits: DistillationSplits) -> OwnAnswers | None:
+    """What gives rows the soft prompt's own answers, if the settings want that."""
+    settings = prepared.settings
+    if not settings.on_policy:
+        return None
+    chunk_of = {row.record.where: row.chunk for row in splits.train}
+    return OwnAnswers(teacher, settings.study, chunk_of, settings.on_policy)
 
 
 def _digest(prepared: PreparedDistillation) -> str:
@@ -153,4 +166,5 @@ def _digest(prepared: PreparedDistillation) -> str:
     settings = prepared.settings
     study = study_0_1(settings.study.model_dump(mode="json"))
     inputs = [prepared.sha256, prepared.template.to_dict(), study, legacy_dump(settings.method, **OWN["method"])]
+    inputs += [settings.on_policy] if settings.on_policy else []
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

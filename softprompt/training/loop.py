@@ -207,7 +207,9 @@ class _Loop:
 
     def one_step(self, trials: Sequence[Trial]) -> None:
         """Forward and backward on the next batch of each trial, and one update of each."""
-        batches = [trial.next_rows() for trial in trials]
+        batches = [trial.next_rows(self.elapsed) for trial in trials]
+        if self.accelerator.num_processes > 1 and any(trial.rewrite for trial in trials):
+            batches = gather_object([batches])[0]  # the same drawn answers in all processes
         losses = torch.zeros(len(trials), device=self.lm.device)
         for group in by_tokens([sum(len(row.ids) for row in rows) for rows in batches], TOKENS_AT_ONCE):
             n_parts = {i: trials[i].settings.accumulate for i in group}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NotRequired, Protocol, TypedDict
 
@@ -121,6 +121,7 @@ class Trial:
         name: distinguishes the trials of a run.
         teachers: a finished prompt for each task to distill from, or none.
         objective: the loss of rows; that of their next tokens if None.
+        rewrite: called with the trial, the rows of a step and the progress; returns the rows to learn from.
     """
 
     def __init__(
@@ -132,12 +133,13 @@ class Trial:
         name: str = "",
         teachers: Sequence[SoftPrompt] = (),
         objective: Objective | None = None,
+        rewrite: Callable[[Trial, Sequence[Example], float], list[Example]] | None = None,
     ) -> None:
         learner.to(device)
         self.learner = learner
         self.tasks = tuple(tasks)
         self.settings, self.name = settings, name
-        self.objective = objective
+        self.objective, self.rewrite = objective, rewrite
         self.notes: dict[str, tuple[float, int]] = {}  # sums of numbers, and how many
         self.teachers = [Prefix(p, t.lead, t.follow) for p, t in zip(teachers, tasks, strict=bool(teachers))]
         self.optimizer = _optimizer(self.learner, settings)
@@ -154,9 +156,10 @@ class Trial:
         self.state = TrialState()
         self.best: dict[str, Tensor] = {}
 
-    def next_rows(self) -> list[Example]:
+    def next_rows(self, elapsed: float) -> list[Example]:
         """The rows of the next step."""
-        return [self.tasks[t].train[i] for t, i in self.batches.next_batch()]
+        rows = [self.tasks[t].train[i] for t, i in self.batches.next_batch()]
+        return rows if self.rewrite is None else self.rewrite(self, rows, self.progress(elapsed))
 
     def prefixes(self, rows: Sequence[Example]) -> tuple[list[Prefix], list[int]]:
         """The live prefixes of these rows, each once, and for each row the number of its prefix."""

@@ -254,8 +254,8 @@ def test_a_text_that_leaves_no_room_to_repeat_it_is_fitted_to_answers(base: Path
 
 def test_the_start_alone(base: Path, place: Path) -> None:
     """No step: few queries, all of them held out; the prompt is the fitted one, and better than none."""
-    changes = {"text": "null", "data": "null", "document": str(place / "policy.md"), "method__name": "prefix-tuning"}
-    found = run(base, place, **changes, train__steps=0, method__n_tokens=24, fit_steps=60)
+    changes: dict[str, Any] = {"text": "null", "data": "null", "document": str(place / "policy.md")}
+    found = run(base, place, **changes, method__name="prefix-tuning", train__steps=0, method__n_tokens=24, fit_steps=60)
     ((_, card),) = found.saved
     assert found.fidelity is not None and 0 < found.fidelity.rows <= SMALL["study.held_out"]
     assert [result.step for result in found.results.values()] == [0]
