@@ -4,6 +4,8 @@
 # make docs        build the docs site into site/ (two minutes)
 # make test-vllm   set up vLLM's CPU build in an environment of its own, and run its tests (minutes, 2 GB)
 # make test-engines  the same for exports to llama.cpp, MLX, PEFT and vLLM (minutes; writes docs/guides/engines.md)
+# make docs-check  look at the built site in Chromium: accessibility, size, nothing from elsewhere
+# make test-extras  install the wheel and each extra in empty environments, and use them once (minutes, gigabytes)
 # make test-clients  the same for clients of the server, of Python and Node (minutes; writes docs/guides/clients.md)
 
 VENV := .venv
@@ -18,7 +20,7 @@ STAMP_ENGINES := $(VENV_ENGINES)/.installed
 VENV_CLIENTS := .venv-clients
 STAMP_CLIENTS := $(VENV_CLIENTS)/.installed
 
-.PHONY: demo test docs test-vllm test-engines test-clients check setup clean
+.PHONY: demo test docs docs-check test-extras test-vllm test-engines test-clients check setup clean
 
 demo: setup
 	$(BIN)/python -m examples.helpdesk.demo
@@ -28,6 +30,12 @@ test: setup
 
 docs: setup $(STAMP_DOCS)
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
+docs-check: docs
+	$(BIN)/python scripts/site-check site
+
+test-extras: setup
+	scripts/test-extras
 
 test-vllm: $(STAMP_VLLM)
 	scripts/test-vllm

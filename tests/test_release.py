@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,3 +49,21 @@ def test_old_names_are_in_the_page_for_those_who_come_from_them() -> None:
     page = (ROOT / "MIGRATION.md").read_text(encoding="utf-8")
     old = [*softprompt.__dict__["_RENAMED"], *STUDY_KEYS_0_1]
     assert [name for name in old if f"{name}`" not in page] == []
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    """A tag can be moved by whoever owns the action; dependabot proposes newer commits."""
+    workflows = [path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    used = [line.strip() for text in workflows for line in text.splitlines() if "uses:" in line]
+    assert len(used) > 5
+    assert [line for line in used if not re.fullmatch(r"- uses: [\w/-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line)] == []
+
+
+def test_empty_environments_try_the_readme_and_every_extra() -> None:
+    """scripts/test-extras itself takes minutes and gigabytes; what it would run is checked here."""
+    script = runpy.run_path(str(ROOT / "scripts" / "test-extras"), run_name="test")
+    commands: list[str] = script["quickstart"]()
+    assert [command.split()[1] for command in commands][:3] == ["demo", "train", "eval"]
+    assert not any("--minutes" in command for command in commands)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {*script["CHECKS"], *script["RESOLVED_ONLY"]} == {*project["optional-dependencies"]}
