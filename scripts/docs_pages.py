@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ def pages() -> dict[str, str]:
     }
     for name in REPOSITORY_PAGES:
         made[f"project/{name.lower()}"] = from_repository((ROOT / name).read_text(encoding="utf-8"))
-    return made
+    return made | example_pages()
 
 
 def from_repository(text: str) -> str:
@@ -46,6 +47,21 @@ def from_repository(text: str) -> str:
     for name in REPOSITORY_PAGES:
         text = text.replace(f"]({name}", f"]({name.lower()}")
     return text
+
+
+def example_pages() -> dict[str, str]:
+    """The READMEs of examples/, and the pages of docs/ that link to them, with links as seen inside the site."""
+    made = dict[str, str]()
+    for path in (ROOT / "examples").rglob("README.md"):
+        text = path.read_text(encoding="utf-8").replace("](../../docs/", "](../../").replace("](../docs/", "](../")
+        name = path.relative_to(ROOT).as_posix()
+        made[name] = re.sub(r"\[([^]]*)\]\([\w.]+\.ipynb\)", r"`\1`", text)  # notebooks are read on a code host
+    for path in (ROOT / "docs").rglob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        inside = re.sub(r"\]\(\.\./((?:\.\./)*examples/)", r"](\1", text)
+        if inside != text:
+            made[path.relative_to(ROOT / "docs").as_posix()] = inside
+    return made
 
 
 def commands() -> str:

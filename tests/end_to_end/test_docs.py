@@ -124,3 +124,9 @@ def test_the_other_formats_have_a_page(pages: dict[str, str]) -> None:
 def test_pages_of_the_repository_link_within_the_site(pages: dict[str, str]) -> None:
     assert "](../guides/" in pages["project/changelog.md"] and "](docs/" not in pages["project/changelog.md"]
     assert "](migration.md)" in pages["project/release.md"]
+
+
+def test_links_to_examples_stay_within_the_site(pages: dict[str, str]) -> None:
+    assert "](examples/README.md)" in pages["index.md"] and "](../examples/" in pages["guides/jobs.md"]
+    assert "](../../guides/jobs.md)" in pages["examples/jobs_with_openai_client/README.md"]
+    assert all("](../../docs/" not in text and ".ipynb)" not in text for text in pages.values())

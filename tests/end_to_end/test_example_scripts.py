@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from softprompt.models.loading import load_model
 from softprompt.prompts import store
 from tests.support.saved import save_tiny
 from tests.support.shell import done
+from tests.support.tiny_gguf import write_gguf
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -122,10 +124,39 @@ def test_distill_policy(script: Script, tmp_path: Path) -> None:
         assert re.findall(r"^When are you open\?  \[(.*)\]", text, re.M) == ["no text", "soft prompt", "full text"]
 
 
+def test_distill_document(script: Script, tmp_path: Path) -> None:
+    document = tmp_path / "document.md"
+    document.write_text(
+        "# Boats\n\nThe red boat is Heron. It costs 12 euros.\n\n# Oars\n\nMister Lind repairs oars. " * 3
+    )
+    out = script("distill_document", "--document", document, "--steps", 2)
+    for text in (out, printed("distill_document")):
+        assert re.search(r"^soft prompt +64 .*%", text, re.M)
+        assert re.search(r"^text .* in \d+ pieces$", text, re.M)
+        assert "Who repairs the oars?" in text
+
+
 def test_serve_many(script: Script) -> None:
     out = script("serve_many", "--port", free_port())
     assert shape(out)[:-2] == shape(printed("serve_many"))[:-2]
     assert out.splitlines()[-1] == printed("serve_many").splitlines()[-1] == "16 of 16 answers are the same"
+
+
+def test_import_from_peft(script: Script) -> None:
+    out = script("import_from_peft", "--steps", 2)
+    for text in (out, printed("import_from_peft")):
+        assert float(re.findall(r"^largest difference of a logit: (.*)$", text, re.M)[0]) < 1e-3
+        assert re.search(r"^accuracy .* base [01]\.\d\d, with the adapter [01]\.\d\d$", text, re.M)
+
+
+def test_export_to_llama_cpp(script: Script, base: str, tmp_path: Path) -> None:
+    """Without llama.cpp, which `make test-engines` has."""
+    gguf = write_gguf(tmp_path / "tiny.gguf", load_model(base, dtype="float32", device="cpu"), "llama", tied=True)
+    out = script("export_to_llama_cpp", "--gguf", gguf, "--steps", 2)
+    for text in (out, printed("export_to_llama_cpp")):
+        assert "feedback-embedding is in feedback-gguf for gguf-lora" in text
+        assert re.search(r"llama-server -m .*model-untied.gguf --lora feedback-gguf/adapter.gguf", text)
+    assert (tmp_path / "feedback-gguf" / "adapter.gguf").is_file()
 
 
 @pytest.mark.parametrize("loop", ["trainer", "trl"])
@@ -133,3 +164,16 @@ def test_trainer_loop(script: Script, loop: str, tmp_path: Path) -> None:
     out = script("trainer_loop", "--loop", loop, "--steps", 6)
     assert "'loss': " in out and "'loss': " in printed("trainer_loop")
     assert store.load_card(tmp_path / "prompts" / "pirate").method["name"] == "prefix-tuning"
+
+
+def test_evaluate_with_lm_eval(script: Script) -> None:
+    out = script("evaluate_with_lm_eval", "--steps", 2)
+    for text in (out, printed("evaluate_with_lm_eval")):
+        assert re.search(r"^feedback +acc +0\.\d+ ± 0\.\d+ +[01]\.\d+ ± 0\.\d+$", text, re.M)
+
+
+def test_inspect_a_prompt(script: Script, tmp_path: Path) -> None:
+    out = script("inspect_a_prompt", "--steps", 2)
+    for text in (out, printed("inspect_a_prompt")):
+        assert [section for section in ("behavior", "nearest", "worth", "layers") if f"\n{section}: " not in text] == []
+    assert (tmp_path / "feedback-words.inspect.html").is_file()
