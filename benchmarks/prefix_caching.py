@@ -115,13 +115,13 @@ class Requests:
     def _ids(self, draw: random.Random, size: int) -> list[int]:
         return [draw.randrange(5, self._vocab) for _ in range(size)]
 
-    async def times(self, number: int) -> list[float]:
-        """Seconds to each token of the answer to a new question after this text."""
+    async def times(self, number: int, new: int) -> list[float]:
+        """Seconds to each of so many tokens of the answer to a new question after this text."""
         load, text = self._case.load, self._case.system == "text"
         before = self._ids(random.Random(number), load.text) if text else []  # noqa: S311
         ids = (*before, *self._ids(self._draw, load.question))
         name = None if text else str(number)
-        job = Job(str(next(numbers)), name, ids, Sampling(load.new), frozenset())
+        job = Job(str(next(numbers)), name, ids, Sampling(new), frozenset())
         begin, seen = time.perf_counter(), list[float]()
         async with aclosing(self._engine.stream(job)) as tokens:  # type: ignore[type-var]
             async for _ in tokens:
@@ -141,16 +141,16 @@ async def measured(lm: FrozenLM, engine: TransformersEngine, case: Case) -> dict
     """First tokens and decoding speed of a case on its engine, which is started."""
     load, requests = case.load, Requests(lm, engine, case)
     for number in requests.distinct(case.held):
-        await requests.times(number)
+        await requests.times(number, 1)
     before = engine.stats()
-    singles = [await requests.times(number) for number in requests.drawn(load.requests)]
+    singles = [await requests.times(number, load.new) for number in requests.drawn(load.requests)]
     await asyncio.sleep(0.01)  # what the last step counted is told with its end
     after = engine.stats()
     together = requests.distinct(load.rows)
     for number in together:  # all of them are cached now
-        await requests.times(number)
+        await requests.times(number, 1)
     begin = time.perf_counter()
-    rows = await asyncio.gather(*(requests.times(number) for number in together))
+    rows = await asyncio.gather(*(requests.times(number, load.new) for number in together))
     seconds = time.perf_counter() - begin
     first = [row[0] for row in singles]
     cached = after.cached_tokens - before.cached_tokens
