@@ -21,7 +21,7 @@ from softprompt.distillation.queries import query_record
 WHOLE_REQUEST = "Repeat the text."
 PART_REQUEST = "Repeat the text that begins with: {}"
 SHORTEST_PART = 64  # tokens of a part, at least
-OPENING_WORDS = 6  # of a part, which its request names
+NAMED_WORDS = 6  # of a part, which its request names
 
 
 def repetitions(
@@ -37,9 +37,9 @@ def repetitions(
     for i, part in enumerate(_parts(text, longest, tokenizer)):
         request, answer = WHOLE_REQUEST, part
         words = part.split()
-        if i and len(words) > OPENING_WORDS:
-            request = PART_REQUEST.format(" ".join(words[:OPENING_WORDS]))
-            answer = part.split(None, OPENING_WORDS)[-1]
+        if i and len(words) > NAMED_WORDS:
+            request = PART_REQUEST.format(" ".join(words[:NAMED_WORDS]))
+            answer = part.split(None, NAMED_WORDS)[-1]
         record = query_record(request, template, f"repeat:{i}")
         ids = (*target_ids(answer, template, tokenizer), end_id(template, tokenizer))
         rows.append(DistillationExample(chunk, record, ids))

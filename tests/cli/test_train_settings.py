@@ -171,7 +171,7 @@ def test_what_dotted_flags_may_look_like() -> None:
         (["--train.wramup", "0.1"], ["unknown setting 'train.wramup'", "flags", "did you mean train.warmup?"]),
         (["--warmup=0.1"], ["unknown setting 'warmup'", "did you mean train.warmup?"]),
         (["--train.warmup", "2"], ["train.warmup (flags)", "less than 1", "2"]),
-        (["--steps", "0"], ["train.steps (flags)", "greater than or equal to 1"]),
+        (["--steps", "-1"], ["train.steps (flags)", "greater than or equal to 0"]),
         (["--method", "magic"], ["method.name (flags)", "prompt-tuning", "magic"]),
         (["--train.warmup"], ["--train.warmup needs a value"]),
     ],

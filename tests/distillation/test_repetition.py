@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from softprompt.data.template import VIRTUAL, Template
-from softprompt.distillation.repetition import OPENING_WORDS, WHOLE_REQUEST, repetitions
+from softprompt.distillation.repetition import NAMED_WORDS, WHOLE_REQUEST, repetitions
 from tests.support.tiny import tiny_tokenizer
 
 TEXT = """# A town
@@ -33,7 +33,7 @@ def test_every_word_is_asked_for_once(longest: int) -> None:
         if i == 0:
             assert turn.content == WHOLE_REQUEST
         opening = "" if i == 0 else turn.content.partition(": ")[2]
-        assert not opening or len(words(opening)) == OPENING_WORDS
+        assert not opening or len(words(opening)) == NAMED_WORDS
         found += [*words(opening), *words(answer)]
     assert found == words(TEXT)
     assert (len(rows) == 1) == (longest == 10_000)
