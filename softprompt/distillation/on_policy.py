@@ -55,7 +55,7 @@ class OwnAnswers:
         return [replace(row, lesson=soft_labels) for row, soft_labels in zip(answered, labels, strict=True)]
 
     def _answered(self, trial: Trial, rows: Sequence[Example]) -> list[Example]:
-        """The rows with answers that are drawn behind the soft prompt."""
+        """The rows with answers that are drawn after the soft prompt."""
         lm = self.teacher.lm
         prefixes, prefix_ids = trial.prefixes(rows)
         queries = [row.ids[: row.mask.index(True)] for row in rows]

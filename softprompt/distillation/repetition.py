@@ -65,6 +65,6 @@ def _parts(text: str, longest: int, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _sentences(text: str) -> Sequence[str]:
-    """Sentences with the space behind them: together they are the text."""
+    """Sentences with the space after them: together they are the text."""
     ends = [match.end() for match in SENTENCE_END.finditer(text)]
     return [text[first:last] for first, last in zip([0, *ends], [*ends, len(text)], strict=True)]
