@@ -50,9 +50,8 @@ def main() -> None:
     lm = softprompt.load_model(arguments.model, dtype="float32")
     train_adapter(lm, arguments.steps)
 
-    # --force, since PEFT wrote down the folder of the model's files as the base. With a model of the Hub leave it out.
     command = ["softprompt", "import", ADAPTER, "--model", arguments.model, "--name", "sentiment"]
-    subprocess.run([*command, "--template", TEMPLATE, "--force", "--overwrite"], check=True)  # noqa: S603
+    subprocess.run([*command, "--template", TEMPLATE, "--overwrite"], check=True)  # noqa: S603
 
     ids = torch.tensor([lm.encode(TEMPLATE.format(text="A film to forget."))])
     theirs = PeftModel.from_pretrained(copy.deepcopy(lm.hf_model), ADAPTER)(input_ids=ids).logits[:, -1]

@@ -31,6 +31,16 @@ def test_the_same_name(made_for: str) -> None:
     import_card(tiny_lm(), named(made_for), "tone")
 
 
+def test_the_folder_that_the_model_was_loaded_from() -> None:
+    """PEFT writes it down for a model that has no other name, such as the built-in one."""
+    model = tiny_model("llama")
+    model.config._name_or_path = "/cache/softprompt/0123abc"
+    lm = FrozenLM(model, tiny_tokenizer(), "built-in")
+    import_card(lm, named("/cache/softprompt/0123abc"), "tone")
+    with pytest.raises(WrongBaseError):
+        import_card(lm, named("/cache/softprompt/0123abd"), "tone")
+
+
 @pytest.mark.parametrize("made_for", ["owner/other", "/models/tiny-llama-2", "tiny"])
 def test_another_name_needs_force(made_for: str) -> None:
     with pytest.raises(WrongBaseError, match="another base model") as caught:
