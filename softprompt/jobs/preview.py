@@ -11,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
+from softprompt.data.objective_rows import encode_pairs
 from softprompt.data.parsing import parse_rows
+from softprompt.data.read_options import ReadOptions
 from softprompt.data.readers import read_rows
 from softprompt.data.template import head
-from softprompt.data.tokenize import encode_rows, learned_runs
+from softprompt.data.tokenize import Example, encode_rows, learned_runs
 from softprompt.data.tokenizer import Tokenizer
 from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.errors import DataError
@@ -28,13 +31,14 @@ from softprompt.jobs.plan import (
     prepare_job,
     train_settings,
 )
-from softprompt.jobs.records import DistillRequest, JobBase, NewJob
+from softprompt.jobs.records import DistillRequest, JobBase, NewJob, TuningMethod
 from softprompt.models.loading import load_tokenizer
 from softprompt.training.auto import Choice
 from softprompt.training.config import TrainConfig
 from softprompt.training.prepare import PreparedTask, PreparedTraining
 
 MOST_ROWS, MOST_BYTES = 1000, 2**20  # of a file that a preview reads
+Piece: TypeAlias = tuple[str, bool, int]  # text, whether it is learned, and its number of tokens
 _STARTS = ("method.init", "method.text_tokens")  # choices that only some runs make
 
 
@@ -44,11 +48,13 @@ class PreviewRow:
 
     Attributes:
         where: its line.
-        pieces: text, whether it is learned, and its number of tokens.
+        pieces: of the row with its answer; of a pair that is compared, with the chosen one.
+        rejected: of such a pair with the rejected answer; None of other rows.
     """
 
     where: str
-    pieces: tuple[tuple[str, bool, int], ...]
+    pieces: tuple[Piece, ...]
+    rejected: tuple[Piece, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,12 @@ class JobPreview:
         rows: the first ones of the training file.
         head: constant text before every row.
         train_rows, validation_rows: how many rows of each kind there would be; 0 of a distillation.
-        tokens: of all training rows, or of the text to distill.
+        tokens: of all training rows, or of the text to distill; of pairs that are compared, with both answers.
         learned_tokens: of all training rows.
         settings: those of the run, each with the reason for its value.
         notes: what a user should know about the rows, a sentence each.
         read_rows: the number of rows that the preview is about, if the file has more; else None.
+        method_types: the kinds of training that the rows are for.
     """
 
     rows: tuple[PreviewRow, ...]
@@ -75,6 +82,7 @@ class JobPreview:
     settings: tuple[Choice, ...]
     notes: tuple[str, ...]
     read_rows: int | None = None
+    method_types: tuple[TuningMethod, ...] = ("supervised",)
 
 
 def preview_rows(
@@ -102,7 +110,8 @@ def preview_rows(
             assert isinstance(prepared, PreparedTraining)
             (task,) = prepared.tasks
             tokenizer = load_tokenizer(settings.base_model)
-            rows = _shown_rows(data / TRAIN_FILE, task, tokenizer, shown)
+            rows = _shown_rows(new.method, data / TRAIN_FILE, task, tokenizer, shown)
+            method_types = _method_types(data / TRAIN_FILE)
         share = n_rows / read if read and not is_whole else 1.0
         count = round(len(task.train) * share)
         return JobPreview(
@@ -110,11 +119,12 @@ def preview_rows(
             head(task.template, tokenizer),
             count,
             len(task.validation),
-            round(sum(len(row.ids) for row in task.train) * share),
-            round(sum(sum(row.mask) for row in task.train) * share),
+            round(sum(len(answer.ids) for row in task.train for answer in _answers(row)) * share),
+            round(sum(sum(answer.mask) for row in task.train for answer in _answers(row)) * share),
             _training_choices(new, prepared, count),
             (*task.splits.notes, *task.notes),
             None if is_whole else read,
+            method_types,
         )
 
 
@@ -201,13 +211,31 @@ def _copy_beginning(source: Path, target: Path) -> float:
     return min(1.0, MOST_BYTES / max(1, size))
 
 
-def _shown_rows(file: Path, task: PreparedTask, tokenizer: Tokenizer, shown: int) -> tuple[PreviewRow, ...]:
+def _shown_rows(
+    method: TuningMethod, file: Path, task: PreparedTask, tokenizer: Tokenizer, shown: int
+) -> tuple[PreviewRow, ...]:
     """The first rows of the file, those that would validate included."""
     records = parse_rows(islice(read_rows(file), shown), options=task.reading)
+    encode = encode_pairs if method == "dpo" else encode_rows
     return tuple(
-        PreviewRow(_line(row.where, file), tuple(learned_runs(row, tokenizer)))
-        for row in encode_rows(records, task.template, tokenizer)
+        PreviewRow(
+            _line(row.where, file),
+            tuple(learned_runs(row, tokenizer)),
+            None if row.rejected is None else tuple(learned_runs(row.rejected, tokenizer)),
+        )
+        for row in encode(records, task.template, tokenizer)
     )
+
+
+def _method_types(file: Path) -> tuple[TuningMethod, ...]:
+    """What the rows of a file are for: pairs of answers can be compared, too."""
+    first = parse_rows(islice(read_rows(file), 1), options=ReadOptions(pairs=True))[0]
+    return ("supervised",) if first.rejected is None else ("supervised", "dpo")
+
+
+def _answers(row: Example) -> tuple[Example, ...]:
+    """The row, and of a pair that is compared also the one with the rejected answer."""
+    return (row,) if row.rejected is None else (row, row.rejected)
 
 
 def _training_choices(new: NewJob, prepared: PreparedTraining, rows: int) -> tuple[Choice, ...]:
@@ -218,6 +246,9 @@ def _training_choices(new: NewJob, prepared: PreparedTraining, rows: int) -> tup
         chosen.get("method.n_tokens") or _plain("method.n_tokens", config.method.n_tokens, asked.n_tokens is not None),
         *(chosen[name] for name in _STARTS if name in chosen),
     ]
+    if new.method == "dpo":
+        given = new.hyperparameters.beta not in (None, "auto")
+        choices.append(_plain("objective.beta", config.objective.strength, given))
     return (*choices, *_loop_choices(new, config.train, rows, chosen))
 
 

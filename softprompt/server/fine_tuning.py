@@ -87,7 +87,7 @@ class FineTuning:
 
     async def create(self, request: JobRequest, caller: Caller) -> JobRecord:
         """Put a job into the queue. Raises ApiError."""
-        hyperparameters = hyperparameters_of(request)
+        hyperparameters = hyperparameters_of(request.method, request.hyperparameters)
         init_prompt = await self.init_prompt(request.model, caller)
         if init_prompt is not None and request.distill is not None:
             raise invalid("A distillation begins with its text: model is the base model's name.", "model")

@@ -127,7 +127,7 @@ class JobRequest(Strict):
         return "-".join((self.suffix or "").lower().split())
 
 
-_PARTS = (
+JOB_PARTS = (
     HyperparameterFields,
     SupervisedFields,
     PreferenceHyperparameterFields,
@@ -140,17 +140,13 @@ _PARTS = (
 
 def parse_job(body: Mapping[str, object]) -> JobRequest:
     """Validate a JSON body. Raises ApiError 400 with the name of the invalid field, or the reason of a refusal."""
-    method = body.get("method")
-    kind = method.get("type") if isinstance(method, Mapping) else None
-    if isinstance(kind, str) and kind in _REFUSED_METHODS:
-        message = f"The method {kind} is not supported: {_REFUSED_METHODS[kind]}"
-        raise ApiError(400, message, "unsupported_parameter", param="method.type")
+    check_method(body)
     if body.get("integrations"):
         message = (
             "integrations are not supported: this server sends nothing elsewhere. Events and result files tell all."
         )
         raise ApiError(400, message, "unsupported_parameter", param="integrations")
-    request = validated(JobRequest, body, _PARTS)
+    request = validated(JobRequest, body, JOB_PARTS)
     distill = request.distill
     if distill is not None and (distill.text is None) == (distill.file is None):
         raise invalid("Give text or file, one of the two.", "soft_prompt.distill")
@@ -161,15 +157,23 @@ def parse_job(body: Mapping[str, object]) -> JobRequest:
     return request
 
 
-def hyperparameters_of(request: JobRequest) -> Hyperparameters:
+def check_method(body: Mapping[str, object]) -> None:
+    """Raise ApiError 400 with the reason, for a kind of training that is refused."""
+    method = body.get("method")
+    kind = method.get("type") if isinstance(method, Mapping) else None
+    if isinstance(kind, str) and kind in _REFUSED_METHODS:
+        message = f"The method {kind} is not supported: {_REFUSED_METHODS[kind]}"
+        raise ApiError(400, message, "unsupported_parameter", param="method.type")
+
+
+def hyperparameters_of(method: MethodFields | None, older: HyperparameterFields | None) -> Hyperparameters:
     """Those of the method, or of OpenAI's older field. Raises ApiError if both are given and differ."""
-    method = request.method
     if method is not None and method.type == "dpo":
-        return _preference_hyperparameters(method, request)
+        return _preference_hyperparameters(method, older)
     if method is not None and method.dpo is not None:
         raise invalid("The type is supervised, so settings of dpo have no use.", "method.dpo")
     supervised = None if method is None else method.supervised
-    given = [None if supervised is None else supervised.hyperparameters, request.hyperparameters]
+    given = [None if supervised is None else supervised.hyperparameters, older]
     records = [fields.record for fields in given if fields is not None]
     if len(records) == 2 and records[0] != records[1]:
         message = "hyperparameters and those of method differ: give one of the two."
@@ -177,11 +181,11 @@ def hyperparameters_of(request: JobRequest) -> Hyperparameters:
     return records[0] if records else Hyperparameters()
 
 
-def _preference_hyperparameters(method: MethodFields, request: JobRequest) -> Hyperparameters:
+def _preference_hyperparameters(method: MethodFields, older: HyperparameterFields | None) -> Hyperparameters:
     """Those of dpo, which the older field does not have."""
     if method.supervised is not None:
         raise invalid("The type is dpo, so settings of supervised have no use.", "method.supervised")
-    if request.hyperparameters is not None:
+    if older is not None:
         raise invalid("hyperparameters is for supervised jobs: give method.dpo.hyperparameters.", "hyperparameters")
     fields = None if method.dpo is None else method.dpo.hyperparameters
     return (fields or PreferenceHyperparameterFields()).record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,22 +10,26 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic reads it, and wants this one before Python 3.12
 
 from softprompt.errors import DataError, ModelError
-from softprompt.jobs.records import DistillRequest, FileRecord, JobBase, NewJob, SoftPromptRequest
+from softprompt.jobs.records import DistillRequest, FileRecord, JobBase, NewJob, SoftPromptRequest, TuningMethod
 from softprompt.methods.registry import method_specs
 from softprompt.server.api_keys import Caller
 from softprompt.server.error_responses import ApiError, from_text, invalid
 from softprompt.server.fine_tuning import TRAINING, FineTuning
 from softprompt.server.fine_tuning_request import (
+    JOB_PARTS,
     MAX_SEED,
-    DistillFields,
     FileId,
     HyperparameterFields,
+    MethodFields,
     SoftPromptFields,
+    check_method,
+    hyperparameters_of,
 )
+from softprompt.server.schema import validated
 from softprompt.server.strict import Strict
 
 if TYPE_CHECKING:
-    from softprompt.jobs.preview import JobPreview
+    from softprompt.jobs.preview import JobPreview, Piece
 
 
 class PreviewRequest(Strict):
@@ -34,11 +39,9 @@ class PreviewRequest(Strict):
     rows: Annotated[int, Field(ge=1, le=20)] = 3
     validation_file: FileId | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    hyperparameters: HyperparameterFields = HyperparameterFields()
+    hyperparameters: HyperparameterFields | None = None
+    method: MethodFields | None = None
     soft_prompt: SoftPromptFields = SoftPromptFields()
-
-
-PREVIEW_PARTS = (HyperparameterFields, DistillFields, SoftPromptFields)
 
 
 class PieceInfo(TypedDict):
@@ -49,13 +52,19 @@ class PieceInfo(TypedDict):
     tokens: int
 
 
-class RowInfo(TypedDict):
-    """A row as the model reads it."""
+class AnswerInfo(TypedDict):
+    """A row with one of its answers, as the model reads it."""
 
-    line: str
     tokens: int
     learned_tokens: int
     pieces: list[PieceInfo]
+
+
+class RowInfo(AnswerInfo):
+    """A row as the model reads it. `rejected` is the same row with the worse answer, if the two are compared."""
+
+    line: str
+    rejected: AnswerInfo | None
 
 
 class SettingInfo(TypedDict):
@@ -67,7 +76,10 @@ class SettingInfo(TypedDict):
 
 
 class PreviewInfo(TypedDict):
-    """What a job would do with a file. `read_rows` is null if the whole file was read; numbers are estimates if not."""
+    """What a job would do with a file. `read_rows` is null if the whole file was read; numbers are estimates if not.
+
+    `method_types` are the values of `method.type` that the file's rows are for.
+    """
 
     object: Literal["file.preview"]
     file: str
@@ -80,6 +92,7 @@ class PreviewInfo(TypedDict):
     settings: list[SettingInfo]
     notes: list[str]
     read_rows: int | None
+    method_types: list[TuningMethod]
 
 
 class QuotaInfo(TypedDict):
@@ -101,6 +114,12 @@ class OptionsInfo(TypedDict):
     model: str
     methods: list[str]
     quotas: QuotaInfo
+
+
+def parse_preview(body: Mapping[str, object]) -> PreviewRequest:
+    """Validate a JSON body. Raises ApiError 400 with the name of the invalid field, or the reason of a refusal."""
+    check_method(body)
+    return validated(PreviewRequest, body, JOB_PARTS)
 
 
 async def options_info(tuning: FineTuning) -> OptionsInfo:
@@ -169,7 +188,8 @@ def _new_job(
         request.validation_file,
         init_prompt,
         seed=request.seed,
-        hyperparameters=request.hyperparameters.record,
+        hyperparameters=hyperparameters_of(request.method, request.hyperparameters),
+        method="supervised" if request.method is None else request.method.type,
         soft_prompt=SoftPromptRequest(fields.method, fields.n_tokens, fields.minutes, mode),
     )
 
@@ -178,9 +198,8 @@ def _info(file_id: str, found: JobPreview) -> PreviewInfo:
     rows: list[RowInfo] = [
         {
             "line": row.where,
-            "tokens": sum(count for _, _, count in row.pieces),
-            "learned_tokens": sum(count for _, learned, count in row.pieces if learned),
-            "pieces": [{"text": text, "learned": learned, "tokens": count} for text, learned, count in row.pieces],
+            **_answer(row.pieces),
+            "rejected": None if row.rejected is None else _answer(row.rejected),
         }
         for row in found.rows
     ]
@@ -199,6 +218,15 @@ def _info(file_id: str, found: JobPreview) -> PreviewInfo:
         "settings": settings,
         "notes": list(found.notes),
         "read_rows": found.read_rows,
+        "method_types": list(found.method_types),
+    }
+
+
+def _answer(pieces: Sequence[Piece]) -> AnswerInfo:
+    return {
+        "tokens": sum(count for _, _, count in pieces),
+        "learned_tokens": sum(count for _, learned, count in pieces if learned),
+        "pieces": [{"text": text, "learned": learned, "tokens": count} for text, learned, count in pieces],
     }
 
 

@@ -20,6 +20,8 @@ from tests.support.live_server import ADMIN, BASE, USER, Reply
 from tests.support.rows import labelled, write_jsonl
 from tests.support.saved import save_tiny
 
+PAIRS = [{"prompt": f"Color {i}?", "chosen": "red", "rejected": "I would say that it is red."} for i in range(40)]
+DPO = {"type": "dpo"}
 COLORS = [{"prompt": f"Color {i}?", "completion": ("red", "blue")[i % 2]} for i in range(40)]
 
 
@@ -109,6 +111,66 @@ def test_the_settings_are_those_of_the_job(server: Tuned, own: dict[str, Any], h
     )
 
 
+def test_both_answers_of_pairs_are_shown(server: Tuned) -> None:
+    """If a job would compare them; each answer is learned with its end, and the question is not."""
+    file = upload(server, PAIRS)
+    found = ask(server, file, rows=2, method=DPO).json
+    assert found["method_types"] == ["supervised", "dpo"] and [row["line"] for row in found["rows"]] == ["1", "2"]
+    for row, pair in zip(found["rows"], PAIRS, strict=False):
+        for shown, answer in ((row, "chosen"), (row["rejected"], "rejected")):
+            question, learned = shown["pieces"]
+            assert pair["prompt"] in question["text"] and not question["learned"]
+            assert learned["text"].startswith(pair[answer]) and "<|im_end|>" in learned["text"] and learned["learned"]
+            assert (shown["tokens"], shown["learned_tokens"]) == (
+                question["tokens"] + learned["tokens"],
+                learned["tokens"],
+            )
+    alone = ask(server, file, rows=2).json
+    assert [row["rejected"] for row in alone["rows"]] == [None, None] and alone["method_types"] == ["supervised", "dpo"]
+    assert [row["pieces"] for row in alone["rows"]] == [row["pieces"] for row in found["rows"]]
+    chosen, rejected = found["rows"][0]["learned_tokens"], found["rows"][0]["rejected"]["learned_tokens"]
+    assert (alone["learned_tokens"], found["learned_tokens"]) == (36 * chosen, 36 * (chosen + rejected))
+    assert found["tokens"] > 2 * alone["tokens"]
+
+
+def test_what_rows_are_for(server: Tuned) -> None:
+    """Only pairs can be compared, and a text has none."""
+    assert ask(server, upload(server, COLORS)).json["method_types"] == ["supervised"]
+    assert ask(server, upload(server, "Answer with a color.", "text.txt")).json["method_types"] == ["supervised"]
+    refused = ask(server, upload(server, COLORS), method=DPO)
+    error = refused.json["error"]
+    assert refused.status == 400 and "training_file:" in error["message"] and "rejected answer" in error["message"]
+    refused = ask(server, upload(server, "Answer with a color.", "text.txt"), method=DPO)
+    assert (refused.status, refused.json["error"]["param"]) == (400, "method.type")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 5}}}},
+        {"method": {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2, "batch_size": 5}}}},
+        {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3, "learning_rate_multiplier": 2}}}},
+    ],
+)
+def test_hyperparameters_of_the_method_are_those_of_the_job(server: Tuned, asked: dict[str, Any]) -> None:
+    """Every shown value is the prepared job's."""
+    file = upload(server, PAIRS)
+    shown = why(ask(server, file, **asked).json)
+    made = server.live.ask("POST", "/v1/fine_tuning/jobs", {"model": BASE, "training_file": file, "seed": 0} | asked)
+    job = server.store.job(made.json["id"], None)
+    server.store.cancel_job(job.id, None)
+    base = server.store.base()
+    assert base is not None
+    data = server.store.home / f"data-{job.id}"
+    data.mkdir()
+    write_jsonl(data / "train.jsonl", *PAIRS)
+    prepared: Any = prepare_job(job, job_settings(job, base, data, str(data / "x"), "cpu", None), resume=False)
+    assert shown.get("objective.beta") == (prepared.config.objective.strength if job.method == "dpo" else None)
+    for setting in ("train.lr", "train.batch_size", "method.name", "method.n_tokens"):
+        section, _, name = setting.partition(".")
+        assert shown[setting] == getattr(getattr(prepared.config, section), name), setting
+
+
 def test_a_long_file_is_read_in_part(server: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers of the whole are estimates, and said to be."""
     monkeypatch.setattr(preview, "MOST_ROWS", 20)
@@ -149,6 +211,10 @@ def test_faults_that_only_tokens_show(server: Tuned) -> None:
         ({"validation_file": "file-nobodys"}, "validation_file"),
         ({"model": "nobody"}, "model"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
+        ({"method": {"type": "reinforcement"}}, "method.type"),
+        ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
+        ({"method": DPO, "hyperparameters": {"n_epochs": 1}}, "hyperparameters"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta"),
     ],
 )
 def test_what_cannot_be_previewed(server: Tuned, body: dict[str, Any], param: str) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HTML = "<img src=x onerror=document.title='run'>"
 ROWS = [{"prompt": f"Color {i}?", "completion": ("red", "blue")[i % 2]} for i in range(24)]
 ROWS[0]["prompt"] = f"{HTML} {ROWS[0]['prompt']}"
+PAIRS = [{"prompt": f"Color {i}?", "chosen": "red", "rejected": f"It is red. {HTML}"} for i in range(24)]
 JOBS = "/v1/fine_tuning/jobs"
 LONG = {"soft_prompt": {"n_tokens": 4, "minutes": 5}}  # of jobs that the test ends
 
@@ -122,6 +123,63 @@ def test_settings_say_what_auto_chooses_and_why(tab: StudioPage, studio: Tuned) 
     page.get_by_label("Name", exact=True).wait_for()
     assert page.get_by_label("Virtual tokens", exact=True).input_value() == "4"
     tab.complaints.clear()  # of the browser, about the 400
+
+
+def test_only_pairs_are_offered_to_be_compared(tab: StudioPage, studio: Tuned) -> None:
+    """Both answers are shown then, each marked in its way, and a reload keeps the choice."""
+    page = tab.open("train", file=upload(studio))
+    page.locator("mark.learned").first.wait_for()
+    assert page.get_by_label("Learn from", exact=True).is_hidden()
+    file = upload(studio, PAIRS)
+    page = tab.open("train", file=file)
+    choice = page.get_by_label("Learn from", exact=True)
+    choice.wait_for()
+    assert choice.input_value() == "" and page.locator("ol mark.rejected").count() == 0
+    page.locator("details").evaluate_all("all => all.forEach(each => { each.open = true; })")
+    assert page.get_by_label("Beta", exact=True).is_hidden()
+    choice.select_option("preferences (DPO)")
+    page.locator("ol mark.rejected").first.wait_for()
+    asked = {"rows": 3, "method": {"type": "dpo"}}
+    found = studio.live.ask("POST", f"/v1/files/{file}/preview", asked).json
+    for i, row in enumerate(found["rows"]):
+        for kind, answer in (("learned", row), ("rejected", row["rejected"])):
+            assert answer["pieces"][1]["text"] in page.locator(f"ol mark.{kind}").nth(i).text_content()  # type: ignore[operator]
+    (beta,) = [each for each in found["settings"] if each["setting"] == "objective.beta"]
+    page.get_by_text(f"auto: {beta['value']} — {beta['why']}").wait_for()
+    assert page.locator("img").count() == 0 and violations(tab) == [] and overflow(tab) == 0
+    page.reload()
+    page.locator("ol mark.rejected").first.wait_for()
+    assert page.get_by_label("Learn from", exact=True).input_value() == "dpo"
+
+
+def test_a_job_on_pairs_from_the_page(
+    tab: StudioPage, studio: Tuned, worker: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body is the one that the curl line shows, the command line has the same settings, and the job compares."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
+    (tmp_path / "rows.jsonl").write_bytes(payload(PAIRS)["buffer"])
+    page = tab.open("train", file=upload(studio, PAIRS))
+    page.get_by_label("Learn from", exact=True).select_option("preferences (DPO)")
+    page.locator("details").evaluate_all("all => all.forEach(each => { each.open = true; })")
+    for label, value in (("Name", "pairs"), ("Virtual tokens", "4"), ("Epochs", "1"), ("Beta", "0.3")):
+        page.get_by_label(label, exact=True).fill(value)
+    page.get_by_text("as given", exact=True).nth(2).wait_for()
+    (command,) = [line for line in lines(page) if line.startswith("softprompt train")]
+    base = studio.store.base()
+    assert base is not None
+    words = command.replace(f"--model {BASE}", f"--model {base.model}").split()[1:]
+    config = done(*words, "--print-config").stdout
+    assert re.search(r"name: dpo\b", config) and re.search(r"beta: 0\.3\b", config) and "epochs: 1" in config
+    (curl,) = [line for line in lines(page) if JOBS in line]
+    with page.expect_request(lambda request: request.url.endswith(JOBS) and request.method == "POST") as sent:
+        page.get_by_role("button", name="Start training").click()
+    assert json.loads(curl[curl.index("{") : -1]) == sent.value.post_data_json
+    state(page, "succeeded", seconds=60)
+    (job,) = [each for each in studio.store.jobs(None, limit=50).items if each.suffix == "pairs"]
+    assert (job.method, job.hyperparameters.beta, job.hyperparameters.n_epochs) == ("dpo", 0.3, 1)
+    page.get_by_text("Settings", exact=True).click()
+    assert "preferences (DPO)" in page.locator("dl.facts").last.inner_text()
 
 
 def test_a_file_that_is_too_large_is_not_sent(tab: StudioPage, studio: Tuned) -> None:

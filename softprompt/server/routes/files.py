@@ -18,11 +18,10 @@ from softprompt.server.body import read_object
 from softprompt.server.file_rows import FileRowList, row_page
 from softprompt.server.fine_tuning import FineTuning
 from softprompt.server.fine_tuning_reply import FileDeletion, FileInfo, FileList, file_info, page_info
-from softprompt.server.job_preview import PREVIEW_PARTS, PreviewInfo, PreviewRequest, preview_info
+from softprompt.server.job_preview import PreviewInfo, PreviewRequest, parse_preview, preview_info
 from softprompt.server.openapi import download, request_body, responses, upload_body
 from softprompt.server.query import FileQuery, RowQuery, query_of, query_parameters
 from softprompt.server.same_site import require_same_site
-from softprompt.server.schema import validated
 
 _CHUNK = 65_536
 
@@ -70,7 +69,7 @@ def add_files(app: FastAPI, tuning: FineTuning, origins: tuple[str, ...]) -> Non
     async def preview(file_id: str, request: Request) -> JSONResponse:
         """What a job would do with a file: its first rows, the learned tokens marked, and the settings with reasons."""
         caller: Caller = request.state.caller
-        fields = validated(PreviewRequest, await read_object(request, tuning.service.limits), PREVIEW_PARTS)
+        fields = parse_preview(await read_object(request, tuning.service.limits))
         with tuning.service.rate_limit.request(caller):
             return JSONResponse(await preview_info(tuning, file_id, fields, caller))
 

@@ -53,6 +53,7 @@ function shapes() {
     '{"prompt": "Where is my parcel?", "completion": "On its way."}',
     '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}',
     '{"text": "great film", "label": "positive"}',
+    '{"prompt": "Name a color.", "chosen": "Blue", "rejected": "That is a great question!"}',
   ];
   return h("pre", { tabindex: "0", "aria-label": "Examples of rows" }, lines.join("\n"));
 }

@@ -143,8 +143,9 @@ function eventList() {
 
 /** @param {any} job */
 function settingsCard(job) {
-  const { hyperparameters: hyper, soft_prompt: own } = job;
+  const { hyperparameters: hyper, soft_prompt: own, method } = job;
   const facts = {
+    "Learned from": method.type === "dpo" ? "preferences (DPO)" : undefined, Beta: method.dpo?.hyperparameters.beta,
     Job: job.id, "Base model": job.model, "Training file": job.training_file, "Validation file": job.validation_file,
     Method: own.method, "Virtual tokens": own.n_tokens, Minutes: own.minutes, "Text to distill": own.distill?.file, Mode: own.distill?.mode,
     Epochs: hyper.n_epochs, "Batch size": hyper.batch_size, "Learning rate, times": hyper.learning_rate_multiplier, Seed: job.seed,
@@ -174,8 +175,8 @@ function againAddress(job, view) {
 
 /** Keep a job's settings as the draft of its file's form. @param {any} job @param {string} view */
 function keepSettings(job, view) {
-  const { soft_prompt: own, hyperparameters: hyper } = job;
-  const given = { suffix: job.user_provided_suffix, n_tokens: own.n_tokens, minutes: own.minutes, method: own.method, n_epochs: hyper.n_epochs, batch_size: hyper.batch_size, learning_rate_multiplier: hyper.learning_rate_multiplier };
+  const { soft_prompt: own, hyperparameters: hyper, method: kind } = job;
+  const given = { learn: kind.type === "dpo" ? "dpo" : "", beta: kind.dpo?.hyperparameters.beta ?? "", suffix: job.user_provided_suffix, n_tokens: own.n_tokens, minutes: own.minutes, method: own.method, n_epochs: hyper.n_epochs, batch_size: hyper.batch_size, learning_rate_multiplier: hyper.learning_rate_multiplier };
   const text = Object.entries(given).map(([key, value]) => [key, value === null || value === "auto" ? "" : String(value)]);
   keepDraft(`${view}-${own.distill?.file ?? job.training_file}`, Object.fromEntries(text));
 }

@@ -42,6 +42,7 @@ export async function showRows(root, context, id, options) {
     try {
       const found = await api.post(`/v1/files/${file.id}/preview`, previewBody(body()), { signal });
       fill(rows, preview(found));
+      form.offerPairs(found.method_types.includes("dpo"));
       form.explain(found.settings);
       rows.setAttribute("aria-busy", "false");
     } catch (error) {
@@ -85,12 +86,13 @@ function card(file, rows, options) {
 export function preview(found) {
   const estimated = found.read_rows === null ? "" : `about ${found.read_rows} rows that were read`;
   const share = found.tokens ? Math.round((100 * found.learned_tokens) / found.tokens) : 0;
+  const isPair = found.rows.some((/** @type {any} */ row) => row.rejected);
   const counts = `${count(found.train_rows, "row")} to train on and ${count(found.validation_rows, "row")} to validate; ${count(found.learned_tokens, "token")} of ${found.tokens.toLocaleString("en")} are learned (${share} %)`;
   return h(
     "div",
     { class: "stack" },
     h("p", null, counts, estimated && ` — estimated from ${estimated}`, "."),
-    h("p", { class: "legend" }, h("span", { class: "token" }, "read"), h("mark", { class: "learned" }, "learned")),
+    h("p", { class: "legend" }, h("span", { class: "token" }, "read"), h("mark", { class: "learned" }, isPair ? "chosen" : "learned"), isPair && h("mark", { class: "rejected" }, "rejected")),
     h("ol", { class: "bare", "aria-label": "The first rows as the model reads them" }, found.rows.map((/** @type {any} */ row) => shownRow(row, found.head))),
     found.notes.map((/** @type {string} */ note) => h("p", { class: "hint" }, `Note: ${note}`)),
   );
@@ -98,13 +100,29 @@ export function preview(found) {
 
 /** @param {any} row @param {string} head */
 function shownRow(row, head) {
-  const pieces = row.pieces.map((/** @type {any} */ piece) =>
+  const size = (/** @type {any} */ answer) => `${count(answer.tokens, "token")}, ${answer.learned_tokens} learned`;
+  const text = (/** @type {any} */ answer, /** @type {"learned" | "chosen" | "rejected"} */ kind) =>
+    h("p", { class: "row-text" }, head ? h("span", { class: "hint" }, head) : null, marked(answer.pieces, kind));
+  const { line, rejected } = row;
+  if (!rejected) return h("li", null, h("h3", { class: "hint" }, `Line ${line}: ${size(row)}`), text(row, "learned"));
+  return h(
+    "li",
+    null,
+    h("h3", { class: "hint" }, `Line ${line}, the chosen answer: ${size(row)}`),
+    text(row, "chosen"),
+    h("h3", { class: "hint" }, `Line ${line}, the rejected answer: ${count(rejected.tokens, "token")}, ${rejected.learned_tokens} compared`),
+    text(rejected, "rejected"),
+  );
+}
+
+/** @param {any[]} pieces @param {"learned" | "chosen" | "rejected"} kind of answer */
+function marked(pieces, kind) {
+  const look = kind === "rejected" ? "rejected" : "learned";
+  return pieces.map((piece) =>
     piece.learned
-      ? h("mark", { class: "learned" }, h("span", { class: "unseen" }, " learned: "), piece.text, h("span", { class: "unseen" }, " (end) "))
+      ? h("mark", { class: look }, h("span", { class: "unseen" }, ` ${kind}: `), piece.text, h("span", { class: "unseen" }, " (end) "))
       : piece.text,
   );
-  const title = `Line ${row.line}: ${count(row.tokens, "token")}, ${row.learned_tokens} learned`;
-  return h("li", null, h("h3", { class: "hint" }, title), h("p", { class: "row-text" }, head ? h("span", { class: "hint" }, head) : null, pieces));
 }
 
 /** @param {number} number @param {string} word */
@@ -142,8 +160,8 @@ export function jobBody(values, training, validation) {
 
 /** The preview of the same job. @param {any} body */
 function previewBody(body) {
-  const { model, seed, hyperparameters, soft_prompt, validation_file } = body;
-  return plain({ model, seed, hyperparameters, soft_prompt, validation_file, rows: SHOWN_ROWS });
+  const { model, seed, hyperparameters, method, soft_prompt, validation_file } = body;
+  return plain({ model, seed, hyperparameters, method, soft_prompt, validation_file, rows: SHOWN_ROWS });
 }
 
 /** Without what is not given. @param {Record<string, any>} values */
@@ -172,10 +190,11 @@ export async function startJob(context, body, button, place, form, view) {
 
 /** The start as commands; the command line trains on this machine. @param {any} body @param {string} filename @param {string} model @param {string} validation */
 function startCommands(body, filename, model, validation) {
-  const { hyperparameters: hyper = {}, soft_prompt: own = {} } = body;
+  const { soft_prompt: own = {}, method } = body;
+  const hyper = (method ? method[method.type].hyperparameters : body.hyperparameters) ?? {};
   const name = (body.suffix ?? "my-prompt").toLowerCase().split(/\s+/).join("-");
   const words = ["softprompt", "train", "--model", quoted(model), "--data", quoted(filename), "--name", quoted(name)];
-  const flags = { "--method": own.method, "--n-tokens": own.n_tokens, "--minutes": own.minutes, "--epochs": hyper.n_epochs, "--batch-size": hyper.batch_size, "--seed": body.seed };
+  const flags = { "--method": own.method, "--n-tokens": own.n_tokens, "--minutes": own.minutes, "--epochs": hyper.n_epochs, "--batch-size": hyper.batch_size, "--objective": method?.type, "--beta": hyper.beta, "--seed": body.seed };
   for (const [flag, value] of Object.entries(flags)) if (value !== undefined) words.push(flag, quoted(String(value)));
   // A factor of the rate, and a file for validation alone, are no options of the command line.
   const sayable = !validation && hyper.learning_rate_multiplier === undefined && body.model === model;

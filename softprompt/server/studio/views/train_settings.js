@@ -7,7 +7,7 @@ import { draft, keepDraft } from "../lib/state.js";
 /**
  * A field: its key, the part of the request it goes into, its label, what kind of input it is, and the setting of the
  * run that the recipe chooses for it.
- * @typedef {{key: string, part: "" | "hyperparameters" | "soft_prompt", label: string, setting: string, input: Record<string, any>, more?: boolean, hint?: string}} Field
+ * @typedef {{key: string, part: "" | "hyperparameters" | "soft_prompt", label: string, setting: string, input: Record<string, any>, more?: boolean, hint?: string, ofPairs?: boolean}} Field
  */
 
 const NUMBER = { type: "number", inputmode: "decimal", placeholder: "auto" };
@@ -19,6 +19,7 @@ const FIELDS = [
   { key: "minutes", part: "soft_prompt", label: "Minutes", setting: "train.minutes", input: { ...NUMBER, min: "0", step: "any" }, hint: "Bounds the training; empty: the epochs end it." },
   { key: "batch_size", part: "hyperparameters", label: "Batch size", setting: "train.batch_size", input: { ...NUMBER, min: "1", max: "256", step: "1" }, more: true },
   { key: "learning_rate_multiplier", part: "hyperparameters", label: "Learning rate, times", setting: "train.lr", input: { ...NUMBER, min: "0", step: "any" }, more: true },
+  { key: "beta", part: "hyperparameters", label: "Beta", setting: "objective.beta", input: { ...NUMBER, min: "0", max: "2", step: "any" }, more: true, ofPairs: true },
   { key: "seed", part: "", label: "Seed", setting: "", input: { type: "number", min: "0", step: "1", placeholder: "drawn" }, more: true },
 ];
 
@@ -37,6 +38,7 @@ export function settingsForm({ name, options, context, onChange, isText = false 
   const method = select("Method", ["", ...options.methods], saved.method, (value) => value || "auto");
   controls.set("method", method.control);
   hints.set("method.name", method.hint);
+  const learn = learnFrom(saved, controls);
   const model = select("Begin with", [options.model], saved.model, (value) => (value === options.model ? "the base model" : value));
   controls.set("model", model.control);
   const more = [method.element, isText ? null : model.element, ...fields.filter((_, i) => FIELDS[i].more)];
@@ -44,6 +46,7 @@ export function settingsForm({ name, options, context, onChange, isText = false 
     "form",
     { class: "stack", novalidate: true, "aria-label": "Settings" },
     problem,
+    learn.element,
     h("div", { class: "grid small" }, fields.filter((_, i) => !FIELDS[i].more)),
     h("details", { open: FIELDS.some((each) => each.more && saved[each.key]) || Boolean(saved.method) }, h("summary", null, "More settings"), h("div", { class: "grid small" }, more)),
     others,
@@ -53,11 +56,13 @@ export function settingsForm({ name, options, context, onChange, isText = false 
     forgive(problem, controls);
     onChange();
   });
+  learn.offer(saved.learn === "dpo");
   if (!isText) offerPrompts(context, model.control, options, saved.model);
   return {
     element,
     values: () => valuesOf(controls, options),
     explain: (/** @type {any[]} */ settings) => explain(settings, hints, others),
+    offerPairs: learn.offer,
     blame: (/** @type {any} */ error) => blame(error, problem, controls),
     isReadable: () => {
       const [key] = [...controls].find(([, control]) => control.validity.badInput) ?? [];
@@ -73,6 +78,26 @@ function labeled(each, saved, controls, hints) {
   const element = field(each.label, control, each.hint ?? " ");
   if (each.setting) hints.set(each.setting, element.lastChild);
   return element;
+}
+
+/** What pairs of answers are learned by; it is shown where the rows are pairs. @param {Record<string, string>} saved @param {Map<string, any>} controls */
+function learnFrom(saved, controls) {
+  const { control, element, hint } = select("Learn from", ["", "dpo"], saved.learn, (value) => (value ? "preferences (DPO)" : "answers"));
+  controls.set("learn", control);
+  const ofPairs = FIELDS.filter((each) => each.ofPairs).map((each) => controls.get(each.key).closest(".field"));
+  let isOffered = false;
+  const show = () => {
+    element.hidden = !isOffered;
+    for (const each of ofPairs) each.hidden = !isOffered || !control.value;
+    hint.textContent = control.value ? "The chosen answers become likelier than the rejected ones." : "The chosen answers are learned; the rejected ones have no use.";
+  };
+  control.addEventListener("input", show);
+  const offer = (/** @type {boolean} */ isPair) => {
+    isOffered = isPair;
+    if (!isPair) control.value = "";
+    show();
+  };
+  return { element, offer };
 }
 
 /** @param {string} label @param {string[]} values @param {string | undefined} chosen @param {(value: string) => string} shown */
@@ -98,15 +123,18 @@ async function offerPrompts(context, control, options, chosen) {
 /** The fields of a request that are filled in. @param {Map<string, any>} controls @param {any} options */
 function valuesOf(controls, options) {
   const body = /** @type {any} */ ({ model: controls.get("model").value || options.model });
-  for (const { key, part, input } of FIELDS) {
+  const kind = controls.get("learn").value;
+  for (const { key, part, input, ofPairs } of FIELDS) {
     const text = controls.get(key).value.trim();
-    if (!text) continue;
+    if (!text || (ofPairs && !kind)) continue;
     const target = part ? (body[part] ??= {}) : body;
     target[key] = input.type === "number" ? Number(text) : text;
   }
   const method = controls.get("method").value;
   if (method) (body.soft_prompt ??= {}).method = method;
-  return body;
+  if (!kind) return body;
+  const { hyperparameters, ...others } = body; // the older field of OpenAI's has none of other kinds
+  return { ...others, method: { type: kind, [kind]: hyperparameters ? { hyperparameters } : {} } };
 }
 
 /** What the recipe chooses, below the field that would overrule it; the rest in a list. @param {any[]} settings @param {Map<string, any>} hints @param {any} others */
