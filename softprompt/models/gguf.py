@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
 from softprompt.errors import ModelError, first_line, missing_extra
@@ -23,6 +25,7 @@ def convert(gguf: Path, folder: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise missing_extra("gguf", "gguf", where=gguf)
     transformers_logging.disable_progress_bar()
+    _keep_bar_out_of_logs()
     try:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
@@ -35,3 +38,10 @@ def convert(gguf: Path, folder: Path) -> None:
     vars(model)["hf_quantizer"] = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _keep_bar_out_of_logs() -> None:
+    """Show the bar of Transformers' reader on a terminal only; its own switch for bars does not reach this one."""
+    if hasattr(modeling_gguf_pytorch_utils, "tqdm"):
+        bar = partial(tqdm, disable=None)  # None: unless stderr is a terminal
+        modeling_gguf_pytorch_utils.tqdm = bar  # pyright: ignore[reportAttributeAccessIssue]

@@ -88,6 +88,14 @@ def test_a_gguf_file_is_the_model_it_holds(tmp_path: Path, monkeypatch: pytest.M
     assert load_model(str(path), dtype="float32", device="cpu").geometry == lm.geometry
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_log_has_no_progress_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither Transformers' bar of the conversion nor that of its weights."""
+    (tmp_path / "out").mkdir()
+    convert(write_gguf(tmp_path / "tiny.gguf", tiny_model("llama")), tmp_path / "out")
+    assert "%" not in capfd.readouterr().err
+
+
 def test_a_broken_file_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"))
     path.write_bytes(path.read_bytes()[:200])
