@@ -44,4 +44,4 @@ def _keep_bar_out_of_logs() -> None:
     """Show the bar of Transformers' reader on a terminal only; its own switch for bars does not reach this one."""
     if hasattr(modeling_gguf_pytorch_utils, "tqdm"):
         bar = partial(tqdm, disable=None)  # None: unless stderr is a terminal
-        modeling_gguf_pytorch_utils.tqdm = bar  # pyright: ignore[reportAttributeAccessIssue]
+        modeling_gguf_pytorch_utils.tqdm = bar  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
