@@ -12,6 +12,7 @@ from softprompt.jobs.records import JobBase, NewJob, Quotas
 from softprompt.jobs.store import JobStore
 from softprompt.jobs.worker import Worker, WorkerOptions, load_job_base
 from softprompt.models.frozen_lm import FrozenLM
+from tests.support.job_database import opened
 from tests.support.saved import save_tiny
 
 WORDS = ["red", "blue", "green", "white", "black", "brown", "pink", "grey"]
@@ -43,7 +44,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path, tiny_base: Path) -> JobStore:
-    made = JobStore.open(str(tmp_path / "jobs"))
+    made = opened(tmp_path / "jobs")
     base = JobBase("tiny", str(tiny_base), str(tmp_path / "prompts"), dtype="float32")
     made.configure(base, Quotas())
     return made

@@ -12,6 +12,7 @@ from softprompt.jobs.queue import MAX_CRASHES, JobQueue
 from softprompt.jobs.records import RESULTS, JobBase, JobFailure, JobRecord, NewJob, Quotas
 from softprompt.jobs.store import JobStore
 from tests.jobs.test_store import add
+from tests.support.job_database import opened
 
 
 class Clock:
@@ -30,7 +31,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def store(tmp_path: Path, clock: Clock) -> JobStore:
-    made = JobStore.open(str(tmp_path / "jobs"), now=clock)
+    made = opened(tmp_path / "jobs", clock)
     made.configure(JobBase("tiny", "tiny-model", str(tmp_path / "prompts")), Quotas(queued_jobs=0))
     return made
 
@@ -55,7 +56,7 @@ def test_many_workers_take_every_job_once(store: JobStore) -> None:
     taken = list[str]()
 
     def work(name: str) -> None:
-        mine = JobQueue(JobStore.open(str(store.home)), name)
+        mine = JobQueue(opened(store.home), name)
         while (job := mine.claim("tiny")) is not None:
             taken.append(job.id)
         mine.store.close()

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from softprompt.jobs.records import JobRecord
 from softprompt.jobs.store import JobStore
 from softprompt.jobs.worker import WorkerOptions, run_worker
 from softprompt.report.saved_report import inspect_saved
+from tests.support.job_database import opened
 
 LEASE_S = 1.0  # short, so that a killed worker's job is free soon
 
@@ -28,7 +30,7 @@ def context() -> ForkServerContext:
 def work(place: str, lease_s: float) -> None:
     """Take jobs until SIGTERM."""
     torch.set_num_threads(1)
-    run_worker(JobStore.open(place), WorkerOptions("cpu", lease_s=lease_s), inspect_saved)
+    run_worker(opened(Path(place)), WorkerOptions("cpu", lease_s=lease_s), inspect_saved)
 
 
 def start(processes: ForkServerContext, store: JobStore, lease_s: float = LEASE_S) -> ForkServerProcess:
