@@ -52,10 +52,12 @@ def default_hosts(host: str) -> frozenset[str]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError if the address is not available."""
+    """A listening socket, whose connections send at once. Raises ConfigError if the address is not available."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
+        created = socket.create_server((host, port), family=family)
+        # asyncio sets TCP_NODELAY only where the protocol is named; without it a body waits 40 ms behind its headers
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=created.detach())
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
