@@ -10,6 +10,16 @@ import os
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no fault of a test; in CI the examples are the same each time (Hypothesis' own profile "ci").
+settings.register_profile(
+    "any speed",
+    settings.get_profile("ci" if os.environ.get("CI") else "default"),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("any speed")
 
 collect_ignore = []
 if not importlib.util.find_spec("vllm"):  # `make test-vllm` has it
