@@ -111,6 +111,9 @@ def test_how_much_is_kept_by_tokens(tab: StudioPage, studio: Tuned, worker: None
     assert {int(row[1]): row[2] for row in cells[:-1]} == shares and cells[-1][2] == "100 %"
     assert page.locator("svg.fidelity circle").count() == len(shares)
     assert page.locator("svg.fidelity").get_attribute("role") == "img"
+    assert page.locator("svg.fidelity line").count() == 3
+    words = "".join(page.locator("svg.fidelity").evaluate("each => [...each.childNodes].map(node => node.textContent)"))
+    assert "0 %50 %100 %" in words and "[object" not in words
     compare = page.get_by_role("link", name="Compare", exact=True).last.get_attribute("href") or ""
     assert "columns=base%2Ctext%2C" in compare and "place=system" in compare
     assert page.locator("img").count() == 0

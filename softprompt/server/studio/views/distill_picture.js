@@ -5,7 +5,7 @@ import { h } from "../lib/dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT] = [640, 260];
-const [LEFT, RIGHT, TOP, BOTTOM] = [52, 24, 20, 40];
+const [LEFT, RIGHT, TOP, BOTTOM] = [52, 24, 32, 40];
 
 /**
  * A soft prompt's fidelity.
@@ -16,7 +16,7 @@ const [LEFT, RIGHT, TOP, BOTTOM] = [52, 24, 20, 40];
 function svg(tag, attributes, ...children) {
   const element = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
-  element.append(...children.flat());
+  element.append(...children.flat(Infinity));
   return element;
 }
 
@@ -46,7 +46,7 @@ export function fidelityPicture(points, textTokens) {
       svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(share), y2: y(share), class: share === 1 ? "whole" : "rule" }),
       svg("text", { x: LEFT - 8, y: y(share) + 4, class: "end" }, percent(share)),
     ]),
-    svg("text", { x: WIDTH - RIGHT, y: y(1) - 6, class: "end" }, `the text: ${textTokens} tokens`),
+    svg("text", { x: WIDTH - RIGHT, y: y(1) - 14, class: "end" }, `the text: ${textTokens} tokens`),
     [...new Set(counts)].map((tokens) => svg("text", { x: x(tokens), y: HEIGHT - BOTTOM + 18, class: "middle" }, String(tokens))),
     svg("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, class: "middle" }, "tokens before every request"),
     svg("polyline", { points: sorted.map((point) => `${x(point.tokens)},${y(point.recovered)}`).join(" "), class: "through" }),
