@@ -27,14 +27,20 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, FloatRect, Page
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 ROWS = ROOT / "examples" / "helpdesk"
+POLICY = ROOT / "examples" / "distill_policy"
+ASKED = "my parcel was due yesterday and the tracking has not moved, I need it for a birthday tomorrow"
+INSTRUCTION = 'Sort the message. Answer with JSON alone: {"queue": ..., "urgency": ...}'
+FOUND = "views.json"  # in the folder of --keep: the parameters of the views
 MAX_BYTES = 150_000
 COLORS = 128  # of the palette of a picture for the docs
 LOOKS = ((375, 800), (1280, 900), (2560, 1400))
+MOST_HEIGHT = 1500  # of a picture
+LONGEST_S = 900  # of a view that works
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -65,7 +71,7 @@ def studio(model: str, folder: Path) -> Iterator[Server]:
     """The verb `softprompt studio`, with everything it keeps in a folder."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-    (folder / "prompts").mkdir()
+    (folder / "prompts").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "softprompt", "studio", "--model", model, "--no-browser", "--port", str(port)]
     command += ["--store", str(folder / "jobs"), "--prompts-dir", str(folder / "prompts"), "--device", "cpu"]
     command += ["--worker-device", "cpu", "--served-name", "smollm2-135m" if model == "smollm2-135m" else "tiny"]
@@ -88,56 +94,84 @@ def studio(model: str, folder: Path) -> Iterator[Server]:
 
 def fill(server: Server, model: str) -> dict[str, str]:
     """Jobs, soft prompts and a report, as somebody has after an hour; the parameters of the views."""
-    from openai import OpenAI
-
     quick = model == "tiny"
-    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
-    lines = (ROWS / "train.jsonl").read_text().splitlines()[: 24 if quick else None]
-    rows = client.files.create(file=("helpdesk.jsonl", "\n".join(lines).encode()), purpose="fine-tune").id
-    held_out = (ROWS / "validation.jsonl").read_text().splitlines()[: 4 if quick else 24]
-    test = client.files.create(file=("helpdesk-test.jsonl", "\n".join(held_out).encode()), purpose="fine-tune").id
+    rows = upload(server, "helpdesk.jsonl", (ROWS / "train.jsonl").read_text().splitlines()[: 24 if quick else None])
+    held_out = (ROWS / "validation.jsonl").read_text().splitlines()[: 4 if quick else None]
+    test = upload(server, "helpdesk-test.jsonl", held_out[:12])
     base = server.ask("GET", "/v1/models")["data"][0]["id"]
-    made = []
-    for suffix, tokens, epochs in (("helpdesk", 16, 3), ("helpdesk-short", 4, 1)):
-        settings: Any = {"n_epochs": epochs, "batch_size": 8}
-        job = client.fine_tuning.jobs.create(
-            model=base,
-            training_file=rows,
-            validation_file=test,
-            suffix=suffix,
-            method={"type": "supervised", "supervised": {"hyperparameters": settings}},
-            extra_body={"soft_prompt": {"method": "prompt-tuning", "n_tokens": tokens}},
-        )
-        made.append(server.wait(f"/v1/fine_tuning/jobs/{job.id}"))
-    first = made[0]["fine_tuned_model"]
-    asked = {"model": first, "sections": ["nearest", "drift", "worth", "attention"], "limit": 8}
+    common = {
+        "model": base,
+        "training_file": rows,
+        "validation_file": upload(server, "helpdesk-held-out.jsonl", held_out),
+    }
+    length = {"n_tokens": 16} | ({"minutes": 0.1} if quick else {"minutes": 3})
+    first = job(server, {**common, "suffix": "helpdesk", "soft_prompt": length})
+    short = {"method": "prompt-tuning", "n_tokens": 4, "minutes": 0.1 if quick else 1}
+    second = job(server, {**common, "suffix": "helpdesk-short", "soft_prompt": short})
+    inspected = first["fine_tuned_model"]
+    asked = {"model": inspected, "sections": ["nearest", "drift", "worth", "attention"], "limit": 8}
     inspection = server.ask("POST", "/v1/inspections", asked)
     server.wait(f"/v1/inspections/{inspection['id']}")
-    names = {"base": base, "first": first, "second": made[1]["fine_tuned_model"], "job": made[0]["id"]}
-    return names | {"test": test, "inspection": inspection["id"]}
+    found = {"first": inspected, "second": second["fine_tuned_model"], "job": first["id"], "test": test}
+    return found | {"inspection": inspection["id"], "distilled": distilled(server, base, quick)}
+
+
+def found_or_made(server: Server, folder: Path, model: str) -> dict[str, str]:
+    """What `fill` has made in this folder, perhaps in an earlier run."""
+    file = folder / FOUND
+    if not file.exists():
+        file.write_text(json.dumps(fill(server, model)))
+    return json.loads(file.read_text())
+
+
+def upload(server: Server, name: str, lines: list[str]) -> str:
+    """The id of a new file."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    return client.files.create(file=(name, "\n".join(lines).encode()), purpose="fine-tune").id
+
+
+def job(server: Server, body: dict[str, Any]) -> Any:
+    """A job that has ended."""
+    made = server.ask("POST", "/v1/fine_tuning/jobs", body)
+    return server.wait(f"/v1/fine_tuning/jobs/{made['id']}")
+
+
+def distilled(server: Server, base: str, quick: bool) -> str:
+    """The id of a job that has distilled the policy of examples/distill_policy."""
+    text = upload(server, "policy.md", (POLICY / "policy.md").read_text().splitlines()[: 1 if quick else None])
+    own = {"n_tokens": 16, "distill": {"file": text, "mode": "text"}}
+    return job(server, {"model": base, "suffix": "policy", "soft_prompt": own})["id"]
 
 
 def addresses(found: dict[str, str]) -> dict[str, dict[str, str]]:
     """Parameters of each view that show something."""
-    columns = f"base,{found['first']},{found['second']}"
+    columns = {"columns": f"base,text,{found['first']}", "text": INSTRUCTION, "place": "system"}
     return {
         "prompts": {"name": found["first"]},
-        "compare": {"columns": columns, "prompt": "Where is my parcel?"},
-        "evaluate": {"columns": columns, "file": found["test"]},
+        "compare": {**columns, "prompt": ASKED, "max_tokens": "32"},
+        "evaluate": {**columns, "file": found["test"], "max_tokens": "20", "limit": "8"},
         "train": {"job": found["job"]},
-        "distill": {},
+        "distill": {"job": found["distilled"]},
         "inspect": {"id": found["inspection"]},
     }
 
 
 def act(page: Page, view: str) -> None:
-    """Do what the view is for, where nothing is shown before."""
-    name = {"compare": "Compare", "evaluate": "Evaluate"}.get(view)
-    if name is not None:
-        button = page.get_by_role("main").get_by_role("button", name=name)
-        if button.count():
-            button.first.click()
-            page.wait_for_timeout(20_000 if view == "evaluate" else 8_000)
+    """Do what the view is for, where nothing is shown before, until it is done."""
+    if view not in ("compare", "evaluate"):
+        return
+    go, stop = (("Send", "Run"), "Stop all") if view == "compare" else (("Start", "Start anew"), "Stop")
+    buttons = page.get_by_role("main").get_by_role("button")
+    names = buttons.all_inner_texts()
+    page.get_by_role("main").get_by_role("button", name=next(n for n in go if n in names), exact=True).click()
+    page.wait_for_timeout(1_000)
+    halt = page.get_by_role("main").get_by_role("button", name=stop, exact=True)
+    for _ in range(LONGEST_S):
+        if not halt.is_enabled():
+            break
+        page.wait_for_timeout(1_000)
 
 
 def shot(page: Page, server: Server, view: str, parameters: dict[str, str]) -> bytes:
@@ -148,7 +182,10 @@ def shot(page: Page, server: Server, view: str, parameters: dict[str, str]) -> b
     page.wait_for_load_state("networkidle")
     act(page, view)
     page.wait_for_timeout(700)
-    return page.screenshot()
+    height, size = page.evaluate("document.documentElement.scrollHeight"), page.viewport_size
+    assert size is not None
+    clip: FloatRect = {"x": 0, "y": 0, "width": size["width"], "height": min(height, MOST_HEIGHT)}
+    return page.screenshot(full_page=True, clip=clip)
 
 
 def small(png: bytes) -> bytes:
@@ -186,6 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="or tiny, a random one of two layers")
     parser.add_argument("--look", type=Path, help="write every view at three widths in both themes to this folder")
+    parser.add_argument("--keep", type=Path, help="folder of jobs and soft prompts; what is there is not made again")
     parser.add_argument("--only", default="", help="these views, separated by commas")
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright
@@ -198,11 +236,12 @@ def main() -> None:
         raise SystemExit(MISSING)
     (options.look or ROOT / "docs" / "images").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = options.keep or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         is_tiny = options.model == "tiny"
         model = str(save_tiny(folder / "tiny", "llama")) if is_tiny else options.model
         with studio(model, folder) as server, sync_playwright() as started:
-            views = addresses(fill(server, "tiny" if is_tiny else options.model))
+            views = addresses(found_or_made(server, folder, "tiny" if is_tiny else options.model))
             wanted = {view: views[view] for view in options.only.split(",") if view} or views
             browser = started.chromium.launch(executable_path=program)
             pictures(browser, server, wanted, options.look)

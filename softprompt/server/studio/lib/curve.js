@@ -88,6 +88,8 @@ function watch(element, draw, resize, signal) {
   signal?.addEventListener("abort", () => sizes.disconnect());
 }
 
+const WHOLE = Array.from({ length: 30 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3)); // there is no half step
+
 /** @param {HTMLElement} element @param {string} xLabel @param {string[]} series */
 function options(element, xLabel, series) {
   const [text, grid] = [colorOf(element, "--text-2"), colorOf(element, "--line")];
@@ -106,7 +108,7 @@ function options(element, xLabel, series) {
     height: HEIGHT,
     legend: { live: false },
     scales: { x: { time: false } },
-    axes: [{ ...axis, label: xLabel, labelSize: 20 }, { ...axis, size: 56 }],
+    axes: [{ ...axis, label: xLabel, labelSize: 20, incrs: WHOLE }, { ...axis, size: 56 }],
     series: [{ label: xLabel }, ...lines],
   };
 }
