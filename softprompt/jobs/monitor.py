@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from types import TracebackType
@@ -15,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from softprompt.errors import LeaseLostError
 from softprompt.jobs.queue import JobQueue
 from softprompt.jobs.records import JobRecord
+from softprompt.training.signals import OWN_STOP
 
 log = structlog.get_logger("softprompt.jobs")
 
@@ -27,7 +27,7 @@ _BEATS = 4  # heartbeats in a lease
 class Monitor:
     """A context in which a job is watched.
 
-    The main thread gets SIGTERM, which training handles between two steps; `reason` then says why. A SIGTERM without a
+    The main thread gets `OWN_STOP`, which training handles between two steps; `reason` then says why. A stop without a
     reason came from elsewhere.
     """
 
@@ -63,6 +63,6 @@ class Monitor:
                 reason = "lost" if time.monotonic() - beat > self._queue.lease_s else ""
             if reason and not self.reason and not self._done.is_set():
                 self.reason = reason
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), OWN_STOP)
             if reason == "lost":
                 return

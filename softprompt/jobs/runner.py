@@ -45,7 +45,7 @@ from softprompt.json_types import JSONObject
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.checkpoint import latest_step
 from softprompt.training.run import fit
-from softprompt.training.signals import Terminated, terminable
+from softprompt.training.signals import terminable
 
 log = structlog.get_logger("softprompt.jobs")
 
@@ -83,13 +83,12 @@ class JobRunner:
         bound.info("job started")
         monitor = Monitor(self.queue, job)
         workspace, failure = None, None
-        done, stopped_from_outside = False, False
+        done = False
         try:
             with terminable(), monitor:
                 workspace = open_workspace(self.queue.store.runs, self.queue.store.files.contents, job)
                 done = self._train(job, workspace)
-        except KeyboardInterrupt as error:
-            stopped_from_outside = not isinstance(error, Terminated)  # a second signal: one was not the monitor's
+        except KeyboardInterrupt:
             bound.info("job interrupted", reason=monitor.reason)
         except SQLAlchemyError:
             raise
@@ -101,7 +100,7 @@ class JobRunner:
             bound.exception("job failed")
             failure = JobFailure("out_of_memory", "out of memory") if is_out_of_memory(error) else _INTERNAL
         try:
-            return self._end(job, workspace, failure, done, monitor.reason) and not stopped_from_outside
+            return self._end(job, workspace, failure, done, monitor.reason)
         except LeaseLostError:
             bound.warning("job lost to another worker")
             return True

@@ -29,6 +29,7 @@ from softprompt.jobs.store import JobStore
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.models.sources import adapted_name
+from softprompt.training.signals import OWN_STOP
 
 log = structlog.get_logger("softprompt.jobs")
 
@@ -73,6 +74,7 @@ class Worker:
         self._inspect = inspect
         self.name = f"{worker_name(os.getpid())}{secrets.token_hex(2)}"
         self._load, self._stopping = load, False
+        self._arrived = -1  # the end of a pipe with the numbers of all signals, whoever handles them
 
     def run(self) -> int:
         """Take jobs; returns how many were worked on.
@@ -127,21 +129,31 @@ class Worker:
         return None
 
     def _is_over(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            self._stopping |= not {signal.SIGTERM, signal.SIGINT}.isdisjoint(os.read(self._arrived, 2**16))
         return self._stopping or bool(self.options.parent and os.getppid() != self.options.parent)
 
     @contextlib.contextmanager
     def _handlers(self) -> Iterator[None]:
-        """A context in which SIGTERM and Ctrl-C stop the worker between two jobs."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        previous = {number: signal.signal(number, self._stop) for number in numbers}
+        """A context in which SIGTERM and Ctrl-C stop the worker between two jobs, also if a job handled them."""
+        self._arrived, written = os.pipe()
+        os.set_blocking(self._arrived, False)
+        os.set_blocking(written, False)
+        numbers = (signal.SIGTERM, signal.SIGINT, OWN_STOP)  # the last one may come after the job that it stops
+        previous = {number: signal.signal(number, _note) for number in numbers}
+        pipe_before = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(pipe_before)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            os.close(self._arrived)
+            os.close(written)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._stopping = True  # never by a monitor's own signal: the runner handles that before its handlers go
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """Take a signal, so that it neither ends the process nor raises; its number is in the pipe."""
 
 
 def load_job_base(base: JobBase, device: str) -> FrozenLM:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass, field
 
 from softprompt.prompts.base import SoftPrompt
+from softprompt.training.signals import STOP_SIGNALS
 
-SIGNAL_NAMES = {number.name for number in (signal.SIGINT, signal.SIGTERM)}
+SIGNAL_NAMES = {number.name for number in STOP_SIGNALS}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,11 @@ from typing import TypeAlias
 
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None  # as signal.signal takes and returns
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 is another number than a supervisor's SIGTERM, so that a process may stop its own run (`jobs.monitor`) without
+# swallowing that one. Batch systems send it before the end of their time.
+OWN_STOP: signal.Signals = getattr(signal, "SIGUSR1", signal.SIGTERM)
+_STOPS = tuple(dict.fromkeys((signal.SIGTERM, OWN_STOP)))
+STOP_SIGNALS = (signal.SIGINT, *_STOPS)
 
 
 class Interrupt:
@@ -23,7 +27,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            self._previous = {number: signal.signal(number, self._store) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._store) for number in STOP_SIGNALS}
         return self
 
     def __exit__(
@@ -39,21 +43,25 @@ class Interrupt:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM in code that does not check an `Interrupt`."""
+    """SIGTERM or SIGUSR1 in code that does not check an `Interrupt`."""
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """A context in which SIGTERM raises `Terminated`, so that cleanup code runs as it does after Ctrl-C."""
+    """A context in which SIGTERM and SIGUSR1 raise `Terminated`, once, so that cleanup code runs as after Ctrl-C."""
+    received = list[int]()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        received.append(number)
+        if len(received) == 1:  # a second one would end the cleanup
+            raise Terminated
 
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield
         return
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, stop) for number in _STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 
-from softprompt.jobs import monitor
+from softprompt.jobs import monitor, runner
 from softprompt.jobs.queue import JobQueue
 from softprompt.jobs.records import Hyperparameters, JobRecord, SoftPromptRequest
 from softprompt.jobs.store import JobStore
@@ -46,16 +47,28 @@ def test_sigterm_after_a_canceled_job_ends_the_worker(
     assert statuses(store, *jobs) == ["cancelled", "queued"]
 
 
-def test_a_signal_in_the_step_that_ends_by_a_cancellation_ends_the_worker(
-    store: JobStore, work: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("outside", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("phase", ["loop", "before"])
+def test_a_signal_in_the_moment_of_a_cancellation_ends_the_worker(
+    phase: str,
+    outside: signal.Signals,
+    store: JobStore,
+    work: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Both arrive before Python handles either: in the steps, or while the rows are prepared."""
     jobs, kill = two_jobs(store), os.kill
 
     def both(pid: int, number: int) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number, outside})
         kill(pid, number)
-        kill(pid, signal.SIGINT)
+        kill(pid, outside)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number, outside})
 
     cancel_when_it_runs(monkeypatch)
+    if phase == "before":
+        monkeypatch.setattr(JobQueue, "order", lambda self, job: "cancel")
+        monkeypatch.setattr(runner, "prepare_job", lambda *given, **named: [time.sleep(0.01) for _ in range(2000)])
     monkeypatch.setattr(monitor.os, "kill", both)
     assert work() == 1
     assert statuses(store, *jobs) == ["cancelled", "queued"]

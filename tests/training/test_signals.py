@@ -8,24 +8,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from softprompt.training.signals import _SIGNALS, Interrupt, Terminated, terminable
+from softprompt.training.signals import STOP_SIGNALS, Interrupt, Terminated, terminable
 
 
 @pytest.fixture(autouse=True)
 def caught() -> Iterator[list[int]]:
     """Handlers of the test's own: what `Interrupt` lets through ends up in the list instead of ending pytest."""
     got: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: got.append(number)) for number in _SIGNALS}
+    before = {number: signal.signal(number, lambda number, _: got.append(number)) for number in STOP_SIGNALS}
     yield got
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def test_both_signals_are_watched() -> None:
-    assert set(_SIGNALS) == {signal.SIGINT, signal.SIGTERM}
+    assert set(STOP_SIGNALS) == {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
-@pytest.mark.parametrize("number", _SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_signal_is_remembered_and_stops_nothing(number: signal.Signals, caught: list[int]) -> None:
     with Interrupt() as interrupt:
         assert interrupt.received is None
@@ -35,8 +35,8 @@ def test_the_first_signal_is_remembered_and_stops_nothing(number: signal.Signals
     assert caught == []
 
 
-@pytest.mark.parametrize("second", _SIGNALS)
-@pytest.mark.parametrize("first", _SIGNALS)
+@pytest.mark.parametrize("second", STOP_SIGNALS)
+@pytest.mark.parametrize("first", STOP_SIGNALS)
 def test_a_second_signal_interrupts_at_once(first: signal.Signals, second: signal.Signals) -> None:
     with Interrupt() as interrupt:
         signal.raise_signal(first)
@@ -45,19 +45,19 @@ def test_a_second_signal_interrupts_at_once(first: signal.Signals, second: signa
         assert interrupt.received is first
 
 
-@pytest.mark.parametrize("number", _SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize("failing", [False, True])
 def test_the_handlers_before_come_back(number: signal.Signals, failing: bool, caught: list[int]) -> None:
-    before = [signal.getsignal(one) for one in _SIGNALS]
+    before = [signal.getsignal(one) for one in STOP_SIGNALS]
     interrupt = Interrupt()
     try:
         with interrupt:
-            assert all(signal.getsignal(one) not in before for one in _SIGNALS)
+            assert all(signal.getsignal(one) not in before for one in STOP_SIGNALS)
             if failing:
                 raise ValueError
     except ValueError:
         assert failing
-    assert [signal.getsignal(one) for one in _SIGNALS] == before
+    assert [signal.getsignal(one) for one in STOP_SIGNALS] == before
     signal.raise_signal(number)
     assert caught == [number]
     assert interrupt.received is None
