@@ -26,6 +26,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.events import Event
 
 DOCUMENT_CLOZE_SHARE = 0.875  # documents are read for their details, and what the model asks itself takes long
+EARLIER_DOCUMENT_CLOZE_SHARE = 0.75  # the default before; studies of then are read and continued as they are
 TEXT_CLOZE_SHARE = 0.25  # texts are instructions to follow
 
 _TOO_LONG_HINT = "a shorter text, or --document, which is read in chunks"
@@ -37,12 +38,13 @@ def build_dataset(
     """Generate queries, answer them with the teacher and split them; cached parts are not generated again."""
     study, seed = prepared.settings.study, prepared.settings.train.seed
     _check_fits(prepared, teacher)
-    study_cache = StudyCache.opened(prepared.study_cache, _identity(prepared, teacher))
+    share = _share(prepared, teacher)
+    study_cache = StudyCache.opened(prepared.study_cache, _identity(prepared, teacher, share))
     batches = study_cache.queries()
     if not prepared.rows:
         count = prepared.settings.n_queries
         study = study.model_copy(update={"queries": count})
-        for batch in generate_queries(teacher, study, cloze_share(prepared), batches, seed=seed):
+        for batch in generate_queries(teacher, study, share, batches, seed=seed):
             study_cache.add_queries(len(batches), batch)
             batches.append(batch)
             progress(report, "study")(sum(map(len, batches)) / count)
@@ -51,7 +53,8 @@ def build_dataset(
 
 def cached_dataset(prepared: PreparedDistillation, teacher: Teacher) -> DistillationSplits:
     """The dataset of a finished run, from its study cache. Raises StoreError if the cache is missing."""
-    study_cache = StudyCache.existing(prepared.study_cache, _identity(prepared, teacher))
+    identity = _identity(prepared, teacher, _share(prepared, teacher))
+    study_cache = StudyCache.existing(prepared.study_cache, identity)
     return _answered_splits(prepared, teacher, study_cache, study_cache.queries(), lambda share: None)
 
 
@@ -66,6 +69,18 @@ def cloze_share(prepared: PreparedDistillation) -> float:
     if share is not None:
         return share
     return DOCUMENT_CLOZE_SHARE if prepared.settings.document else TEXT_CLOZE_SHARE
+
+
+def is_earlier_study(prepared: PreparedDistillation, teacher: Teacher) -> bool:
+    """Whether the study on disk is of a document, by the default share of details of an earlier release."""
+    if prepared.settings.study.cloze is not None or not prepared.settings.document or prepared.rows:
+        return False
+    return StudyCache.is_there(prepared.study_cache, _identity(prepared, teacher, EARLIER_DOCUMENT_CLOZE_SHARE))
+
+
+def _share(prepared: PreparedDistillation, teacher: Teacher) -> float:
+    """`cloze_share`, or that of an earlier release if the study on disk was made with it."""
+    return EARLIER_DOCUMENT_CLOZE_SHARE if is_earlier_study(prepared, teacher) else cloze_share(prepared)
 
 
 def _answered_splits(
@@ -102,7 +117,7 @@ def _check_fits(prepared: PreparedDistillation, teacher: Teacher) -> None:
     check_context(teacher.lm, [(prepared.where, size, reserved) for size in sizes], _TOO_LONG_HINT)
 
 
-def _identity(prepared: PreparedDistillation, teacher: Teacher) -> str:
+def _identity(prepared: PreparedDistillation, teacher: Teacher, share: float) -> str:
     """A digest of everything that queries and answers depend on, the same as in softprompt 0.1."""
     study = study_0_1(prepared.settings.study.model_dump(mode="json"))
     inputs: Mapping[str, object] = {
@@ -112,7 +127,7 @@ def _identity(prepared: PreparedDistillation, teacher: Teacher) -> str:
         "base": teacher.lm.geometry.fingerprint,
         "dtype": str(teacher.lm.dtype),
         "study": {name: value for name, value in study.items() if name not in ("hard", "held_out", "details")},
-        "details": None if prepared.rows else cloze_share(prepared),
+        "details": None if prepared.rows else share,
         "seed": prepared.settings.train.seed,
         "batch": ANSWER_BATCH,
     }

@@ -158,8 +158,7 @@ class DistillConfig(BaseModel):
     @property
     def repeats(self) -> bool:
         """Whether the start is fitted to the model repeating the text: of a KV prompt of a document, if not set."""
-        is_kv = method_spec(self.method.name).start_form == "kv"
-        return is_kv and (bool(self.document) if self.repeat is None else self.repeat)
+        return method_spec(self.method.name).trains_kv and (bool(self.document) if self.repeat is None else self.repeat)
 
     @property
     def only_starts(self) -> bool:

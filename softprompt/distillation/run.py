@@ -13,11 +13,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from softprompt.distillation.artifacts import save_prompts
-from softprompt.distillation.build import build_dataset, progress
+from softprompt.distillation.build import build_dataset, is_earlier_study, progress
 from softprompt.distillation.config import OWN, study_0_1
 from softprompt.distillation.dataset import DistillationSplits
 from softprompt.distillation.fidelity import Fidelity, fidelity
@@ -95,6 +95,8 @@ def distill(
     if lm is None:
         lm = load_base_model(settings, trust_remote_code=trust_remote_code)
     teacher = Teacher(lm, prepared.chunks, prepared.template)
+    if resume and settings.repeat is None and is_earlier_study(prepared, teacher):  # ends as it would have
+        prepared = replace(prepared, settings=settings.model_copy(update={"repeat": False}))
     splits = build_dataset(prepared, teacher, report)
     text = tuple(lm.encode(prepared.text))
     # A run that was stopped before its first checkpoint resumes from the study cache alone.

@@ -45,17 +45,22 @@ class StudyCache:
         """
         path = folder / IDENTITY_FILE
         with writing(folder):
-            if not path.exists() or read_json(path) != {"identity": identity}:
+            if not StudyCache.is_there(folder, identity):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 write_json(path, {"identity": identity})
         return StudyCache(folder)
 
     @staticmethod
+    def is_there(folder: Path, identity: str) -> bool:
+        """Whether there is a cache of this identity."""
+        path = folder / IDENTITY_FILE
+        return path.exists() and read_json(path) == {"identity": identity}
+
+    @staticmethod
     def existing(folder: Path, identity: str) -> StudyCache:
         """Open a cache for reading. Raises StoreError if there is none of this identity."""
-        path = folder / IDENTITY_FILE
-        if not path.exists() or read_json(path) != {"identity": identity}:
+        if not StudyCache.is_there(folder, identity):
             message = "the study cache is missing, or of another base model, dtype or text"
             hint = "use the same --model and --dtype as in distill, or distill it again"
             raise StoreError(message, where=folder, hint=hint)

@@ -100,8 +100,7 @@ def _check_base(lm: FrozenLM, imported: ImportedPrompt) -> None:
     if stored is not None:
         reason = lm.geometry.differs(stored)
     else:
-        loaded_from = str(lm.hf_model.config._name_or_path)  # a built-in model's folder, which PEFT writes down
-        same = imported.made_for in ("", loaded_from) or may_be_one_model(imported.made_for, lm.name)
+        same = imported.made_for in ("", lm.loaded_from) or may_be_one_model(imported.made_for, lm.name)
         reason = None if same else "the file names another"
     if reason is not None:
         made_for = imported.made_for[:100] or "another base model"

@@ -108,6 +108,11 @@ class FrozenLM:
         return self._model
 
     @property
+    def loaded_from(self) -> str:
+        """The folder or Hub id that Transformers loaded the model from, which other tools take for its name."""
+        return str(self._model.config.name_or_path)
+
+    @property
     def model(self) -> PreTrainedModel:
         """The name of 0.1 for `hf_model`."""
         warn_renamed("FrozenLM.model", "FrozenLM.hf_model")

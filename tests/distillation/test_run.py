@@ -167,6 +167,23 @@ def test_a_document_has_more_details_than_a_text(base: Path, place: Path) -> Non
     assert [build.cloze_share(one) for one in (text, document, chosen)] == [0.25, 0.875, 0.1]
 
 
+def test_a_study_of_an_earlier_release_is_continued(base: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its share of details was another one; without it, a new study would be made of the same text."""
+    changes = {"text": "null", "data": "null", "document": str(place / "policy.md")}
+    lm = load_model(str(base), dtype="float32")
+
+    def studied() -> list[str]:
+        prepared = prepare_distillation(settings(base, place, **changes))
+        splits = build.build_dataset(prepared, Teacher(lm, prepared.chunks, prepared.template), lambda event: None)
+        return [example.record.where for example in splits.train]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "DOCUMENT_CLOZE_SHARE", build.EARLIER_DOCUMENT_CLOZE_SHARE)
+        earlier = studied()
+    monkeypatch.setattr(build, "generate_queries", lambda *given, **named: iter(()))
+    assert studied() == earlier
+
+
 def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) -> None:
     """Of several real texts in its place the one that is the teacher's own."""
     prepared, lm = (

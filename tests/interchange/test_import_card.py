@@ -34,7 +34,7 @@ def test_the_same_name(made_for: str) -> None:
 def test_the_folder_that_the_model_was_loaded_from() -> None:
     """PEFT writes it down for a model that has no other name, such as the built-in one."""
     model = tiny_model("llama")
-    model.config._name_or_path = "/cache/softprompt/0123abc"
+    model.config.name_or_path = "/cache/softprompt/0123abc"
     lm = FrozenLM(model, tiny_tokenizer(), "built-in")
     import_card(lm, named("/cache/softprompt/0123abc"), "tone")
     with pytest.raises(WrongBaseError):
