@@ -194,7 +194,8 @@ def _rows_that_fit(lm: FrozenLM, rows: Sequence[Example], numbers: int) -> list[
     per_token = sum(lm.geometry.n_heads * (shape.key_dim + 3 * shape.value_dim + 1) for shape in shapes)
     room = numbers // per_token
     kept: list[int] = []
-    for i in range(len(rows)) if sum(len(row.ids) for row in rows) <= room else permutation(len(rows), 0).tolist():
+    fits = sum(len(row.ids) for row in rows) <= room
+    for i in range(len(rows)) if fits else permutation(len(rows), 0).tolist():
         if kept and len(rows[i].ids) > room:
             break
         kept.append(i)

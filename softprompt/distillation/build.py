@@ -119,7 +119,8 @@ def _check_fits(prepared: PreparedDistillation, teacher: Teacher) -> None:
 
 def _identity(prepared: PreparedDistillation, teacher: Teacher, share: float) -> str:
     """A digest of everything that queries and answers depend on, the same as in softprompt 0.1."""
-    study = study_0_1(prepared.settings.study.model_dump(mode="json"))
+    made = prepared.settings.study.model_copy(update={"queries": prepared.settings.n_queries})
+    study = study_0_1(made.model_dump(mode="json"))
     inputs: Mapping[str, object] = {
         "chunks": teacher.chunks,
         "template": prepared.template.to_dict(),

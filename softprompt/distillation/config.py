@@ -130,7 +130,8 @@ class DistillConfig(BaseModel):
     fit_steps: int | None = Field(
         default=None,
         ge=0,
-        description="steps that fit the start before training, 0: none (default: 200 of a KV prompt, 800 of the other)",
+        description="steps that fit the start before training, 0: none (default: 200 of a KV prompt, 300 of a "
+        "document's, 800 of the other form)",
         json_schema_extra=flag("--fit-steps", help="Steps that fit the start before training; 0: none."),
     )
     repeat: bool | None = Field(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
@@ -57,7 +57,7 @@ class FidelityScores:
     prefix_tokens: int
     prefill_seconds: float
     kv_bytes: int
-    same_answers: float = 0.0
+    same_answers: float
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,13 @@ def fidelity(
     teacher_NH, _ = _answer_states(lm, full_text, examples)
     first = examples[:_SAME_ANSWER_ROWS]
     most = max(len(example.answer) for example in first)
-    wanted = [[answer] for answer in _greedy_answers(lm, full_text, first, most)]
+    wanted = _greedy_answers(lm, full_text, first, most)
 
     def scored(prompts: Sequence[FormattedPrompt]) -> FidelityScores:
         scores = _answer_scores(lm, prompts, examples, extra_metrics or {})
-        found = _fidelity_scores(lm, prompts, examples, teacher_NH, scores)
-        return replace(found, same_answers=token_f1(_greedy_answers(lm, prompts, first, most), wanted).value)
+        answers = wanted if prompts is full_text else _greedy_answers(lm, prompts, first, most)
+        same_answers = token_f1(answers, [[answer] for answer in wanted]).value
+        return _fidelity_scores(lm, prompts, examples, teacher_NH, scores, same_answers)
 
     def for_each(student: FormattedPrompt | Sequence[FormattedPrompt]) -> Sequence[FormattedPrompt]:
         return [student] * len(examples) if isinstance(student, FormattedPrompt) else student
@@ -129,6 +130,7 @@ def _fidelity_scores(
     examples: Sequence[DistillationExample],
     teacher_NH: Tensor,
     scores: dict[str, float],
+    same_answers: float,
 ) -> FidelityScores:
     """Compare hidden states with the teacher's, given the prompt of each example."""
     states_NH, targets_N = _answer_states(lm, prompts, examples)
@@ -144,6 +146,7 @@ def _fidelity_scores(
         prefix_tokens=_length(prefix),
         prefill_seconds=_seconds(lm, lambda: prepare_prefixes(lm, [prefix])) if _length(prefix) else 0.0,
         kv_bytes=_length(prefix) * lm.geometry.kv_bytes_per_token(lm.dtype.itemsize),
+        same_answers=same_answers,
     )
 
 

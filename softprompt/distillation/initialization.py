@@ -18,7 +18,7 @@ from softprompt.data.tokenize import Example
 from softprompt.distillation.dataset import DistillationExample, DistillationSplits
 from softprompt.distillation.prepare import RESERVED_TOKENS, PreparedDistillation
 from softprompt.distillation.repetition import SHORTEST_PART, repetitions
-from softprompt.errors import UnsupportedModelError
+from softprompt.errors import ConfigError, UnsupportedModelError
 from softprompt.formatting.formatted_prompt import layout_for, layout_ids, opening_ids
 from softprompt.methods.registry import method_spec
 from softprompt.models.frozen_lm import FrozenLM
@@ -48,13 +48,20 @@ def compacted_starts(
     Args:
         text: token ids of the whole text.
         progress: called with the fraction of fitting completed.
+
+    Raises ConfigError if the settings need a repetition of the text, and the model has no room for it or cannot be
+    recorded.
     """
     sizes = [size for size in prepared.sizes if len(text) > size]
     if prepared.settings.method.init != "selected" or not sizes:
         return {}
     form = method_spec(prepared.settings.method.name).start_form
-    if prepared.settings.repeats and (repeated := _repeated_starts(prepared, lm, sizes, progress)):
-        return repeated
+    if prepared.settings.repeats:
+        if repeated := _repeated_starts(prepared, lm, sizes, progress):
+            return repeated
+        if prepared.settings.repeat or prepared.settings.only_starts:
+            hint = "--no-repeat, which fits it to answers about the text"
+            raise ConfigError("this model cannot repeat the text, to fit the start to that", where="repeat", hint=hint)
     between = layout_ids(lm, layout_for(lm, prepared.template, form))
     inputs = _selection_inputs(prepared, lm, splits, SELECTION_TOKENS)
     validation = to_examples(splits.validation or splits.train[:FALLBACK_VALIDATION_ROWS], prepared, lm)

@@ -117,10 +117,13 @@ def _checked_name(settings: DistillConfig) -> str:
         raise ConfigError("name is not given", hint=f"softprompt distill --{sources[0]} FILE --name NAME")
     if not method_spec(settings.method.name).distills:
         raise ConfigError("a text is distilled into one prompt", where="method.name", got=settings.method.name)
-    if settings.fit_steps and settings.method.init != "selected":
-        hint = "--init selected, or leave --fit-steps out"
-        got = f"init {settings.method.init}"
-        raise ConfigError("only selected tokens are fitted", where="fit_steps", got=got, hint=hint)
+    if settings.repeat and not settings.repeats:
+        what, got = "only keys and values are fitted to a repetition", f"method {settings.method.name}"
+        raise ConfigError(what, where="repeat", got=got, hint="--method prefix-tuning, or leave --repeat out")
+    if (settings.fit_steps or settings.repeat) and settings.method.init != "selected":
+        hint = "--init selected, or leave --fit-steps and --repeat out"
+        where, got = "fit_steps" if settings.fit_steps else "repeat", f"init {settings.method.init}"
+        raise ConfigError("only selected tokens are fitted", where=where, got=got, hint=hint)
     return settings.name
 
 

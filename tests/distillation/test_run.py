@@ -231,6 +231,26 @@ def test_training_starts_from_a_fitted_prompt(
     assert initialization.compacted_starts(prepared, lm, ids, parts) == {}
 
 
+def test_a_start_alone_is_trained_later(base: Path, place: Path) -> None:
+    """Its few queries are not taken for a whole study."""
+    changes: dict[str, Any] = {"text": "null", "data": "null", "document": str(place / "policy.md")}
+    lm = load_model(str(base), dtype="float32")
+    for steps in (0, 2, 0):
+        config = settings(base, place, **changes, method__name="prefix-tuning", train__steps=steps, fit_steps=2)
+        found = distill(prepare_distillation(config, overwrite=True), lm, overwrite=True)
+        assert [result.step for result in found.results.values()] == [steps]
+
+
+def test_a_repetition_that_cannot_be_had_is_refused(base: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)only keys and values.*--method prefix-tuning"):
+        prepare_distillation(settings(base, place, repeat=True, method__name="prompt-tuning"))
+    with pytest.raises(ConfigError, match=r"(?s)only selected tokens.*--repeat out"):
+        prepare_distillation(settings(base, place, repeat=True, method__name="prefix-tuning", method__init="text"))
+    monkeypatch.setattr(initialization, "_repeated_starts", lambda *given: {})
+    with pytest.raises(ConfigError, match=r"(?s)cannot repeat the text.*--no-repeat"):
+        run(base, place, repeat=True, method__name="prefix-tuning")
+
+
 @pytest.mark.parametrize(
     ("changes", "repeats"),
     [
