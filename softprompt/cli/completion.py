@@ -1,7 +1,8 @@
 """`softprompt completion`: a shell's completion script, and the words that it asks for.
 
 The script calls `softprompt completion SHELL -- WORD…` with the words typed so far. Verbs come from the table, flags
-from the verb's own module, names of soft prompts from their folder. No module of a verb imports torch.
+from the verb's own module, dotted flags (--train.steps) from its settings class, names of soft prompts from their
+folder. No module of a verb imports torch.
 """
 
 from __future__ import annotations
@@ -75,10 +76,18 @@ def completion_command(
 
 def completions(words: Sequence[str]) -> list[str]:
     """What the last of the words can become, given those before it; nothing where any text is allowed."""
-    *typed, last = words
+    *typed, last = _without_signs(words)
     while typed and typed[0] in _GLOBAL_FLAGS:
         typed.pop(0)
+    flag, _, value = last.partition("=")
+    if "=" in last and flag.startswith("--"):
+        return [f"{flag}={candidate}" for candidate in completions([*typed, flag, value])]
     return [candidate for candidate in _candidates(typed, last) if candidate.startswith(last)]
+
+
+def _without_signs(words: Sequence[str]) -> list[str]:
+    """The words without the "=" that bash makes a word of its own; after one, the last word is yet empty."""
+    return [*(word for word in words[:-1] if word != "="), "" if words[-1] == "=" else words[-1]]
 
 
 def _candidates(typed: Sequence[str], last: str) -> Sequence[str]:
@@ -106,11 +115,18 @@ def _of_command(command: Command, typed: Sequence[str], last: str) -> Iterator[s
         for spelling in (*parameter.opts, *parameter.secondary_opts)
         if spelling.startswith("-")
     }
-    takes_value = {spelling for spelling, option in options.items() if not getattr(option, "is_flag", False)}
+    others = _other_flags(command)
+    takes_value = {spelling for spelling, option in options.items() if not getattr(option, "is_flag", False)} | {
+        *others
+    }
+    if typed and typed[-1] in others:
+        yield from others[typed[-1]]
+        return
     if typed and typed[-1] in takes_value:
         due = options[typed[-1]]
     elif last.startswith("-"):
-        yield from (*options, "--help")
+        # More than a hundred settings: not before a letter is typed.
+        yield from (*options, "--help", *(others if len(last) > 2 else ()))
         return
     else:
         arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
@@ -121,3 +137,18 @@ def _of_command(command: Command, typed: Sequence[str], last: str) -> Iterator[s
         due = arguments[min(place, len(arguments) - 1)]
     context = command.make_context(command.name, [], resilient_parsing=True)
     yield from (item.value for item in due.shell_complete(context, last))
+
+
+def _other_flags(command: Command) -> dict[str, tuple[str, ...]]:
+    """Flags that its function does not name, with their values: of an engine, or of settings in sections."""
+    if not command.context_settings.get("allow_extra_args"):
+        return {}
+    from softprompt.cli.engine_options import EngineCommand
+    from softprompt.cli.setting_values import setting_values
+
+    if isinstance(command, EngineCommand):
+        return command.other_flags()
+    kind = getattr(command.callback, "settings_class", None)
+    if kind is None:
+        return {}
+    return {f"--{setting}": values for setting, values in setting_values(kind).items() if "." in setting}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_origin
 from pydantic import BaseModel, ValidationError
 from typer.core import TyperCommand
 
+from softprompt.cli.setting_values import values_of
 from softprompt.engine.registry import AnyEngineSpec, find_engine, usable_engines
 from softprompt.errors import ConfigError
 from softprompt.settings import flag_of
@@ -87,6 +88,16 @@ def parse_engine_options(engine: AnyEngineSpec, arguments: Iterable[str]) -> Bas
 
 class EngineCommand(TyperCommand):
     """A verb whose --help also lists the engines and their options, grouped by engine."""
+
+    def other_flags(self) -> dict[str, tuple[str, ...]]:
+        """Options of every engine with their values, for shell completion."""
+        _register_built_in()
+        classes = [engine.options for engine in usable_engines()]
+        return {
+            spelling: values_of(options, flag.field)
+            for options in classes
+            for spelling, flag in engine_flags(options).items()
+        }
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         super().format_options(ctx, formatter)

@@ -12,6 +12,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from softprompt.cli.setting_values import values_of
 from softprompt.errors import ConfigError
 from softprompt.settings import flag_of
 
@@ -96,6 +97,7 @@ class SettingOption:
         old_flags: spellings of earlier releases.
         help: one line.
         value_type: type of its value as typed, e.g. int, or list[str] if the option may be repeated.
+        values: its values, which a shell completes; none where any text or number is allowed.
     """
 
     setting: str
@@ -103,6 +105,7 @@ class SettingOption:
     old_flags: tuple[str, ...]
     help: str
     value_type: type | GenericAlias
+    values: tuple[str, ...] = ()
 
     @property
     def parameter(self) -> str:
@@ -111,10 +114,13 @@ class SettingOption:
 
     def as_parameter(self) -> inspect.Parameter:
         """A keyword of the verb's function, as Typer reads it; None if the option is not typed."""
-        option = typer.Option(None, *self.flags, help=self.help)
+        option = typer.Option(None, *self.flags, help=self.help, autocompletion=self._complete)
         return inspect.Parameter(
             self.parameter, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=self.value_type | None
         )
+
+    def _complete(self, incomplete: str) -> list[str]:
+        return [value for value in self.values if value.startswith(incomplete)]
 
 
 # Defaults to show in --help, by section ("" for none) and setting, where they are not those of the fields.
@@ -153,7 +159,8 @@ def with_settings(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorates a verb's function: in place of its parameter `flags` come the options of the settings.
 
-    The function gets `flags` as {dotted setting: value as typed, None if it was not}.
+    The function gets `flags` as {dotted setting: value as typed, None if it was not}. The command keeps the class as
+    `settings_class`, by which a shell completes dotted flags.
 
     Args:
         kind: the settings class.
@@ -189,6 +196,7 @@ def with_settings(
         command.__doc__ = function.__doc__
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        command.settings_class = kind  # pyright: ignore[reportFunctionMemberAccess]
         return command
 
     return decorate
@@ -202,11 +210,12 @@ def _options_of(kind: type[BaseModel], prefix: str, defaults: ShownDefaults | No
         flag = flag_of(field)
         if not flag.names:
             continue
-        value = own_defaults.get(name, field.default)
+        default = own_defaults.get(name, field.default)
         known = defaults is not None and not field.is_required() and not field.default_factory
-        shown = f"  [default: {value}]" if known and value not in (None, "", ()) and value is not False else ""
+        shown = f"  [default: {default}]" if known and default not in (None, "", ()) and default is not False else ""
         text = (flag.help or _sentence(field)) + shown
-        options.append(SettingOption(f"{prefix}{name}", flag.names, flag.old, text, _type_of(field)))
+        values = values_of(kind, name)
+        options.append(SettingOption(f"{prefix}{name}", flag.names, flag.old, text, _type_of(field), values))
     return options
 
 
