@@ -21,6 +21,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from softprompt.cli.data_rows import LEARNED, ObjectiveOption, encode_for, shown_row
 from softprompt.cli.escape import escaped
 from softprompt.cli.options import BaseAdapter
 from softprompt.data.convert import described, write_rows
@@ -31,10 +32,9 @@ from softprompt.data.records import Record
 from softprompt.data.row_shapes.preferences import REMARK
 from softprompt.data.row_shapes.registry import shape_of
 from softprompt.data.splits import data_digest, inputs_of, load_rows, load_splits, remarks
-from softprompt.data.targets import end_id, target_text
-from softprompt.data.template import Template, answered_apart, check_fit, fill, head, unused_fields
+from softprompt.data.targets import end_id
+from softprompt.data.template import Template, answered_apart, check_fit, fill, unused_fields
 from softprompt.data.template_notes import row_notes
-from softprompt.data.tokenize import Example, encode_rows
 from softprompt.data.tokenizer import Tokenizer, decode
 from softprompt.data.vocabulary import check_vocabulary
 from softprompt.errors import DataError
@@ -56,7 +56,10 @@ LearnEnd = Annotated[
 ]
 _Model = Annotated[str | None, typer.Option("--model", help="A base model, to see its tokens.")]
 
-_LEARNED = "bold green"
+Objective = Annotated[
+    ObjectiveOption,
+    typer.Option("--objective", help="What the rows are for: dpo has pairs of answers, grpo prompts alone."),
+]
 
 
 @data_app.command()
@@ -69,26 +72,28 @@ def check(
     columns: Columns = None,
     pieces: Pieces = None,
     learn_end: LearnEnd = None,
+    objective: Objective = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check every row, and show what the data is: rows, labels, lengths, overlap, the end of an answer."""
-    splits = load_splits(path, options=ReadOptions(parse_columns(columns), pieces, learn_end, pairs=True))
+    splits = load_splits(path, options=_read_options(objective, columns, pieces, learn_end))
     model = adapted_name(model, base_adapter) if model else base_adapter
     tokenizer = _tokenizer(model)
     chosen = _template(splits.train, template, chat, model, tokenizer)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     report: dict[str, object] = {
         "path": path,
+        "objective": objective,
         "kind": splits.train[0].kind,
         "shape": described(splits.train[0]),
         "template": chosen.to_dict(),
-        "splits": {name: _describe(rows, chosen, tokenizer) for name, rows in parts.items() if rows},
+        "splits": {name: _describe(rows, chosen, tokenizer, objective) for name, rows in parts.items() if rows},
         "duplicates": _duplicates(splits.train, {"validation": splits.validation, "test": splits.test}),
         "end": _end(chosen, tokenizer),
         "notes": [
-            *_pair_notes([*splits.train, *splits.validation, *splits.test]),
+            *_objective_notes(objective, [*splits.train, *splits.validation, *splits.test]),
             *splits.notes,
-            *_notes(parts, chosen, tokenizer, model),
+            *_notes(parts, chosen, tokenizer, model, objective),
         ],
         "ok": True,
     }
@@ -108,10 +113,11 @@ def preview(
     columns: Columns = None,
     pieces: Pieces = None,
     learn_end: LearnEnd = None,
+    objective: Objective = None,
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
 ) -> None:
     """Show rows as the model sees them: the constant head, the body, and in «» what is learned."""
-    options = ReadOptions(parse_columns(columns), pieces, learn_end, pairs=True)
+    options = _read_options(objective, columns, pieces, learn_end)
     is_file = Path(path).is_file()
     records = load_rows(path, options=options) if is_file else load_splits(path, options=options).train
     model = adapted_name(model, base_adapter) if model else base_adapter
@@ -122,17 +128,17 @@ def preview(
     shown_rows = records[:rows]
     for record in shown_rows:
         console.print(Rule(Text(record.where, style="dim"), align="left", style="dim"))
-        for text in _shown(record, chosen, tokenizer):
+        for text in shown_row(record, chosen, tokenizer, objective):
             console.print(text, soft_wrap=True)
         if record.rejected is not None:
             console.print(Text("rejected:", style="dim"))
-            for text in _shown(record.rejected, chosen, tokenizer):
+            for text in shown_row(record.rejected, chosen, tokenizer):
                 console.print(text, soft_wrap=True)
-    console.print(Text.assemble(("head", "dim"), " · body · ", ("«learned»", _LEARNED)))
+    console.print(Text.assemble(("head", "dim"), " · body · ", ("«learned»", LEARNED)))
     if tokenizer is None:
         console.print(Text("Add --model to see tokens and the end of the answer.", style="dim"))
         return
-    made = encode_rows(shown_rows, chosen, tokenizer)
+    made = encode_for(objective, shown_rows, chosen, tokenizer)
     for note in row_notes(shown_rows, chosen, tokenizer, len(made)):
         console.print(Text(f"note: {note}", style="yellow"))
 
@@ -155,15 +161,26 @@ def convert_rows(
     typer.echo(f"softprompt data check {shlex.quote(str(out))}")
 
 
-def _shown(record: Record, template: Template, tokenizer: Tokenizer | None) -> list[Text]:
-    """A row, or the rows that a conversation becomes."""
-    return [_as_text(record, template)] if tokenizer is None else _as_tokens(record, template, tokenizer)
+def _read_options(
+    objective: ObjectiveOption, columns: str | None, pieces: int | None, learn_end: bool | None
+) -> ReadOptions:
+    """How a run with this objective reads rows; without one, pairs of answers are read, too."""
+    prompts = objective == "grpo"
+    return ReadOptions(parse_columns(columns), pieces, learn_end, pairs=not prompts, prompts=prompts)
 
 
-def _pair_notes(records: Sequence[Record]) -> list[str]:
-    """What is learned of preferences."""
+def _objective_notes(objective: ObjectiveOption, records: Sequence[Record]) -> list[str]:
+    """What is learned of preferences and of prompts. Raises DataError for rows that dpo cannot learn from."""
+    if objective == "grpo":
+        return ["prompts alone are read: the answers are generated, and a reward decides what is learned"]
     pairs = sum(record.rejected is not None for record in records)
-    return [f"{pairs} of {len(records)} rows: {REMARK}"] if pairs else []
+    if objective == "dpo":
+        alone = [record for record in records if record.rejected is None]
+        if alone:
+            expected = '{"prompt": …, "chosen": …, "rejected": …}'
+            raise DataError("the row has no rejected answer", where=alone[0].where, expected=expected)
+        return []
+    return [f"{pairs} of {len(records)} rows: {REMARK}"] if pairs and objective is None else []
 
 
 def _tokenizer(model: str | None) -> Tokenizer | None:
@@ -199,16 +216,19 @@ def _template(
     return chosen
 
 
-def _describe(rows: Sequence[Record], template: Template, tokenizer: Tokenizer | None) -> dict[str, object]:
+def _describe(
+    rows: Sequence[Record], template: Template, tokenizer: Tokenizer | None, objective: ObjectiveOption
+) -> dict[str, object]:
     """Counts and lengths of one split."""
     info: dict[str, object] = {"rows": len(rows), "sha256": data_digest(rows)}
-    if shape_of(rows[0]).has_classes:
+    if shape_of(rows[0]).has_classes and objective != "grpo":
         info["labels"] = dict(Counter(str(row.target) for row in rows).most_common())
     info["characters"] = _lengths([_characters(row, template) for row in rows])
     if tokenizer is not None:
-        examples = encode_rows(rows, template, tokenizer)
+        examples = encode_for(objective, rows, template, tokenizer)
         info["tokens"] = _lengths([len(example.ids) for example in examples])
-        info["learned_tokens"] = _lengths([sum(example.mask) for example in examples])
+        if objective != "grpo":
+            info["learned_tokens"] = _lengths([sum(example.mask) for example in examples])
         if rows[0].rejected is not None:
             pairs = encode_pairs(rows, template, tokenizer)
             info["rejected_tokens"] = _lengths([sum(p.rejected.mask) for p in pairs if p.rejected is not None])
@@ -216,7 +236,11 @@ def _describe(rows: Sequence[Record], template: Template, tokenizer: Tokenizer |
 
 
 def _notes(
-    parts: dict[str, list[Record]], template: Template, tokenizer: Tokenizer | None, model: str | None
+    parts: dict[str, list[Record]],
+    template: Template,
+    tokenizer: Tokenizer | None,
+    model: str | None,
+    objective: ObjectiveOption,
 ) -> list[str]:
     """What training would leave out or refuse."""
     unused = unused_fields(template, [row for rows in parts.values() for row in rows])
@@ -224,7 +248,7 @@ def _notes(
     if tokenizer is not None and model is not None:
         from softprompt.models.loading import vocabulary_size
 
-        learned = {name: encode_rows(rows, template, tokenizer) for name, rows in parts.items() if rows}
+        learned = {name: encode_for(objective, rows, template, tokenizer) for name, rows in parts.items() if rows}
         notes += row_notes(parts["train"], template, tokenizer, len(learned["train"]))
         places = [(row.where, row.ids) for examples in learned.values() for row in examples]
         check_vocabulary(places, tokenizer, vocabulary_size(model))
@@ -290,50 +314,9 @@ def _print_report(report: dict[str, object], console: Console) -> None:
     for note in report["notes"] if isinstance(report["notes"], list) else []:
         console.print(Text(f"note: {note}", style="yellow"))
     if isinstance(end := report["end"], dict):
-        console.print(Text(f"an answer ends with {end['token']!r} (id {end['id']}), and the model learns it"))
+        learns = "" if report["objective"] == "grpo" else ", and the model learns it"
+        console.print(Text(f"an answer ends with {end['token']!r} (id {end['id']}){learns}"))
     else:
-        console.print(Text("add --model to check that the end of an answer is learned", style="dim"))
+        what = "see tokens" if report["objective"] == "grpo" else "check that the end of an answer is learned"
+        console.print(Text(f"add --model to {what}", style="dim"))
     console.print(Text("ok", style="bold green"))
-
-
-def _as_tokens(record: Record, template: Template, tokenizer: Tokenizer) -> list[Text]:
-    """A row, or the rows that a conversation becomes, as they are tokenised, every learned token marked."""
-    return [_marked(example, template, tokenizer) for example in encode_rows([record], template, tokenizer)]
-
-
-def _marked(example: Example, template: Template, tokenizer: Tokenizer) -> Text:
-    shown = Text(escaped(head(template, tokenizer)), style="dim")
-    pending: list[int] = []
-    for i, (token, learned) in enumerate(zip(example.ids, example.mask, strict=True)):
-        pending.append(token)
-        text = decode(pending, tokenizer)
-        # Half a character decodes to U+FFFD: show it with the token that completes it.
-        if text.endswith("\ufffd") and example.mask[i + 1 : i + 2] == (learned,) and len(pending) < 4:
-            continue
-        _append(shown, text, learned)
-        pending = []
-    return shown
-
-
-def _as_text(record: Record, template: Template) -> Text:
-    """One row without a tokenizer."""
-    shown = Text()
-    if record.is_conversation:
-        for i, message in enumerate(record.messages):
-            shown.append(f"{message.role}: ", style="dim")
-            _append(shown, message.content, message.role == "assistant" and i >= record.context)
-            shown.append("\n" if i + 1 < len(record.messages) else "")
-    else:
-        _append(shown, fill(template, record), not shape_of(record).has_answers)
-        if record.target is not None:
-            _append(shown, target_text(record.target, template), True)
-    return shown
-
-
-def _append(shown: Text, text: str, learned: bool) -> None:
-    """Add text, in «» when it is learned: readable without color too."""
-    shown_text = escaped(text)
-    if learned:
-        shown.append(f"«{shown_text.replace(chr(10), '↵')}»" + "\n" * text.count("\n"), style=_LEARNED)
-    else:
-        shown.append(shown_text, style="not dim")

@@ -190,6 +190,7 @@ def _plan(prepared: PreparedTraining) -> Iterator[str]:
 def _ended(outcome: FitResult, seen: float, lm: FrozenLM, *, first: bool, as_json: bool) -> int:
     """Print the results of a run and the share of rows it has seen; the exit code."""
     from softprompt.cli.base_model import memory_line, memory_use
+    from softprompt.training.artifacts import CURVE
 
     result = outcome.result
     if outcome.folder is None:
@@ -208,7 +209,9 @@ def _ended(outcome: FitResult, seen: float, lm: FrozenLM, *, first: bool, as_jso
     out.print(Text(f"ended by    {result.stopped} after {result.step} steps, {result.seconds:.0f} s"))
     if line := memory_line(memory, lm.device.type):
         out.print(Text(line))
-    out.print(Text(f"curve       {outcome.folder / 'curve.png'}"))
+    curve = outcome.folder / CURVE
+    if curve.exists():  # not without matplotlib
+        out.print(Text(f"curve       {curve}"))
     if result.stopped == "minutes" and seen < 1:
         line = f"note: it had time for {seen:.0%} of the training rows; with more --minutes it would learn more"
         out.print(Text(line, style="yellow"))

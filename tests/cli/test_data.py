@@ -236,3 +236,48 @@ def test_check_notes_written_end_tokens(tmp_path: Path) -> None:
     notes = json.loads(run("check", path, "--model", "tiny", "--json").output)["notes"]
     assert any("4 rows end with '<|im_end|>' already" in note for note in notes)
     assert "learned once" in run("check", path, "--model", "tiny").output
+
+
+PAIR = {"prompt": "Name a color.", "chosen": "Blue", "rejected": "Dog"}
+
+
+def test_prompts_alone_are_rows_for_rewards(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    write_jsonl(path, *({"prompt": f"question {i}"} for i in range(20)))
+    with pytest.raises(DataError, match="'completion' is missing") as caught:
+        run("check", path)
+    assert caught.value.hint == "prompts alone are for the objective grpo, which rewards generated answers"
+    plain = run("check", path, "--objective", "grpo").output
+    assert "a reward decides" in plain and "add --model to see tokens" in plain and plain.rstrip().endswith("ok")
+    report = json.loads(run("check", path, "--objective", "grpo", "--model", "tiny", "--json").output)
+    train = report["splits"]["train"]
+    assert (report["objective"], train["rows"], train["characters"]["max"]) == ("grpo", 18, len("question 10"))
+    assert train["tokens"]["max"] > 0 and "learned_tokens" not in train
+    output = run("check", path, "--objective", "grpo", "--model", "tiny").output
+    assert "an answer ends with '<|im_end|>' (id 259)\n" in output, "nothing is learned from the rows"
+
+
+def test_rows_with_answers_are_previewed_as_the_objective_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, *({"prompt": "Name a color.", "completion": "Blue"} for _ in range(3)))
+    for model in ([], ["--model", "tiny", "--no-chat"]):
+        assert "«" in run("preview", path, *model).output.replace("«learned»", "")
+        shown = run("preview", path, *model, "--objective", "grpo").output.replace("«learned»", "")
+        assert "Name a color." in shown and "«" not in shown and "Blue" not in shown
+
+
+def test_conversations_are_read_for_rewards(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
+    assert "«" not in run("preview", path, "--objective", "grpo").output.replace("«learned»", "")
+
+
+def test_rows_for_preferences_have_rejected_answers(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, *[PAIR] * 12)
+    assert "chosen answers are learned" not in run("check", path, "--objective", "dpo").output.replace("\n", " ")
+    assert REMARK in run("check", path).output
+    write_jsonl(path, *({"prompt": f"question {i}", "completion": "yes"} for i in range(12)))
+    with pytest.raises(DataError, match="no rejected answer"):
+        run("check", path, "--objective", "dpo")
+    assert run("check", path, "--objective", "next-token").exit_code == 0

@@ -23,6 +23,7 @@ from softprompt.training import artifacts, prepare, run, speed
 from softprompt.training.config import MethodConfig, TrainConfig
 from softprompt.training.events import Event
 from softprompt.training.pace import Pace
+from tests.support.missing import uninstall
 from tests.support.rows import labelled, write_jsonl
 from tests.support.shell import SHORT, done, json_lines, parsed, refused, same_answer, softprompt
 
@@ -91,6 +92,13 @@ def test_three_flags_make_an_artifact(base: Path, rows: Path) -> None:
     assert f"next        softprompt eval tone --data {rows}" in output
     assert 'softprompt generate tone "your text"' in output
     assert "split off" in output, "notes about the data are shown"
+
+
+def test_without_matplotlib_no_curve_is_promised(command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    uninstall("matplotlib", monkeypatch)
+    with pytest.warns(UserWarning, match="no plots"):
+        output = done(*command, "--name", "tone", "--steps", 1).output
+    assert "saved  " in output and "curve  " not in output
 
 
 def test_what_is_printed_can_be_done_next(command: tuple[object, ...]) -> None:

@@ -18,6 +18,7 @@ from softprompt.data.records import Message, Record
 from softprompt.data.row_shapes.base import Match, RowFields, RowShape, brief
 from softprompt.data.row_shapes.conversations import CONVERSATIONS
 from softprompt.data.row_shapes.values import answer_list
+from softprompt.errors import DataError
 
 __all__ = ["INPUT_TARGET", "PROMPT_COMPLETION", "SHAPES", "UNANSWERABLE", "CompletionShape"]
 
@@ -68,6 +69,15 @@ class CompletionShape(RowShape):
         if isinstance(first.get(_HISTORY), list) or (_HISTORY in first and isinstance(row.get(_HISTORY), list)):
             return self._conversation(row, where, fields, target, references)
         return Record(fields, target, self.kind, references=references, where=where, remark=remark)
+
+    def parse_target(self, row: RowFields, where: str, *, require_target: bool) -> str | None:
+        """The completion. Raises DataError with a hint where it is missing: rewards need none."""
+        try:
+            return super().parse_target(row, where, require_target=require_target)
+        except DataError as error:
+            if row.get(str(self.target)) is None and error.hint is None:
+                error.hint = "prompts alone are for the objective grpo, which rewards generated answers"
+            raise
 
     def default_text(self, record: Record) -> str:
         """The prompt alone."""
