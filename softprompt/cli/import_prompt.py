@@ -17,6 +17,8 @@ from softprompt.errors import ConfigError, DataError, StoreError
 from softprompt.settings import unescaped
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from softprompt.data.template import Template
     from softprompt.interchange.base import ImportedPrompt
     from softprompt.models.frozen_lm import FrozenLM
@@ -119,6 +121,12 @@ def _template(lm: FrozenLM, text: str | None, chat: bool) -> Template | None:
     return Template("chat" if chat else "text", "{text}" if text is None else unescaped(text))
 
 
+def _template_words(template: Mapping[str, object]) -> str:
+    """How a row is written: the template's text, and whether the base model's chat template is around it."""
+    text = json.dumps(template.get("text", "{text}"), ensure_ascii=False)
+    return text if template.get("kind") == "text" else f"{text} in the model's chat template"
+
+
 def _report(name: str, kind: str, imported: ImportedPrompt, card: Card, as_json: bool) -> None:
     if as_json:
         rows = {"name": name, "format": kind, "form": card.form, "n_tokens": card.n_tokens}
@@ -129,7 +137,7 @@ def _report(name: str, kind: str, imported: ImportedPrompt, card: Card, as_json:
     method = card.method["name"]
     text = (
         f"{name}: {card.form} prompt, {card.n_tokens} virtual tokens, from {kind} ({method}){made_for}"
-        f"\n  text        virtual tokens, then {bos}{json.dumps(card.template, ensure_ascii=False)}"
+        f"\n  text        virtual tokens, then {bos}{_template_words(card.template)}"
         f'\n  next        softprompt generate {name} --model {card.geometry.base} "your text"'
     )
     Console(soft_wrap=True).print(Text(escaped(text)))

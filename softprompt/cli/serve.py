@@ -176,7 +176,7 @@ def check_installed(engine: AnyEngineSpec) -> None:
     """Raises MissingExtraError if a package of the server or of its engine is missing."""
     if missing := missing_packages(SERVER_PACKAGES):
         got = f"no {', '.join(missing)}"
-        raise MissingExtraError("the server needs packages of its own", got=got, hint="pip install softprompt[serve]")
+        raise MissingExtraError("the server needs packages of its own", got=got, hint="pip install 'softprompt[serve]'")
     engine.check_installed()
 
 

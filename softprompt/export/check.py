@@ -128,7 +128,7 @@ def our_answers(source: ExportSource, rows: Sequence[EngineRow]) -> list[EngineA
             steps[number].append(dict(zip(ids, values, strict=True)))
 
     with torch.no_grad():
-        decode_batch(
+        answers = decode_batch(
             lm,
             prepare_prefixes(lm, [source.formatted.prefix(lm), Prefix(None)]),
             [row.ids for row in rows],
@@ -137,7 +137,8 @@ def our_answers(source: ExportSource, rows: Sequence[EngineRow]) -> list[EngineA
             end_ids=[()] * len(rows),
             on_logits=keep,
         )
-    return [EngineAnswer(tuple(next(iter(step)) for step in answer), tuple(answer)) for answer in steps]
+    # Of logits that are equal, as bfloat16 has them, the first of the list need not be the token that was taken.
+    return [EngineAnswer(tuple(answer.ids), tuple(listed)) for answer, listed in zip(answers, steps, strict=True)]
 
 
 def _agrees(theirs: EngineAnswer, ours: EngineAnswer) -> bool:

@@ -91,7 +91,7 @@ register_engine(
         VllmOptions,
         _create,
         packages=("vllm",),
-        install_hint="in an environment with vLLM: pip install softprompt[vllm]; see docs/server.md",
+        install_hint="in an environment with vLLM: pip install 'softprompt[vllm]'; see docs/server.md",
         prepare_base=_prepare_base,
     )
 )

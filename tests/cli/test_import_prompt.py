@@ -34,7 +34,7 @@ def test_import_and_use(adapter: Path, base: Path) -> None:
         "import", adapter, "--model", base, "--name", "tone", "--dtype", "float32", "--template", r"Q: {text}\nA:"
     )
     assert "tone: kv prompt, 5 virtual tokens, from peft (prefix_tuning)" in result.stdout
-    assert "virtual tokens, then {" in result.stdout
+    assert 'then "Q: {text}\\nA:"\n' in result.stdout
     assert f"softprompt generate tone --model {base}" in result.stdout
     _, card = store.load("tone")
     assert (card.layout.follow, card.template["text"]) == ("Q:", "Q: {text}\nA:")
@@ -82,6 +82,10 @@ def test_chat_and_bos(adapter: Path, base: Path, tmp_path: Path) -> None:
     from tests.support.saved import save_tiny
 
     given = ("import", adapter, "--dtype", "float32", "--json")
+    assert (
+        "{text}\" in the model's chat template"
+        in done(*given[:-1], "--model", base, "--name", "words", "--chat").stdout
+    )
     fact = parsed(*given, "--model", base, "--name", "a", "--chat")
     assert fact["layout"]["follow"].startswith("<|im_start|>user")
     with_bos = save_tiny(tmp_path / "bos", bos=True)

@@ -117,7 +117,7 @@ def test_without_the_servers_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "SERVER_PACKAGES", ("fastapi", "no_such_package"))
     error = refused("serve", "--model", "smollm2-135m")
     assert isinstance(error, ConfigError)
-    assert (error.got, error.hint) == ("no no_such_package", "pip install softprompt[serve]")
+    assert (error.got, error.hint) == ("no no_such_package", "pip install 'softprompt[serve]'")
     assert "--prompts-dir" in softprompt("serve", "--help").stdout
 
 
@@ -126,7 +126,7 @@ def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None if name == "vllm" else name)
     error = refused("serve", "--model", "none", "--engine", "vllm", "--engine-option", "tensor_parallel_size=2")
     assert isinstance(error, MissingExtraError) and error.what == "vllm is not installed here"
-    assert error.hint is not None and "pip install softprompt[vllm]" in error.hint
+    assert error.hint is not None and "pip install 'softprompt[vllm]'" in error.hint
 
 
 def test_options_of_vllm() -> None:
