@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from softprompt.server import metrics
+from softprompt.server.limits import Limits
 from tests.end_to_end.test_readme import parse
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -76,3 +77,27 @@ def test_every_manifest_is_applied() -> None:
     (kustomization,) = [one for name, one in documents() if name == "kustomization.yaml"]
     there = {path.name for path in (DEPLOY / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
     assert set(kustomization["resources"]) == there
+
+
+def test_a_server_drains_before_it_is_killed() -> None:
+    (server,) = [one for _, one in documents() if one["kind"] == "Deployment" and one["metadata"]["name"] == "server"]
+    pod = server["spec"]["template"]["spec"]
+    command, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert pod["terminationGracePeriodSeconds"] > int(seconds) + Limits().drain_s
+
+
+def test_the_bucket_replaces_the_folder_of_soft_prompts() -> None:
+    path = DEPLOY / "kubernetes" / "bucket" / "kustomization.yaml"
+    overlay = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert overlay["resources"] == [".."]
+    (patch,) = overlay["patches"]
+    (server,) = [one for _, one in documents() if one["kind"] == patch["target"]["kind"] == "Deployment"][:1]
+    assert server["metadata"]["name"] == patch["target"]["name"] == "server"
+    place, environment = yaml.safe_load(patch["patch"])
+    container = server["spec"]["template"]["spec"]["containers"][0]
+    number = int(place["path"].removeprefix("/spec/template/spec/containers/0/args/"))
+    assert container["args"][number - 1 : number + 1] == ["--prompts-dir", "/data/prompts"]
+    container["args"][number] = place["value"]
+    parse(shlex.join(["softprompt", *container["args"]]))
+    assert environment["path"].endswith("/containers/0/envFrom") and "envFrom" not in container

@@ -91,11 +91,11 @@ def notes_of(reserved: ReservedIds, lm: FrozenLM) -> tuple[str, ...]:
 
 
 def _config(source: ExportSource, name: str) -> dict[str, object]:
-    rank = source.prompt.n_tokens
+    rank, base = source.prompt.n_tokens, source.card.geometry.base
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": public_name(source.card.geometry.base),
+        "base_model_name_or_path": PUBLISHED_AS.get(base, public_name(base)),
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 
 from softprompt.prompts.card import Card
-from softprompt.prompts.model_card import public_name
 
 
 def adapter_readme(card: Card, config: Mapping[str, object], n_lead: int) -> str:
@@ -16,7 +15,7 @@ def adapter_readme(card: Card, config: Mapping[str, object], n_lead: int) -> str
         config: of the adapter, as written in adapter_config.json.
         n_lead: how many of its first virtual tokens are tokens that stand before the prompt.
     """
-    base, apart = public_name(card.geometry.base), bool(card.geometry.sites)
+    base, apart = str(config["base_model_name_or_path"]), bool(card.geometry.sites)
     lead = f"The first {n_lead} virtual tokens are the tokens that come before the prompt, such as BOS. "
     frame = json.dumps(card.template, ensure_ascii=False)
     lines = [

@@ -225,6 +225,14 @@ def test_no_path_of_this_machine_is_written(tmp_path: Path) -> None:
     assert all(b"someone" not in path.read_bytes() for path in folder.iterdir())
 
 
+def test_the_built_in_model_is_named_as_peft_finds_it(tmp_path: Path) -> None:
+    base = artifacts.geometry(base="smollm2-135m", layers=(SHAPE,) * 3, windows=(None,) * 3)
+    folder = write(tmp_path / "a", "kv", base)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert 'base_model: "HuggingFaceTB/SmolLM2-135M-Instruct"' in (folder / "README.md").read_text()
+
+
 def test_nothing_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "none")
