@@ -96,7 +96,7 @@ def test_what_does_not_fit(options: tuple[object, ...], what: str, base: Path, a
 def test_check_and_preview_show_both_answers(base: Path, pairs: Path, tmp_path: Path) -> None:
     report = parsed("data", "check", pairs, "--model", base, "--json")
     assert report["splits"]["train"]["rejected_tokens"]["min"] == 5  # "no 1" and the end
-    assert "with --objective dpo" in report["notes"][0]
+    assert "only the objective dpo" in report["notes"][0]
     shown = done("data", "preview", pairs, "-n", 12).stdout
     assert "« ok»" in shown and "rejected:" in shown and "« no 1»" in shown
     bad = write_jsonl(

@@ -23,7 +23,7 @@ from softprompt.errors import DataError
 __all__ = ["SHAPES", "OpenAIPreferenceShape", "PreferenceShape"]
 
 _PREFERRED = "preferred_output"
-REMARK = "the chosen answers are learned; the rejected ones are used with --objective dpo only"
+REMARK = "the chosen answers are learned; only the objective dpo uses the rejected ones"
 
 
 @final
