@@ -66,7 +66,8 @@ def gather_prefixes(lm: FrozenLM, prefixes: Sequence[Prefix]) -> Seq2SeqPrefixKV
         UnsupportedModelError: virtual tokens hidden from rows, or keys and values at a site where they are not exact.
     """
     if any(last > first for first, last in (prefix.masked_span for prefix in prefixes)):
-        raise UnsupportedModelError("an encoder-decoder cannot hide virtual tokens from single rows", where=lm.name)
+        hint = "leave train.token_dropout at 0"
+        raise UnsupportedModelError("an encoder-decoder cannot hide virtual tokens", where=lm.name, hint=hint)
     fronts = tuple(embedded(lm, prefix) for prefix in prefixes)
     slots = tuple(_slots(lm, prefix) for prefix in prefixes)
     pasts = {site: _past(lm, prefixes, site) for site in SITES}

@@ -81,7 +81,7 @@ def run_states(lm: FrozenLM, prefixes: Sequence[Prefix]) -> StatePrefixes:
             raise UnsupportedModelError(
                 "virtual tokens cannot be hidden from later tokens of this model",
                 where=lm.name,
-                hint="start from a text (--init text), so that no row has to be hidden from itself",
+                hint="start from a text (--init text), so that no row is in the prompt; leave train.token_dropout at 0",
             )
         text = _PrefixText(embedded(lm, prefix), embedded_ids(lm, prefix))
         past = prefix.prompt.n_tokens if prefix.prompt is not None and carried is not None else 0

@@ -127,6 +127,9 @@ class TrainConfig(Section):
         lt=1,
         description="decay of a moving average of the prompt, which is kept where it validates better; 0: none",
     )
+    token_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the virtual tokens that the rows of a step cannot attend to"
+    )
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     evals: int = Field(default=8, ge=1, description="validations during the run; the best prompt is kept")
     eval_rows: int = Field(
@@ -156,7 +159,7 @@ class TrainConfig(Section):
     def legacy_dump(self, exclude: set[str]) -> dict[str, object]:
         """The section as 0.1 dumped it, for digests: a run that 0.1 left unfinished can be resumed."""
         old_keys = {new: old for old, new in self.renamed_keys.items()}
-        later = {"epochs": None, "average": 0.0}  # settings that 0.1 did not have, as they were
+        later = {"epochs": None, "average": 0.0, "token_dropout": 0.0}  # settings that 0.1 did not have, as they were
         unknown = exclude | {"inspect"} | {name for name, value in later.items() if getattr(self, name) == value}
         return {old_keys.get(key, key): value for key, value in self.model_dump(exclude=unknown).items()}
 

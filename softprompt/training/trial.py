@@ -29,6 +29,7 @@ from softprompt.prompts.base import SoftPrompt
 from softprompt.training.averaging import MovingAverage
 from softprompt.training.config import TrainConfig
 from softprompt.training.objective import Objective
+from softprompt.training.token_dropout import TokenDropout
 
 _NOT_FINITE_HINT = "start anew (--overwrite) with a lower --lr, or with --dtype float32"
 
@@ -143,8 +144,8 @@ class Trial:
         self.notes: dict[str, tuple[float, int]] = {}  # sums of numbers, and how many
         self.teachers = [Prefix(p, t.lead, t.follow) for p, t in zip(teachers, tasks, strict=bool(teachers))]
         self.optimizer = _optimizer(self.learner, settings)
-        trained = list(learner.parameters())
-        self.average = MovingAverage(trained, settings.average) if settings.average else None
+        self.average = MovingAverage(list(learner.parameters()), settings.average) if settings.average else None
+        self.dropout = _dropout(learner, settings) if settings.token_dropout else None
         lengths = [[len(row.ids) for row in task.train] for task in tasks]
         self.batches = TaskMixture(lengths, settings.batch_size, settings.seed, settings.temperature)
         self.validation_rows = [
@@ -159,6 +160,7 @@ class Trial:
     def next_rows(self, elapsed: float) -> list[Example]:
         """The rows of the next step."""
         rows = [self.tasks[t].train[i] for t, i in self.batches.next_batch()]
+        rows = rows if self.dropout is None else self.dropout.hide(rows, self.state.step)
         return rows if self.rewrite is None else self.rewrite(self, rows, self.progress(elapsed))
 
     def prefixes(self, rows: Sequence[Example]) -> tuple[list[Prefix], list[int]]:
@@ -341,3 +343,8 @@ def _optimizer(learner: Learner, settings: TrainConfig) -> torch.optim.Optimizer
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(learner.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.Adafactor(learner.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def _dropout(learner: Learner, settings: TrainConfig) -> TokenDropout:
+    shortest = min(prompt.n_tokens for prompt in learner.freeze())
+    return TokenDropout(settings.token_dropout, shortest, settings.seed)
