@@ -88,6 +88,8 @@ def _data(prepared: PreparedDistillation, report: Fidelity) -> dict[str, object]
     }
     if prepared.rows:
         data |= {"train_sha256": prepared.rows_sha256, "train_rows": len(prepared.rows)}
+    if settings.composable:
+        data["composable"] = list(settings.composable)
     if settings.keep_text:
         data["text"] = prepared.text
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from softprompt.distillation.config import study_0_1
@@ -16,7 +17,7 @@ from softprompt.distillation.dataset import (
     examples_from_queries,
     examples_from_rows,
 )
-from softprompt.distillation.prepare import PreparedDistillation, max_query_tokens
+from softprompt.distillation.prepare import PreparedDistillation, document_chunks, max_query_tokens
 from softprompt.distillation.queries import Query
 from softprompt.distillation.self_study import generate_queries
 from softprompt.distillation.study_cache import StudyCache
@@ -27,6 +28,7 @@ from softprompt.training.events import Event
 
 DOCUMENT_CLOZE_SHARE = 0.875  # documents are read for their details, and what the model asks itself takes long
 EARLIER_DOCUMENT_CLOZE_SHARE = 0.75  # the default before; studies of then are read and continued as they are
+EARLIER_CHUNK_TOKENS = 512  # the default before, likewise
 TEXT_CLOZE_SHARE = 0.25  # texts are instructions to follow
 
 _TOO_LONG_HINT = "a shorter text, or --document, which is read in chunks"
@@ -69,6 +71,21 @@ def cloze_share(prepared: PreparedDistillation) -> float:
     if share is not None:
         return share
     return DOCUMENT_CLOZE_SHARE if prepared.settings.document else TEXT_CLOZE_SHARE
+
+
+def as_begun(prepared: PreparedDistillation, lm: FrozenLM) -> PreparedDistillation:
+    """The distillation in the shorter chunks of an earlier release if the study on disk was made with them."""
+    settings = prepared.settings
+    if settings.study.chunk_tokens is not None or not settings.document:
+        return prepared
+    study = settings.study.model_copy(update={"chunk_tokens": EARLIER_CHUNK_TOKENS})
+    settings = settings.model_copy(update={"study": study})
+    chunks = document_chunks(settings, prepared.text, lm.tokenizer, lm.geometry.max_positions)
+    earlier = replace(prepared, settings=settings, chunks=chunks)
+    teacher = Teacher(lm, chunks, prepared.template)
+    shares = (EARLIER_DOCUMENT_CLOZE_SHARE, cloze_share(prepared))
+    found = any(StudyCache.is_there(prepared.study_cache, _identity(earlier, teacher, share)) for share in shares)
+    return earlier if found and chunks != prepared.chunks else prepared
 
 
 def is_earlier_study(prepared: PreparedDistillation, teacher: Teacher) -> bool:
@@ -119,15 +136,17 @@ def _check_fits(prepared: PreparedDistillation, teacher: Teacher) -> None:
 
 def _identity(prepared: PreparedDistillation, teacher: Teacher, share: float) -> str:
     """A digest of everything that queries and answers depend on, the same as in softprompt 0.1."""
-    made = prepared.settings.study.model_copy(update={"queries": prepared.settings.n_queries})
-    study = study_0_1(made.model_dump(mode="json"))
+    study = prepared.settings.study
+    written = {"queries": prepared.settings.n_queries, "chunk_tokens": study.chunk_tokens or EARLIER_CHUNK_TOKENS}
+    made = study.model_copy(update=written)
+    dumped = study_0_1(made.model_dump(mode="json"))
     inputs: Mapping[str, object] = {
         "chunks": teacher.chunks,
         "template": prepared.template.to_dict(),
         "rows": prepared.rows_sha256,
         "base": teacher.lm.geometry.fingerprint,
         "dtype": str(teacher.lm.dtype),
-        "study": {name: value for name, value in study.items() if name not in ("hard", "held_out", "details")},
+        "study": {name: value for name, value in dumped.items() if name not in ("hard", "held_out", "details")},
         "details": None if prepared.rows else share,
         "seed": prepared.settings.train.seed,
         "batch": ANSWER_BATCH,

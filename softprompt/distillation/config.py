@@ -61,7 +61,11 @@ class StudyConfig(Section):
     top_k: int = Field(default=20, ge=1, description="likeliest tokens in a soft label; the rest are lumped into one")
     temperature: float = Field(default=1.0, gt=0, description="temperature of soft labels and of the student")
     hard: float = Field(default=0.0, ge=0, description="weight of the cross-entropy of the answers' own tokens")
-    chunk_tokens: int = Field(default=512, ge=16, description="tokens of the longest chunk of a document")
+    chunk_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        description="tokens of the longest chunk of a document (default: 4096, at most half of the context)",
+    )
 
 
 class DistillConfig(BaseModel):
@@ -146,6 +150,12 @@ class DistillConfig(BaseModel):
         le=1,
         description="share of the run, at its end, in which the soft prompt answers itself and the teacher scores that",
         json_schema_extra=flag("--on-policy", help="Last share of the run that learns from the prompt's own answers."),
+    )
+    composable: Annotated[tuple[str, ...], BeforeValidator(split_names)] = Field(
+        default=(),
+        description="saved soft prompts that stand before and after this one in a third of the rows, so that it can "
+        "be joined with others: tone,policy",
+        json_schema_extra=flag("--composable", help="Learn to stand beside these saved soft prompts: tone,policy."),
     )
     study: StudyConfig = StudyConfig()
     method: MethodSection = Field(default_factory=lambda: method_settings({}))

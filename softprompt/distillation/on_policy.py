@@ -41,9 +41,14 @@ class OwnAnswers:
 
     @torch.no_grad()
     def __call__(self, trial: Trial, rows: Sequence[Example], progress: float) -> list[Example]:
-        """The rows of a step at this progress of the run, in [0, 1]; those given if its last part has not begun."""
-        if progress < 1 - self.share:
-            return list(rows)
+        """The rows of a step at this progress of the run, in [0, 1]; those given if its last part has not begun.
+
+        Rows that are in no chunk of the text alone (beside other soft prompts) stay as they are.
+        """
+        others = [row for row in rows if row.where not in self.chunk_of]
+        rows = [row for row in rows if row.where in self.chunk_of]
+        if progress < 1 - self.share or not rows:
+            return [*rows, *others]
         answered = self._answered(trial, rows)
         labels = [row.lesson for row in answered]
         for chunk in {self.chunk_of[row.where] for row in rows}:
@@ -52,7 +57,7 @@ class OwnAnswers:
             found = self.teacher.soft_labels(chunk, about, self.study.top_k, self.study.temperature)
             for i, soft_labels in zip(numbers, found, strict=True):
                 labels[i] = soft_labels
-        return [replace(row, lesson=soft_labels) for row, soft_labels in zip(answered, labels, strict=True)]
+        return [*(replace(row, lesson=own) for row, own in zip(answered, labels, strict=True)), *others]
 
     def _answered(self, trial: Trial, rows: Sequence[Example]) -> list[Example]:
         """The rows with answers that are drawn after the soft prompt."""

@@ -31,6 +31,7 @@ from softprompt.training.prepare import RUNS
 MAX_TEXT_BYTES = 64 * 2**20
 STUDY_SUFFIX = ".study"  # of the study cache's folder
 RESERVED_TOKENS = 96  # of the context, for turns and control tokens around text, query and answer
+CHUNK_TOKENS = 4096  # of a document, which is read whole where it fits: a piece knows nothing of the others
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,10 @@ def prepare_distillation(
     template = _template(settings, [*demonstrations, *rows], tokenizer)
     text, where = source or (_worked_examples(demonstrations, template), str(settings.demonstrations))
     context = context_length(settings.base_model, trust_remote_code=trust_remote_code)
-    chunks = _checked_chunks(settings, text, where, tokenizer, context)
+    chunks = document_chunks(settings, text, tokenizer, context)
+    if len(chunks) > 1 and not settings.document:
+        what, hint = "the text is too long for the model's context", "--document reads it in chunks"
+        raise DataError(what, where=where, expected=f"{_room(settings, context)} tokens", hint=hint)
     return PreparedDistillation(settings, text, where, chunks, template, tuple(rows), sizes, folder, run, study_cache)
 
 
@@ -137,23 +141,20 @@ def _checked_sizes(settings: DistillConfig, folder: Path, overwrite: bool) -> tu
     return sizes
 
 
-def _checked_chunks(
-    settings: DistillConfig, text: str, where: str, tokenizer: Tokenizer, context: int
-) -> tuple[str, ...]:
-    """The text in chunks that fit in the context beside query and answer; only a document may have several.
+def document_chunks(settings: DistillConfig, text: str, tokenizer: Tokenizer, context: int) -> tuple[str, ...]:
+    """The text in chunks that fit in the context beside query and answer; a text that fits is one chunk.
 
     Args:
         context: length of the model's context in tokens.
     """
-    room = context - max_query_tokens(settings) - settings.study.answer_tokens - RESERVED_TOKENS
-    limit = min(settings.study.chunk_tokens, room) if settings.document else room
-    chunks = split_chunks(text, limit, lambda part: len(tokenizer.encode(part, add_special_tokens=False)))
-    if len(chunks) > 1 and not settings.document:
-        hint = "--document reads it in chunks"
-        raise DataError(
-            "the text is too long for the model's context", where=where, expected=f"{limit} tokens", hint=hint
-        )
-    return tuple(chunks)
+    limit = _room(settings, context)
+    if settings.document:
+        limit = min(settings.study.chunk_tokens or min(CHUNK_TOKENS, context // 2), limit)
+    return tuple(split_chunks(text, limit, lambda part: len(tokenizer.encode(part, add_special_tokens=False))))
+
+
+def _room(settings: DistillConfig, context: int) -> int:
+    return context - max_query_tokens(settings) - settings.study.answer_tokens - RESERVED_TOKENS
 
 
 def max_query_tokens(settings: DistillConfig) -> int:

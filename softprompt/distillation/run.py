@@ -17,11 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from softprompt.distillation.artifacts import save_prompts
-from softprompt.distillation.build import build_dataset, is_earlier_study, progress
+from softprompt.distillation.build import (
+    EARLIER_CHUNK_TOKENS,
+    as_begun,
+    build_dataset,
+    is_earlier_study,
+    progress,
+)
 from softprompt.distillation.config import OWN, study_0_1
 from softprompt.distillation.dataset import DistillationSplits
 from softprompt.distillation.fidelity import Fidelity, fidelity
-from softprompt.distillation.initialization import compacted_starts, to_examples
+from softprompt.distillation.initialization import compacted_starts
+from softprompt.distillation.neighbors import ComposableLearner, TrainingRows, load_neighbors
 from softprompt.distillation.on_policy import OwnAnswers
 from softprompt.distillation.prepare import PreparedDistillation
 from softprompt.distillation.teacher import Teacher
@@ -29,7 +36,7 @@ from softprompt.evaluation.custom_metrics import Metric
 from softprompt.formatting.formatted_prompt import FormattedPrompt, layout_for, layout_ids, opening_ids
 from softprompt.methods.base import MethodContext
 from softprompt.methods.legacy import legacy_dump
-from softprompt.methods.registry import build_method
+from softprompt.methods.registry import build_method, method_spec
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
@@ -94,7 +101,8 @@ def distill(
     settings = prepared.settings
     if lm is None:
         lm = load_base_model(settings, trust_remote_code=trust_remote_code)
-    teacher = Teacher(lm, prepared.chunks, prepared.template)
+    prepared = as_begun(prepared, lm)
+    settings, teacher = prepared.settings, Teacher(lm, prepared.chunks, prepared.template)
     if resume and settings.repeat is None and is_earlier_study(prepared, teacher):  # ends as it would have
         prepared = replace(prepared, settings=settings.model_copy(update={"repeat": False}))
     splits = build_dataset(prepared, teacher, report)
@@ -103,7 +111,9 @@ def distill(
     resume = resume and latest_step(prepared.run) is not None
     starts = {} if resume else compacted_starts(prepared, lm, text, splits, progress(report, "fit"))
     own = _own_answers(prepared, teacher, splits)
-    trials = {str(size): _trial(prepared, lm, text, size, starts.get(size), splits, own) for size in prepared.sizes}
+    neighbors = load_neighbors(lm, settings.composable, method_spec(settings.method.name).start_form)
+    rows = TrainingRows.of(splits, teacher, neighbors, settings.study)
+    trials = {str(size): _trial(prepared, lm, text, size, starts.get(size), rows, own) for size in prepared.sizes}
     recorder = RunRecorder(prepared.run, prepared.folder.name, settings, settings.train.track)
     with record_events(recorder, True, resume, report) as record, explained_refusal(prepared.run, settings):
         runs = list(trials.values())
@@ -130,7 +140,7 @@ def _trial(
     text: tuple[int, ...],
     size: int,
     start_from: SoftPrompt | None,
-    splits: DistillationSplits,
+    rows: TrainingRows,
     own_answers: OwnAnswers | None,
 ) -> Trial:
     """A trial of the method that starts from this prompt, or from the first tokens of the text."""
@@ -144,12 +154,12 @@ def _trial(
         n_tokens=size,
         prompt=start_from,
     )
-    learner = build_method(method.name, lm, start, MethodContext(method))
+    trained = build_method(method.name, lm, start, MethodContext(method))
+    learner = ComposableLearner(trained, lm, rows.neighbor_of) if rows.neighbor_of else trained
     (prompt,) = learner.freeze()
     check_fits(prompt, lm.geometry)
     lead, follow = layout_ids(lm, layout_for(lm, prepared.template, prompt.form))
-    parts = [to_examples(part, prepared, lm) for part in (splits.train, splits.validation)]
-    task = Task(parts[0], parts[1], lead, follow, _digest(prepared))
+    task = Task(rows.train, rows.validation, lead, follow, _digest(prepared, len(text), rows))
     name = str(size) if len(prepared.sizes) > 1 else ""
     return Trial(learner, [task], settings.train, lm.device, name, rewrite=own_answers)
 
@@ -163,10 +173,17 @@ def _own_answers(prepared: PreparedDistillation, teacher: Teacher, splits: Disti
     return OwnAnswers(teacher, settings.study, chunk_of, settings.on_policy)
 
 
-def _digest(prepared: PreparedDistillation) -> str:
-    """A digest of everything that a checkpoint depends on, the same as in softprompt 0.1."""
+def _digest(prepared: PreparedDistillation, n_text: int, rows: TrainingRows) -> str:
+    """A digest of everything that a checkpoint depends on, the same as in softprompt 0.1.
+
+    Args:
+        n_text: tokens of the text.
+    """
     settings = prepared.settings
     study = study_0_1(settings.study.model_dump(mode="json"))
+    if settings.study.chunk_tokens is None and (n_text <= EARLIER_CHUNK_TOKENS or not settings.document):
+        study |= {"chunk_tokens": EARLIER_CHUNK_TOKENS}  # which changes nothing there
     inputs = [prepared.sha256, prepared.template.to_dict(), study, legacy_dump(settings.method, **OWN["method"])]
     inputs += [settings.on_policy] if settings.on_policy else []
+    inputs += [sorted({each.sha256 for each in rows.neighbor_of.values()})] if rows.neighbor_of else []
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -97,7 +97,19 @@ class Teacher:
     @torch.no_grad()
     def soft_labels(self, chunk: int, examples: Sequence[Example], k: int, temperature: float) -> list[SoftLabels]:
         """The K likeliest tokens at each learned token of these examples, and their log-probabilities."""
-        states, _ = supervised(self.lm, self.prefix_kv(chunk), examples, None)
+        return self._soft_labels(self.prefix_kv(chunk), examples, k, temperature)
+
+    @torch.no_grad()
+    def soft_labels_after(
+        self, prefix: Prefix, examples: Sequence[Example], k: int, temperature: float
+    ) -> list[SoftLabels]:
+        """As `soft_labels`, after another prefix than a chunk alone."""
+        return self._soft_labels(prepare_prefixes(self.lm, [prefix]), examples, k, temperature)
+
+    def _soft_labels(
+        self, prefix_kv: PrefixKV, examples: Sequence[Example], k: int, temperature: float
+    ) -> list[SoftLabels]:
+        states, _ = supervised(self.lm, prefix_kv, examples, None)
         parts = [top_soft_labels(self.lm.logits(part), k, temperature) for part in states.split(CHUNK)]
         ids_NK, logprobs_NK = (torch.cat(part) for part in zip(*parts, strict=True))
         sizes = [sum(example.mask) for example in examples]

@@ -35,9 +35,10 @@ _TOKENS = 6  # of the trial
 _DISTANCE = 13  # positions by which the trial moves them
 
 
-@torch.no_grad()
 def shift_positions(lm: FrozenLM, prompt: KVPrompt, by: Sequence[int]) -> KVPrompt:
     """The prompt with the key of token i moved by `by[i]` positions, right if positive. In float32, values as given.
+
+    Gradients flow through.
 
     Raises:
         GeometryError: a move as long as the context. Within it every kind of scaled rotation ("longrope", "dynamic")
@@ -83,6 +84,7 @@ def uses_rope(lm: FrozenLM) -> bool:
     return _rotary(lm) is not None
 
 
+@torch.no_grad()
 def rope_layouts(lm: FrozenLM) -> tuple[RopeLayout | None, ...]:
     """For each layer with keys, the layout that rotates a text's keys at 0 into those of the same text further on.
 
@@ -150,6 +152,7 @@ def _rotary(lm: FrozenLM) -> Any:
     return next(named, None)
 
 
+@torch.no_grad()
 def _angles(lm: FrozenLM, layer: int, distances_P: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine [P, F] of this layer's rotations over these distances, in float32.
 

@@ -11,6 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from softprompt.distillation.build import build_dataset
+from softprompt.distillation.neighbors import TrainingRows
 from softprompt.distillation.prepare import PreparedDistillation, prepare_distillation
 from softprompt.distillation.run import _own_answers, _trial, distill
 from softprompt.distillation.teacher import Teacher
@@ -35,9 +36,8 @@ def made(base: Path, place: Path, **changes: Any) -> tuple[PreparedDistillation,
     lm = load_model(str(base), dtype="float32")
     teacher = Teacher(lm, prepared.chunks, prepared.template)
     splits = build_dataset(prepared, teacher, lambda event: None)
-    trial = _trial(
-        prepared, lm, tuple(lm.encode(prepared.text)), 16, None, splits, _own_answers(prepared, teacher, splits)
-    )
+    rows, own = TrainingRows.of(splits, teacher, [], prepared.settings.study), _own_answers(prepared, teacher, splits)
+    trial = _trial(prepared, lm, tuple(lm.encode(prepared.text)), 16, None, rows, own)
     return prepared, lm, teacher, trial
 
 

@@ -20,7 +20,7 @@ from softprompt.data.records import Message
 from softprompt.data.targets import end_id
 from softprompt.data.template import VIRTUAL
 from softprompt.data.tokenizer import render_chat
-from softprompt.distillation import build, dataset, initialization
+from softprompt.distillation import build, dataset, initialization, prepare
 from softprompt.distillation import run as run_module
 from softprompt.distillation.config import DistillConfig
 from softprompt.distillation.prepare import prepare_distillation
@@ -32,7 +32,7 @@ from softprompt.formatting.inputs import chat_input_ids
 from softprompt.inference.generate import Request, generate
 from softprompt.inference.sampling import Sampling
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load_model
+from softprompt.models.loading import load_model, load_tokenizer
 from softprompt.objectives.chunked import cross_entropies
 from softprompt.objectives.next_token import learned_tokens, supervised, token_losses
 from softprompt.prefix.kv import Prefix
@@ -182,6 +182,49 @@ def test_a_study_of_an_earlier_release_is_continued(base: Path, place: Path, mon
         earlier = studied()
     monkeypatch.setattr(build, "generate_queries", lambda *given, **named: iter(()))
     assert studied() == earlier
+
+
+@pytest.mark.parametrize(("context", "longest"), [(2048, 1024), (16384, 4096)])
+def test_a_document_is_read_whole_where_it_fits(
+    context: int, longest: int, base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In half of the context, at most 4096 tokens; and in the chunks that the user wants."""
+    monkeypatch.setattr(prepare, "context_length", lambda *given, **named: context)
+    changes = {"text": "null", "data": "null", "document": str(place / "long.md")}
+
+    def sizes(text: str, **study: int) -> list[int]:
+        (place / "long.md").write_text(text, encoding="utf-8")
+        prepared = prepare_distillation(settings(base, place, **changes, **study))
+        return [len(load_tokenizer(str(base)).encode(chunk, add_special_tokens=False)) for chunk in prepared.chunks]
+
+    text = ". ".join(f"Line {i} of it" for i in range(600))
+    (whole,) = sizes(text[: longest - 10])
+    assert whole > longest // 2
+    assert longest // 2 < max(sizes(text)) <= longest
+    assert max(sizes(text, study__chunk_tokens=100)) <= 100
+
+
+@pytest.mark.parametrize("share", [build.EARLIER_DOCUMENT_CLOZE_SHARE, build.DOCUMENT_CLOZE_SHARE])
+def test_a_study_in_shorter_chunks_is_continued(
+    share: float, base: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default of an earlier release, of whichever share of details."""
+    changes = {"text": "null", "data": "null", "document": str(place / "long.md")}
+    (place / "long.md").write_text(". ".join(f"Line {i} of it" for i in range(60)), encoding="utf-8")
+    lm = load_model(str(base), dtype="float32")
+    monkeypatch.setattr(build, "EARLIER_CHUNK_TOKENS", 24)
+    earlier = prepare_distillation(settings(base, place, **changes, study__chunk_tokens=24))
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "DOCUMENT_CLOZE_SHARE", share)
+        build.build_dataset(earlier, Teacher(lm, earlier.chunks, earlier.template), lambda event: None)
+    now = prepare_distillation(settings(base, place, **changes))
+    assert now.chunks != earlier.chunks
+    begun = build.as_begun(now, lm)
+    assert begun.chunks == earlier.chunks and begun.settings.study.chunk_tokens == 24
+    chosen = prepare_distillation(settings(base, place, **changes, study__chunk_tokens=48))
+    assert build.as_begun(chosen, lm) is chosen
+    monkeypatch.setattr(build, "generate_queries", lambda *given, **named: iter(()))
+    assert build.cached_dataset(begun, Teacher(lm, begun.chunks, begun.template)).train
 
 
 def test_an_embedding_prompt_starts_from_the_nearest(base: Path, place: Path) -> None:
