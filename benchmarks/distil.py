@@ -1,12 +1,13 @@
 """How much of a text a few virtual tokens hold, and what they cost beside it.
 
     python -m benchmarks.distil instructions [--inputs 160] [--steps 60] [--methods prefix-tuning] [--out F]
-    python -m benchmarks.distil compose --texts 02,07 --sizes 32,64 --inputs 140 --out F
+    python -m benchmarks.distil compose --texts 02,07 --sizes 32,64 --inputs 140 [--composable 01,03] --out F
     python -m benchmarks.distil articles --inputs 144 --steps 36 --sizes 32,64,128 [--cartridge] --out F
     python -m benchmarks.distil book --minutes 6 --out F
 
 instructions: the ten texts of benchmarks/instructions behind messages of bank customers ($SOFTPROMPT_DATA's banking77),
-some of them held out. compose: two of them distilled apart and joined. articles: questions about Wikipedia articles
+some of them held out. compose: two of them distilled apart and joined, or
+distilled beside others (`--composable`). articles: questions about Wikipedia articles
 (longdoc_xquad), none of them seen in training; the model studies the article alone. book: a novel's first part, and the
 perplexity of what comes next.
 """
@@ -114,18 +115,33 @@ def instruction(path: Path, inputs: Path, options: argparse.Namespace) -> dict[s
 def composed(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     """Two of the instructions distilled apart, joined, and measured on the held-out messages of both."""
     inputs = messages(options, scratch)
-    names = options.texts.split(",")
+    names, others = options.texts.split(","), [name for name in options.composable.split(",") if name]
     seconds = {}
-    for name in names:
+    for name in [*others, *names]:
         (path,) = TEXTS.glob(f"{name}-*.md")
-        _, _, seconds[name] = run(lm, instruction(path, inputs, options) | {"name": f"t{name}", "sizes": options.sizes})
+        flags = instruction(path, inputs, options) | {"name": f"t{name}", "sizes": options.sizes} | chosen(options)
+        if others and name in names:
+            first = options.sizes.split(",")[0]
+            flags |= {"composable": [f"t{other}.{first}" if "," in options.sizes else f"t{other}" for other in others]}
+        _, _, seconds[name] = run(lm, flags)
     for size in options.sizes.split(","):
         sources = [f"t{name}.{size}" if "," in options.sizes else f"t{name}" for name in names]
         loaded = {source: store.load(source, lm.geometry) for source in sources}
         store.save("both", *compose(" | ".join(sources), loaded, "both", lm=lm), overwrite=True)
         for kept in measure_composed(lm, "both", {source: load_source(source) for source in sources}):
             lost = {"lost": kept.lost, "lost_by_texts": kept.lost_by_texts}
+            lost |= {"against_both_texts": measured(against_both(lm, "both", sources, kept.source))}
             yield {"text": kept.source, "method": size, "seconds": seconds[names[0]], **lost, **measured(kept.report)}
+
+
+def against_both(lm: FrozenLM, name: str, sources: list[str], asked: str) -> Fidelity:
+    """The joined prompt against the model that reads all texts, on the held-out messages of one of them."""
+    prepared = {source: load_source(source) for source in sources}
+    texts = "\n\n".join(one.text for one in prepared.values())
+    own = prepared[asked]
+    splits = cached_dataset(own, Teacher(lm, own.chunks, own.template))
+    teacher = Teacher(lm, (texts,), own.template)
+    return fidelity(teacher, splits.held_out, {name: from_card(*store.load(name, lm.geometry))}, len(lm.encode(texts)))
 
 
 def articles(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -231,6 +247,7 @@ def main() -> None:
     parser.add_argument("--fit-steps", type=int, help="as in softprompt distill")
     parser.add_argument("--on-policy", type=float, help="as in softprompt distill")
     parser.add_argument("--repeat", action=argparse.BooleanOptionalAction, help="as in softprompt distill")
+    parser.add_argument("--composable", default="", help="compose: instructions to be distilled first, and met: 01,03")
     parser.add_argument("--lr", type=float, help="as in softprompt distill")
     parser.add_argument("--sizes", default="32,64,128")
     parser.add_argument("--articles", type=int, default=6)
@@ -263,6 +280,8 @@ def main() -> None:
 def told(result: dict[str, Any]) -> str:
     """A result as a line."""
     report = result.get("questions", result)
+    if "against_both_texts" in result:
+        report = report | {"soft": report["soft"] | {"both of both": result["against_both_texts"]["soft"]["both"]}}
     name = " ".join(str(result[key]) for key in ("text", "method", "article") if key in result)
     sizes = " ".join(
         f"{size}: {own['recovered']:.3f} ({own['gap_recovered']:.2f} of the log-likelihood)"

@@ -7,9 +7,10 @@ Systems: the base model; text prompts (`text-0`: an instruction, `text-8`: with 
 32 by loss on validation rows, `text-fit`: with as many examples as the context holds); PEFT's prompt tuning, prefix
 tuning, P-tuning, LoRA (rank 8, all linear layers), `rslora`, `lora-r1`, `ia3` and `vera` with the recipes of its
 documentation (`peft_side.py`); each of them with the best of three rates, which share the time (`lora-tuned`) or have
-it each (`lora-tuned-full`); ours untouched (`auto`), ours with an eighth of the time (`auto-eighth`), and ours by
-method (`ours:prompt-tuning`). Labels are ranked by likelihood and answers generated greedily by the same code for all,
-on the test split. The costs of a system stand beside its scores (`cost.py`).
+it each (`lora-tuned-full`); ours untouched (`auto`), ours with an eighth of the time (`auto-eighth`), ours by method
+(`ours:prompt-tuning`), and each of ours with other settings (`auto+train.average=0.9`). Labels are ranked by likelihood
+and answers generated greedily by the same code for all, on the test split. The costs of a system stand beside its
+scores (`cost.py`).
 
 Data: $SOFTPROMPT_DATA (default ../shared/data) with TASK/{train,validation,test}.jsonl, TASK/fewshot16/DRAW/….
 """
@@ -96,8 +97,10 @@ def run_task(setting: Setting, systems: list[str], seed: int) -> Iterator[dict[s
         elif (name := without_suffix(system)) in PEFT:
             found = theirs(setting, prepared, PEFT[name], system.removeprefix(name), instruction, seed)
         else:
-            method = {"method.name": system.removeprefix("ours:")} if system.startswith("ours:") else {}
-            found = ours(setting, method, setting.minutes / (8 if system == "auto-eighth" else 1), seed)
+            name, *changes = system.split("+")
+            changed: dict[str, Any] = dict(change.split("=", 1) for change in changes)
+            changed |= {"method.name": name.removeprefix("ours:")} if name.startswith("ours:") else {}
+            found = ours(setting, changed, setting.minutes / (8 if name == "auto-eighth" else 1), seed)
         yield {"task": setting.task, "system": system, "seed": seed, **found}
 
 
@@ -111,7 +114,10 @@ def without_suffix(system: str) -> str:
 
 def is_known(system: str) -> bool:
     """Whether there is such a system."""
-    return system in SYSTEMS or without_suffix(system) in PEFT or system.startswith("ours:")
+    name, *changes = system.split("+")
+    if changes:
+        return name.startswith(("auto", "ours:")) and is_known(name) and all("=" in change for change in changes)
+    return name in SYSTEMS or without_suffix(name) in PEFT or name.startswith("ours:")
 
 
 def texts(setting: Setting, prepared: PreparedTraining, system: str, instruction: str, seed: int) -> dict[str, Any]:

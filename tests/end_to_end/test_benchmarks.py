@@ -29,6 +29,11 @@ def test_a_benchmark_without_its_data_says_so(
         quality.main()
 
 
+def test_systems_of_the_quality_benchmark() -> None:
+    assert all(map(quality.is_known, ("auto", "auto+train.average=0.9", "ours:prompt-tuning+train.lr=1", "lora-tuned")))
+    assert not any(map(quality.is_known, ("autos", "auto+train.average", "lora+train.lr=1", "lora-best")))
+
+
 def test_the_quality_page_is_what_the_results_say() -> None:
     """Every number of docs/quality.md comes from a committed file."""
     found = quality_table.load()
