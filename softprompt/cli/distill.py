@@ -127,6 +127,8 @@ def _run(
     console.print(Text(f"text        {prepared.where}, {len(lm.encode(prepared.text))} tokens, read {pieces}"))
     source = f"{len(prepared.rows)} of {settings.data or settings.demonstrations}" if prepared.rows else "self-study"
     console.print(Text(f"queries     {source}"))
+    if settings.composable:
+        console.print(Text(f"beside      {', '.join(settings.composable)}, in a third of the rows"))
     try:
         report = _progress(console, as_json)
         with terminable():

@@ -105,13 +105,13 @@ def distill(
     settings, teacher = prepared.settings, Teacher(lm, prepared.chunks, prepared.template)
     if resume and settings.repeat is None and is_earlier_study(prepared, teacher):  # ends as it would have
         prepared = replace(prepared, settings=settings.model_copy(update={"repeat": False}))
+    neighbors = load_neighbors(lm, settings.composable, method_spec(settings.method.name).start_form)
     splits = build_dataset(prepared, teacher, report)
     text = tuple(lm.encode(prepared.text))
     # A run that was stopped before its first checkpoint resumes from the study cache alone.
     resume = resume and latest_step(prepared.run) is not None
     starts = {} if resume else compacted_starts(prepared, lm, text, splits, progress(report, "fit"))
     own = _own_answers(prepared, teacher, splits)
-    neighbors = load_neighbors(lm, settings.composable, method_spec(settings.method.name).start_form)
     rows = TrainingRows.of(splits, teacher, neighbors, settings.study)
     trials = {str(size): _trial(prepared, lm, text, size, starts.get(size), rows, own) for size in prepared.sizes}
     recorder = RunRecorder(prepared.run, prepared.folder.name, settings, settings.train.track)

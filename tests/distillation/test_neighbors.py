@@ -185,7 +185,11 @@ def test_a_run_learns_beside_others(method: str, other: str, base: Path, place: 
 
 
 def test_neighbors_must_be_there_and_of_one_form(base: Path, place: Path) -> None:
+    """Which is known before the study, which takes long."""
     lm = load_model(str(base), dtype="float32")
+    given = prepared(base, place, composable="nobody")
+    with pytest.raises(StoreError):
+        distill(given, lm, report=lambda event: pytest.fail(f"{event.kind} came first"))
     with pytest.raises(StoreError):
         load_neighbors(lm, ["nobody"], "kv")
     with pytest.raises(ConfigError, match="of another form"):
