@@ -56,7 +56,7 @@ LearnEnd = Annotated[
 ]
 _Model = Annotated[str | None, typer.Option("--model", help="A base model, to see its tokens.")]
 
-Objective = Annotated[
+RowsObjective = Annotated[
     ObjectiveOption,
     typer.Option("--objective", help="What the rows are for: dpo has pairs of answers, grpo prompts alone."),
 ]
@@ -72,7 +72,7 @@ def check(
     columns: Columns = None,
     pieces: Pieces = None,
     learn_end: LearnEnd = None,
-    objective: Objective = None,
+    objective: RowsObjective = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check every row, and show what the data is: rows, labels, lengths, overlap, the end of an answer."""
@@ -113,7 +113,7 @@ def preview(
     columns: Columns = None,
     pieces: Pieces = None,
     learn_end: LearnEnd = None,
-    objective: Objective = None,
+    objective: RowsObjective = None,
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 3,
 ) -> None:
     """Show rows as the model sees them: the constant head, the body, and in «» what is learned."""
