@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 
 from transformers import PreTrainedConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
@@ -46,7 +47,8 @@ class OpenManager(ContinuousBatchingManager):
 
     def run_loop(self) -> None:
         """Run iterations until the manager is stopped."""
-        super()._run_generation_loop()
+        loop: Callable[..., None] = super()._run_generation_loop
+        loop(**({"use_inference_mode": False} if "use_inference_mode" in signature(loop).parameters else {}))  # 5.24
 
     def run_iteration(self, processor: ContinuousBatchProcessor, bootstrapping: bool) -> bool:
         """Schedule a batch and run it; returns whether the loop goes on."""

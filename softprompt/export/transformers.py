@@ -26,6 +26,7 @@ from softprompt.export.transformers_answers import base_path, transformers_answe
 from softprompt.formatting.context import end_ids
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.sources import PUBLISHED_AS
+from softprompt.models.transformers_compat import CACHE_ARGUMENT
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
 from softprompt.prefix.state import compute_states
 from softprompt.prompts.base import LayerState
@@ -77,8 +78,9 @@ def answer(model, ids, **options):
     """What `generate` returns for a text, given as token ids, after the soft prompt. It begins with the {first} ids
     before the text, of which those of virtual tokens are 0."""
     given = torch.tensor([[0] * {size} + FOLLOW + ids], device=model.device)
-    mask = torch.ones_like(given)
-    return model.generate(given, attention_mask=mask, past_key_values=soft_prompt(model), **options)
+    renamed = tuple(map(int, __version__.split(".")[:2])) >= (5, 24)
+    past = {{"cache" if renamed else "past_key_values": soft_prompt(model)}}
+    return model.generate(given, attention_mask=torch.ones_like(given), **past, **options)
 '''
 _STATES = """        for name in sorted(layer.keys() - {"k", "v"}):
             kind, number = name.split(".")
@@ -148,7 +150,7 @@ def _carried(source: ExportSource) -> _Carried:
     embeddings = prompt.input_embeddings()
     if embeddings is not None and _feeds_embeddings(lm):
         return _Carried({"embeddings": embeddings}, prefix.lead, prefix.follow, prompt.n_tokens)
-    if lm.backbone.cache_argument != "past_key_values" or not any(lm.geometry.layers):
+    if lm.backbone.cache_argument != CACHE_ARGUMENT or not any(lm.geometry.layers):
         what = "generate counts the positions of keys, and this model has none"
         raise UnsupportedModelError(what, where=lm.name, got=lm.geometry.architecture, hint="softprompt serve")
     if embeddings is None:
@@ -181,7 +183,7 @@ def _script(source: ExportSource, carried: _Carried) -> str:
     constants.append(f"FOLLOW = {list(carried.follow)}  # token ids after the virtual tokens")
     opening = _OPENING.format(
         name=source.card.name,
-        classes="AutoModelForCausalLM, AutoTokenizer" + ("" if embeds else ", DynamicCache"),
+        classes="AutoModelForCausalLM, AutoTokenizer" + ("" if embeds else ", DynamicCache, __version__"),
         base=json.dumps(_base_name(source)),
         constants="\n".join(constants),
         before=json.dumps(around.before if around else "", ensure_ascii=False),

@@ -21,6 +21,7 @@ from softprompt.methods.base import Method
 from softprompt.modeling.generation_cache import GenerationCache
 from softprompt.modeling.rows import RowPlan, padded_states, plan_rows
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.transformers_compat import states_with_cache
 from softprompt.prefix.kv import Prefix, PrefixKV, embedded, embedded_ids
 from softprompt.prefix.packing import Row
 from softprompt.prefix.prepare import hidden_states, prepare_prefixes
@@ -89,6 +90,7 @@ class SoftPromptBackbone(nn.Module):
         max_length_k: int | None = None,
         seq_idx: Tensor | None = None,
         last_only: bool = False,
+        cache: GenerationCache | None = None,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, L, H] of the given tokens.
 
@@ -98,7 +100,8 @@ class SoftPromptBackbone(nn.Module):
             input_ids: [B, L].
             attention_mask: [B, L], or [B, C + L] with a cache; zeros are padding on any side.
             position_ids: [B, L] for several sequences in a row, each counted from 0.
-            past_key_values: a cache that an earlier call returned.
+            past_key_values, cache: a cache that an earlier call returned, by its names before and since Transformers
+                5.24.
             cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, seq_idx: not read; padding-free batches give them
                 beside `position_ids`, which say the same.
             last_only: return the last column [B, 1, H] alone.
@@ -108,7 +111,7 @@ class SoftPromptBackbone(nn.Module):
             UnsupportedModelError: embeddings instead of ids, or another cache.
         """
         ids_BL = _checked_ids(input_ids, inputs_embeds)
-        cache = _checked_cache(past_key_values)
+        cache = _checked_cache(past_key_values if cache is None else cache)
         if cache is None and use_cache:
             cache = GenerationCache()
         if cache is not None and position_ids is not None:
@@ -122,7 +125,7 @@ class SoftPromptBackbone(nn.Module):
             else:
                 cache.append(ids_BL, visible_BL)
                 states_BLH = self._continued(cache, prefix_kv, ids_BL.shape[1], last_only)
-        return BaseModelOutputWithPast(last_hidden_state=states_BLH, past_key_values=cache)
+        return states_with_cache(states_BLH, cache)
 
     def live(self) -> SoftPrompt:
         """The soft prompt, with gradient if it is being trained."""

@@ -118,3 +118,8 @@ class GenerationCache(Cache):
     def is_croppable(self) -> bool:
         """Whether columns can be dropped."""
         return True
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Whether layers hold states instead of columns: no, all columns are here."""
+        return [False]

@@ -41,6 +41,7 @@ from softprompt.modeling.prompts import ModelPrompt, load_prompt, new_prompt, op
 from softprompt.modeling.rows import first_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.placement import DeviceMap
+from softprompt.models.transformers_compat import CACHE_ARGUMENT, cache_of, logits_with_cache
 
 
 class SoftPromptConfig(PreTrainedConfig):
@@ -166,6 +167,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         seq_idx: Tensor | None = None,
+        cache: GenerationCache | None = None,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
         """Logits [B, K, V] of the given ids, and the loss at the labels.
 
@@ -177,7 +179,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
             attention_mask: [B, L], or of all columns with a cache; zeros are padding on any side.
             position_ids: [B, L] for several sequences in a row (padding-free batches), each counted from 0. Every
                 sequence follows the soft prompt.
-            past_key_values: the cache of an earlier call.
+            past_key_values, cache: the cache of an earlier call, by its name before and since Transformers 5.24.
             labels: [B, L], compared with the logits one column earlier; -100 is not learned.
             logits_to_keep: number of last columns, or the numbers of the columns; 0 for all.
             num_items_in_batch: what the summed loss is divided by; the number of labels by default.
@@ -194,8 +196,9 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
         if use_cache is None:
             use_cache = bool(getattr(self.config, "use_cache", False)) and not self.training and position_ids is None
         last_only = isinstance(logits_to_keep, int) and logits_to_keep == 1
+        past = past_key_values if cache is None else cache
         output = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, last_only=last_only
+            input_ids, attention_mask, position_ids, past, inputs_embeds, use_cache, last_only=last_only
         )
         states_BLH = output.last_hidden_state
         if not last_only:
@@ -209,7 +212,7 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(
                 logits=logits_BKV, labels=labels, vocab_size=logits_BKV.shape[-1], num_items_in_batch=num_items_in_batch
             )
-        result = CausalLMOutputWithPast(loss=loss, logits=logits_BKV, past_key_values=output.past_key_values)
+        result = logits_with_cache(loss, logits_BKV, cache_of(output))
         return result.to_tuple() if return_dict is False else result
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -321,9 +324,9 @@ class SoftPromptModel(PreTrainedModel, GenerationMixin):
         wanted = generation_config.cache_implementation
         if wanted not in (None, "dynamic"):
             raise ConfigError("a soft prompt has a cache of its own", where="cache_implementation", got=wanted)
-        new = generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None
+        new = generation_config.use_cache is not False and model_kwargs.get(CACHE_ARGUMENT) is None
         if new:
-            model_kwargs["past_key_values"] = GenerationCache()
+            model_kwargs[CACHE_ARGUMENT] = GenerationCache()
         return new
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from softprompt.models.placement import home_device
-from softprompt.models.transformers_compat import text_config, text_decoder
+from softprompt.models.transformers_compat import CACHE_ARGUMENT, text_config, text_decoder
 
 NO_ID = -1  # in place of a token id: a virtual token
-_CACHE_ARGUMENTS = ("past_key_values", "cache_params")  # of attention and hybrids, of state-space models
+_CACHE_ARGUMENTS = (CACHE_ARGUMENT, "cache_params")  # of attention and hybrids, of state-space models
 _TRIAL_TOKENS = 2
 _LIMITED = ("local", "chunked_attention")  # kinds of layers
 

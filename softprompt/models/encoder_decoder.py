@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.errors import FOREIGN_ERRORS
 from softprompt.models.placement import home_device
-from softprompt.models.transformers_compat import text_config, text_decoder, text_encoder, update_cache
+from softprompt.models.transformers_compat import CACHE_ARGUMENT, text_config, text_decoder, text_encoder, update_cache
 
 _OPTION = "softprompt_cache"  # travels through the encoder's **kwargs to its attention
 _TRIAL_IDS = (3, 10, 17)
@@ -112,7 +112,7 @@ class EncoderDecoder:
         """
         options: dict[str, object] = {"use_cache": cache is not None}
         if cache is not None:
-            options["past_key_values"] = cache
+            options[CACHE_ARGUMENT] = cache
         if self._is_whole:
             options |= {"decoder_input_ids": ids_BT, "decoder_attention_mask": own_mask, "attention_mask": mask}
             options["input_ids"] = ids_BT  # not read again, but without any the decoder would not be causal
@@ -183,4 +183,4 @@ def _pass_cache(
     cache = kwargs.pop(_OPTION, None)
     if not isinstance(cache, Cache):
         return args, kwargs
-    return args, kwargs | {"past_key_values": cache if number is None else _OneLayer(cache, number)}
+    return args, kwargs | {CACHE_ARGUMENT: cache if number is None else _OneLayer(cache, number)}

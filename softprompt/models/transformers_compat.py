@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import FloatTensor, Tensor, nn
 from transformers import (
     AttentionInterface,
     AutoConfig,
@@ -24,10 +24,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from softprompt.errors import FOREIGN_ERRORS, UnsupportedModelError
 
+# By which attention, models and their outputs name the cache: "cache" from Transformers 5.24 on.
+CACHE_ARGUMENT = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 AttentionFunction = Callable[..., Any]  # (module, query, key, value, attention_mask, **options) -> (output, weights)
 
 
@@ -138,3 +141,24 @@ def attention_function(module: nn.Module, name: str) -> AttentionFunction:
     if function is None:
         raise UnsupportedModelError(f"the {name} attention of {type(module).__name__} is not a function of its module")
     return cast("AttentionFunction", function)
+
+
+def states_with_cache(states_BLH: Tensor, cache: Cache | None) -> BaseModelOutputWithPast:
+    """What a decoder returns."""
+    output = BaseModelOutputWithPast(last_hidden_state=cast("FloatTensor", states_BLH))
+    if cache is not None:
+        output[CACHE_ARGUMENT] = cache
+    return output
+
+
+def logits_with_cache(loss: Tensor | None, logits_BKV: Tensor, cache: object) -> CausalLMOutputWithPast:
+    """What a causal language model returns."""
+    output = CausalLMOutputWithPast(loss=cast("FloatTensor", loss), logits=cast("FloatTensor", logits_BKV))
+    if cache is not None:
+        output[CACHE_ARGUMENT] = cache
+    return output
+
+
+def cache_of(output: Mapping[str, object]) -> object:
+    """The cache that a model returned, or None."""
+    return output.get(CACHE_ARGUMENT)

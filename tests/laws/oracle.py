@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.transformers_compat import CACHE_ARGUMENT
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.forms import EmbeddingPrompt, KVPrompt
 
@@ -22,7 +23,7 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> Tensor:
         for i, layer in enumerate(prefix.prompt.layers):
             if layer is not None:
                 cache.update(layer[0][None], layer[1][None], i)
-        out = lm.hf_model(input_ids=text, past_key_values=cache, use_cache=True)
+        out = lm.hf_model(input_ids=text, **{CACHE_ARGUMENT: cache}, use_cache=True)
     else:
         parts = [lm.embed(torch.tensor(prefix.lead, dtype=torch.long, device=lm.device))]
         if isinstance(prefix.prompt, EmbeddingPrompt):
@@ -42,7 +43,7 @@ def given_logprobs(lm: FrozenLM, prefix: Prefix, ids: Sequence[int]) -> list[tup
             if layer is not None:
                 cache.update(layer[0][None], layer[1][None], i)
         logits_TV = lm.hf_model(
-            input_ids=torch.tensor([text], device=lm.device), past_key_values=cache, use_cache=True
+            input_ids=torch.tensor([text], device=lm.device), **{CACHE_ARGUMENT: cache}, use_cache=True
         ).logits[0]
         before: list[Tensor | None] = [None, *logits_TV[:-1].log_softmax(-1)]
     else:

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache, EncoderDecoderCache
 
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.transformers_compat import CACHE_ARGUMENT
 from softprompt.prefix.cache import KV
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.seq2seq import SITES
@@ -114,7 +115,7 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequ
     both.is_updated = {}  # the cross-attention's keys and values are not known yet: append them
     decoder: Any = lm.hf_model.get_decoder()
     ids = torch.tensor([[0, *answer[:-1]]], device=lm.device)
-    out = decoder(input_ids=ids, encoder_hidden_states=states[None], past_key_values=both, use_cache=True)
+    out = decoder(input_ids=ids, encoder_hidden_states=states[None], **{CACHE_ARGUMENT: both}, use_cache=True)
     return lm.logits(out.last_hidden_state[0])
 
 

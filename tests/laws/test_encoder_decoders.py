@@ -24,6 +24,7 @@ from softprompt.methods.base import Start
 from softprompt.methods.registry import build_method
 from softprompt.models.encoder_decoder import writing_config
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.transformers_compat import CACHE_ARGUMENT
 from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import exact_sites, prepare_prefixes, start_decoding
@@ -84,7 +85,7 @@ def plain_logits(lm: FrozenLM, prefix: Prefix, text: Sequence[int], answer: Sequ
     out = model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         decoder_input_ids=ids,
-        past_key_values=both,
+        **{CACHE_ARGUMENT: both},
         use_cache=True,
     )
     return out.logits[0, -len(answer) :]

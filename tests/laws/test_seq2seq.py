@@ -8,6 +8,7 @@ which tokens have *with* all that comes after them stand for these tokens, at ev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from softprompt.methods.base import Start
 from softprompt.methods.initializers import harvest
 from softprompt.methods.registry import build_method
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.transformers_compat import cache_of
 from softprompt.objectives.next_token import learned_tokens, token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.packed import packed_hidden_states
@@ -127,11 +129,13 @@ def test_what_is_harvested(family: str) -> None:
     prompt = harvest(lm, TEXT)
     check_fits(prompt, lm.geometry)
     states = lm.hf_model.get_encoder()(input_ids=torch.tensor([TEXT], device=lm.device)).last_hidden_state
-    out = lm.hf_model(
-        input_ids=torch.tensor([TEXT], device=lm.device),
-        decoder_input_ids=torch.tensor([[0, *TEXT[:-1]]], device=lm.device),
-        use_cache=True,
-    ).past_key_values
+    out: Any = cache_of(
+        lm.hf_model(
+            input_ids=torch.tensor([TEXT], device=lm.device),
+            decoder_input_ids=torch.tensor([[0, *TEXT[:-1]]], device=lm.device),
+            use_cache=True,
+        )
+    )
     for site, cache in (("decoder", out.self_attention_cache), ("cross", out.cross_attention_cache)):
         for kv, layer in zip(at(lm, Prefix(prompt), site), cache.layers, strict=True):
             assert kv is not None

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from softprompt.errors import ConfigError, DataError, UnsupportedModelError
 from softprompt.modeling.generation_cache import GenerationCache
 from softprompt.modeling.soft_prompt_model import SoftPromptModel
+from softprompt.models.transformers_compat import CACHE_ARGUMENT, cache_of
 from tests.support.prompted import FORMS, greedy, padded, prompted, texts, wanted_logits
 from tests.support.tiny import tiny_lm, tiny_tokenizer
 
@@ -92,11 +93,12 @@ def test_a_conversation_continues_from_its_cache() -> None:
     options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
     first = model.generate(torch.tensor([row]), max_new_tokens=4, **options)
     more = torch.cat([first.sequences, torch.tensor([[40, 41]])], 1)
-    second = model.generate(more, past_key_values=first.past_key_values, max_new_tokens=3, **options)
+    second = model.generate(more, max_new_tokens=3, **{CACHE_ARGUMENT: cache_of(first)}, **options)
     assert second.sequences[0, more.shape[1] :].tolist() == greedy(model, more[0].tolist(), 3)
-    cache = model(torch.tensor([row[:4]], device=model.device)).past_key_values
-    for start, end in ((4, 7), (7, 8), (8, 9)):
-        out = model(torch.tensor([row[start:end]], device=model.device), past_key_values=cache)
+    cache = cache_of(model(torch.tensor([row[:4]], device=model.device)))
+    assert isinstance(cache, GenerationCache)
+    for start, end, name in ((4, 7, "past_key_values"), (7, 8, "cache"), (8, 9, CACHE_ARGUMENT)):
+        out = model(torch.tensor([row[start:end]], device=model.device), **{name: cache})
         wanted = wanted_logits(model, row[:end])[start:]
         assert torch.allclose(out.logits[0], wanted, rtol=1e-4, atol=5e-5)
     assert cache.get_seq_length() == 9
@@ -131,6 +133,7 @@ def test_a_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
     ("kind", "options"),
     [
         (UnsupportedModelError, {"past_key_values": DynamicCache()}),
+        (UnsupportedModelError, {"cache": DynamicCache()}),
         (UnsupportedModelError, {"inputs_embeds": torch.zeros(1, 3, 32)}),
         (UnsupportedModelError, {"output_hidden_states": True}),
         (DataError, {"attention_mask": torch.ones(2, 7)}),

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from softprompt.errors import GeometryError, UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.transformers_compat import CACHE_ARGUMENT
 from softprompt.prefix.rope import shift_positions
 from softprompt.prompts.forms import KVPrompt
 from tests.support.cases import random_prompt, text_ids
@@ -87,7 +88,7 @@ def harvested(lm: FrozenLM, ids: Sequence[int], start: int) -> KVPrompt:
     lm.hf_model(
         input_ids=torch.tensor([list(ids)], device=lm.device),
         position_ids=positions,
-        past_key_values=cache,
+        **{CACHE_ARGUMENT: cache},
         use_cache=True,
     )
     return KVPrompt(tuple((layer.keys[0], layer.values[0]) for layer in cache.layers))

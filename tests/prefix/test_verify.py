@@ -12,6 +12,7 @@ import transformers as tf
 
 from softprompt.errors import UnsupportedModelError
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.transformers_compat import CACHE_ARGUMENT
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prefix.runtime import PrefixRuntime
@@ -71,7 +72,7 @@ def changed(drop: str) -> FrozenLM:
 
 @pytest.mark.parametrize(
     ("argument", "path"),
-    [("position_ids", "state"), ("attention_mask", "state"), ("past_key_values", "concatenated")],
+    [("position_ids", "state"), ("attention_mask", "state"), (CACHE_ARGUMENT, "concatenated")],
 )
 def test_an_argument_that_is_dropped(argument: str, path: str) -> None:
     """Without what packed rows need, the next path is taken."""

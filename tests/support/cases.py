@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from softprompt.data.tokenize import Example
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.transformers_compat import CACHE_ARGUMENT
 from softprompt.prefix.cache import KV
 from softprompt.prefix.kv import Prefix
 from softprompt.prompts.base import SoftPrompt
@@ -77,7 +78,7 @@ def cached(lm: FrozenLM, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """What Transformers' own cache holds of a text, per layer (keys [K, T, D], values [K, T, D'])."""
     cache: Any = DynamicCache()
     with torch.no_grad():
-        lm.hf_model(input_ids=torch.tensor([ids], device=lm.device), past_key_values=cache, use_cache=True)
+        lm.hf_model(input_ids=torch.tensor([ids], device=lm.device), **{CACHE_ARGUMENT: cache}, use_cache=True)
     return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
 
