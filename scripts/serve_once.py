@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 
-SECONDS = 300  # to load the model
+SECONDS = 900  # to load the model; a new environment compiles torch first
 
 
 def fetch(address: str, body: dict[str, object] | None = None) -> bytes:
