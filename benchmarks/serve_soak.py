@@ -41,6 +41,7 @@ from softprompt.server.model_directory import served_name
 USER, ADMIN = "user-key-of-the-soak", "admin-key-of-the-soak"
 SAMPLES = 10  # of the memory, and one at the end
 WARM = 2  # the sample that is behind the warm-up
+GOOD = ("plain", "plain", "plain", "schema", "tools", "echo")  # echo: the text that was given is scored
 KINDS = {"good": 0.72, "leave": 0.12, "bad": 0.12, "admin": 0.04}
 SERVER = (sys.executable, "-m", "softprompt.cli.main")
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "maxProperties": 0}}}
@@ -89,6 +90,7 @@ class Tally:
     """What came of the requests."""
 
     done: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -111,16 +113,22 @@ class Plan:
         return max(1, self.prompts // 20)
 
 
-async def exchange(port: int, method: str, path: str, body: Any, key: str, leave_s: float | None) -> tuple[int, bytes]:
-    """Status and body of one request on a connection of its own; (0, …) when it is left after `leave_s`."""
+async def exchange(
+    port: int, method: str, path: str, body: Any, key: str, leave: float | bytes | None
+) -> tuple[int, bytes]:
+    """Status and body of one request on a connection of its own; (0, …) when it is left, after some seconds or at
+    these bytes of its answer."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
     head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer {key}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
     try:
         writer.write(head.encode() + raw)
-        if leave_s is not None:
-            await asyncio.sleep(leave_s)
+        if isinstance(leave, float):
+            await asyncio.sleep(leave)
+            return 0, b""
+        if leave is not None:
+            await reader.readuntil(leave)
             return 0, b""
         reply = await reader.read()
     finally:
@@ -129,10 +137,9 @@ async def exchange(port: int, method: str, path: str, body: Any, key: str, leave
     return int(top.split(b" ", 2)[1]), content
 
 
-def asked_well(plan: Plan, draw: random.Random) -> tuple[str, dict[str, Any], bytes]:
-    """Path and body of a request that must be answered, and what its answer must hold: half of them plain, others held
-    to a schema or to a call, or with the text that they score."""
-    words, kind = "word " * draw.randint(1, 20), draw.choice(["plain", "plain", "plain", "schema", "tools", "echo"])
+def asked_well(plan: Plan, draw: random.Random, kind: str) -> tuple[str, dict[str, Any], bytes]:
+    """Path and body of a request that must be answered, and what its answer must hold."""
+    words = "word " * draw.randint(1, 20)
     body: dict[str, Any] = {"model": f"p{draw.randrange(plan.moving, plan.prompts)}", "stream": draw.random() < 0.5}
     body |= {"temperature": draw.choice([0, 1]), "n": draw.choice([1, 1, 1, 3]), "max_tokens": draw.randint(1, 32)}
     body |= {"stream_options": {"include_usage": True}} if body["stream"] else {}
@@ -151,7 +158,9 @@ def asked_well(plan: Plan, draw: random.Random) -> tuple[str, dict[str, Any], by
 
 async def good(plan: Plan, draw: random.Random, tally: Tally) -> None:
     """A request that must be answered."""
-    path, body, held = asked_well(plan, draw)
+    kind = draw.choice(GOOD)
+    path, body, held = asked_well(plan, draw, kind)
+    tally.kinds[kind] += 1
     opened = time.perf_counter()
     status, content = await exchange(plan.port, "POST", path, body, USER, None)
     tally.seconds.append(time.perf_counter() - opened)
@@ -163,10 +172,15 @@ async def good(plan: Plan, draw: random.Random, tally: Tally) -> None:
 
 
 async def leave(plan: Plan, draw: random.Random, tally: Tally) -> None:
-    """A client that goes away, before or in the middle of its answer."""
-    name = f"p{draw.randrange(plan.prompts)}"
-    body = {"model": name, "prompt": "A", "max_tokens": 200, "stream": draw.random() < 0.5}
-    await exchange(plan.port, "POST", "/v1/completions", body, USER, draw.random())
+    """A client that goes away, while it waits or in the middle of its answer."""
+    kind = draw.choice(GOOD)
+    path, body, _ = asked_well(plan, draw, kind)
+    if draw.random() < 0.5:
+        await exchange(plan.port, "POST", path, body, USER, draw.random())
+    else:
+        streamed = body | {"stream": True, "max_tokens": 100}
+        await exchange(plan.port, "POST", path, streamed, USER, b"data: {")
+    tally.kinds[f"{kind}, left"] += 1
 
 
 async def bad(plan: Plan, draw: random.Random, tally: Tally) -> None:
@@ -204,6 +218,8 @@ async def soak(plan: Plan) -> Tally:
             (kind,) = draw.choices(list(KINDS), list(KINDS.values()))
             try:
                 await ACTIONS[kind](plan, draw, tally)
+            except asyncio.IncompleteReadError as error:
+                tally.failures.append(f"{kind}: ended before it could be left: {error.partial[-300:]!r}")
             except (OSError, ValueError, IndexError) as error:
                 tally.failures.append(f"{kind}: {type(error).__name__} {error}")
             tally.done[kind] += 1
@@ -286,6 +302,7 @@ def run(options: argparse.Namespace, folder: Path, command: Sequence[str] = SERV
     faults = (folder / "log.jsonl").read_text(encoding="utf-8").count('"event": "fault"')
     return {
         "requests": dict(tally.done),
+        "kinds": dict(sorted(tally.kinds.items())),
         "failures": len(tally.failures),
         "first_failures": tally.failures[:10],
         "faults_in_the_log": faults,

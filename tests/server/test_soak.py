@@ -22,6 +22,7 @@ def test_a_small_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["first_failures"] == []
     assert (result["failures"], result["faults_in_the_log"], result["exit_code"]) == (0, 0, 0)
     assert sum(result["requests"].values()) == 80 and result["requests"].keys() == KINDS.keys()
+    assert {"plain", "schema", "tools", "echo", "plain, left"} <= result["kinds"].keys()
     server = result["server"]
     assert server["num_requests_running"] == server["num_requests_waiting"] == 0
     assert 0 < server["prompts_loaded"] <= 3 and server["prompt_cache_evictions_total"] > 0
