@@ -112,7 +112,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Run it; exit with 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--clients", type=Path, default=Path(".venv-clients"))
+    parser.add_argument("--clients", type=Path, default=Path(".venv-clients/guidellm"))
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--seconds", type=int, default=50)
     parser.add_argument("--half", action="store_true")

@@ -124,11 +124,11 @@ async def exchange(
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
     try:
         writer.write(head.encode() + raw)
-        if isinstance(leave, float):
-            await asyncio.sleep(leave)
+        if isinstance(leave, bytes):
+            await reader.readuntil(leave)
             return 0, b""
         if leave is not None:
-            await reader.readuntil(leave)
+            await asyncio.sleep(leave)
             return 0, b""
         reply = await reader.read()
     finally:

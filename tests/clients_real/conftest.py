@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Generator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ URL, BASE = os.environ.get("SOFTPROMPT_CLIENT_URL", ""), "smollm2-135m"
 SOFT = "talk"  # a soft prompt for conversations
 PLAIN = "plain"  # one whose template leaves a text as it is
 NODE = Path(__file__).with_name("node")
+PACKAGES = {  # of the clients; their own names else
+    "openai_python": "openai",
+    "langchain": "langchain-openai",
+    "llama_index": "llama-index-llms-openai-like",
+    "pydantic_ai": "pydantic-ai-slim",
+    "llm_cli": "llm",
+}
+NODE_PACKAGES = {"openai_node": "openai", "ai_sdk": "ai"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -41,12 +50,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
         client = item.path.stem.removeprefix("test_")
         feature, _, model = item.name.removeprefix("test_").partition("[")
         reason = "" if report.passed else _reason(report)
-        fact = {"client": client, "feature": feature, "model": model.rstrip("]"), "result": report.outcome}
+        fact = {"client": client, "version": _version(client), "feature": feature, "model": model.rstrip("]")}
+        fact |= {"result": report.outcome, "reason": reason}
         folder = Path(os.environ.get("SOFTPROMPT_CLIENT_RESULTS", ".client-results"))
         folder.mkdir(exist_ok=True)
         name = f"{client}-{feature}-{fact['model']}.json".replace(" ", "-")
-        (folder / name).write_text(json.dumps(fact | {"reason": reason}, indent=1), encoding="utf-8")
+        (folder / name).write_text(json.dumps(fact, indent=1), encoding="utf-8")
     return report
+
+
+def _version(client: str) -> str:
+    if client not in NODE_PACKAGES:
+        return version(PACKAGES.get(client, client))
+    file = Path(os.environ["SOFTPROMPT_CLIENT_NODE"]) / "node_modules" / NODE_PACKAGES[client] / "package.json"
+    return json.loads(file.read_text(encoding="utf-8"))["version"]
 
 
 def _reason(report: Any) -> str:

@@ -11,8 +11,8 @@ from tests.clients_real.conftest import URL
 dspy: Any = pytest.importorskip("dspy", reason="not in this registry")
 
 
-def lm(model: str) -> Any:
-    return dspy.LM(f"openai/{model}", api_base=f"{URL}/v1", api_key="any", max_tokens=60, cache=False, num_retries=0)
+def lm(model: str, most: int = 8) -> Any:
+    return dspy.LM(f"openai/{model}", api_base=f"{URL}/v1", api_key="any", max_tokens=most, cache=False, num_retries=0)
 
 
 def test_chat(model: str) -> None:
@@ -26,7 +26,7 @@ def test_structured_output(model: str) -> None:
         question: str = dspy.InputField()
         city: Literal["Rome", "Oslo"] = dspy.OutputField()
 
-    with dspy.context(lm=lm(model), adapter=dspy.JSONAdapter()):
+    with dspy.context(lm=lm(model, 200), adapter=dspy.JSONAdapter()):
         assert dspy.Predict(Choose)(question="Rome or Oslo?").city in ("Rome", "Oslo")
 
 

@@ -27,14 +27,15 @@ def test_chat(model: str) -> None:
 
 def test_streaming(model: str) -> None:
     async def run() -> int:
-        return len([chunk async for chunk in chat(model).astream("Say hello.")])
+        async with openai.DefaultAsyncHttpxClient() as client:  # LangChain's own outlives the event loop
+            return len([chunk async for chunk in chat(model, http_async_client=client).astream("Say hello.")])
 
     assert asyncio.run(run()) > 3
 
 
 def test_tools(model: str) -> None:
     tool = {"name": "find_parcel", "description": "Find it.", "parameters": PARAMETERS}
-    bound = chat(model, max_tokens=60).bind_tools([tool], tool_choice="find_parcel")
+    bound = chat(model, max_tokens=200, temperature=0).bind_tools([tool], tool_choice="find_parcel")
     made = bound.invoke(WHERE)
     (call,) = made.tool_calls  # type: ignore[attr-defined]
     assert is_place(call["args"])
@@ -44,7 +45,7 @@ def test_tools(model: str) -> None:
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_structured_output(model: str, method: Any) -> None:
-    assert chat(model, max_tokens=60).with_structured_output(Place, method=method).invoke(WHERE)
+    assert chat(model, max_tokens=200, temperature=0).with_structured_output(Place, method=method).invoke(WHERE)
 
 
 def test_responses(model: str) -> None:

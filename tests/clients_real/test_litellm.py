@@ -29,12 +29,12 @@ def test_streaming(model: str) -> None:
 
 def test_tools(model: str) -> None:
     choice = {"type": "function", "function": {"name": "find_parcel"}}
-    made = ask(model, messages=ASK, tools=[TOOL], tool_choice=choice, max_tokens=60)
+    made = ask(model, messages=ASK, tools=[TOOL], tool_choice=choice, max_tokens=200)
     assert is_place(made.choices[0].message.tool_calls[0].function.arguments)
 
 
 def test_structured_output(model: str) -> None:
-    assert is_place(ask(model, messages=ASK, response_format=Place, max_tokens=60).choices[0].message.content)
+    assert is_place(ask(model, messages=ASK, response_format=Place, max_tokens=200).choices[0].message.content)
 
 
 def test_responses(model: str) -> None:

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -18,20 +17,12 @@ from tests.clients_real.conftest import URL
 from tests.clients_real.shapes import WHERE, Place
 
 
-@pytest.fixture(autouse=True)
-def _new_enough() -> None:
-    """0.1 calls packages that are no more, and is what a resolver may fall back to beside other clients."""
-    installed = version("llama-index-llms-openai-like")
-    if installed.startswith("0.1."):
-        pytest.skip(f"llama-index-llms-openai-like {installed} is too old, and what was resolved beside the others")
-
-
 def llm(model: str, **fields: Any) -> OpenAILike:
     given = {"max_tokens": 8, "is_chat_model": True, "is_function_calling_model": True, "max_retries": 0} | fields
     return OpenAILike(model=model, api_base=f"{URL}/v1", api_key="any", **given)
 
 
-def find_parcel(city: str) -> str:
+def find_parcel(city: Literal["Rome", "Oslo"]) -> str:
     """Find it."""
     return city
 
@@ -47,12 +38,12 @@ def test_streaming(model: str) -> None:
 
 def test_tools(model: str) -> None:
     tool = FunctionTool.from_defaults(find_parcel)
-    made = llm(model, max_tokens=60).chat_with_tools([tool], WHERE, tool_required=True)
+    made = llm(model, max_tokens=200).chat_with_tools([tool], WHERE, tool_required=True)
     assert made.message.additional_kwargs["tool_calls"]
 
 
 def test_structured_output(model: str) -> None:
-    made = llm(model, max_tokens=80, should_use_structured_outputs=True).structured_predict(
+    made = llm(model, max_tokens=200, should_use_structured_outputs=True).structured_predict(
         Place, PromptTemplate(WHERE)
     )
     assert isinstance(made, Place)

@@ -37,7 +37,7 @@ def test_streaming(model: str) -> None:
 
 def test_structured_output(model: str) -> None:
     schema = '{"type":"object","properties":{"city":{"enum":["Rome","Oslo"]}},"required":["city"]}'
-    made = run("-m", "own", "-o", "max_tokens", "60", "--schema", schema, "Where?")
+    made = run("-m", "own", "-o", "max_tokens", "200", "--schema", schema, "Where?")
     assert made.returncode == 0 and '"city"' in made.stdout, made.stderr
 
 

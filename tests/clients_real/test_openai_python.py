@@ -38,7 +38,7 @@ def test_streaming(model: str) -> None:
 
 def test_tools(model: str) -> None:
     ai = openai.OpenAI()
-    made = ai.chat.completions.create(model=model, messages=ASK, tools=TOOLS, tool_choice=FORCED, max_tokens=60)
+    made = ai.chat.completions.create(model=model, messages=ASK, tools=TOOLS, tool_choice=FORCED, max_tokens=200)
     calls = made.choices[0].message.tool_calls
     assert calls is not None and len(calls) == 1
     call = calls[0]
@@ -53,7 +53,7 @@ def test_tools(model: str) -> None:
 
 
 def test_structured_output(model: str) -> None:
-    made = openai.OpenAI().chat.completions.parse(model=model, messages=ASK, response_format=Place, max_tokens=60)
+    made = openai.OpenAI().chat.completions.parse(model=model, messages=ASK, response_format=Place, max_tokens=200)
     assert made.choices[0].message.parsed is not None
 
 

@@ -15,7 +15,7 @@ from pydantic_ai.settings import ModelSettings
 
 from tests.clients_real.shapes import WHERE, Place
 
-SHORT, LONGER = ModelSettings(max_tokens=8), ModelSettings(max_tokens=80)
+SHORT, LONGER = ModelSettings(max_tokens=8), ModelSettings(max_tokens=200)
 
 
 def agent(model: str, **fields: Any) -> Agent[None, Any]:

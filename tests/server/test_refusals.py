@@ -200,7 +200,7 @@ def test_names_that_are_none(name: str, server: Live) -> None:
 
 @pytest.mark.parametrize(("model", "virtual"), [(BASE, ""), ("talk", ", 8 of them of the soft prompt")])
 def test_the_words_that_clients_look_for(model: str, virtual: str, server: Live) -> None:
-    """litellm and LangChain recognize this sentence; a soft prompt is named where there is one."""
+    """litellm recognizes this sentence, LangChain the code in it; a soft prompt is named where there is one."""
     for body, param in (
         ({"prompt": "x" * 300}, "prompt"),
         ({"messages": [SAY[0] | {"content": "x" * 300}]}, "messages"),
@@ -212,6 +212,7 @@ def test_the_words_that_clients_look_for(model: str, virtual: str, server: Live)
         held, requested = int(message.split("(")[1].split()[0]), int(message.split("requested ")[1].split()[0])
         assert held > 300 and requested == held + 7
         assert f"in the {param}{virtual}, 7 in the completion)" in message
+        assert message.endswith(f"of the {param} or of the completion (context_length_exceeded).")
 
 
 def test_a_text_longer_than_the_context(server: Live) -> None:

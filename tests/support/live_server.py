@@ -10,14 +10,13 @@ from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI
 
 from softprompt.data.template import Template
 from softprompt.errors import EngineError
 from softprompt.formatting.formatted_prompt import layout_for
-from softprompt.jobs.store import JobStore
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
@@ -35,6 +34,9 @@ from softprompt.server.uvicorn_server import listen, serve
 from tests.support.cases import random_prompt
 from tests.support.server_oracle import OracleEngine
 from tests.support.tiny import tiny_lm
+
+if TYPE_CHECKING:
+    from softprompt.jobs.store import JobStore  # needs SQLAlchemy, which the tests of vLLM do without
 
 BASE, USER, ADMIN = "tiny-llama", "a-user-key-of-the-tests", "the-admin-key-of-the-tests"
 TEMPLATES = {
