@@ -9,6 +9,7 @@ from typing import Any
 import instructor
 import openai
 import pytest
+from instructor.dsl.partial import PartialLiteralMixin
 
 from tests.clients_real.shapes import WHERE, Place
 
@@ -20,6 +21,19 @@ def made(model: str, mode: instructor.Mode) -> Place:
     return client.chat.completions.create(
         model=model, messages=ASK, response_model=Place, max_tokens=200, max_retries=0
     )
+
+
+class Draft(Place, PartialLiteralMixin):
+    """A place that is not written to its end yet."""
+
+
+def test_streaming(model: str) -> None:
+    client = instructor.from_openai(openai.OpenAI(max_retries=0), mode=instructor.Mode.JSON_SCHEMA)
+    drafts = client.chat.completions.create_partial(
+        model=model, messages=ASK, response_model=Draft, max_tokens=200, max_retries=0
+    )
+    places = [draft.city for draft in drafts]
+    assert places[0] is None and places[-1] in ("Rome", "Oslo")
 
 
 def test_tools(model: str) -> None:
