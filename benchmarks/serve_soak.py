@@ -283,9 +283,9 @@ def started(
 
 def run(options: argparse.Namespace, folder: Path, command: Sequence[str] = SERVER) -> dict[str, Any]:
     """Prompts, server, clients; the numbers."""
-    lm = load_model(options.model)
+    lm = load_model(options.model, dtype=options.dtype)
     make_prompts(lm, folder / "prompts", options.prompts)
-    process, port = started(command, options.model, folder / "prompts", options.places)
+    process, port = started(command, options.model, folder / "prompts", options.places, ["--dtype", options.dtype])
     try:
         opened = time.perf_counter()
         plan = Plan(port, process.pid, options.prompts, options.requests, options.clients, served_name(lm.name))
@@ -319,6 +319,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="auto", help="bfloat16 on a CPU keeps kernels of every shape, up to a limit")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--prompts", type=int, default=1000)
@@ -332,7 +333,7 @@ def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory() as folder:
         result = run(options, Path(folder))
-    asked = {name: getattr(options, name) for name in ("requests", "clients", "prompts", "places")}
+    asked = {name: getattr(options, name) for name in ("requests", "clients", "prompts", "places", "dtype")}
     asked |= {"model": Path(options.model).name}
     text = json.dumps({"machine": facts(), "asked": asked, **result}, indent=2)
     print(text)

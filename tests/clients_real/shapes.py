@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 HI: Any = [{"role": "user", "content": "Say hello."}]
 WHERE = "Is the parcel in Rome or in Oslo?"
@@ -13,11 +13,13 @@ WHERE = "Is the parcel in Rome or in Oslo?"
 class Place(BaseModel):
     """Where a parcel is."""
 
+    model_config = ConfigDict(extra="forbid")  # a small model goes on with fields of its own where a schema lets it
+
     city: Literal["Rome", "Oslo"]
     days: Literal[1, 2, 3]
 
 
-PARAMETERS = Place.model_json_schema() | {"additionalProperties": False}
+PARAMETERS = Place.model_json_schema()
 TOOL: Any = {
     "type": "function",
     "function": {"name": "find_parcel", "description": "Find it.", "parameters": PARAMETERS},
