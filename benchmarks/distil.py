@@ -122,7 +122,8 @@ def composed(lm: FrozenLM, options: argparse.Namespace, scratch: Path) -> Iterat
         flags = instruction(path, inputs, options) | {"name": f"t{name}", "sizes": options.sizes} | chosen(options)
         if others and name in names:
             first = options.sizes.split(",")[0]
-            flags |= {"composable": [f"t{other}.{first}" if "," in options.sizes else f"t{other}" for other in others]}
+            met = [other for other in others if other != name]
+            flags |= {"composable": [f"t{other}.{first}" if "," in options.sizes else f"t{other}" for other in met]}
         _, _, seconds[name] = run(lm, flags)
     for size in options.sizes.split(","):
         sources = [f"t{name}.{size}" if "," in options.sizes else f"t{name}" for name in names]
