@@ -67,10 +67,14 @@ def test_kubernetes_starts_unprivileged_containers_with_probes_that_exist() -> N
     }
 
 
-def test_the_metric_that_scales_is_one_of_the_servers() -> None:
-    (scaler,) = [one for _, one in documents() if one["kind"] == "HorizontalPodAutoscaler"]
-    name = scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
-    assert f'"{name.removeprefix("softprompt_")}"' in inspect.getsource(metrics)
+def test_the_metrics_that_scale_are_the_servers() -> None:
+    scalers = [one["spec"] for _, one in documents() if one["kind"] == "HorizontalPodAutoscaler"]
+    found = {scaler["scaleTargetRef"]["name"]: next(iter(scaler["metrics"][0].keys() - {"type"})) for scaler in scalers}
+    assert found == {"server": "pods", "worker": "external"}
+    names = [scaler["metrics"][0][found[scaler["scaleTargetRef"]["name"]]]["metric"]["name"] for scaler in scalers]
+    requests, jobs = names
+    assert f'"{requests.removeprefix("softprompt_")}"' in inspect.getsource(metrics)
+    assert jobs == "softprompt_num_jobs_queued" and "num_jobs_{status}" in inspect.getsource(metrics)
 
 
 def test_every_manifest_is_applied() -> None:

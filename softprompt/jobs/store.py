@@ -184,6 +184,13 @@ class JobStore:
                     break
         return Page(tuple(found[:limit]), len(found) > limit)
 
+    def open_jobs(self) -> dict[str, int]:
+        """How many jobs of all owners are "queued" and "running", without paused ones."""
+        query = select(jobs_table.c.status, func.count()).where(jobs_table.c.paused.is_(False))
+        with self.database.reading() as connection:
+            counts = {row[0]: row[1] for row in connection.execute(query.group_by(jobs_table.c.status))}
+        return {status: counts.get(status, 0) for status in ("queued", "running")}
+
     def cancel_job(self, job_id: str, owner: str | None) -> JobRecord:
         """End a job: at once if it waits, within a training step if it runs.
 

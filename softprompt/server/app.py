@@ -88,11 +88,20 @@ def add_jobs(
     app: FastAPI, service: Service, store: JobStore, origins: tuple[str, ...], reports: ReportHashes | None
 ) -> None:
     """Add the routes of files, fine-tuning jobs and inspections, whose modules need packages that others do not."""
+    from sqlalchemy.exc import SQLAlchemyError
+
     from softprompt.server.fine_tuning import FineTuning
     from softprompt.server.routes.files import add_files
     from softprompt.server.routes.fine_tuning import add_fine_tuning
     from softprompt.server.routes.inspections import add_inspections
 
+    def counts() -> dict[str, int]:
+        try:
+            return store.open_jobs()
+        except SQLAlchemyError:  # the store is away: the metrics of answers are shown without these
+            return {}
+
+    service.metrics.watch_jobs(counts)
     tuning = FineTuning(store, service)
     add_files(app, tuning, origins)
     add_fine_tuning(app, tuning, origins)

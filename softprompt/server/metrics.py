@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -76,6 +76,10 @@ class ServerMetrics:
         self.http = self._count("http_requests", "Replies by route and status.", "route", "status")
         self.registry.register(_Busy(stats, loads))
 
+    def watch_jobs(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Also show how many fine-tuning jobs there are, by status, by which workers can be scaled."""
+        self.registry.register(_Jobs(counts))
+
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -110,3 +114,12 @@ class _Busy(Collector):
             yield GaugeMetricFamily(PREFIX + name, help_text, value=value)
         for name, (help_text, value) in counts.items():
             yield CounterMetricFamily(PREFIX + name, help_text, value=value)
+
+
+class _Jobs(Collector):
+    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        for status, count in self._counts().items():
+            yield GaugeMetricFamily(f"{PREFIX}num_jobs_{status}", f"Fine-tuning jobs that are {status}.", value=count)

@@ -147,7 +147,10 @@ def test_states(store: JobStore) -> None:
     job = store.create_job(NewJob("a", "tiny", file.id))
     with pytest.raises(JobError, match="not paused"):
         store.resume_job(job.id, "a")
+    store.create_job(NewJob("b", "tiny", add(store, "b").id))
+    assert store.open_jobs() == {"queued": 2, "running": 0}
     assert store.pause_job(job.id, "a").paused
+    assert store.open_jobs() == {"queued": 1, "running": 0}, "no worker takes a paused job"
     with pytest.raises(JobError, match="already"):
         store.pause_job(job.id, "a")
     assert not store.resume_job(job.id, "a").paused

@@ -58,6 +58,7 @@ def test_the_documented_flow(server: Tuned, ai: openai.OpenAI) -> None:
     )
     assert (job.object, job.status, job.model, job.training_file) == ("fine_tuning.job", "queued", BASE, file.id)
     assert job.method is not None and job.method.type == "supervised" and job.hyperparameters.n_epochs == 2
+    assert b"\nsoftprompt_num_jobs_queued 1.0\n" in server.live.ask("GET", "/metrics").raw
     assert (job.hyperparameters.batch_size, job.seed, job.metadata) == ("auto", 5, {"team": "a"})
     assert job.fine_tuned_model is None and job.finished_at is None and job.error is None
     assert ai.fine_tuning.jobs.retrieve(job.id) == job

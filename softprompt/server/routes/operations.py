@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import version as installed
 from typing import Literal
 
@@ -54,4 +55,4 @@ def add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         """Prometheus' text format."""
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await asyncio.to_thread(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
