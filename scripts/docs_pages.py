@@ -161,8 +161,11 @@ def _openapi() -> dict[str, Any]:
     """The document of a server without a model: routes are the same."""
     from softprompt.server.api_keys import ApiKeys
     from softprompt.server.app import create_app
+    from softprompt.server.metrics import ServerMetrics
 
-    service: Any = SimpleNamespace(name="base", rate_limit=None, metrics=None, limits=None, directory=None)
+    unread: Any = None  # nobody reads the metrics of this server
+    metrics = ServerMetrics(unread, unread)
+    service: Any = SimpleNamespace(name="base", rate_limit=None, metrics=metrics, limits=None, directory=None)
     return create_app(service, ApiKeys(), openapi=True, jobs=cast(Any, SimpleNamespace(files=None))).openapi()
 
 

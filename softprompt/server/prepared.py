@@ -141,9 +141,9 @@ class JobMaker:
         return context - ids.taken
 
     def _too_long(self, message: str, request: GenerationRequest) -> ApiError:
-        code = "context_length_exceeded"  # in the message too: of openai-python 3 LangChain sees no more than that
-        advice = f"Please reduce the length of the {request.param} or of the completion ({code})."
-        return invalid(f"{message} {advice}", request.param, code)
+        # The code stands in the message too: of openai-python 3 LangChain sees no more than that.
+        advice = f"Please reduce the length of the {request.param} or of the completion (context_length_exceeded)."
+        return invalid(f"{message} {advice}", request.param, "context_length_exceeded")
 
 
 class TokenTimer:

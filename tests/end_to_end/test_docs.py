@@ -27,6 +27,7 @@ from softprompt.prompts.card import Card
 from softprompt.server.api_keys import ApiKeys
 from softprompt.server.app import create_app
 from softprompt.server.config import ServerConfig
+from softprompt.server.metrics import ServerMetrics
 from softprompt.settings import known_keys
 from softprompt.training.config import Config
 
@@ -80,7 +81,9 @@ def test_every_setting_has_a_page(kind: type[BaseModel], pages: dict[str, str]) 
 
 def test_every_endpoint_has_a_page(pages: dict[str, str]) -> None:
     """By the routes of a server with jobs, those included that its OpenAPI document leaves out."""
-    service: Any = SimpleNamespace(name="base", rate_limit=None, metrics=None, limits=None, directory=None)
+    unread: Any = None
+    metrics = ServerMetrics(unread, unread)
+    service: Any = SimpleNamespace(name="base", rate_limit=None, metrics=metrics, limits=None, directory=None)
     jobs: Any = SimpleNamespace(files=None)
     routes = [
         route for route in create_app(service, ApiKeys(), openapi=True, jobs=jobs).routes if isinstance(route, Route)
