@@ -43,7 +43,7 @@ def check_names(names: list[tuple[Any, str]], supported: SpecifierSet) -> None:
 
 def test_the_model_names_are_there() -> None:
     supported = requirement(None)
-    assert str(supported) == "<5.24,>=5.10", "check models/transformers_compat.py against the new range"
+    assert str(supported) == "<5.25,>=5.10", "check models/transformers_compat.py against the new range"
     names = [(tf.PreTrainedModel, "_can_set_attn_implementation"), (tf.LlamaConfig(), "_attn_implementation")]
     check_names([*names, (tf.AttentionInterface(), "get")], supported)
     from transformers.models.llama import modeling_llama
@@ -53,7 +53,7 @@ def test_the_model_names_are_there() -> None:
 
 def test_the_batching_names_are_there() -> None:
     supported = requirement("serve")
-    assert str(supported) == "<5.24,>=5.23", "check engine/transformers_compat.py against the new range"
+    assert str(supported) == "<5.25,>=5.23", "check engine/transformers_compat.py against the new range"
     if version("transformers") not in supported:
         pytest.skip(f"the engine needs Transformers {supported}")
     from transformers.generation.continuous_batching import continuous_api, scheduler
