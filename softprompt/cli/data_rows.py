@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from rich.text import Text
 
@@ -15,11 +15,11 @@ from softprompt.data.targets import target_text
 from softprompt.data.template import Template, fill, head
 from softprompt.data.tokenize import Example, encode_rows
 from softprompt.data.tokenizer import Tokenizer, decode
+from softprompt.training.objective_config import ObjectiveName
 
 LEARNED = "bold green"  # how learned text looks
 
-# A training objective that rows may be for; None: whatever they fit.
-ObjectiveOption: TypeAlias = Literal["next-token", "dpo", "grpo"] | None
+ObjectiveOption: TypeAlias = ObjectiveName | None  # that rows are for; None: whatever they fit
 
 
 def encode_for(

@@ -36,6 +36,7 @@ class Neighbor:
     Attributes:
         name: under which it is saved.
         sha256: of its tensors.
+        prompt: its virtual tokens.
         is_first: whether it stands before the trained prompt, or after it.
     """
 
@@ -50,7 +51,11 @@ class Neighbor:
         return concatenate([part.to(device=lm.device) for part in parts], lm)
 
     def before_rows(self, teacher: Teacher, chunk: int) -> Prefix:
-        """The prefix of the teacher: a chunk of the text in the place of the trained prompt."""
+        """The prefix of the teacher: a chunk of the text in the place of the trained prompt.
+
+        A KV prompt after the text stands after the text's own keys and values: nothing can be put before such a
+        prompt, so both are joined as two prompts are.
+        """
         lm, text = teacher.lm, tuple(teacher.lm.encode(teacher.chunks[chunk]))
         opening, follow = tuple(opening_ids(lm, teacher.template)), teacher.prefix(chunk).follow
         in_front = self.prompt.begins_the_sequence
@@ -64,9 +69,13 @@ class Neighbor:
 def load_neighbors(lm: FrozenLM, names: Sequence[str], form: str) -> list[Neighbor]:
     """The saved soft prompts of these names, each before the trained prompt and after it.
 
+    Args:
+        form: of the prompt that is trained.
+
     Raises:
         StoreError, WrongBaseError: one is missing, or belongs to another base model.
-        ConfigError: one has another form than the prompt that is trained.
+        ConfigError: one has another form.
+        UnsupportedModelError: the model's soft prompts cannot be joined, since its keys cannot be moved.
     """
     neighbors = list[Neighbor]()
     for name in names:
@@ -74,6 +83,7 @@ def load_neighbors(lm: FrozenLM, names: Sequence[str], form: str) -> list[Neighb
         if prompt.form != form:
             hint = "soft prompts of one form can be joined: choose the --method by that"
             raise ConfigError("of another form", where=f"composable: {name}", expected=form, got=prompt.form, hint=hint)
+        concatenate([prompt, prompt], lm)  # refuses a model whose keys cannot be moved, before the study
         neighbors += [Neighbor(name, card.sha256, prompt, is_first) for is_first in (True, False)]
     return neighbors
 

@@ -29,8 +29,7 @@ from softprompt.export.written_prompt import WrittenPrompt, write_prompt
 from softprompt.files import write_json
 from softprompt.interchange.virtual_tokens import write_virtual_tokens
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.sources import PUBLISHED_AS
-from softprompt.prompts.model_card import public_name
+from softprompt.prompts.model_card import loadable_name
 
 _CONFIG = "adapter_config.json"
 _TENSORS = "adapter_model.safetensors"
@@ -66,7 +65,7 @@ def _write(out: Path, source: ExportSource) -> Exported:
         assert embeddings is not None, "embedding_deltas refuses others"
         write_virtual_tokens(folder, embeddings, source.card, written=[_TENSORS])
 
-    base = public_name(PUBLISHED_AS.get(source.lm.name, source.lm.name))
+    base = loadable_name(source.lm.name)
     prompt = source.card.name
     rank = next((rank for rank in _RANKS if rank >= len(reserved.ids)), _RANKS[-1])
     command = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {prompt}={out}"
@@ -91,11 +90,11 @@ def notes_of(reserved: ReservedIds, lm: FrozenLM) -> tuple[str, ...]:
 
 
 def _config(source: ExportSource, name: str) -> dict[str, object]:
-    rank, base = source.prompt.n_tokens, source.card.geometry.base
+    rank = source.prompt.n_tokens
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": PUBLISHED_AS.get(base, public_name(base)),
+        "base_model_name_or_path": loadable_name(source.card.geometry.base),
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,

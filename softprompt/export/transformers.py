@@ -25,12 +25,11 @@ from softprompt.export.row_text import row_text
 from softprompt.export.transformers_answers import base_path, transformers_answers
 from softprompt.formatting.context import end_ids
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.sources import PUBLISHED_AS
 from softprompt.models.transformers_compat import CACHE_ARGUMENT
 from softprompt.prefix.prepare import compute_keys_values, prepare_prefixes
 from softprompt.prefix.state import compute_states
 from softprompt.prompts.base import LayerState
-from softprompt.prompts.model_card import public_name
+from softprompt.prompts.model_card import loadable_name
 
 _TENSORS = "prompt.safetensors"
 _SCRIPT = "use.py"
@@ -201,8 +200,7 @@ def _script(source: ExportSource, carried: _Carried) -> str:
 
 def _base_name(source: ExportSource) -> str:
     """What users load: the base model's public name."""
-    base = source.card.geometry.base
-    return PUBLISHED_AS.get(base, public_name(base))
+    return loadable_name(source.card.geometry.base)
 
 
 def _answers(folder: Path, source: ExportSource, rows: Sequence[EngineRow]) -> list[EngineAnswer]:

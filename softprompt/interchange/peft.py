@@ -39,11 +39,10 @@ from softprompt.interchange.peft_readme import adapter_readme
 from softprompt.interchange.registry import Format, register_format
 from softprompt.json_types import JSONObject
 from softprompt.models.geometry import Geometry
-from softprompt.models.sources import PUBLISHED_AS
 from softprompt.prompts.base import SoftPrompt
 from softprompt.prompts.card import Card
 from softprompt.prompts.forms import EmbeddingPrompt, check_fits
-from softprompt.prompts.model_card import public_name
+from softprompt.prompts.model_card import loadable_name
 
 _NAME = "peft"
 _CONFIG = "adapter_config.json"
@@ -114,8 +113,7 @@ def write(folder: Path, prompt: SoftPrompt, card: Card, lead_NH: Tensor) -> None
     else:
         table, config = to_flat(plain, card.geometry), _prefix_config(card)
     check_fits(plain, card.geometry)
-    apart, base = bool(card.geometry.sites), public_name(card.geometry.base)
-    base = PUBLISHED_AS.get(base, base)  # which Transformers finds
+    apart, base = bool(card.geometry.sites), loadable_name(card.geometry.base)
     config |= {
         "task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM",
         "base_model_name_or_path": base,

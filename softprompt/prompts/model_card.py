@@ -109,10 +109,14 @@ def hub_model_card(card: Card, repo: str, *, bytes_on_disk: int, pictures: Seque
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
+def loadable_name(base: str) -> str:
+    """The name by which other tools load the base model: on the Hub where it has one, without paths of this machine."""
+    return PUBLISHED_AS.get(base, public_name(base))
+
+
 def hub_base(base: str) -> str:
-    """The base model's name on the Hub where it has one, without paths of this machine and without its adapter."""
-    name = public_name(base).split("+")[0]
-    return PUBLISHED_AS.get(name, name)
+    """As `loadable_name`, without the adapter that is merged into the base model."""
+    return loadable_name(public_name(base).split("+")[0])
 
 
 def _results(scores: Mapping[str, float]) -> dict[str, object]:

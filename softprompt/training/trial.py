@@ -160,8 +160,8 @@ class Trial:
     def next_rows(self, elapsed: float) -> list[Example]:
         """The rows of the next step."""
         rows = [self.tasks[t].train[i] for t, i in self.batches.next_batch()]
-        rows = rows if self.dropout is None else self.dropout.hide(rows, self.state.step)
-        return rows if self.rewrite is None else self.rewrite(self, rows, self.progress(elapsed))
+        rows = rows if self.rewrite is None else self.rewrite(self, rows, self.progress(elapsed))
+        return rows if self.dropout is None else self.dropout.hide(rows, self.state.step)
 
     def prefixes(self, rows: Sequence[Example]) -> tuple[list[Prefix], list[int]]:
         """The live prefixes of these rows, each once, and for each row the number of its prefix."""

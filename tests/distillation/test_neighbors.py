@@ -16,7 +16,7 @@ from softprompt.distillation.prepare import PreparedDistillation, prepare_distil
 from softprompt.distillation.run import DistillationResult, distill
 from softprompt.distillation.teacher import Teacher
 from softprompt.editing.compose import concatenate
-from softprompt.errors import CheckpointError, ConfigError, StoreError
+from softprompt.errors import CheckpointError, ConfigError, StoreError, UnsupportedModelError
 from softprompt.formatting.formatted_prompt import opening_ids
 from softprompt.methods.initializers import harvest
 from softprompt.models.frozen_lm import FrozenLM
@@ -25,6 +25,7 @@ from softprompt.objectives.next_token import token_losses
 from softprompt.prefix.kv import Prefix
 from softprompt.prefix.prepare import prepare_prefixes
 from softprompt.prompts import store
+from softprompt.prompts.card import Card, Layout
 from softprompt.prompts.forms import EmbeddingPrompt, prompt_digest
 from softprompt.settings import resolve_settings
 from softprompt.training.events import Event
@@ -194,3 +195,16 @@ def test_neighbors_must_be_there_and_of_one_form(base: Path, place: Path) -> Non
         load_neighbors(lm, ["nobody"], "kv")
     with pytest.raises(ConfigError, match="of another form"):
         load_neighbors(lm, ["tone", "words"], "kv")
+
+
+def test_keys_that_cannot_be_moved_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model with learned positions; its input embeddings can be joined."""
+    monkeypatch.setenv("SOFTPROMPT_HOME", str(tmp_path / "prompts"))
+    base = saved_model(tmp_path / "gpt2", "gpt2")
+    lm = load_model(str(base), dtype="float32")
+    for name, form in (("tone", "kv"), ("words", "embedding")):
+        prompt = random_prompt(lm, form, 4, 1)
+        store.save(name, prompt, Card.draft(name, prompt, lm.geometry, layout=Layout(), template={}, method={}))
+    with pytest.raises(UnsupportedModelError, match="keys"):
+        load_neighbors(lm, ["tone"], "kv")
+    assert len(load_neighbors(lm, ["words"], "embedding")) == 2

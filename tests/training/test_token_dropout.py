@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from softprompt.data.tokenize import Example
 from softprompt.errors import UnsupportedModelError
 from softprompt.prompts.forms import prompt_digest
 from softprompt.training.batched_losses import trial_losses, validation_losses
@@ -84,3 +86,16 @@ def test_a_model_that_cannot_hide_tokens_refuses(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="cannot hide virtual tokens") as caught:
         train(lm, [trial], tmp_path)
     assert "token_dropout" in str(caught.value)
+
+
+def test_answers_that_a_run_draws_itself_are_drawn_behind_the_whole_prompt() -> None:
+    """Rows are rewritten first, and hidden from afterwards."""
+    settings, seen = TrainConfig(steps=6, token_dropout=0.5, batch_size=2), list[Example]()
+
+    def rewrite(trial: Trial, rows: Sequence[Example], progress: float) -> list[Example]:
+        seen.extend(rows)
+        return list(rows)
+
+    made = learner(tiny_lm("llama"), "prefix-tuning")
+    rows = Trial(made, [task()], settings, torch.device(DEVICE), rewrite=rewrite).next_rows(0.0)
+    assert {row.masked_span for row in seen} == {(0, 0)} and (0, 0) not in {row.masked_span for row in rows}
