@@ -76,13 +76,14 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=400)
     options = parser.parse_args()
     os.environ["SOFTPROMPT_HOME"] = str(options.home / "prompts")
+    machine = facts()  # before hours pass, in which files may change
     lm, found = load_model(options.model, dtype="float32"), list[dict[str, Any]]()
     for task in options.tasks.split(","):
         for label, frame in FRAMES.items():
             name = f"{task}-{label}"
             train(lm, name, task, frame, options)
             found.append({"frame": frame} | measured(lm, name, task, options))
-            put({"machine": facts(), "rows": found}, options.out)
+            put({"machine": machine, "rows": found}, options.out)
 
 
 if __name__ == "__main__":

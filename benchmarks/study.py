@@ -223,11 +223,12 @@ def measured_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     options.home.mkdir(parents=True, exist_ok=True)
     os.environ["SOFTPROMPT_HOME"] = str(options.home / "prompts")
     random.seed(options.seed)
+    machine = facts()  # before hours pass, in which files may change
     lm, rows = load_model(options.model, dtype="float32"), list[dict[str, Any]]()
     for row in results(lm, options, options.home):
         rows.append(row)
         if options.out:
-            write_json(options.out, {"machine": facts(), "prompts": rows})
+            write_json(options.out, {"machine": machine, "prompts": rows})
     return rows
 
 
