@@ -21,6 +21,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "softprompt.data.read_options": ("ReadOptions",),
     "softprompt.data.splits": ("load_rows", "load_splits"),
+    "softprompt.distillation.config": ("resolve_distillation",),
+    "softprompt.distillation.prepare": ("prepare_distillation",),
+    "softprompt.distillation.run": ("distill",),
     "softprompt.errors": ("SoftpromptError",),
     "softprompt.evaluation.compare": ("compare",),
     "softprompt.evaluation.evaluate": ("Evaluation", "evaluate"),

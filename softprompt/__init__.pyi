@@ -3,6 +3,9 @@
 from softprompt.data.read_options import ReadOptions as ReadOptions
 from softprompt.data.splits import load_rows as load_rows
 from softprompt.data.splits import load_splits as load_splits
+from softprompt.distillation.config import resolve_distillation as resolve_distillation
+from softprompt.distillation.prepare import prepare_distillation as prepare_distillation
+from softprompt.distillation.run import distill as distill
 from softprompt.errors import SoftpromptError as SoftpromptError
 from softprompt.evaluation.compare import compare as compare
 from softprompt.evaluation.evaluate import Evaluation as Evaluation
@@ -56,6 +59,7 @@ __all__ = [
     "SoftpromptError",
     "Verbalization",
     "compare",
+    "distill",
     "evaluate",
     "fit",
     "from_card",
@@ -69,9 +73,11 @@ __all__ = [
     "load_splits",
     "no_prompt",
     "prepare",
+    "prepare_distillation",
     "pull",
     "push",
     "resolve",
+    "resolve_distillation",
     "save",
     "text_prompt",
     "verbalize",

@@ -28,8 +28,8 @@ from softprompt.cli.options import (
 )
 from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.sources import check_data_places
-from softprompt.distillation.config import OWN, DistillConfig
-from softprompt.settings import resolve_settings, to_yaml, unescaped
+from softprompt.distillation.config import OWN, DistillConfig, resolve_distillation
+from softprompt.settings import to_yaml, unescaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,7 +68,7 @@ def distill_command(
     for place in (flags["data"], flags["demonstrations"]):
         if isinstance(place, str) and not print_config:
             check_data_places(place)
-    settings = resolve_settings(DistillConfig, *distill_flags(flags, config, context.args), dict(os.environ))
+    settings = resolve_distillation(*distill_flags(flags, config, context.args), dict(os.environ))
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
         return

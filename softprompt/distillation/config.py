@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from softprompt.methods.registry import method_settings, method_spec, setting_names
 from softprompt.models.sources import adapted_name
-from softprompt.settings import Section, flag, split_names
+from softprompt.settings import Section, flag, resolve_settings, split_names
 from softprompt.training.config import (
     AdapterFolder,
     ArtifactName,
@@ -205,6 +206,16 @@ class DistillConfig(BaseModel):
                 ):
                     filled[section]["steps"] = None
         return filled
+
+
+def resolve_distillation(
+    flags: Mapping[str, object], yaml_path: Path | None = None, environment: dict[str, str] | None = None
+) -> DistillConfig:
+    """The settings of a distillation: `resolve_distillation({"text": "policy.md", "name": "policy"})`.
+
+    Dotted names as `softprompt distill --print-config` lists them; see `resolve_settings`.
+    """
+    return resolve_settings(DistillConfig, flags, yaml_path, environment)
 
 
 def study_0_1(study: Mapping[str, object]) -> dict[str, object]:

@@ -67,6 +67,11 @@ class DistillationResult:
     fidelity: Fidelity | None = None
 
     @property
+    def folder(self) -> Path | None:
+        """Of the first soft prompt, if the run came to its end."""
+        return self.saved[0][0] if self.saved else None
+
+    @property
     def stopped(self) -> str:
         """The reason why training ended."""
         return next(iter(self.results.values())).stopped

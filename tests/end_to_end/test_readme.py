@@ -17,6 +17,7 @@ from softprompt.cli.main import app
 from softprompt.cli.options import setting_options
 from softprompt.cli.overrides import parse_overrides
 from softprompt.cli.train import train_flags
+from softprompt.distillation.run import DistillationResult
 from softprompt.methods.registry import method_specs
 from softprompt.models import loading
 from softprompt.models.sources import Source, find_source
@@ -94,6 +95,22 @@ def test_the_python_of_the_readme_runs(where: str, tiny_world: Path, capsys: pyt
     request = softprompt.Request("Where is my parcel?", "helpdesk")
     answers = softprompt.generate(scope["lm"], prompts, [request], softprompt.Sampling())
     assert printed == f"{answers[0].text if where == 'README.md' else answers}\n"
+
+
+def test_the_python_of_the_guide_to_distillation_runs(tiny_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a text to a fidelity report, with few queries and two steps."""
+    (code,) = blocks("docs/guides/distill.md", "python")
+    assert code.count('"method.n_tokens": 32') == 1
+    few = '"study.queries": 8, "study.held_out": 4, "study.answer_tokens": 4, "train.steps": 2, "fit_steps": 2'
+    (tiny_world / "policy.md").write_text("Answer in one sentence.", encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(code.replace('"method.n_tokens": 32', f'"method.n_tokens": 4, {few}'), scope)
+    result = scope["result"]
+    assert isinstance(result, DistillationResult)
+    assert result.folder == Path("prompts/policy")
+    assert store.load_card(tiny_world / "prompts" / "policy").form == "kv"
+    assert result.fidelity is not None
+    assert capsys.readouterr().out == f"{result.folder} {result.fidelity.to_dict()}\n"
 
 
 COMMANDS = typer.main.get_command(app)
