@@ -10,14 +10,34 @@ page comes from one of them.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS, PAGE = Path("benchmarks/results"), Path("docs/rivals.md")
 Found = list[tuple[str, dict[str, Any]]]  # name and contents of files
+OTHER = "no size"
+NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")  # of tokens, in a system's name: neither BM25's nor a rate's
+NAMES = {
+    "N": "soft prompt",
+    "first N": "the first tokens",
+    "BM25 N": "BM25 passages",
+    "N + BM25 N": "soft prompt, and as many tokens of BM25 passages more",
+    "summary N": "the model's own summary",
+    "informative N": "tokens of highest self-information",
+    "KVzip N": "KVzip (spread unevenly over layers and heads)",
+    "KVzip-layerwise N": "KVzip (spread unevenly over a layer's heads)",
+    "none": "the whole text in kvpress's environment",
+}
+MEASURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "Divergence recovered": lambda scores: scores["recovered"],
+    "Log-likelihood of right answers recovered": lambda scores: scores["gap_recovered"],
+    "F1 of its own answers": lambda scores: scores.get("scores", {}).get("f1"),
+    "Divergence that it causes after another text": lambda scores: scores.get("collateral", {}).get("another"),
+}
 
 
 def load(kind: str) -> Found:
@@ -35,10 +55,12 @@ def page(documents: Found, instructions: Found, serving: Found) -> str:
     ]
     for name, data in documents:
         title = "Documents at the same number of tokens"
-        parts += [f"## {title}", told_once(data), shares(data["results"], "questions"), f"From {name}."]
+        trained = f" Soft prompts of all sizes are trained together, {data['minutes']} minutes after study and start."
+        parts += [f"## {title}", told_once(data) + trained, shares(data["results"], "questions"), f"From {name}."]
     for name, data in instructions:
         title = "System prompts at the same number of tokens"
-        parts += [f"## {title}", told_once(data), shares(data["results"], "messages"), f"From {name}."]
+        trained = f" {data['inputs']} messages, {data['steps']} steps for all sizes together."
+        parts += [f"## {title}", told_once(data) + trained, shares(data["results"], "messages"), f"From {name}."]
     for name, data in serving:
         parts += ["## Automatic prefix caching", told_once(data), first_tokens(data["results"]), f"From {name}."]
     return "\n\n".join(parts) + "\n"
@@ -52,23 +74,36 @@ def told_once(data: dict[str, Any]) -> str:
 
 
 def shares(results: Sequence[dict[str, Any]], key: str) -> str:
-    """What every system recovers, the mean over texts, with the lowest and highest."""
+    """What every system recovers at every size, the mean over texts with the lowest and highest, a table a measure."""
     reports = [result[key] for result in results]
-    rows = [["system", "divergence recovered", "log-likelihood recovered", "F1 of its answers", "collateral"]]
-    rows.append(["---"] * len(rows[0]))
-    for system in dict.fromkeys(name for report in reports for name in report["soft"]):
-        own = [report["soft"][system] for report in reports if system in report["soft"]]
-        rows.append(
-            [
-                system,
-                spread([scores["recovered"] for scores in own]),
-                spread([scores["gap_recovered"] for scores in own]),
-                spread([scores["scores"]["f1"] for scores in own if "f1" in scores.get("scores", {})]),
-                spread([scores["collateral"]["another"] for scores in own if "collateral" in scores]),
-            ]
-        )
     texts = f"{len(reports)} text{'s' * (len(reports) > 1)}, {sum(report['rows'] for report in reports)} rows."
-    return f"{table(rows)}\n\n{texts}"
+    parts = [texts]
+    for title, value_of in MEASURES.items():
+        found: dict[str, dict[str, list[float]]] = {}
+        for report in reports:
+            for name, scores in report["soft"].items():
+                system, size = system_and_size(name)
+                if (value := value_of(scores)) is not None:
+                    found.setdefault(system, {}).setdefault(size, []).append(value)
+        if found:
+            parts += [f"{title}:", table_by_size(found)]
+    return "\n\n".join(parts)
+
+
+def system_and_size(name: str) -> tuple[str, str]:
+    """`first 32` as what it is called on the page and its tokens; OTHER if a name has none."""
+    number = NUMBER.search(name)
+    kind = NUMBER.sub("N", name)
+    return NAMES.get(kind, kind.removesuffix(" N")), f"{number[0]} tokens" if number else OTHER
+
+
+def table_by_size(found: dict[str, dict[str, list[float]]]) -> str:
+    """A row a system, a column a size."""
+    sizes = sorted({size for of_system in found.values() for size in of_system}, key=lambda size: (len(size), size))
+    sizes.sort(key=lambda size: size == OTHER)
+    rows = [["system", *sizes], ["---"] * (1 + len(sizes))]
+    rows += [[system, *(spread(own.get(size, [])) for size in sizes)] for system, own in found.items()]
+    return table(rows)
 
 
 def first_tokens(results: Sequence[dict[str, Any]]) -> str:

@@ -271,15 +271,23 @@ def test_the_page_of_the_comparisons() -> None:
     about = {"model": "m", "dtype": "torch.float32", "machine": {"gpu": None, "threads": 1, "cpu": "c"}}
     soft = {"recovered": 0.8, "gap_recovered": 0.7, "scores": {"f1": 0.5}}
     lora = {"recovered": 0.9, "gap_recovered": 0.6, "collateral": {"another": 0.25, "no text": 0.5}}
-    reports = [{"rows": 3, "soft": {"32": soft}}, {"rows": 4, "soft": {"32": soft | {"recovered": 0.6}, "LoRA": lora}}]
-    documents = {**about, "results": [{"questions": report} for report in reports]}
+    words = soft | {"recovered": 0.5}
+    reports = [
+        {"rows": 3, "soft": {"32": soft, "BM25 8": words, "8 + BM25 8": words}},
+        {"rows": 4, "soft": {"32": soft | {"recovered": 0.6}, "LoRA at 0.001": lora}},
+    ]
+    documents = {**about, "minutes": "4.0", "results": [{"questions": report} for report in reports]}
     case = {"texts": 9, "cache": "holds", "system": "text", "kv_bytes_of_all": 2_000_000}
     first = {"median": 0.25, "mean": 0.5}
     speeds = {"tokens_per_second": 8.0, "tokens_per_second_together": 16.0, "cached_share": 0.9}
     cases = [case | {"first_token": first} | speeds, case | {"not_run": "needs 5 bytes"}]
     text = rivals_table.page([("d.json", documents)], [], [("p.json", {**about, "results": cases})])
-    assert "| 32 | 0.70 (0.60 to 0.80) | 0.70 (0.70 to 0.70) | 0.50 (0.50 to 0.50) |  |" in text
-    assert "| LoRA | 0.90 | 0.60 |  | 0.25 |" in text and "2 texts, 7 rows." in text
+    assert "m, float32, 1 core of c. Soft prompts of all sizes are trained together, 4.0 minutes after" in text
+    assert "| system | 8 tokens | 32 tokens | no size |" in text and "2 texts, 7 rows." in text
+    assert "| soft prompt |  | 0.70 (0.60 to 0.80) |  |" in text
+    assert "| BM25 passages | 0.50 |  |  |" in text
+    assert "| soft prompt, and as many tokens of BM25 passages more | 0.50 |  |  |" in text
+    assert "| LoRA at 0.001 |  |  | 0.90 |" in text and "| LoRA at 0.001 | 0.25 |" in text
     assert "| 9 | holds | text | 0.250 | 0.500 | 90% | 8.0 | 16.0 | 2 |" in text
     assert "| 9 | holds | text | not run: needs 5 bytes |  |  |  |  | 2 |" in text
 
