@@ -58,7 +58,8 @@ def _objective(card: Card) -> str:
     if not isinstance(objective, dict):
         return ""
     settings = cast("dict[str, object]", objective)
-    kept = ("beta", "reference", "label_smoothing", "reward", "group_size", "temperature", "max_new_tokens")
+    kept = ("beta", "reference", "label_smoothing", "sft_weight")
+    kept += ("reward", "group_size", "temperature", "max_new_tokens")
     shown = ", ".join(f"{name.replace('_', ' ')} {settings[name]}" for name in kept if name in settings)
     return f"Objective: {settings.get('name')} ({shown}). "
 

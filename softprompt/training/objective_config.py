@@ -16,6 +16,7 @@ _OWNERS: dict[str, tuple[ObjectiveName, ...]] = {
     "beta": ("dpo", "grpo"),
     "reference": ("dpo", "grpo"),
     "label_smoothing": ("dpo",),
+    "sft_weight": ("dpo",),
     "reward": ("grpo",),
     "group_size": ("grpo",),
     "temperature": ("grpo",),
@@ -44,6 +45,11 @@ class ObjectiveConfig(Section):
     )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=0.5, description="dpo: share of pairs that are taken to be in the wrong order"
+    )
+    sft_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="dpo: weight of the chosen answers' own loss, which keeps them likely; 0 for plain DPO",
     )
     reward: str | None = Field(
         default=None,

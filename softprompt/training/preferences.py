@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
+import torch
 from torch import Tensor
 
 from softprompt.data.tokenize import Example
@@ -20,6 +21,10 @@ from softprompt.training.trial import Trial
 @final
 class PreferenceObjective(Objective):
     """DPO: the chosen answer of each pair becomes likelier than the rejected one, measured from the reference.
+
+    The chosen answer's own loss, a mean over its tokens, is added with a weight: without it a few steps make both
+    answers unlikely, the rejected one more so, and the soft prompt answers with neither (Pang et al. 2024: Iterative
+    Reasoning Preference Optimization, https://arxiv.org/abs/2404.19733; TRL's `rpo_alpha`).
 
     It notes the share of pairs whose chosen answer has the higher implied reward (accuracy), the difference of both
     rewards (margin), and each of them.
@@ -40,4 +45,10 @@ class PreferenceObjective(Objective):
         trial.note("margin", chosen - rest)
         trial.note("chosen_reward", chosen)
         trial.note("rejected_reward", rest)
-        return preference_losses(rewards, label_smoothing=self.settings.label_smoothing)
+        losses = preference_losses(rewards, label_smoothing=self.settings.label_smoothing)
+        if not self.settings.sft_weight:
+            return losses
+        counts = torch.tensor([sum(row.mask) for row in rows], device=policy.device)
+        token_losses = -policy[0] / counts
+        trial.note("chosen_loss", token_losses.detach())
+        return losses + self.settings.sft_weight * token_losses

@@ -34,15 +34,15 @@ def card_and_readme(name: str) -> tuple[Any, str]:
 
 
 def test_dpo(base: Path, pairs: Path) -> None:
-    options = ("--objective", "dpo", "--beta", 0.3, "--objective.label-smoothing", 0.1)
+    options = ("--objective", "dpo", "--beta", 0.3, "--objective.label-smoothing", 0.1, "--objective.sft-weight", 0.5)
     shown = done("train", "--model", base, "--data", pairs, "--name", "kind", *SMALL, *options).stdout
     assert "objective   dpo: " in shown and "beta 0.3" in shown and "validation loss" in shown and "accuracy" in shown
     assert "rejected ones" not in shown, "here they are used"
     card, readme = card_and_readme("kind")
-    objective = {"name": "dpo", "beta": 0.3, "reference": "start", "label_smoothing": 0.1}
+    objective = {"name": "dpo", "beta": 0.3, "reference": "start", "label_smoothing": 0.1, "sft_weight": 0.5}
     assert card.recipe["objective"] == objective
     assert {"validation_accuracy", "validation_margin"} <= card.metrics.keys()
-    assert "Objective: dpo (beta 0.3, reference start, label smoothing 0.1)." in readme
+    assert "Objective: dpo (beta 0.3, reference start, label smoothing 0.1, sft weight 0.5)." in readme
     assert (store.find("kind") / "objective.png").exists()
     assert parsed(
         "eval", "kind", "--model", base, "--data", pairs, "--dtype", "float32", "--max-new-tokens", 4, "--json"

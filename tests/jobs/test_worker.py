@@ -92,7 +92,8 @@ def test_a_job_learns_preferences(store: JobStore, work: Callable[[], int]) -> N
     assert done.status == "succeeded", (done.error, words(store, job))
     assert done.method == "dpo" and done.resolved == Hyperparameters(1, 4, 1.0, 0.3)
     card = prompts.load_card(store.home.parent / "prompts" / done.prompt)
-    assert card.recipe["objective"] == {"name": "dpo", "beta": 0.3, "reference": "start", "label_smoothing": 0.0}
+    chosen = {"name": "dpo", "beta": 0.3, "reference": "start", "label_smoothing": 0.0, "sft_weight": 1.0}
+    assert card.recipe["objective"] == chosen
     assert "validation_accuracy" in card.metrics
     wrong = store.create_job(new_job(store, method="dpo", hyperparameters=short))
     work()

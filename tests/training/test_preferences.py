@@ -15,6 +15,7 @@ from softprompt.data.template import Template
 from softprompt.data.tokenize import Example
 from softprompt.methods.base import Method
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.objectives.preference import row_sums
 from softprompt.training.batched_losses import trial_losses
 from softprompt.training.events import Event
 from softprompt.training.loop import train
@@ -44,10 +45,12 @@ def pair_task(count: int = 40) -> Task:
     return Task(pairs(count, 0), pairs(8, 1000), (), (50, 51), "digest of the data")
 
 
-def pair_trial(lm: FrozenLM, method: Method, reference: str = "start", **changes: Any) -> Trial:
+def pair_trial(
+    lm: FrozenLM, method: Method, reference: str = "start", sft_weight: float = 1.0, **changes: Any
+) -> Trial:
     task = pair_task()
     kept = StartReference(lm, method, [task]) if reference == "start" else BaseReference(lm, [Template("text", "{x}")])
-    objective = PreferenceObjective(ObjectiveConfig(name="dpo", beta=0.5), kept)
+    objective = PreferenceObjective(ObjectiveConfig(name="dpo", beta=0.5, sft_weight=sft_weight), kept)
     return Trial(method, [task], settings(**changes), lm.device, objective=objective)
 
 
@@ -63,11 +66,34 @@ def test_it_learns_what_is_preferred(name: str, tmp_path: Path) -> None:
     lm, events = tiny_lm("llama"), list[Event]()
     result = run(lm, learner(lm, name), tmp_path, events, steps=30, lr=0.1)
     first, *_, last = [event.numbers for event in events if event.kind == "validation"]
-    assert math.isclose(first["validation_loss"], math.log(2), rel_tol=1e-5), "policy and reference begin as one"
+    alone = first["validation_loss"] - first["validation_chosen_loss"]
+    assert math.isclose(alone, math.log(2), rel_tol=1e-5), "policy and reference begin as one"
     assert (last["validation_accuracy"], last["validation_margin"] > 1) == (1.0, True)
     assert result.history[-1]["validation_accuracy"] == 1.0
     step = next(event.numbers for event in events if event.kind == "step")
     assert {"loss", "accuracy", "margin", "chosen_reward", "rejected_reward"} <= step.keys()
+
+
+def test_the_weight_of_the_chosen_answers(tmp_path: Path) -> None:
+    """The loss is that of plain DPO and the mean loss of a chosen token, without which chosen answers lose."""
+    lm, ends = tiny_lm("llama"), list[dict[str, float]]()
+    for weight in (0.0, 1.0):
+        events = list[Event]()
+        run(lm, learner(lm, "prefix-tuning"), tmp_path / str(weight), events, steps=30, lr=0.1, sft_weight=weight)
+        first, *_, last = [event.numbers for event in events if event.kind == "validation"]
+        ends.append(last)
+        if not weight:
+            assert math.isclose(first["validation_loss"], math.log(2), rel_tol=1e-5)
+            assert "validation_chosen_loss" not in first
+    plain, kept = ends
+    assert plain["validation_chosen_reward"] < kept["validation_chosen_reward"]
+    assert kept["validation_accuracy"] == 1.0
+    method, rows = learner(lm, "prefix-tuning"), pair_task().train[:4]
+    trial, bare = pair_trial(lm, method), pair_trial(lm, method, sft_weight=0.0)
+    (losses,), (alone,) = trial_losses(lm, [(trial, rows)]), trial_losses(lm, [(bare, rows)])
+    (chosen,) = trial_losses(lm, [(Trial(method, [pair_task()], settings(), lm.device), rows)])
+    counts = torch.tensor([sum(row.mask) for row in rows])
+    assert_close(losses - alone, row_sums(chosen, rows) / counts)
 
 
 def test_the_base_model_as_the_reference(tmp_path: Path) -> None:
