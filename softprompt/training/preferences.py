@@ -24,7 +24,7 @@ class PreferenceObjective(Objective):
 
     The chosen answer's own loss, a mean over its tokens, is added with a weight: without it a few steps make both
     answers unlikely, the rejected one more so, and the soft prompt answers with neither (Pang et al. 2024: Iterative
-    Reasoning Preference Optimization, https://arxiv.org/abs/2404.19733; TRL's `rpo_alpha`).
+    Reasoning Preference Optimization, https://arxiv.org/abs/2404.19733; TRL's loss type "sft").
 
     It notes the share of pairs whose chosen answer has the higher implied reward (accuracy), the difference of both
     rewards (margin), and each of them.
