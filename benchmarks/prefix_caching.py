@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import random
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -200,16 +201,27 @@ async def measure_case(lm: FrozenLM, case: Case, limit: int) -> dict[str, object
         await engine.stop()
 
 
-async def measure(lm: FrozenLM, counts: Sequence[int], load: TextLoad, limit: int) -> list[dict[str, object]]:
-    """All cases. A soft prompt whose texts would need too large a cache runs in a small one of its own."""
-    results = []
+async def measure(
+    lm: FrozenLM,
+    counts: Sequence[int],
+    load: TextLoad,
+    limit: int,
+    seen: Callable[[list[dict[str, object]]], None] = lambda results: None,
+) -> list[dict[str, object]]:
+    """All cases. A soft prompt whose texts would need too large a cache runs in a small one of its own.
+
+    `seen` is called with the results so far after every case.
+    """
+    results = list[dict[str, object]]()
     per_token = lm.geometry.kv_bytes_per_token(lm.dtype.itemsize)
     for case in cases(counts, load):
         if case.system != "text" and case.cache_tokens * per_token > limit:
             each = load.virtual + load.question + load.new
             case = replace(case, cache_tokens=int(case.texts * each * SLACK))
         results.append(await measure_case(lm, case, limit))
+        gc.collect()  # the cache, which the next one takes the place of
         print(told(results[-1]), flush=True)
+        seen(results)
     return results
 
 
@@ -233,16 +245,24 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, default=8, help="most memory of cache and soft prompts")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--out", type=Path, help="a JSON file; standard output if left out")
+    parser.add_argument(
+        "--out", type=Path, help="a JSON file, written anew after every case; standard output if left out"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     machine, load = facts(), QUICK if options.quick else TextLoad()
     load = replace(load, held=options.held or load.held)
     lm, counts = load_model(options.model, dtype=options.dtype), [int(size) for size in options.counts.split(",")]
     about = {"benchmark": "prefix_caching", "model": options.model, "dtype": str(lm.dtype), "load": asdict(load)}
+
+    def write(results: list[dict[str, object]]) -> None:
+        if options.out:
+            put({**about, "machine": machine, "results": results}, options.out)
+
     with torch.no_grad():
-        results = asyncio.run(measure(lm, counts, load, int(options.memory_gb * 1e9)))
-    put({**about, "machine": machine, "results": results}, options.out)
+        results = asyncio.run(measure(lm, counts, load, int(options.memory_gb * 1e9), write))
+    if not options.out:
+        put({**about, "machine": machine, "results": results}, None)
 
 
 if __name__ == "__main__":
