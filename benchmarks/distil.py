@@ -31,7 +31,7 @@ from softprompt.data.spans import target_ids
 from softprompt.data.targets import end_id
 from softprompt.distillation.build import cached_dataset
 from softprompt.distillation.composed_fidelity import load_source, measure_composed
-from softprompt.distillation.config import DistillConfig
+from softprompt.distillation.config import resolve_distillation
 from softprompt.distillation.dataset import DistillationExample
 from softprompt.distillation.fidelity import Fidelity, fidelity
 from softprompt.distillation.prepare import PreparedDistillation, prepare_distillation
@@ -43,7 +43,6 @@ from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts import store
-from softprompt.settings import resolve_settings
 from softprompt.training.events import Event
 
 TEXTS = Path("benchmarks/instructions")
@@ -60,7 +59,7 @@ def run(
     """Distil as a user would; seconds of the phases, of the processor (neighbors on the machine make others longer)
     unless another clock is given. `seen` is called with the seconds at which each kind of event last came."""
     marks: dict[str, float] = {}
-    prepared = prepare_distillation(resolve_settings(DistillConfig, {"name": "benchmark"} | flags), overwrite=True)
+    prepared = prepare_distillation(resolve_distillation({"name": "benchmark"} | flags), overwrite=True)
     begin = clock()
 
     def mark(event: Event) -> None:

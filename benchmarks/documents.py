@@ -127,7 +127,8 @@ def main() -> None:
     options = parser.parse_args()
     machine = facts()
     lm = load_model(options.model, dtype=options.dtype)
-    about = {"benchmark": "documents", **{name: str(value) for name, value in vars(options).items() if name != "out"}}
+    given = {name: str(value) for name, value in vars(options).items() if name not in ("out", "kvpress")}
+    about = {"benchmark": "documents", **given, "kvpress": str(bool(options.kvpress))}  # not where it is
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["SOFTPROMPT_HOME"] = f"{scratch}/prompts"

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.distil import TEXTS, data, instruction, messages
 from benchmarks.machine import facts
-from softprompt.distillation.config import DistillConfig
+from softprompt.distillation.config import resolve_distillation
 from softprompt.distillation.prepare import prepare_distillation
 from softprompt.distillation.run import distill
 from softprompt.files import write_json
@@ -32,7 +32,6 @@ from softprompt.inspection.verbalize import verbalize
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts import store
-from softprompt.settings import resolve_settings
 from softprompt.training.config import resolve
 from softprompt.training.run import fit, prepare
 
@@ -65,7 +64,7 @@ def train(lm: FrozenLM, name: str, options: argparse.Namespace, home: Path) -> N
     }
     flags |= {"method.n_tokens": options.tokens, "fit_steps": options.fit_steps}
     flags |= {"study.held_out": options.held_out, "train.eval_rows": 8}
-    distill(prepare_distillation(resolve_settings(DistillConfig, flags), overwrite=True), lm, overwrite=True)
+    distill(prepare_distillation(resolve_distillation(flags), overwrite=True), lm, overwrite=True)
 
 
 def study(lm: FrozenLM, name: str, rows: int, *, words: bool) -> dict[str, Any]:

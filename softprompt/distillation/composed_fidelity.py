@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.distillation.build import cached_dataset
-from softprompt.distillation.config import DistillConfig, study_0_1
+from softprompt.distillation.config import DistillConfig, resolve_distillation, study_0_1
 from softprompt.distillation.dataset import DistillationSplits
 from softprompt.distillation.fidelity import Fidelity, fidelity
 from softprompt.distillation.prepare import PreparedDistillation, prepare_distillation
@@ -22,7 +22,6 @@ from softprompt.formatting.formatted_prompt import FormattedPrompt, from_card, l
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import store
 from softprompt.prompts.card import Card
-from softprompt.settings import resolve_settings
 from softprompt.training.prepare import RUNS
 
 ALL_TEXTS = "all texts"  # name of the texts one after the other, among the soft prompts
@@ -91,7 +90,7 @@ def load_source(source: str, *, trust_remote_code: bool = False) -> PreparedDist
     if run is None:
         message = "its run is missing, and with it the held-out queries"
         raise StoreError(message, where=runs / folder.name, hint="distill it again")
-    settings = resolve_settings(DistillConfig, {"name": f"{run.parent.parent}/{run.name}"}, run / "config.yaml")
+    settings = resolve_distillation({"name": f"{run.parent.parent}/{run.name}"}, run / "config.yaml")
     prepared = prepare_distillation(settings, overwrite=True, trust_remote_code=trust_remote_code)
     if prepared.sha256 != card.data["text_sha256"] or prepared.rows_sha256 != card.data.get("train_sha256", ""):
         message = "the text or the rows are not those that the soft prompt was distilled from"

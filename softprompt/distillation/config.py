@@ -213,7 +213,8 @@ def resolve_distillation(
 ) -> DistillConfig:
     """The settings of a distillation: `resolve_distillation({"text": "policy.md", "name": "policy"})`.
 
-    Dotted names as `softprompt distill --print-config` lists them; see `resolve_settings`.
+    Dotted names as `softprompt distill --print-config` lists them. Arguments and errors are those of
+    `resolve_settings`.
     """
     return resolve_settings(DistillConfig, flags, yaml_path, environment)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from softprompt.distillation.config import DistillConfig
+from softprompt.distillation.config import DistillConfig, resolve_distillation
 from softprompt.distillation.prepare import PreparedDistillation, prepare_distillation
 from softprompt.errors import ConfigError
 from softprompt.jobs.records import Hyperparameters, JobBase, JobRecord, NewJob
@@ -72,7 +72,7 @@ def job_settings(
             raise ConfigError("a distillation compares no pairs of answers", where="method.type", got=job.method)
         values |= {distill.mode: str(data / TEXT_FILE), "sizes": None if own.n_tokens is None else [own.n_tokens]}
         values |= {"data": str(data / TRAIN_FILE)} if job.training_file else {}
-        return _checked(resolve_settings(DistillConfig, values))
+        return _checked(resolve_distillation(values))
     values |= {"data": str(data), "method.n_tokens": own.n_tokens}
     if job.method == "dpo":
         values |= {"objective.name": "dpo", "objective.beta": _given("auto" if asked.beta is None else asked.beta)}

@@ -27,11 +27,11 @@ class PreferenceObjective(Objective):
     Reasoning Preference Optimization, https://arxiv.org/abs/2404.19733; TRL's loss type "sft").
 
     It notes the share of pairs whose chosen answer has the higher implied reward (accuracy), the difference of both
-    rewards (margin), and each of them.
+    rewards (margin), each of them, and the chosen answers' own loss in nats a token, if it has a weight.
     """
 
     def losses(self, lm: FrozenLM, trial: Trial, rows: Sequence[Example]) -> Tensor:
-        """DPO losses [R], in nats, of both answers of each pair behind policy and reference."""
+        """Losses [R], in nats, of both answers of each pair behind policy and reference."""
         rejected = [row.rejected for row in rows if row.rejected is not None]
         assert len(rejected) == len(rows), "rows of this objective are pairs"
         answers = [*rows, *rejected]
